@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace fusedadam {
+
+// The bytes of one array, and which array that is.
+struct ByteRange {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+  const char* list = "";   // "params", "m", ...
+  std::int64_t index = 0;  // position in that list
+};
+
+ByteRange byte_range(const void* data, std::int64_t bytes, const char* list, std::int64_t index);
+
+// Empty ranges overlap nothing.
+bool overlap(const ByteRange& a, const ByteRange& b) noexcept;
+
+// The arrays that a step writes, ordered by address.
+class WrittenRanges {
+ public:
+  WrittenRanges() = default;
+  explicit WrittenRanges(std::vector<ByteRange> ranges);
+
+  // Two of the written arrays that share bytes, the one of the larger index first.
+  std::optional<std::pair<ByteRange, ByteRange>> conflict() const;
+
+  // The written array that shares bytes with this one. Only where there is no conflict().
+  const ByteRange* find(const ByteRange& range) const noexcept;
+
+ private:
+  std::vector<ByteRange> ranges_;
+};
+
+}  // namespace fusedadam

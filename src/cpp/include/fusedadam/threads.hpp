@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+//
+// How many threads a step uses. The results are the same bits for every number.
+#pragma once
+
+#include <string>
+
+#include "fusedadam/export.hpp"
+
+namespace fusedadam {
+
+/// The number of threads that a large step started on this thread would use now: what
+/// set_num_threads() asked for, else what OpenMP says (OMP_NUM_THREADS, or the number of CPUs). A
+/// smaller limit set through OpenMP after set_num_threads() holds (threadpoolctl sets one so). 1
+/// inside a parallel region of the caller's, and in a forked child, where OpenMP runtimes cannot
+/// start threads.
+FUSEDADAM_EXPORT int get_num_threads();
+
+/// Use `threads` threads for steps started on any thread. OpenMP's own setting, which other
+/// libraries share, stays as it is.
+/// @throws std::invalid_argument  threads < 1.
+FUSEDADAM_EXPORT void set_num_threads(int threads);
+
+/// What runs the threads, for bug reports: "OpenMP 201511", or "std::thread" in a build without
+/// OpenMP.
+FUSEDADAM_EXPORT std::string threading_runtime();
+
+}  // namespace fusedadam
