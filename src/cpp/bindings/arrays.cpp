@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+#include "arrays.hpp"
+
+#include <algorithm>
+#include <string>
+
+#include "convert.hpp"
+#include "messages.hpp"
+
+namespace fusedadam::python {
+namespace {
+
+using py::detail::array_proxy;
+using py::detail::npy_api;
+
+constexpr int readable_flags = npy_api::NPY_ARRAY_C_CONTIGUOUS_ | npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int in_place_flags = readable_flags | npy_api::NPY_ARRAY_WRITEABLE_;
+
+std::string tuple_text(const py::handle& object, const char* attribute) {
+  return std::string(attribute) + '=' + py::str(object.attr(attribute)).cast<std::string>();
+}
+
+std::string dtype_text(const py::handle& array) {
+  return "dtype=" + py::repr(array.attr("dtype").attr("str")).cast<std::string>();
+}
+
+std::string layout_text(const py::handle& array) {
+  return tuple_text(array, "shape") + ", " + tuple_text(array, "strides");
+}
+
+std::string shape_text(std::span<const py::ssize_t> shape) {
+  py::tuple tuple(shape.size());
+  for (std::size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
+  return py::str(tuple).cast<std::string>();
+}
+
+const char* name_of(Precision precision) {
+  return precision == Precision::f32 ? "float32" : "float64";
+}
+
+[[noreturn]] void refuse_type(const py::handle& object, const char* list, std::int64_t index) {
+  const std::string name = element_name(list, index);
+  throw py::type_error(
+      broken_rule(name + " must be a numpy.ndarray", received(object, name.c_str())));
+}
+
+std::optional<Precision> precision_of(const py::handle& array) {
+  const py::dtype dtype = py::reinterpret_borrow<py::array>(array).dtype();
+  if (dtype.byteorder() != '=') return std::nullopt;
+  if (dtype.num() == npy_api::NPY_FLOAT_) return Precision::f32;
+  if (dtype.num() == npy_api::NPY_DOUBLE_) return Precision::f64;
+  return std::nullopt;
+}
+
+}  // namespace
+
+ArrayInfo float_array(const py::handle& object, const char* list, std::int64_t index) {
+  if (!py::isinstance<py::array>(object)) refuse_type(object, list, index);
+  const std::optional<Precision> precision = precision_of(object);
+  if (!precision) {
+    throw py::type_error(broken_rule(
+        element_name(list, index) + " must be float32 or float64 in the native byte order",
+        dtype_text(object)));
+  }
+  const auto* array = array_proxy(object.ptr());
+  ArrayInfo info{.array = object,
+                 .dtype = array->descr,
+                 .data = array->data,
+                 .shape = {array->dimensions, static_cast<std::size_t>(array->nd)},
+                 .size = 1,
+                 .precision = *precision};
+  for (const py::ssize_t extent : info.shape) info.size *= extent;
+  return info;
+}
+
+ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64_t index) {
+  const ArrayInfo info = float_array(object, list, index);
+  const int flags = array_proxy(object.ptr())->flags;
+  if ((flags & in_place_flags) == in_place_flags) return info;
+
+  const auto refuse = [&](const char* rule, const std::string& found) {
+    throw py::value_error(broken_rule(
+        element_name(list, index) + " must be " + rule + ", so that it can be updated in place",
+        found));
+  };
+  if ((flags & npy_api::NPY_ARRAY_C_CONTIGUOUS_) == 0) refuse("C-contiguous", layout_text(object));
+  if ((flags & npy_api::NPY_ARRAY_ALIGNED_) == 0) {
+    refuse("aligned to its element type",
+           "an address " +
+               std::to_string(reinterpret_cast<std::uintptr_t>(info.data) %
+                              static_cast<std::uintptr_t>(item_size(info.precision))) +
+               " bytes off");
+  }
+  refuse("writeable", "a read-only array of " + tuple_text(object, "shape"));
+  return info;  // not reached
+}
+
+void require_like(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
+                  const char* other, std::int64_t index, const char* hint) {
+  if (info.precision != expected.precision) {
+    throw py::type_error(broken_rule(element_name(list, index) + " must have the dtype of " +
+                                         element_name(other, index) + ", " +
+                                         name_of(expected.precision) + hint,
+                                     std::string("dtype=") + name_of(info.precision)));
+  }
+  if (!std::ranges::equal(info.shape, expected.shape)) {
+    throw py::value_error(broken_rule(element_name(list, index) + " must have the shape of " +
+                                          element_name(other, index) + ", " +
+                                          shape_text(expected.shape) + hint,
+                                      "shape=" + shape_text(info.shape)));
+  }
+}
+
+const void* readable_elements(const ArrayInfo& grad, const WrittenRanges& written,
+                              std::vector<py::object>& copies) {
+  const int flags = array_proxy(grad.array.ptr())->flags;
+  const bool readable = (flags & readable_flags) == readable_flags;
+  if (readable && written.find(byte_range(grad, "grads", 0)) == nullptr) return grad.data;
+  py::array copy = empty_like(grad);
+  copy[py::ellipsis()] = grad.array;
+  const void* data = copy.data();
+  copies.push_back(std::move(copy));
+  return data;
+}
+
+ByteRange byte_range(const ArrayInfo& info, const char* list, std::int64_t index) {
+  return fusedadam::byte_range(info.data, info.bytes(), list, index);
+}
+
+void require_disjoint(const WrittenRanges& written) {
+  const auto conflict = written.conflict();
+  if (!conflict) return;
+  const auto& [array, other] = *conflict;
+  throw py::value_error(broken_rule(
+      element_name(array.list, array.index) + " must not overlap another array that is updated",
+      "it shares memory with " + element_name(other.list, other.index)));
+}
+
+bool unchanged(const py::handle& object, const ArrayInfo& info) noexcept {
+  if (object.ptr() != info.array.ptr()) return false;
+  const auto* array = array_proxy(object.ptr());
+  return array->data == info.data && array->descr == info.dtype.ptr() &&
+         array->dimensions == info.shape.data() &&
+         static_cast<std::size_t>(array->nd) == info.shape.size() &&
+         (array->flags & in_place_flags) == in_place_flags;
+}
+
+py::dtype dtype_of(Precision precision) {
+  return precision == Precision::f32 ? py::dtype::of<float>() : py::dtype::of<double>();
+}
+
+py::array empty_like(const ArrayInfo& info) {
+  return py::array(dtype_of(info.precision),
+                   std::vector<py::ssize_t>(info.shape.begin(), info.shape.end()));
+}
+
+py::tuple snapshot(const py::handle& sequence, const char* name) {
+  const bool is_sequence = PySequence_Check(sequence.ptr()) != 0 &&
+                           !py::isinstance<py::str>(sequence) &&
+                           !py::isinstance<py::bytes>(sequence);
+  if (!is_sequence) {
+    throw py::type_error(
+        broken_rule(std::string(name) + " must be a sequence of arrays", received(sequence, name)));
+  }
+  return py::reinterpret_steal<py::tuple>(PySequence_Tuple(sequence.ptr()));
+}
+
+void require_same_length(const py::tuple& items, const char* list, std::size_t expected,
+                         const char* other, const char* hint) {
+  if (items.size() == expected) return;
+  throw py::value_error(broken_rule(
+      std::string(list) + " must be as many as " + other + ", " + std::to_string(expected) + hint,
+      std::to_string(items.size())));
+}
+
+}  // namespace fusedadam::python

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+//
+// Which NumPy arrays may be written and read. An array that is to be written is never converted: a
+// copy would take the update and be thrown away.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <span>
+#include <vector>
+
+#include "byte_ranges.hpp"
+#include "tensor_list.hpp"
+
+namespace fusedadam::python {
+
+namespace py = pybind11;
+
+// What a step needs to know of an array. `array`, its `dtype` and the `shape` are borrowed from it.
+struct ArrayInfo {
+  py::handle array;
+  py::handle dtype;
+  void* data = nullptr;
+  std::span<const py::ssize_t> shape;
+  std::int64_t size = 0;
+  Precision precision = Precision::f32;
+
+  std::int64_t bytes() const noexcept { return size * item_size(precision); }
+};
+
+// A float32 or float64 array of the native byte order, of any layout.
+// @throws py::type_error  naming list[index]
+ArrayInfo float_array(const py::handle& object, const char* list, std::int64_t index);
+
+// A float array that can be updated in place: C-contiguous, aligned and writeable.
+// @throws py::type_error, py::value_error  naming list[index]
+ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64_t index);
+
+// `hint` ends the rule, here and below. @throws py::value_error  another shape; py::type_error
+// another dtype; naming list[index] and other[index]
+void require_like(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
+                  const char* other, std::int64_t index, const char* hint = "");
+
+// The elements of a gradient in C order: its own memory, or that of a copy, which is added to
+// `copies`, where it is not contiguous, not aligned, or shares memory with an array that is
+// written.
+const void* readable_elements(const ArrayInfo& grad, const WrittenRanges& written,
+                              std::vector<py::object>& copies);
+
+ByteRange byte_range(const ArrayInfo& info, const char* list, std::int64_t index);
+
+// @throws py::value_error  naming the two arrays
+void require_disjoint(const WrittenRanges& written);
+
+// Whether the object is still the array it was: the same memory, dtype and layout, still writeable.
+bool unchanged(const py::handle& object, const ArrayInfo& info) noexcept;
+
+py::dtype dtype_of(Precision precision);
+
+// A new, uninitialised array.
+py::array empty_like(const ArrayInfo& info);
+
+// An owned snapshot of a sequence: its items stay alive whatever other threads do to the sequence.
+// @throws py::type_error  not a sequence
+py::tuple snapshot(const py::handle& sequence, const char* name);
+
+// @throws py::value_error  naming both lists
+void require_same_length(const py::tuple& items, const char* list, std::size_t expected,
+                         const char* other, const char* hint = "");
+
+}  // namespace fusedadam::python

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+//
+// Python numbers to C++ ones, with errors that name the argument.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace fusedadam::python {
+
+namespace py = pybind11;
+
+// @throws py::type_error  not a real number (a string is none, even "1").
+double to_double(const py::handle& value, const char* name);
+
+// None is no value.
+std::optional<double> to_optional_double(const py::handle& value, const char* name);
+
+// @throws py::type_error  not an integer.  @throws py::value_error  outside 64 bits.
+std::int64_t to_int64(const py::handle& value, const char* name);
+
+// "lr='fast' (str)"
+std::string received(const py::handle& value, const char* name);
+
+}  // namespace fusedadam::python

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""Gradients of a loss: given as they are, by autograd from a callable, or by torch from a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusedadam.arrays import is_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
+    """Gradients of `loss` with respect to each of `params`; None for a torch parameter that it does not reach.
+
+    Raises
+    ------
+    TypeError
+        `loss` is none of the three kinds.
+    ValueError
+        A torch loss is no scalar, or a torch parameter requires no gradient.
+    """
+    if is_tensor(loss):
+        return _by_torch(loss, params)
+    if callable(loss):
+        return _by_autograd(loss, params)
+    if isinstance(loss, Sequence) and not isinstance(loss, (str, bytes)):
+        return loss
+    raise TypeError(
+        "loss must be a callable loss(params) written with autograd.numpy, a scalar torch.Tensor, "
+        f"or a sequence of arrays (the gradients themselves). Received: {type(loss).__name__}"
+    )
+
+
+def _by_autograd(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
+    import autograd
+
+    for i, param in enumerate(params):
+        if not isinstance(param, np.ndarray):
+            raise TypeError(
+                f"params[{i}] must be a numpy.ndarray where the loss is a callable. "
+                f"Received: {type(param).__name__}"
+            )
+    # autograd knows ndarray itself and none of its subclasses.
+    grads = autograd.grad(loss)([np.asarray(param) for param in params])
+    # NumPy's promotion inside the loss decides the dtype of these, not the user: the parameter's is meant.
+    return [np.asarray(g, dtype=p.dtype) for g, p in zip(grads, params, strict=True)]
+
+
+def _by_torch(loss: torch.Tensor, params: Sequence[Any]) -> Sequence[Any]:
+    import torch
+
+    if loss.numel() != 1:
+        raise ValueError(f"loss must be a scalar tensor. Received: shape={tuple(loss.shape)}")
+    for i, param in enumerate(params):
+        if not is_tensor(param):
+            raise TypeError(
+                f"params[{i}] must be a torch.Tensor where the loss is one. "
+                f"Received: {type(param).__name__}"
+            )
+        if not param.requires_grad:
+            raise ValueError(f"params[{i}] must require a gradient. Received: requires_grad=False")
+    grads: Sequence[torch.Tensor | None] = torch.autograd.grad(
+        loss.reshape(()), list(params), allow_unused=True
+    )
+    return grads
