@@ -13,6 +13,16 @@ constexpr std::size_t padded(std::int64_t bytes) {
          Arena::alignment;
 }
 
+// How far all v begin behind all m. Streams that lie a large power of two apart meet on the same
+// banks of the memory: for 64M float32 elements, 256 MiB between m and v make a step 1.8 times
+// slower than any of 256 bytes to 34 MiB more. Half a unit beyond a multiple of the unit is never
+// near one.
+constexpr std::size_t moment_distance(std::size_t bytes) {
+  constexpr std::size_t unit = std::size_t{128} << 10;
+  if (bytes < unit) return bytes;
+  return (bytes + unit - 1) / unit * unit + unit / 2;
+}
+
 // A view of an arena that keeps it alive.
 py::array moment_array(const ArrayInfo& like, std::byte* data, const py::capsule& owner) {
   return py::array(dtype_of(like.precision),
@@ -60,9 +70,10 @@ AdamState::AdamState(const py::handle& params) {
   }
   require_disjoint(WrittenRanges(std::move(ranges)));
 
-  auto arena = std::make_unique<Arena>(2 * moment_bytes);
+  const std::size_t distance = moment_distance(moment_bytes);
+  auto arena = std::make_unique<Arena>(distance + moment_bytes);
   std::byte* m = arena->data();
-  std::byte* v = m + moment_bytes;
+  std::byte* v = m + distance;
   const py::capsule owner(arena.release(), [](void* p) { delete static_cast<Arena*>(p); });
 
   std::vector<TensorRef> tensors;
