@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import fusedadam
+import hypothesis
+import numpy as np
+import pytest
+import threadpoolctl
+from helpers import running
+
+# Derandomized where the result decides something, so that a failure there can be had again.
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+)
+
+
+def pytest_report_header() -> list[str]:
+    """Name what decides speed and bits, so that a pasted report says where it ran."""
+    openmp = [
+        f"{Path(info['filepath']).name} ({info['num_threads']} threads)"
+        for info in threadpoolctl.threadpool_info()
+        if info["user_api"] == "openmp"
+    ]
+    isas = ", ".join(fusedadam.supported_isas())
+    return [
+        f"fusedadam {fusedadam.__version__}, NumPy {np.__version__}, CPU: {_cpu()}",
+        f"instruction sets: {isas} (active: {fusedadam.active_isa()})",
+        f"threads: {fusedadam.get_num_threads()}, OpenMP: {', '.join(openmp) or 'none'}",
+    ]
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    model = cpuinfo.exists() and re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text("utf-8"))
+    return model[1] if model else platform.processor() or platform.machine()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260801)
+
+
+@pytest.fixture(params=fusedadam.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    name: str = request.param
+    with running(isa=name):
+        yield name
+
+
+@pytest.fixture(params=[1, 2, 3], ids="threads={}".format)
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    count: int = request.param
+    with running(threads=count):
+        yield count

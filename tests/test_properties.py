@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: MIT
+"""What holds for all inputs: nothing about a step depends on how its elements are arranged."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import fusedadam
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import oracle
+from fusedadam import Adam, adam_step
+from helpers import (
+    FLOATS,
+    Array,
+    Placed,
+    assert_all_same_bits,
+    assert_same_bits,
+    running,
+    state,
+    values,
+)
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+State: TypeAlias = tuple[Array, Array, Array, Array]
+
+dtypes = st.sampled_from(FLOATS)
+isas = st.sampled_from(fusedadam.supported_isas())
+thread_counts = st.integers(1, 5)
+seeds = st.integers(0, 2**32 - 1)
+steps = st.one_of(st.integers(1, 100), st.integers(1, 2**53 + 1))
+
+
+def any_array(n: int, dtype: str) -> st.SearchStrategy[Array]:
+    """Draw any floats at all: subnormals, infinities and NaNs too."""
+    return hnp.arrays(dtype, n, elements=st.floats(width=32 if dtype == "float32" else 64))
+
+
+@st.composite
+def states(draw: st.DrawFn, max_size: int = 80) -> State:
+    """Draw any ``(p, g, m, v)`` of one length and dtype."""
+    n, dtype = draw(st.integers(0, max_size)), draw(dtypes)
+    p, g, m, v = (draw(any_array(n, dtype)) for _ in range(4))
+    return p, g, m, v
+
+
+unit_open = st.floats(0, 1, exclude_min=True, exclude_max=True)
+positive = st.floats(0, allow_infinity=False)
+
+
+@st.composite
+def options(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw any hyper-parameters that `adam_step` accepts, each left at its default now and then."""
+    return draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "lr": st.one_of(st.floats(0, 1), positive),
+                "beta_1": unit_open,
+                "beta_2": unit_open,
+                "epsilon": st.one_of(st.floats(0, 1), positive),
+                "flush_denormals": st.booleans(),
+            },
+        )
+    )
+
+
+def stepped(arrays: State, **options: Any) -> list[Array]:
+    """Return the new ``[p, m, v]``; the arguments stay as they are."""
+    p, g, m, v = (x.copy() for x in arrays)
+    adam_step(p, g, m, v, **options)
+    return [p, m, v]
+
+
+# -- one tensor -------------------------------------------------------------------------------
+
+
+@given(arrays=states(), step=steps, options=options(), isa=isas)
+@example(
+    arrays=tuple(np.array([x]) for x in (1.0, 1.0, 0.0, 0.0)),
+    step=2**53 + 1,
+    options={"beta_1": 1 - 2**-53, "beta_2": 1 - 2**-53},
+    isa="baseline" if "baseline" in fusedadam.supported_isas() else fusedadam.active_isa(),
+)
+def test_any_numbers_equal_oracle(
+    arrays: State, step: int, options: dict[str, Any], isa: str
+) -> None:
+    with running(isa=isa):
+        actual = stepped(arrays, step=step, **options)
+    assert_all_same_bits(actual, oracle.adam_step(*arrays, step=step, **options), "[p, m, v]")
+
+
+@given(arrays=states(), options=options(), data=st.data(), isa=isas)
+def test_step_of_parts_is_part_of_step(
+    arrays: State, options: dict[str, Any], data: st.DataObject, isa: str
+) -> None:
+    cut = data.draw(st.integers(0, arrays[0].size), label="cut")
+    heads, tails = [x[:cut].copy() for x in arrays], [x[cut:].copy() for x in arrays]
+    with running(isa=isa):
+        whole = stepped(arrays, step=3, **options)
+        for part in (heads, tails):
+            adam_step(*part, step=3, **options)
+    joined = [np.concatenate(pair) for pair in zip(heads, tails, strict=True)]
+    del joined[1]
+    assert_all_same_bits(joined, whole, "[p, m, v]")
+
+
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    n=st.integers(0, 100_000),
+    cuts=st.lists(st.integers(0, 100_000), max_size=6),
+    isa=isas,
+    threads=thread_counts,
+)
+def test_step_of_a_list_of_slices_is_step_of_the_whole(
+    seed: int, dtype: str, n: int, cuts: list[int], isa: str, threads: int
+) -> None:
+    # In place on slices of one array: none may reach into its neighbour.
+    arrays = state(np.random.default_rng(seed), n, dtype)
+    with running(isa=isa, threads=1):
+        whole = stepped(arrays, step=2)
+    bounds = sorted(min(c, n) for c in cuts)
+    p, g, m, v = arrays
+    with running(isa=isa, threads=threads):
+        adam_step(*(np.split(x, bounds) for x in (p, g, m, v)), step=2)
+    assert_all_same_bits([p, m, v], whole, "[p, m, v]")
+
+
+@given(arrays=states(), options=options(), seed=seeds, isa=isas)
+def test_step_commutes_with_permutation(
+    arrays: State, options: dict[str, Any], seed: int, isa: str
+) -> None:
+    order = np.random.default_rng(seed).permutation(arrays[0].size)
+    p, g, m, v = arrays
+    with running(isa=isa):
+        permuted_last = [x[order] for x in stepped(arrays, step=5, **options)]
+        permuted_first = stepped((p[order], g[order], m[order], v[order]), step=5, **options)
+    assert_all_same_bits(permuted_first, permuted_last, "[p, m, v]")
+
+
+@given(arrays=states(), options=options(), isa=isas)
+def test_step_is_odd_in_the_gradient(arrays: State, options: dict[str, Any], isa: str) -> None:
+    p, g, m, v = arrays
+    with running(isa=isa):
+        p_plus, m_plus, v_plus = stepped((p, g, m, v), step=1, **options)
+        p_minus, m_minus, v_minus = stepped((-p, -g, -m, v), step=1, **options)
+    # Values, not bits: x - x is +0 either way.
+    np.testing.assert_array_equal(p_minus, -p_plus)
+    np.testing.assert_array_equal(m_minus, -m_plus)
+    assert_same_bits(v_minus, v_plus, "v")
+
+
+@given(
+    arrays=states(),
+    offsets=st.tuples(*[st.integers(0, 17)] * 4),
+    options=options(),
+    isa=isas,
+)
+def test_nothing_around_the_buffers_is_touched(
+    arrays: State, offsets: tuple[int, int, int, int], options: dict[str, Any], isa: str
+) -> None:
+    p, g, m, v = placed = [Placed(x, k) for x, k in zip(arrays, offsets, strict=True)]
+    with running(isa=isa):
+        adam_step(p.array, g.array, m.array, v.array, step=1, **options)
+        assert_all_same_bits(
+            [p.array, m.array, v.array], stepped(arrays, step=1, **options), "[p, m, v]"
+        )
+    assert_same_bits(g.array, arrays[1], "g")
+    for x in placed:
+        x.assert_canaries_alive()
+
+
+# -- zero gradients ---------------------------------------------------------------------------
+
+
+@given(data=st.data(), n=st.integers(0, 80), dtype=dtypes, step=steps, isa=isas)
+def test_fresh_moments_and_zero_gradients_leave_everything(
+    data: st.DataObject, n: int, dtype: str, step: int, isa: str
+) -> None:
+    p = data.draw(any_array(n, dtype), label="p")
+    sign = data.draw(st.sampled_from([1.0, -1.0]), label="sign")
+    zero = np.zeros(n, dtype)
+    with running(isa=isa):
+        moved, m, v = stepped((p, sign * zero, zero, zero), step=step)
+    assert_same_bits(moved, p, "p")
+    assert_same_bits(m, zero, "m")
+    assert_same_bits(v, zero, "v")
+
+
+@given(arrays=states(), isa=isas, beta_2=st.floats(0.9, 0.9999))
+def test_zero_gradients_shrink_finite_moments(arrays: State, isa: str, beta_2: float) -> None:
+    p, g, m, v = arrays
+    g[...] = 0
+    m, v = np.nan_to_num(m), np.abs(np.nan_to_num(v))
+    with running(isa=isa):
+        p1, m1, v1 = stepped((p, g, m, v), step=1, beta_2=beta_2)
+    assert (np.abs(m1) <= np.abs(m)).all()
+    assert (v1 <= v).all()
+    down, up = m1 > 0, m1 < 0
+    known = ~np.isnan(p) & ~np.isnan(p1)
+    assert (p1[known & down] <= p[known & down]).all()
+    assert (p1[known & up] >= p[known & up]).all()
+
+
+# -- how it is run, and whole optimizers ------------------------------------------------------
+
+
+@given(seed=seeds, dtype=dtypes, n=st.integers(0, 150_000), isa=isas, threads=thread_counts)
+@example(seed=0, dtype="float32", n=131_072, isa=fusedadam.active_isa(), threads=5)
+def test_isa_and_thread_count_change_no_bit(
+    seed: int, dtype: str, n: int, isa: str, threads: int
+) -> None:
+    arrays = state(np.random.default_rng(seed), n, dtype)
+    with running(isa=fusedadam.supported_isas()[-1], threads=1):
+        plain = stepped(arrays, step=11)
+        (plain_clipped,) = Adam(clipnorm=1e-3).get_gradients([arrays[1]], [arrays[0]])
+    with running(isa=isa, threads=threads):
+        actual = stepped(arrays, step=11)
+        (clipped,) = Adam(clipnorm=1e-3).get_gradients([arrays[1]], [arrays[0]])
+    assert_all_same_bits(actual, plain, "[p, m, v]")
+    assert_same_bits(clipped, plain_clipped, "clipped")
+
+
+clips = st.one_of(st.none(), st.floats(0, 10), positive)
+
+
+@given(
+    shapes=st.lists(
+        st.tuples(hnp.array_shapes(min_dims=0, min_side=0, max_side=9), dtypes), max_size=6
+    ),
+    options=options(),
+    decay=st.one_of(st.floats(0, 2), positive),
+    clipnorm=clips,
+    clipvalue=clips,
+    seed=seeds,
+    isa=isas,
+    threads=thread_counts,
+)
+def test_any_optimizer_equals_oracle(
+    shapes: list[tuple[tuple[int, ...], str]],
+    options: dict[str, Any],
+    decay: float,
+    clipnorm: float | None,
+    clipvalue: float | None,
+    seed: int,
+    isa: str,
+    threads: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    options = {**options, "decay": decay, "clipnorm": clipnorm, "clipvalue": clipvalue}
+    params = [values(rng, shape, dtype) for shape, dtype in shapes]
+    adam, expected = Adam(**options), oracle.OracleAdam(params, **options)
+    for _ in range(3):
+        grads = [values(rng, shape, dtype) for shape, dtype in shapes]
+        with running(isa=isa, threads=threads):
+            adam.apply_gradients(zip(grads, params, strict=True))
+        expected.step(grads)
+    assert_all_same_bits(params, expected.params, "params")
+    assert_all_same_bits(adam.get_weights(), expected.weights(), "weights")
+
+
+@given(
+    data=st.data(),
+    n=st.integers(1, 60),
+    dtype=dtypes,
+    clipnorm=clips,
+    clipvalue=clips,
+    isa=isas,
+)
+def test_clipping_any_gradients_equals_oracle(
+    data: st.DataObject,
+    n: int,
+    dtype: str,
+    clipnorm: float | None,
+    clipvalue: float | None,
+    isa: str,
+) -> None:
+    grads = [data.draw(any_array(n, dtype)), data.draw(any_array(3, "float64"))]
+    kept = [g.copy() for g in grads]
+    params = [np.zeros_like(g) for g in grads]
+    limits: dict[str, Any] = {"clipnorm": clipnorm, "clipvalue": clipvalue}
+    expected = oracle.OracleAdam(params, **limits)
+    expected.step(grads)
+    with running(isa=isa):
+        clipped = Adam(**limits).get_gradients(grads, params)
+        Adam(**limits).apply_gradients(zip(grads, params, strict=True))
+    assert_all_same_bits(clipped, oracle.clip(kept, **limits), "clipped")
+    assert_all_same_bits(params, expected.params, "params")
+    assert_all_same_bits(grads, kept, "grads")
