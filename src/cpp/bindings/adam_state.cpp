@@ -6,8 +6,6 @@
 namespace fusedadam::python {
 namespace {
 
-constexpr const char* new_moments_hint = "; build(params) starts new moments";
-
 constexpr std::size_t padded(std::int64_t bytes) {
   return (static_cast<std::size_t>(bytes) + Arena::alignment - 1) / Arena::alignment *
          Arena::alignment;
@@ -104,8 +102,9 @@ void AdamState::bind(const py::tuple& params) {
     bound_ = false;
     const auto index = static_cast<std::int64_t>(i);
     const ArrayInfo info = writeable_array(object, "params", index);
-    require_like(info, slot.expected, "params", "m", index, new_moments_hint);
+    require_built_for(info, slot.expected, index);
     slot.bound = info;
+    slot.bound.shape = slot.shape;
     slot.param = py::reinterpret_borrow<py::object>(object);
     plan_.tensors()[i].param = info.data;
   }
@@ -131,7 +130,7 @@ void AdamState::step(const py::handle& params, const py::handle& grads, const Ad
   const std::int64_t step_number = to_int64(step, "step");
   const py::tuple items = snapshot(params, "params");
   require_same_length(items, "params", slots_.size(), "those that the moments were built for",
-                      new_moments_hint);
+                      rebuild_hint);
   bind(items);
   Gradients gradients(grads, slots_.size());
   for (std::size_t i = 0; i < slots_.size(); ++i) {

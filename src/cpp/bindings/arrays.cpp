@@ -34,6 +34,10 @@ std::string shape_text(std::span<const py::ssize_t> shape) {
   return py::str(tuple).cast<std::string>();
 }
 
+std::span<const py::ssize_t> shape_of(const py::detail::PyArray_Proxy* array) {
+  return {array->dimensions, static_cast<std::size_t>(array->nd)};
+}
+
 const char* name_of(Precision precision) {
   return precision == Precision::f32 ? "float32" : "float64";
 }
@@ -66,7 +70,7 @@ ArrayInfo float_array(const py::handle& object, const char* list, std::int64_t i
   ArrayInfo info{.array = object,
                  .dtype = array->descr,
                  .data = array->data,
-                 .shape = {array->dimensions, static_cast<std::size_t>(array->nd)},
+                 .shape = shape_of(array),
                  .size = 1,
                  .precision = *precision};
   for (const py::ssize_t extent : info.shape) info.size *= extent;
@@ -95,19 +99,40 @@ ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64
   return info;  // not reached
 }
 
+namespace {
+
+std::string dtype_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
+                           const char* other, std::int64_t index, const char* hint) {
+  return broken_rule(element_name(list, index) + " must have the dtype of " +
+                         element_name(other, index) + ", " + name_of(expected.precision) + hint,
+                     std::string("dtype=") + name_of(info.precision));
+}
+
+std::string shape_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
+                           const char* other, std::int64_t index, const char* hint) {
+  return broken_rule(element_name(list, index) + " must have the shape of " +
+                         element_name(other, index) + ", " + shape_text(expected.shape) + hint,
+                     "shape=" + shape_text(info.shape));
+}
+
+}  // namespace
+
 void require_like(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
-                  const char* other, std::int64_t index, const char* hint) {
+                  const char* other, std::int64_t index) {
   if (info.precision != expected.precision) {
-    throw py::type_error(broken_rule(element_name(list, index) + " must have the dtype of " +
-                                         element_name(other, index) + ", " +
-                                         name_of(expected.precision) + hint,
-                                     std::string("dtype=") + name_of(info.precision)));
+    throw py::type_error(dtype_mismatch(info, expected, list, other, index, ""));
   }
   if (!std::ranges::equal(info.shape, expected.shape)) {
-    throw py::value_error(broken_rule(element_name(list, index) + " must have the shape of " +
-                                          element_name(other, index) + ", " +
-                                          shape_text(expected.shape) + hint,
-                                      "shape=" + shape_text(info.shape)));
+    throw py::value_error(shape_mismatch(info, expected, list, other, index, ""));
+  }
+}
+
+void require_built_for(const ArrayInfo& param, const ArrayInfo& expected, std::int64_t index) {
+  if (param.precision != expected.precision) {
+    throw py::value_error(dtype_mismatch(param, expected, "params", "m", index, rebuild_hint));
+  }
+  if (!std::ranges::equal(param.shape, expected.shape)) {
+    throw py::value_error(shape_mismatch(param, expected, "params", "m", index, rebuild_hint));
   }
 }
 
@@ -140,8 +165,7 @@ bool unchanged(const py::handle& object, const ArrayInfo& info) noexcept {
   if (object.ptr() != info.array.ptr()) return false;
   const auto* array = array_proxy(object.ptr());
   return array->data == info.data && array->descr == info.dtype.ptr() &&
-         array->dimensions == info.shape.data() &&
-         static_cast<std::size_t>(array->nd) == info.shape.size() &&
+         std::ranges::equal(shape_of(array), info.shape) &&
          (array->flags & in_place_flags) == in_place_flags;
 }
 
@@ -155,14 +179,20 @@ py::array empty_like(const ArrayInfo& info) {
 }
 
 py::tuple snapshot(const py::handle& sequence, const char* name) {
-  const bool is_sequence = PySequence_Check(sequence.ptr()) != 0 &&
-                           !py::isinstance<py::str>(sequence) &&
-                           !py::isinstance<py::bytes>(sequence);
-  if (!is_sequence) {
-    throw py::type_error(
-        broken_rule(std::string(name) + " must be a sequence of arrays", received(sequence, name)));
-  }
-  return py::reinterpret_steal<py::tuple>(PySequence_Tuple(sequence.ptr()));
+  const bool is_text = py::isinstance<py::str>(sequence) || py::isinstance<py::bytes>(sequence);
+  auto items = py::reinterpret_steal<py::tuple>(is_text || PySequence_Check(sequence.ptr()) == 0
+                                                    ? nullptr
+                                                    : PySequence_Tuple(sequence.ptr()));
+  if (items) return items;
+  // What calls itself a sequence and cannot be iterated over: 0-d arrays, memoryviews of several
+  // dimensions.
+  const bool not_iterable = PyErr_Occurred() == nullptr ||
+                            PyErr_ExceptionMatches(PyExc_TypeError) ||
+                            PyErr_ExceptionMatches(PyExc_NotImplementedError);
+  if (!not_iterable) throw py::error_already_set();
+  PyErr_Clear();
+  throw py::type_error(
+      broken_rule(std::string(name) + " must be a sequence of arrays", received(sequence, name)));
 }
 
 void require_same_length(const py::tuple& items, const char* list, std::size_t expected,

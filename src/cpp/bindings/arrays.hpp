@@ -17,7 +17,7 @@ namespace fusedadam::python {
 
 namespace py = pybind11;
 
-// What a step needs to know of an array. `array`, its `dtype` and the `shape` are borrowed from it.
+// What a step needs to know of an array. `array`, its `dtype` and the `shape` are borrowed.
 struct ArrayInfo {
   py::handle array;
   py::handle dtype;
@@ -37,10 +37,16 @@ ArrayInfo float_array(const py::handle& object, const char* list, std::int64_t i
 // @throws py::type_error, py::value_error  naming list[index]
 ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64_t index);
 
-// `hint` ends the rule, here and below. @throws py::value_error  another shape; py::type_error
-// another dtype; naming list[index] and other[index]
+// @throws py::value_error  another shape; py::type_error  another dtype; naming list[index] and
+// other[index]
 void require_like(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
-                  const char* other, std::int64_t index, const char* hint = "");
+                  const char* other, std::int64_t index);
+
+// Ends each message about parameters that no longer match their moments.
+inline constexpr const char* rebuild_hint = "; build(params) starts new moments";
+
+// @throws py::value_error  params[index] has another shape or dtype than the moments were built for
+void require_built_for(const ArrayInfo& param, const ArrayInfo& expected, std::int64_t index);
 
 // The elements of a gradient in C order: its own memory, or that of a copy, which is added to
 // `copies`, where it is not contiguous, not aligned, or shares memory with an array that is
@@ -54,6 +60,7 @@ ByteRange byte_range(const ArrayInfo& info, const char* list, std::int64_t index
 void require_disjoint(const WrittenRanges& written);
 
 // Whether the object is still the array it was: the same memory, dtype and layout, still writeable.
+// The shape of `info` must not be borrowed from the array, which may change it in place.
 bool unchanged(const py::handle& object, const ArrayInfo& info) noexcept;
 
 py::dtype dtype_of(Precision precision);

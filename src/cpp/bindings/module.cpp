@@ -5,9 +5,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <limits>
-
 #include "adam_state.hpp"
 #include "convert.hpp"
 #include "fusedadam/adam.hpp"
@@ -41,12 +38,6 @@ auto setting(const AdamOptions& options) {
   return options.settings().*member;
 }
 
-void set_num_threads_of(const py::handle& threads) {
-  const std::int64_t number = to_int64(threads, "threads");
-  constexpr std::int64_t most = std::numeric_limits<int>::max();
-  set_num_threads(static_cast<int>(std::clamp<std::int64_t>(number, -most, most)));
-}
-
 void set_isa_by_name(const py::handle& name) {
   if (!py::isinstance<py::str>(name)) {
     throw py::type_error(broken_rule("name must be a string", received(name, "name")));
@@ -75,8 +66,8 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.attr("threading_runtime") = threading_runtime();
 
   py::class_<AdamOptions>(module, "AdamOptions")
-      .def(py::init(&make_options), py::kw_only(), arg("lr"), arg("beta_1"), arg("beta_2"),
-           arg("epsilon"), arg("decay"), arg("clipnorm"), arg("clipvalue"), arg("flush_denormals"))
+      .def(py::init(&make_options), arg("lr"), arg("beta_1"), arg("beta_2"), arg("epsilon"),
+           arg("decay"), arg("clipnorm"), arg("clipvalue"), arg("flush_denormals"))
       .def_property_readonly("lr", &setting<&AdamSettings::lr>)
       .def_property_readonly("beta_1", &setting<&AdamSettings::beta_1>)
       .def_property_readonly("beta_2", &setting<&AdamSettings::beta_2>)
@@ -85,15 +76,13 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       .def_property_readonly("clipnorm", &setting<&AdamSettings::clipnorm>)
       .def_property_readonly("clipvalue", &setting<&AdamSettings::clipvalue>)
       .def_property_readonly("flush_denormals", &setting<&AdamSettings::flush_denormals>)
-      .def(py::pickle(
-          [](const AdamOptions& options) {
-            const AdamSettings& s = options.settings();
-            return py::make_tuple(s.lr, s.beta_1, s.beta_2, s.epsilon, s.decay, s.clipnorm,
-                                  s.clipvalue, s.flush_denormals);
-          },
-          [](const py::tuple& s) {
-            return make_options(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]);
-          }));
+      // Not py::pickle(), which knows no protocol below 2.
+      .def("__reduce__", [](const py::object& self) {
+        const AdamSettings& s = self.cast<const AdamOptions&>().settings();
+        return py::make_tuple(py::type::of(self),
+                              py::make_tuple(s.lr, s.beta_1, s.beta_2, s.epsilon, s.decay,
+                                             s.clipnorm, s.clipvalue, s.flush_denormals));
+      });
 
   py::class_<AdamState>(module, "AdamState")
       .def(py::init<const py::handle&>(), arg("params"))
@@ -108,10 +97,13 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.def("get_num_threads", &get_num_threads,
              "Return the number of threads that a large step started on this thread would use.\n\n"
              "1 in a forked child and inside a parallel region of another library.");
-  module.def("set_num_threads", &set_num_threads_of, arg("threads"),
-             "Use this many threads, at least 1, for steps started on any thread.\n\n"
-             "It wins over `OMP_NUM_THREADS`; a smaller limit set later through OpenMP, as by\n"
-             "threadpoolctl, wins over it. Results do not depend on it.");
+  module.def(
+      "set_num_threads",
+      [](const py::handle& threads) { set_num_threads(to_int64(threads, "threads")); },
+      arg("threads"),
+      "Use this many threads, at least 1, for steps started on any thread.\n\n"
+      "It wins over `OMP_NUM_THREADS`; a smaller limit set later through OpenMP, as by\n"
+      "threadpoolctl, wins over it. Results do not depend on it.");
 
   module.def(
       "supported_isas", [] { return py::tuple(py::cast(supported_isas())); },

@@ -29,7 +29,6 @@ class AdamOptions:
 
     def __init__(
         self,
-        *,
         lr: SupportsFloat,
         beta_1: SupportsFloat,
         beta_2: SupportsFloat,

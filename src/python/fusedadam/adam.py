@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar, overload
 import numpy as np
 
 from fusedadam import _core
-from fusedadam.arrays import Array, gradient_arrays
+from fusedadam.arrays import Array, gradient_arrays, listed
 from fusedadam.optimizer import Optimizer
 
 # Recognised by identity: `learning_rate` may stand in for `lr`, but not beside it.
@@ -111,7 +111,7 @@ class Adam(Optimizer):
     >>> adam.apply_gradients([(np.array([0.5, -0.5]), w)])
     1
     >>> w
-    array([0.90000001, 2.09999999])
+    array([0.90000006, 2.09999994])
     """
 
     lr = _HyperParameter[float]("lr", "Step size.")
@@ -229,10 +229,9 @@ def adam_step(
         clipvalue=None,
         flush_denormals=flush_denormals,
     )
-    _core.adam_step(
-        _listed(params), gradient_arrays(_listed(grads)), _listed(m), _listed(v), options, step
-    )
-
-
-def _listed(arrays: Array | Sequence[Array]) -> Sequence[Array]:
-    return [arrays] if isinstance(arrays, np.ndarray) else arrays
+    if isinstance(params, np.ndarray):
+        lists: tuple[Any, ...] = ([params], [grads], [m], [v])
+    else:
+        lists = (params, grads, m, v)
+    params, grads, m, v = map(listed, lists, ("params", "grads", "m", "v"))
+    _core.adam_step(params, gradient_arrays(grads), m, v, options, step)

@@ -44,6 +44,21 @@ def tensor_view(tensor: torch.Tensor, name: str) -> Array:
     return view
 
 
+def listed(values: Iterable[Any], name: str) -> Sequence[Any]:
+    """Values that may be iterated over more than once."""
+    if isinstance(values, (list, tuple)):
+        return values
+    # These iterate over their first axis, or over characters, which is never what is meant.
+    if isinstance(values, (np.ndarray, memoryview, str, bytes, bytearray)) or is_tensor(values):
+        raise TypeError(f"{name} must be a list or tuple. Received: {type(values).__name__}")
+    try:
+        return list(values)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a list or tuple. Received: {type(values).__name__}"
+        ) from None
+
+
 def parameter_arrays(params: Sequence[Any]) -> Sequence[Any]:
     """Parameters as arrays: those of torch as views; what is neither is left for the core to refuse."""
     if are_plain_arrays(params):

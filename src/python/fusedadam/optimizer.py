@@ -16,6 +16,7 @@ from fusedadam.arrays import (
     as_array,
     gradient_arrays,
     is_tensor,
+    listed,
     parameter_arrays,
 )
 from fusedadam.gradients import gradients
@@ -124,7 +125,7 @@ class Optimizer(ABC):
         TypeError, ValueError
             A parameter that cannot be updated in place, named by its index. The state is unchanged.
         """
-        state = self._new_state(parameter_arrays(_listed(params, "params")))
+        state = self._new_state(parameter_arrays(listed(params, "params")))
         with self._lock:
             self._state = state
 
@@ -152,7 +153,7 @@ class Optimizer(ABC):
         """
         with self._lock:
             current = self.weights
-            given = [_real_array(w, i) for i, w in enumerate(_listed(weights, "weights"))]
+            given = [_real_array(w, i) for i, w in enumerate(listed(weights, "weights"))]
             given = self._without_placeholders(given)
             if len(given) != len(current):
                 hint = "" if current else "; build(params) creates them"
@@ -169,7 +170,9 @@ class Optimizer(ABC):
             if not current:
                 return
             iterations = _step_count(given[0])
-            for weight, new in zip(current[1:], given[1:], strict=True):
+            # What does not own its memory may be another of these very moments.
+            values = [new if new.flags.owndata else new.copy() for new in given[1:]]
+            for weight, new in zip(current[1:], values, strict=True):
                 weight[...] = new
             self._iterations = iterations
 
@@ -219,7 +222,7 @@ class Optimizer(ABC):
         ValueError
             A gradient is None, or has another shape than its parameter.
         """
-        params = _listed(params, "params")
+        params = listed(params, "params")
         return self._clip(parameter_arrays(params), gradient_arrays(gradients(loss, params)))
 
     def get_updates(self, loss: Any, params: Iterable[Any]) -> list[Any]:
@@ -241,7 +244,7 @@ class Optimizer(ABC):
         TypeError, ValueError
             As for `get_gradients` and `build`. Nothing has changed.
         """
-        params = _listed(params, "params")
+        params = listed(params, "params")
         with self._lock:
             self._step(params, gradients(loss, params))
             assert self._state is not None
@@ -268,7 +271,7 @@ class Optimizer(ABC):
         TypeError, ValueError
             As for `get_gradients` and `build`. Nothing has changed.
         """
-        pairs = _listed(grads_and_vars, "grads_and_vars")
+        pairs = listed(grads_and_vars, "grads_and_vars")
         for i, pair in enumerate(pairs):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise TypeError(
@@ -280,13 +283,13 @@ class Optimizer(ABC):
             return self._iterations
 
     def _step(self, params: Sequence[Any], grads: Sequence[Any]) -> None:
-        arrays = parameter_arrays(params)
         grads = gradient_arrays(grads)
+        if are_plain_arrays(params):
+            self._step_arrays(params, grads)
+            return
+        arrays = parameter_arrays(params)
         constraints = _constraints(params)
-        state = self._state if self._state is not None else self._new_state(arrays)
-        state.step(arrays, grads, self._settings, self._iterations + 1)
-        self._state = state
-        self._iterations += 1
+        self._step_arrays(arrays, grads)
         _mark_as_changed(params)
         for i, constraint in constraints:
             value = as_array(constraint(params[i]), f"params[{i}].constraint(...)")
@@ -296,6 +299,12 @@ class Optimizer(ABC):
                     f"{arrays[i].shape}; the step has been taken. Received: shape={value.shape}"
                 )
             arrays[i][...] = value
+
+    def _step_arrays(self, params: Sequence[Array], grads: Sequence[Array]) -> None:
+        state = self._state if self._state is not None else self._new_state(params)
+        state.step(params, grads, self._settings, self._iterations + 1)
+        self._state = state
+        self._iterations += 1
 
     def _iterations_array(self) -> Array:
         array = np.array(self._iterations, dtype=np.int64)
@@ -318,24 +327,7 @@ class Optimizer(ABC):
         return weights
 
 
-def _listed(values: Iterable[Any], name: str) -> Sequence[Any]:
-    """Values that may be iterated over more than once."""
-    if isinstance(values, (list, tuple)):
-        return values
-    # Both iterate over their first axis, which is never what is meant.
-    if isinstance(values, (np.ndarray, str, bytes)) or is_tensor(values):
-        raise TypeError(f"{name} must be a list or tuple. Received: {type(values).__name__}")
-    try:
-        return list(values)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a list or tuple. Received: {type(values).__name__}"
-        ) from None
-
-
 def _constraints(params: Sequence[Any]) -> list[tuple[int, Any]]:
-    if are_plain_arrays(params):
-        return []
     constraints = []
     for i, param in enumerate(params):
         constraint = getattr(param, "constraint", None)
@@ -351,7 +343,7 @@ def _constraints(params: Sequence[Any]) -> list[tuple[int, Any]]:
 
 def _mark_as_changed(params: Sequence[Any]) -> None:
     """Tell torch that these tensors were written, so that a graph that still needs the old values refuses to run."""
-    tensors = [] if are_plain_arrays(params) else [p for p in params if is_tensor(p)]
+    tensors = [p for p in params if is_tensor(p)]
     if tensors:
         import torch
 

@@ -3,6 +3,7 @@
 // How many threads a step uses. The results are the same bits for every number.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "fusedadam/export.hpp"
@@ -16,10 +17,13 @@ namespace fusedadam {
 /// start threads.
 FUSEDADAM_EXPORT int get_num_threads();
 
+/// More than any machine has; an OpenMP runtime that cannot start a thread ends the process.
+inline constexpr std::int64_t max_threads = 4096;
+
 /// Use `threads` threads for steps started on any thread. OpenMP's own setting, which other
 /// libraries share, stays as it is.
-/// @throws std::invalid_argument  threads < 1.
-FUSEDADAM_EXPORT void set_num_threads(int threads);
+/// @throws std::invalid_argument  threads < 1 or > max_threads.
+FUSEDADAM_EXPORT void set_num_threads(std::int64_t threads);
 
 /// What runs the threads, for bug reports: "OpenMP 201511", or "std::thread" in a build without
 /// OpenMP.
