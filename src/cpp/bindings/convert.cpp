@@ -13,7 +13,12 @@ std::string received(const py::handle& value, const char* name) {
 double to_double(const py::handle& value, const char* name) {
   const double number = PyFloat_AsDouble(value.ptr());
   if (PyErr_Occurred() == nullptr) return number;
+  const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
   PyErr_Clear();
+  if (too_large) {
+    throw py::value_error(broken_rule(std::string(name) + " must be within the range of float64",
+                                      std::string(name) + " beyond 1.8e308"));
+  }
   throw py::type_error(
       broken_rule(std::string(name) + " must be a real number", received(value, name)));
 }

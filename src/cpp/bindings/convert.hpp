@@ -12,7 +12,8 @@ namespace fusedadam::python {
 
 namespace py = pybind11;
 
-// @throws py::type_error  not a real number (a string is none, even "1").
+// @throws py::type_error  not a real number (a string is none, even "1").  @throws py::value_error
+// too large.
 double to_double(const py::handle& value, const char* name);
 
 // None is no value.

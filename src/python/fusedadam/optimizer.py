@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +19,7 @@ from fusedadam.arrays import (
     parameter_arrays,
 )
 from fusedadam.gradients import gradients
+from fusedadam.locks import new_lock
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +57,7 @@ class Optimizer(ABC):
     _state: State | None
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._state = None
         self._iterations = 0
 
@@ -189,7 +189,7 @@ class Optimizer(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         slots = state.pop("_state")
         self.__dict__.update(state)
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._state = None
         if slots is not None:
             self._state = self._new_state(slots[0])
@@ -245,8 +245,9 @@ class Optimizer(ABC):
             As for `get_gradients` and `build`. Nothing has changed.
         """
         params = listed(params, "params")
+        grads = gradients(loss, params)
         with self._lock:
-            self._step(params, gradients(loss, params))
+            self._step(params, grads)
             assert self._state is not None
             updates: list[Any] = [self._iterations_array()]
             for group in zip(*self._state.slots, params, strict=True):
