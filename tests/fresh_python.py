@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""Running code in an interpreter of its own: imports, environment variables, hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+# An interpreter that hangs is killed, so that a deadlock is a failure and not a stuck run.
+TIME_LIMIT_S = 120
+
+
+def run_python(
+    code: str, *, environment: dict[str, str] | None = None, time_limit: float = TIME_LIMIT_S
+) -> subprocess.CompletedProcess[str]:
+    """Run `code` with the helpers of these tests importable; kill it after `time_limit` seconds."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FUSEDADAM_", "OMP_"))}
+    paths = [str(Path(__file__).parent), inherited.get("PYTHONPATH", "")]
+    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env=inherited | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=time_limit,
+        check=False,
+    )
+
+
+def output_of(code: str, *, environment: dict[str, str] | None = None) -> str:
+    """What `code` prints; fails with its traceback if it does not end well."""
+    done = run_python(code, environment=environment)
+    assert done.returncode == 0, f"exit status {done.returncode}:\n{done.stderr}"
+    return done.stdout.strip()

@@ -1,0 +1,689 @@
+# SPDX-License-Identifier: MIT
+"""What must work, with the oracle's bits: every layout of a gradient, every way to hand it over."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import autograd
+import autograd.numpy as anp
+import fusedadam
+import numpy as np
+import oracle
+import pytest
+from fusedadam import Adam, adam_step
+from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, running, state, values
+
+SHAPE = (12, 10)
+# More than the 32,768 elements from which a step is shared among threads.
+LARGE = (190, 200)
+
+Layout: TypeAlias = Callable[[Array], Array]
+
+
+def misaligned(a: Array) -> Array:
+    placed: Array = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    placed[...] = a
+    assert not placed.flags.aligned
+    return placed
+
+
+def strided(a: Array) -> Array:
+    wide = np.full((2 * a.shape[0], 3 * a.shape[1]), np.nan, a.dtype)
+    wide[1::2, ::3] = a
+    return wide[1::2, ::3]
+
+
+def misaligned_and_strided(a: Array) -> Array:
+    records = np.zeros(a.shape, np.dtype([("tag", "i1"), ("g", a.dtype)]))  # packed, as in C files
+    records["g"] = a
+    packed: Array = records["g"]
+    assert not packed.flags.aligned
+    return packed
+
+
+def read_only(a: Array) -> Array:
+    frozen: Array = a.copy()
+    frozen.flags.writeable = False
+    return frozen
+
+
+LAYOUTS: dict[str, Layout] = {
+    "C order": np.copy,
+    "Fortran order": np.asfortranarray,
+    "strided": strided,
+    "reversed": lambda a: a[::-1, ::-1].copy()[::-1, ::-1],
+    "row reversed": lambda a: a[:, ::-1].copy()[:, ::-1],
+    "misaligned": misaligned,
+    "misaligned and strided": misaligned_and_strided,
+    "read-only": read_only,
+    "broadcast from a row": lambda a: np.broadcast_to(a[:1].copy(), a.shape),
+    "broadcast from a column": lambda a: np.broadcast_to(a[:, :1].copy(), a.shape),
+    "broadcast from a scalar": lambda a: np.broadcast_to(a[0, 0].copy(), a.shape),
+}
+
+
+def step_by_optimizer(
+    p: Array, g: Array, m: Array, v: Array, **options: Any
+) -> tuple[Array, Array, Array]:
+    """One fourth step of an optimizer given these moments."""
+    optimizer = Adam(**options)
+    optimizer.build([p])
+    optimizer.set_weights([np.array(3), m, v])
+    optimizer.apply_gradients([(g, p)])
+    return p, optimizer.weights[1], optimizer.weights[2]
+
+
+def step_by_function(p: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
+    adam_step(p, g, m, v, step=4)
+    return p, m, v
+
+
+Step: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array]]
+STEPS: list[Step] = [step_by_optimizer, step_by_function]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("shape", [SHAPE, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_gradient_layout(
+    rng: np.random.Generator, layout: Layout, dtype: str, shape: tuple[int, int], step: Step
+) -> None:
+    p, g, m, v = state(rng, shape, dtype)
+    grad = layout(g)
+    kept = grad.copy()
+    expected = oracle.adam_step(p, kept, m, v, step=4)
+    assert_all_same_bits(step(p, grad, m, v), expected)
+    assert_same_bits(grad, kept, "the gradient")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_gradient_layout_does_not_change_what_is_clipped(
+    rng: np.random.Generator, layout: Layout
+) -> None:
+    p, g, m, v = state(rng, SHAPE, "float32")
+    grad = layout(g)
+    kept = grad.copy()
+    limits = {"clipnorm": 1.5, "clipvalue": 0.25}
+    clipped = oracle.clip([kept], **limits)
+    actual = Adam(**limits).get_gradients([grad], [p])
+    assert_all_same_bits(actual, clipped)
+    expected = oracle.adam_step(p, clipped[0], m, v, step=4)
+    assert_all_same_bits(step_by_optimizer(p, grad, m, v, **limits), expected)
+    assert_same_bits(grad, kept, "the gradient")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_transposed_gradient_of_three_axes(rng: np.random.Generator, dtype: str) -> None:
+    p, g, m, v = state(rng, (3, 5, 7), dtype)
+    grad = g.transpose(2, 0, 1).copy().transpose(1, 2, 0)
+    assert not grad.flags.c_contiguous
+    expected = oracle.adam_step(p, g, m, v, step=4)
+    assert_all_same_bits(step_by_optimizer(p, grad, m, v), expected)
+
+
+# -- gradients in memory that the step writes -------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", [100, 40_000])
+@pytest.mark.parametrize("shift", [-1000, -17, -1, 0, 1, 17, 1000])
+def test_gradient_that_overlaps_its_parameter(
+    rng: np.random.Generator, shift: int, size: int, dtype: str, step: Step
+) -> None:
+    buffer = values(rng, 1000 + size + 1000, dtype)
+    p = buffer[1000 : 1000 + size]
+    g = buffer[1000 + shift : 1000 + shift + size]
+    _, _, m, v = state(rng, size, dtype)
+    around = buffer.copy()
+    expected = oracle.adam_step(p.copy(), g.copy(), m, v, step=4)
+    assert_all_same_bits(step(p, g, m, v), expected)
+    around[1000 : 1000 + size] = expected[0]
+    assert_same_bits(buffer, around, "the buffer around the parameter")
+
+
+@pytest.mark.parametrize("which", ["m", "v"])
+@pytest.mark.parametrize("size", [100, 40_000])
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_adam_step_gradient_that_overlaps_a_moment(
+    rng: np.random.Generator, which: str, size: int, shift: int
+) -> None:
+    buffer = np.abs(values(rng, size + 2, "float32"))
+    moments: dict[str, Any] = {
+        "m": values(rng, size, "float32"),
+        "v": np.abs(values(rng, size, "float32")),
+    }
+    moments[which] = buffer[1:-1]
+    p = values(rng, size, "float32")
+    g = buffer[1 + shift : 1 + shift + size]
+    expected = oracle.adam_step(p, g.copy(), moments["m"], moments["v"], step=4)
+    adam_step(p, g, **moments, step=4)
+    assert_all_same_bits([p, moments["m"], moments["v"]], expected)
+
+
+@pytest.mark.parametrize("size", [100, 40_000])
+def test_gradients_that_are_the_other_parameter(rng: np.random.Generator, size: int) -> None:
+    params = [values(rng, size, "float32") for _ in range(2)]
+    reference = oracle.OracleAdam(params)
+    reference.step([p.copy() for p in params[::-1]])
+    optimizer = Adam()
+    optimizer.get_updates(params[::-1], params)
+    assert_all_same_bits(params, reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+
+
+@pytest.mark.parametrize("position", [1, 2, 3, 4], ids=["m[0]", "m[1]", "v[0]", "v[1]"])
+def test_gradients_that_are_moments_of_the_optimizer(
+    rng: np.random.Generator, position: int
+) -> None:
+    params = [values(rng, 100, "float32") for _ in range(2)]
+    grads = [values(rng, 100, "float32") for _ in range(2)]
+    reference = oracle.OracleAdam(params)
+    reference.step(grads)
+    optimizer = Adam()
+    optimizer.get_updates(grads, params)
+    moment = optimizer.weights[position]
+    reference.step([moment.copy(), moment.copy()])
+    optimizer.get_updates([moment, moment], params)
+    assert_all_same_bits(params, reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+
+
+def test_one_gradient_for_two_parameters(rng: np.random.Generator) -> None:
+    params = [values(rng, 100, "float32") for _ in range(2)]
+    grad = values(rng, 100, "float32")
+    reference = oracle.OracleAdam(params)
+    reference.step([grad, grad])
+    Adam().get_updates([grad, grad], params)
+    assert_all_same_bits(params, reference.params)
+
+
+# -- parameters -------------------------------------------------------------------------------
+
+
+def test_parameters_that_touch_but_do_not_overlap(rng: np.random.Generator) -> None:
+    buffer = values(rng, 300, "float32")
+    params = [buffer[200:], buffer[:100], buffer[100:200].reshape(10, 10), buffer[50:50]]
+    grads = [values(rng, p.shape, "float32") for p in params]
+    reference = oracle.OracleAdam(params)
+    reference.step(grads)
+    Adam().get_updates(grads, params)
+    assert_all_same_bits(params, reference.params)
+
+
+def test_empty_arrays_never_overlap() -> None:
+    # Empty arrays may lie anywhere, even in the middle of one that is written.
+    buffer = np.ones(8)
+    params = [buffer[4:4], buffer, buffer[4:4], np.empty(0)]
+    Adam().get_updates([np.ones(p.shape) for p in params], params)
+    assert np.all(buffer < 1)
+    m = [np.zeros(p.shape) for p in params]
+    adam_step(params, [np.ones(p.shape) for p in params], m, [*m[:1], np.zeros(8), *m[2:]], step=1)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (1, 1, 1), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("clipnorm", [None, 0.5])
+def test_shape(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: str, clipnorm: float | None
+) -> None:
+    p, g, m, v = state(rng, shape, dtype)
+    reference = oracle.OracleAdam([p], clipnorm=clipnorm)
+    optimizer = Adam(clipnorm=clipnorm)
+    for count in (1, 2):
+        reference.step([g])
+        assert optimizer.apply_gradients([(g, p)]) == count
+    assert_all_same_bits([p], reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+    expected = oracle.adam_step(p, g, m, v, step=4)
+    assert_all_same_bits(step_by_function(p, g, m, v), expected)
+
+
+def test_empty_arrays_among_others(rng: np.random.Generator) -> None:
+    shapes = [(0,), (3,), (0, 7), (), (2, 0)]
+    params = [values(rng, shape, "float64") for shape in shapes]
+    grads = [values(rng, shape, "float64") for shape in shapes]
+    reference = oracle.OracleAdam(params, clipnorm=0.1)
+    reference.step(grads)
+    Adam(clipnorm=0.1).get_updates(grads, params)
+    assert_all_same_bits(params, reference.params)
+
+
+class Tagged(np.ndarray[Any, np.dtype[Any]]):
+    """A subclass that loses nothing when it is stepped, and must not be replaced by its base."""
+
+    tag = "mine"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_subclasses(rng: np.random.Generator, step: Step) -> None:
+    p, g, m, v = state(rng, SHAPE, "float32")
+    expected = oracle.adam_step(p, g, m, v, step=4)
+    tagged = [a.view(Tagged) for a in (p, g, m, v)]
+    step(tagged[0], tagged[1], tagged[2], tagged[3])
+    assert_same_bits(p, expected[0])
+
+
+def test_subclasses_come_back_from_get_updates(rng: np.random.Generator) -> None:
+    p = values(rng, SHAPE, "float32").view(Tagged)
+    updates = Adam().get_updates([np.ones_like(p)], [p])
+    assert updates[3] is p
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_memory_mapped_parameter(rng: np.random.Generator, tmp_path: Path, dtype: str) -> None:
+    p, g, _, _ = state(rng, SHAPE, dtype)
+    file = np.lib.format.open_memmap(tmp_path / "p.npy", mode="w+", dtype=p.dtype, shape=SHAPE)
+    file[...] = p
+    np.save(tmp_path / "g.npy", g)
+    grad = np.load(tmp_path / "g.npy", mmap_mode="r")
+    reference = oracle.OracleAdam([p])
+    reference.step([g])
+    Adam().get_updates([grad], [file])
+    file.flush()
+    assert_same_bits(np.load(tmp_path / "p.npy"), reference.params[0])
+    assert_same_bits(np.load(tmp_path / "g.npy"), g)
+
+
+def test_other_arrays_of_the_same_shapes_take_their_turn(rng: np.random.Generator) -> None:
+    # The moments belong to the position in the list, not to the array.
+    shapes = [(3,), (2, 2)]
+    ours, others = ([values(rng, shape, "float64") for shape in shapes] for _ in range(2))
+    optimizer, reference = Adam(), oracle.OracleAdam(ours)
+    for params in [ours, others, others, ours, [ours[0], others[1]]]:
+        grads = [values(rng, shape, "float64") for shape in shapes]
+        reference.params = [p.copy() for p in params]
+        reference.step(grads)
+        optimizer.get_updates(grads, params)
+        assert_all_same_bits(params, reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+
+
+def test_new_arrays_at_every_step(rng: np.random.Generator) -> None:
+    # Memory that is freed may come back at the same address, or elsewhere.
+    p = values(rng, 1000, "float32")
+    optimizer, reference = Adam(), oracle.OracleAdam([p])
+    for _ in range(20):
+        p = p.copy()
+        g = values(rng, 1000, "float32")
+        reference.step([g])
+        optimizer.get_updates([g], [p])
+    assert_all_same_bits([p], reference.params)
+
+
+# -- ways to hand gradients over --------------------------------------------------------------
+
+
+class ArrayLike:
+    """An array of another library, as NumPy 1 saw it."""
+
+    def __init__(self, a: Array) -> None:
+        self._a = a
+
+    def __array__(self, dtype: Any = None) -> Array:
+        return self._a if dtype is None else self._a.astype(dtype)
+
+
+class NewArrayLike(ArrayLike):
+    """One of today; like jax's, its memory is read-only."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        a = super().__array__(dtype)
+        a = a.copy() if copy else a
+        a.flags.writeable = False
+        return a
+
+
+class BufferLike:
+    """An object that shows its memory through `__array_interface__` alone."""
+
+    def __init__(self, a: Array) -> None:
+        self._a = a
+        self.__array_interface__ = a.__array_interface__
+
+
+@pytest.mark.parametrize("kind", [ArrayLike, NewArrayLike, BufferLike])
+@pytest.mark.parametrize("method", ["get_updates", "apply_gradients", "adam_step"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradients_of_another_library(
+    rng: np.random.Generator, kind: Any, method: str, dtype: str
+) -> None:
+    params = [values(rng, shape, dtype) for shape in [(2, 3), (5,), ()]]
+    grads = [values(rng, p.shape, dtype) for p in params]
+    reference = oracle.OracleAdam(params)
+    reference.step(grads)
+    likes: Any = [kind(g.copy()) for g in grads]
+    if method == "get_updates":
+        Adam().get_updates(likes, params)
+    elif method == "apply_gradients":
+        Adam().apply_gradients(list(zip(likes, params, strict=True)))
+    else:
+        m, v = ([np.zeros_like(p) for p in params] for _ in range(2))
+        adam_step(params, likes, m, v, step=1)
+    assert_all_same_bits(params, reference.params)
+
+
+@pytest.mark.parametrize("scalar", [np.float32(0.5), np.float64(0.5)], ids=["float32", "float64"])
+@pytest.mark.parametrize("method", ["get_updates", "apply_gradients", "adam_step"])
+def test_numpy_scalar_as_the_gradient_of_a_0d_parameter(scalar: Any, method: str) -> None:
+    p = np.array(1, scalar.dtype)
+    expected = oracle.adam_step(p, np.asarray(scalar), p * 0, p * 0, step=1)
+    if method == "get_updates":
+        Adam().get_updates([scalar], [p])
+    elif method == "apply_gradients":
+        Adam().apply_gradients([(scalar, p)])
+    else:
+        adam_step(p, scalar, np.zeros_like(p), np.zeros_like(p), step=1)
+    assert_same_bits(p, expected[0])
+
+
+def test_plain_numbers_are_float64_gradients() -> None:
+    params = [np.array(1.0), np.array([1.0, 2.0])]
+    reference = oracle.OracleAdam(params)
+    reference.step([np.array(0.25), np.array([0.5, -0.5])])
+    grads: Any = [0.25, [0.5, -0.5]]
+    Adam().get_updates(grads, params)
+    assert_all_same_bits(params, reference.params)
+
+
+PAIRS: dict[str, Callable[[list[Array], list[Array]], Any]] = {
+    "list of tuples": lambda g, p: list(zip(g, p, strict=True)),
+    "list of lists": lambda g, p: [[a, b] for a, b in zip(g, p, strict=True)],
+    "tuple": lambda g, p: tuple(zip(g, p, strict=True)),
+    "zip": lambda g, p: zip(g, p, strict=True),
+    "generator": lambda g, p: (pair for pair in zip(g, p, strict=True)),
+    "iterator": lambda g, p: iter(list(zip(g, p, strict=True))),
+    "dict values": lambda g, p: dict(enumerate(zip(g, p, strict=True))).values(),
+}
+
+
+@pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS)
+def test_grads_and_vars_container(
+    rng: np.random.Generator, make: Callable[[list[Array], list[Array]], Any]
+) -> None:
+    params = [values(rng, shape, "float32") for shape in [(2, 3), (5,), ()]]
+    reference = oracle.OracleAdam(params)
+    optimizer = Adam()
+    for count in (1, 2):  # checked in full the first time, compared with the first the second
+        grads = [values(rng, p.shape, "float32") for p in params]
+        reference.step(grads)
+        assert optimizer.apply_gradients(make(grads, params)) == count
+    assert_all_same_bits(params, reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+
+
+@pytest.mark.parametrize("of_params", [list, tuple])
+@pytest.mark.parametrize("of_grads", [list, tuple])
+def test_sequence_types(rng: np.random.Generator, of_params: Any, of_grads: Any) -> None:
+    arrays = [state(rng, shape, "float32") for shape in [(2, 3), (5,)]]
+    p, g, m, v = ([a[i] for a in arrays] for i in range(4))
+    reference = oracle.OracleAdam(p)
+    reference.step(g)
+    params = of_params([a.copy() for a in p])
+    optimizer = Adam()
+    optimizer.get_updates(of_grads(g), params)
+    assert_all_same_bits(params, reference.params)
+    assert_all_same_bits(optimizer.get_gradients(of_grads(g), params), g)
+    expected = [oracle.adam_step(*a, step=4) for a in arrays]
+    adam_step(of_params(p), of_grads(g), of_grads(m), of_params(v), step=4)
+    assert_all_same_bits(p, [e[0] for e in expected])
+    assert_all_same_bits(m, [e[1] for e in expected])
+    assert_all_same_bits(v, [e[2] for e in expected])
+
+
+def test_adam_step_of_mixed_dtypes(rng: np.random.Generator) -> None:
+    arrays = [state(rng, (7, 3), dtype) for dtype in [*FLOATS, *FLOATS]]
+    expected = [oracle.adam_step(*a, step=4, lr=0.1, epsilon=0.0) for a in arrays]
+    p, g, m, v = ([a[i] for a in arrays] for i in range(4))
+    assert adam_step(p, g, m, v, step=4, lr=0.1, epsilon=0.0) is None  # type: ignore[func-returns-value]
+    for i, e in enumerate(expected):
+        assert_all_same_bits([p[i], m[i], v[i]], e)
+
+
+@pytest.mark.parametrize("limits", [{"clipnorm": 0.01}, {"clipvalue": 0.01}, {}], ids=str)
+def test_gradients_are_never_changed(rng: np.random.Generator, limits: dict[str, float]) -> None:
+    params = [values(rng, shape, "float32") for shape in [(40, 30), (5,)]]
+    grads = [values(rng, p.shape, "float32") for p in params]
+    kept = [g.copy() for g in grads]
+    optimizer = Adam(**limits)
+    returned = optimizer.get_gradients(grads, params)
+    optimizer.get_updates(grads, params)
+    optimizer.apply_gradients(list(zip(grads, params, strict=True)))
+    assert_all_same_bits(grads, kept)
+    if limits:
+        for mine in returned:
+            mine[...] = 0  # what comes back clipped is the caller's own
+        assert_all_same_bits(grads, kept)
+
+
+# -- hyper-parameters that are numbers --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("lr", np.float32(0.25), 0.25),
+        ("lr", np.float64(0.25), 0.25),
+        ("lr", 1, 1.0),
+        ("lr", np.int32(1), 1.0),
+        ("lr", 0, 0.0),
+        ("epsilon", 0, 0.0),
+        ("epsilon", 0.0, 0.0),
+        ("decay", 1, 1.0),
+        ("decay", np.float64(0), 0.0),
+        ("beta_1", np.float32(0.75), 0.75),
+        ("beta_2", np.float64(0.75), 0.75),
+        ("beta_1", np.nextafter(0, 1), 5e-324),
+        ("beta_2", np.nextafter(1, 0), 1 - 2**-53),
+        ("clipnorm", np.float32(0.5), 0.5),
+        ("clipvalue", 1, 1.0),
+    ],
+)
+def test_kinds_of_numbers(name: str, value: Any, plain: float) -> None:
+    made, changed = Adam(**{name: value}), Adam()
+    setattr(changed, name, value)
+    for optimizer in (made, changed):
+        assert getattr(optimizer, name) == plain
+        assert optimizer.get_config()[name] == plain
+        # Plain Python numbers: NumPy's do not go into JSON.
+        assert json.loads(json.dumps(optimizer.get_config())) == optimizer.get_config()
+        p = np.arange(1.0, 4.0)
+        options: dict[str, Any] = {name: plain}
+        reference = oracle.OracleAdam([p], **options)
+        for _ in range(3):
+            reference.step([np.array([1.0, -2.0, 0.5])])
+            optimizer.get_updates([np.array([1.0, -2.0, 0.5])], [p])
+        assert_all_same_bits([p], reference.params)
+
+
+@pytest.mark.parametrize("off", [None, 0, 0.0])
+@pytest.mark.parametrize("name", ["clipnorm", "clipvalue"])
+def test_clip_that_is_off(name: str, off: float | None) -> None:
+    optimizer = Adam(**{name: 0.01})
+    setattr(optimizer, name, off)
+    for unclipped in (optimizer, Adam(**{name: off})):  # type: ignore[arg-type]
+        p, g = np.ones(3), np.full(3, 1e6)
+        assert_same_bits(unclipped.get_gradients([g], [p])[0], g)
+        unclipped.get_updates([g], [p])
+        assert_same_bits(unclipped.weights[1], np.full(3, (1 - 0.9) * 1e6))
+
+
+@pytest.mark.parametrize("step", [np.int64(4), np.uint8(4), 4], ids=lambda s: type(s).__name__)
+def test_step_counts_that_are_ints(rng: np.random.Generator, step: Any) -> None:
+    p, g, m, v = state(rng, SHAPE, "float64")
+    expected = oracle.adam_step(p, g, m, v, step=4)
+    adam_step(p, g, m, v, step=step)
+    assert_all_same_bits([p, m, v], expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"), [(np.int64(1), 1), (np.uint8(3), 3), (4096, 4096)], ids=str
+)
+def test_thread_counts_that_are_ints(asked: Any, got: int) -> None:
+    with running():
+        fusedadam.set_num_threads(asked)
+        assert fusedadam.get_num_threads() == got
+
+
+# -- losses for autograd ----------------------------------------------------------------------
+
+INPUTS = np.linspace(-1, 1, 20).reshape(4, 5)
+TARGETS = np.linspace(0, 1, 12).reshape(4, 3)
+
+
+def two_layer_loss(params: Any) -> Any:
+    weight, bias, scale = params
+    predicted = scale * anp.tanh(anp.dot(INPUTS, weight) + bias)
+    return anp.mean((predicted - TARGETS) ** 2)
+
+
+def two_layer_params(dtype: str) -> list[Array]:
+    rng = np.random.default_rng(3)
+    return [rng.standard_normal(s).astype(dtype) for s in [(5, 3), (3,), ()]]
+
+
+def plain_autograd(loss: Callable[[Any], Any], params: Sequence[Array]) -> list[Array]:
+    gradients: list[Array] = autograd.grad(loss)([np.array(p) for p in params])
+    return gradients
+
+
+# The data of the loss are float64. A float32 parameter gets a float32 gradient all the same: its
+# dtype is the user's choice, that of the gradient is not.
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("container", [list, tuple])
+def test_autograd_loss(dtype: str, container: Any) -> None:
+    params = container(two_layer_params(dtype))
+    reference = oracle.OracleAdam(params, lr=0.05)
+    optimizer = Adam(lr=0.05)
+    first = two_layer_loss(params)
+    for _ in range(20):
+        grads = plain_autograd(two_layer_loss, reference.params)
+        assert {g.dtype for g in grads} == {np.dtype(dtype)}
+        assert_all_same_bits(optimizer.get_gradients(two_layer_loss, params), grads)
+        reference.step(grads)
+        updates = optimizer.get_updates(two_layer_loss, params)
+        assert [u is p for u, p in zip(updates[3::3], params, strict=True)] == [True] * 3
+    assert_all_same_bits(params, reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+    assert two_layer_loss(params) < 0.5 * first
+
+
+def test_autograd_loss_of_mixed_dtypes() -> None:
+    params = [
+        p.astype(t) for p, t in zip(two_layer_params("float64"), [*FLOATS, "float32"], strict=True)
+    ]
+    reference = oracle.OracleAdam(params, clipnorm=0.05)
+    reference.step(plain_autograd(two_layer_loss, params))
+    Adam(clipnorm=0.05).get_updates(two_layer_loss, params)
+    assert_all_same_bits(params, reference.params)
+
+
+FLOAT64_LOSSES: dict[str, Callable[[Any], Any]] = {
+    "times float64 data": lambda p: anp.sum(p[0] * np.ones((2, 3))),
+    "plus float64 data": lambda p: anp.sum((p[0] + np.ones((2, 3))) ** 2),
+    "float64 scalar": lambda p: np.float64(0.5) * anp.sum(p[0] ** 2),
+    "matrix product": lambda p: anp.sum(anp.tanh(np.ones((4, 2)) @ p[0])),
+    "elements": lambda p: p[0][0, 1] * np.float64(2) + anp.sum(p[0][1]),
+    "einsum": lambda p: anp.sum(anp.einsum("ij,jk->ik", np.ones((4, 2)), p[0]) ** 2),
+    "joined": lambda p: anp.sum(anp.concatenate([p[0], np.ones((1, 3))]) ** 2),
+}
+
+
+@pytest.mark.parametrize("loss", FLOAT64_LOSSES.values(), ids=FLOAT64_LOSSES)
+def test_autograd_loss_in_float64_of_a_float32_parameter(loss: Callable[[Any], Any]) -> None:
+    p = np.linspace(-1, 1, 6, dtype="float32").reshape(2, 3)
+    reference = oracle.OracleAdam([p])
+    reference.step([g.astype("float32") for g in plain_autograd(loss, [p])])
+    Adam().get_updates(loss, [p])
+    assert_same_bits(p, reference.params[0])
+
+
+def test_autograd_gradient_against_one_found_by_hand() -> None:
+    # d/dw sum(w**2 / 2) = w, d/db exp(sum(b)) = exp(sum(b))
+    w, b = np.linspace(-2, 2, 6).reshape(2, 3), np.array([0.25, -0.5])
+    grads = Adam().get_gradients(lambda p: anp.sum(p[0] ** 2 / 2) + anp.exp(anp.sum(p[1])), [w, b])
+    assert_same_bits(grads[0], w)
+    np.testing.assert_allclose(grads[1], np.exp(-0.25), rtol=1e-15)
+
+
+def test_autograd_loss_that_leaves_a_parameter_out() -> None:
+    # autograd's gradient is zero there, so the moments of that parameter decay and it still moves.
+    used, unused = np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0], dtype="float32")
+    optimizer = Adam()
+    optimizer.get_updates([np.ones(2), np.ones(3, "float32")], [used, unused])
+    reference = oracle.OracleAdam([used, unused])
+    reference.m, reference.v = ([w.copy() for w in optimizer.weights[i : i + 2]] for i in (1, 3))
+    reference.iterations = 1
+    reference.step([2 * used, np.zeros(3, "float32")])
+    optimizer.get_updates(lambda p: anp.sum(p[0] ** 2), [used, unused])
+    assert_all_same_bits([used, unused], reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+
+
+class Bounded(np.ndarray[Any, np.dtype[Any]]):
+    @staticmethod
+    def constraint(p: Array) -> Array:
+        return np.clip(p, -0.5, 0.5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_autograd_loss_of_subclasses(dtype: str) -> None:
+    # autograd itself knows no subclass of ndarray, and a parameter with a constraint is one.
+    params = [two_layer_params(dtype)[0].view(Bounded), *two_layer_params(dtype)[1:]]
+    reference = oracle.OracleAdam(params)
+    reference.step(plain_autograd(two_layer_loss, params))
+    Adam().get_updates(two_layer_loss, params)
+    assert_same_bits(np.asarray(params[0]), np.clip(reference.params[0], -0.5, 0.5))
+    assert_all_same_bits(params[1:], reference.params[1:])
+
+
+def test_autograd_loss_of_a_memory_mapped_parameter(tmp_path: Path) -> None:
+    p = np.linspace(-1, 1, 6).reshape(2, 3)
+    file = np.lib.format.open_memmap(tmp_path / "p.npy", mode="w+", dtype=p.dtype, shape=p.shape)
+    file[...] = p
+    reference = oracle.OracleAdam([p])
+    reference.step([2 * p])
+    Adam().get_updates(lambda q: anp.sum(q[0] ** 2), [file])
+    assert_same_bits(np.asarray(file), reference.params[0])
+
+
+def test_autograd_loss_is_called_once_a_step() -> None:
+    calls = []
+
+    def loss(params: Any) -> Any:
+        calls.append(len(params))
+        return anp.sum(params[0] ** 2)
+
+    optimizer = Adam()
+    p = np.ones(3)
+    for _ in range(3):
+        optimizer.get_updates(loss, [p])
+    assert calls == [1, 1, 1]
+
+
+def test_callable_objects_are_losses_too() -> None:
+    class Loss:
+        def __call__(self, params: Any) -> Any:
+            return anp.sum(params[0] ** 2)
+
+        def method(self, params: Any) -> Any:
+            return self(params)
+
+    p = np.array([1.0, -2.0])
+    for loss in (Loss(), Loss().method):
+        assert_same_bits(Adam().get_gradients(loss, [p])[0], 2 * p)
+
+
+def test_loss_that_leaves_every_parameter_out_is_not_silent() -> None:
+    p = np.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((UserWarning, ValueError)):
+            Adam().get_updates(lambda _: 3.0, [p])
+    assert_same_bits(p, np.ones(3))

@@ -1,0 +1,1124 @@
+# SPDX-License-Identifier: MIT
+"""Every refused call: its error says what, where and why, and the call has changed nothing.
+
+A message is held to the argument's name and index, the key words of the rule and what was received;
+its wording is free, but for the messages that Keras gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import autograd.numpy as anp
+import fusedadam
+import numpy as np
+import pytest
+from fresh_python import run_python
+from fusedadam import Adam, adam_step
+from helpers import Array, assert_all_same_bits, assert_same_bits, values
+
+SHAPES_AND_DTYPES = [((3,), "float64"), ((4, 6), "float32"), ((), "float32")]
+BAD = 1  # the position that the tables below spoil: two-dimensional, float32, not the first
+
+
+class Training:
+    """An optimizer (two steps old unless `fresh`) and everything that a refused call must keep."""
+
+    def __init__(self, *, fresh: bool = False) -> None:
+        rng = np.random.default_rng(11)
+        self.params = [values(rng, shape, dtype) for shape, dtype in SHAPES_AND_DTYPES]
+        self.grads = [values(rng, shape, dtype) for shape, dtype in SHAPES_AND_DTYPES]
+        self.m = [values(rng, shape, dtype) for shape, dtype in SHAPES_AND_DTYPES]
+        self.v = [np.asarray(np.abs(m)) for m in self.m]
+        self.optimizer = Adam(lr=0.01, decay=0.1, clipnorm=50.0, clipvalue=2.0)
+        for _ in range(0 if fresh else 2):
+            self.optimizer.apply_gradients(list(zip(self.grads, self.params, strict=True)))
+
+    def snapshot(self) -> dict[str, Any]:
+        arrays = {"params": self.params, "grads": self.grads, "m": self.m, "v": self.v}
+        return {
+            "iterations": self.optimizer.iterations,
+            "config": self.optimizer.get_config(),
+            "repr": repr(self.optimizer),
+            "isa": fusedadam.active_isa(),
+            "threads": fusedadam.get_num_threads(),
+            "weights": [w.copy() for w in self.optimizer.weights],
+            **{name: [a.copy() for a in group] for name, group in arrays.items()},
+        }
+
+
+def assert_unchanged(training: Training, before: dict[str, Any]) -> None:
+    after = training.snapshot()
+    for what, old in before.items():
+        if isinstance(old, list):
+            assert_all_same_bits(after[what], old, what)
+        else:
+            assert after[what] == old, what
+
+
+def assert_goes_on(training: Training, twin: Training) -> None:
+    """The next good steps of both are the same: the refused call left no trace inside either."""
+    for t in (training, twin):
+        t.optimizer.apply_gradients(list(zip(t.grads, t.params, strict=True)))
+        adam_step(t.params, t.grads, t.m, t.v, step=3)
+    assert_unchanged(training, twin.snapshot())
+
+
+def message(*parts: str, received: str = ".+") -> str:
+    """A pattern for a whole message: all of `parts` in any order, and what was received at its end."""
+    return "".join(f"(?=.*{part})" for part in parts) + f".*[Rr]eceived: {received}"
+
+
+def assert_refused(
+    training: Training,
+    call: Callable[[], object],
+    error: type[Exception] | tuple[type[Exception], ...],
+    pattern: str,
+    *,
+    twin: Training | None = None,
+) -> None:
+    before = training.snapshot()
+    with pytest.raises(error) as caught:
+        call()
+    assert re.fullmatch(pattern, str(caught.value), re.DOTALL), f"message: {caught.value}"
+    assert_unchanged(training, before)
+    if twin is not None:
+        assert_goes_on(training, twin)
+
+
+@pytest.fixture(params=[False, True], ids=["built", "fresh"])
+def pair(request: pytest.FixtureRequest) -> tuple[Training, Training]:
+    """A training, and a twin that never sees the bad call."""
+    return Training(fresh=request.param), Training(fresh=request.param)
+
+
+@pytest.fixture
+def training() -> Training:
+    return Training()
+
+
+# -- one spoilt array -------------------------------------------------------------------------
+
+
+class Fault(NamedTuple):
+    make: Callable[[Array], Any]  # from the good array
+    error: type[Exception]
+    rule: str
+
+
+def misaligned(a: Array) -> Array:
+    placed: Array = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    placed[...] = a
+    assert not placed.flags.aligned
+    return placed
+
+
+def strided(a: Array) -> Array:
+    wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
+    wide[..., ::2] = a
+    view: Array = wide[..., ::2]
+    return view
+
+
+def read_only(a: Array) -> Array:
+    frozen: Array = a.copy()
+    frozen.flags.writeable = False
+    return frozen
+
+
+def cast(dtype: str) -> Callable[[Array], Array]:
+    return lambda a: a.astype(dtype)
+
+
+FLOAT_DTYPE = "float32 or float64"
+WRITTEN_FAULTS = {
+    "a list": Fault(lambda a: a.tolist(), TypeError, "ndarray"),
+    "a NumPy scalar": Fault(lambda _: np.float32(1), TypeError, "ndarray"),
+    "a float": Fault(lambda _: 1.0, TypeError, "ndarray"),
+    "None": Fault(lambda _: None, TypeError, "ndarray"),
+    "a memoryview": Fault(lambda a: a.data, TypeError, "ndarray"),
+    "float16": Fault(cast("float16"), TypeError, FLOAT_DTYPE),
+    "longdouble": Fault(cast("longdouble"), TypeError, FLOAT_DTYPE),
+    "int32": Fault(cast("int32"), TypeError, FLOAT_DTYPE),
+    "bool": Fault(cast("bool"), TypeError, FLOAT_DTYPE),
+    "complex64": Fault(cast("complex64"), TypeError, FLOAT_DTYPE),
+    "object": Fault(cast("object"), TypeError, FLOAT_DTYPE),
+    "a record": Fault(lambda a: a.view([("x", "f4")]), TypeError, FLOAT_DTYPE),
+    "swapped bytes": Fault(
+        lambda a: a.astype(a.dtype.newbyteorder()), TypeError, "(byte order|endian)"
+    ),
+    "misaligned": Fault(misaligned, ValueError, "align"),
+    "Fortran order": Fault(np.asfortranarray, ValueError, "C-contiguous"),
+    "strided": Fault(strided, ValueError, "C-contiguous"),
+    "reversed": Fault(lambda a: a[::-1].copy()[::-1], ValueError, "C-contiguous"),
+    "transposed": Fault(lambda a: a.T.copy().T, ValueError, "C-contiguous"),
+    "read-only": Fault(read_only, ValueError, "(writ|read-only)"),
+    "broadcast": Fault(
+        lambda a: np.broadcast_to(a[0], a.shape), ValueError, "(C-contiguous|writ|read-only)"
+    ),
+}
+GRADIENT_FAULTS = {
+    "float64": Fault(cast("float64"), TypeError, "float32"),
+    "float16": Fault(cast("float16"), TypeError, "float32"),
+    "int32": Fault(cast("int32"), TypeError, "float32"),
+    "complex64": Fault(cast("complex64"), TypeError, "float32"),
+    "object": Fault(cast("object"), TypeError, "float32"),
+    "text": Fault(lambda _: "gradient", TypeError, "(float32|array)"),
+    "no array at all": Fault(lambda _: object(), TypeError, "(float32|array)"),
+    "ragged lists": Fault(lambda _: [[1.0], [1.0, 2.0]], TypeError, "(float32|array)"),
+    "swapped bytes": Fault(
+        lambda a: a.astype(a.dtype.newbyteorder()), TypeError, "(float32|byte order|endian)"
+    ),
+    "transposed": Fault(lambda a: a.T, ValueError, "shape"),
+    "flat": Fault(lambda a: a.ravel(), ValueError, "shape"),
+    "one axis more": Fault(lambda a: a[..., None], ValueError, "shape"),
+    "to be broadcast": Fault(lambda a: a[:1], ValueError, "shape"),
+    "a scalar": Fault(lambda _: np.float32(1), ValueError, "shape"),
+    "empty": Fault(lambda a: a[:0], ValueError, "shape"),
+}
+
+
+def by_apply_gradients(t: Training, params: list[Any], grads: list[Any]) -> object:
+    return t.optimizer.apply_gradients(list(zip(grads, params, strict=True)))
+
+
+def by_get_updates(t: Training, params: list[Any], grads: list[Any]) -> object:
+    return t.optimizer.get_updates(grads, params)
+
+
+def by_get_gradients(t: Training, params: list[Any], grads: list[Any]) -> object:
+    return t.optimizer.get_gradients(grads, params)
+
+
+def by_build(t: Training, params: list[Any], grads: list[Any]) -> object:  # noqa: ARG001
+    t.optimizer.build(params)
+    return None
+
+
+def by_adam_step(t: Training, params: list[Any], grads: list[Any]) -> object:
+    adam_step(params, grads, t.m, t.v, step=3)
+    return None
+
+
+Route = Callable[[Training, list[Any], list[Any]], object]
+STEPS: list[Route] = [by_apply_gradients, by_get_updates, by_adam_step]
+
+
+def spoilt(arrays: list[Array], fault: Fault) -> list[Any]:
+    bad: list[Any] = list(arrays)
+    bad[BAD] = fault.make(arrays[BAD])
+    return bad
+
+
+@pytest.mark.parametrize("route", [*STEPS, by_build])
+@pytest.mark.parametrize("fault", WRITTEN_FAULTS.values(), ids=WRITTEN_FAULTS)
+def test_parameter_that_cannot_be_updated_in_place(
+    pair: tuple[Training, Training], fault: Fault, route: Route
+) -> None:
+    training, twin = pair
+    params = spoilt(training.params, fault)
+    error, rule = fault.error, fault.rule
+    errors: tuple[type[Exception], ...] = (error,)
+    if training.optimizer.iterations and error is TypeError:
+        # The moments' dtype is broken too, and either may be said.
+        errors, rule = (TypeError, ValueError), f"({rule}|build)"
+    name = rf"(params|grads_and_vars)\[{BAD}\]"
+    assert_refused(
+        training,
+        lambda: route(training, params, training.grads),
+        errors,
+        message(name, rule),
+        twin=twin,
+    )
+
+
+@pytest.mark.parametrize("name", ["params", "m", "v"])
+@pytest.mark.parametrize("fault", WRITTEN_FAULTS.values(), ids=WRITTEN_FAULTS)
+def test_adam_step_array_that_cannot_be_updated_in_place(
+    training: Training, fault: Fault, name: str
+) -> None:
+    arguments: dict[str, Any] = {"params": training.params, "m": training.m, "v": training.v}
+    arguments[name] = spoilt(arguments[name], fault)
+    assert_refused(
+        training,
+        lambda: adam_step(grads=training.grads, step=3, **arguments),
+        fault.error,
+        message(rf"\b{name}\[{BAD}\]", fault.rule),
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize("name", ["params", "m", "v"])
+@pytest.mark.parametrize("fault", WRITTEN_FAULTS.values(), ids=WRITTEN_FAULTS)
+def test_adam_step_single_array_that_cannot_be_updated_in_place(
+    training: Training, fault: Fault, name: str
+) -> None:
+    arguments: dict[str, Any] = {
+        "params": training.params[BAD],
+        "m": training.m[BAD],
+        "v": training.v[BAD],
+    }
+    bad = arguments[name] = fault.make(arguments[name])
+    error: Any = fault.error
+    pattern = message(rf"\b{name}\b", fault.rule)
+    if isinstance(bad, list | memoryview):
+        # One argument is a sequence now and three are not: any of them may be named.
+        error, pattern = (TypeError, ValueError), message("(params|grads|m|v)")
+    elif not isinstance(bad, np.ndarray):
+        pattern = message(rf"\b{name}\b")
+    assert_refused(
+        training,
+        lambda: adam_step(grads=training.grads[BAD], step=3, **arguments),
+        error,
+        pattern,
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize("name", ["m", "v"])
+@pytest.mark.parametrize(
+    ("make", "error", "rule"),
+    [
+        (cast("float64"), TypeError, "(dtype|float32)"),
+        (lambda a: a.T.copy(), ValueError, "shape"),
+        (lambda a: a.ravel().copy(), ValueError, "shape"),
+        (lambda a: a[:2].copy(), ValueError, "shape"),
+    ],
+    ids=["float64", "transposed", "flat", "shorter"],
+)
+def test_adam_step_moment_unlike_its_parameter(
+    training: Training, name: str, make: Callable[[Array], Array], error: type[Exception], rule: str
+) -> None:
+    arguments: dict[str, Any] = {"m": training.m, "v": training.v}
+    arguments[name] = spoilt(arguments[name], Fault(make, error, rule))
+    assert_refused(
+        training,
+        lambda: adam_step(training.params, training.grads, step=3, **arguments),
+        error,
+        message(rf"\b{name}\[{BAD}\]", rule),
+        twin=Training(),
+    )
+
+
+GRADIENT_NAME = rf"(grads|gradients|loss|grads_and_vars)\[{BAD}\]"
+
+
+@pytest.mark.parametrize("route", [*STEPS, by_get_gradients])
+@pytest.mark.parametrize("fault", GRADIENT_FAULTS.values(), ids=GRADIENT_FAULTS)
+def test_gradient_unlike_its_parameter(
+    pair: tuple[Training, Training], fault: Fault, route: Route
+) -> None:
+    training, twin = pair
+    grads = spoilt(training.grads, fault)
+    assert_refused(
+        training,
+        lambda: route(training, training.params, grads),
+        fault.error,
+        message(GRADIENT_NAME, fault.rule),
+        twin=twin,
+    )
+
+
+@pytest.mark.parametrize("route", [*STEPS, by_get_gradients])
+def test_gradient_that_is_none(pair: tuple[Training, Training], route: Route) -> None:
+    training, twin = pair
+    grads: list[Any] = list(training.grads)
+    grads[BAD] = None
+    assert_refused(
+        training,
+        lambda: route(training, training.params, grads),
+        ValueError,
+        rf"An operation has `None` for gradient\. .*\[{BAD}\].*",
+        twin=twin,
+    )
+
+
+def test_gradient_that_is_none_alone(training: Training) -> None:
+    arrays: list[Any] = [training.params[0], None, training.m[0], training.v[0]]
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=1),
+        (ValueError, TypeError),
+        r"(An operation has `None` for gradient\. .+|.*grads.*Received: .*None.*)",
+        twin=Training(),
+    )
+
+
+# -- counts and containers --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", [by_get_updates, by_get_gradients, by_adam_step])
+@pytest.mark.parametrize("change", ["fewer", "more", "none"])
+def test_gradients_that_are_not_as_many_as_parameters(
+    pair: tuple[Training, Training], change: str, route: Route
+) -> None:
+    training, twin = pair
+    changed = {
+        "fewer": training.grads[:-1],
+        "more": [*training.grads, training.grads[0]],
+        "none": [],
+    }
+    grads = changed[change]
+    assert_refused(
+        training,
+        lambda: route(training, training.params, grads),
+        ValueError,
+        message("(grad|loss)", "3", received=f".*{len(grads)}.*"),
+        twin=twin,
+    )
+
+
+@pytest.mark.parametrize("name", ["params", "grads", "m", "v"])
+def test_adam_step_lists_of_different_lengths(training: Training, name: str) -> None:
+    arguments: dict[str, Any] = {
+        "params": training.params,
+        "grads": training.grads,
+        "m": training.m,
+        "v": training.v,
+    }
+    arguments[name] = arguments[name][:-1]
+    assert_refused(
+        training,
+        lambda: adam_step(**arguments, step=1),
+        ValueError,
+        message("(params|grads|m|v)", "3", received=".*2.*|.*3.*"),
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize("name", ["params", "grads", "m", "v"])
+@pytest.mark.parametrize("bad", [None, 1.0, "params", b"params"], ids=repr)
+def test_adam_step_argument_that_is_neither_array_nor_sequence(
+    training: Training, name: str, bad: Any
+) -> None:
+    arguments: dict[str, Any] = {
+        "params": training.params,
+        "grads": training.grads,
+        "m": training.m,
+        "v": training.v,
+    }
+    arguments[name] = bad
+    assert_refused(
+        training,
+        lambda: adam_step(**arguments, step=1),
+        (TypeError, ValueError) if name == "grads" else TypeError,
+        message(rf"\b{name}\b"),
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize("bad", [None, 1.0, "params"], ids=repr)
+@pytest.mark.parametrize("method", ["build", "get_updates", "get_gradients"])
+def test_params_that_are_no_sequence(
+    pair: tuple[Training, Training], method: str, bad: Any
+) -> None:
+    training, twin = pair
+    loss = [] if method == "build" else [training.grads]
+    assert_refused(
+        training,
+        lambda: getattr(training.optimizer, method)(*loss, bad),
+        TypeError,
+        message(r"\bparams\b"),
+        twin=twin,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda _: None, r"grads_and_vars\b"),
+        (lambda _: 3.0, r"grads_and_vars\b"),
+        (lambda t: [(t.grads[0], t.params[0]), t.params[1]], r"grads_and_vars\[1\]"),
+        (lambda t: [(t.grads[0], t.params[0]), (t.grads[1],)], r"grads_and_vars\[1\]"),
+        (
+            lambda t: [(t.grads[0], t.params[0]), (t.grads[1], t.params[1], 0)],
+            r"grads_and_vars\[1\]",
+        ),
+        (lambda t: [(t.grads[0], t.params[0]), None], r"grads_and_vars\[1\]"),
+    ],
+    ids=["None", "a number", "no pair", "too short", "too long", "None inside"],
+)
+def test_grads_and_vars_that_are_no_pairs(
+    pair: tuple[Training, Training], make: Callable[[Training], Any], name: str
+) -> None:
+    training, twin = pair
+    assert_refused(
+        training,
+        lambda: training.optimizer.apply_gradients(make(training)),
+        (TypeError, ValueError),
+        message(name),
+        twin=twin,
+    )
+
+
+class BrokenError(Exception):
+    pass
+
+
+def breaking_generator(t: Training) -> Iterator[tuple[Array, Array]]:
+    yield t.grads[0], t.params[0]
+    raise BrokenError("from the caller's own generator")
+
+
+class BreakingSequence(Sequence[Array]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: Any) -> Any:
+        raise BrokenError("from the caller's own sequence")
+
+
+@pytest.mark.parametrize("name", ["params", "grads", "m", "v"])
+def test_sequence_that_breaks_passes_its_own_error_on(training: Training, name: str) -> None:
+    arguments: dict[str, Any] = {
+        "params": training.params,
+        "grads": training.grads,
+        "m": training.m,
+        "v": training.v,
+    }
+    arguments[name] = BreakingSequence()
+    assert_refused(
+        training,
+        lambda: adam_step(**arguments, step=1),
+        BrokenError,
+        "from the caller's own sequence",
+        twin=Training(),
+    )
+
+
+def test_generator_that_breaks_passes_its_own_error_on(pair: tuple[Training, Training]) -> None:
+    training, twin = pair
+    assert_refused(
+        training,
+        lambda: training.optimizer.apply_gradients(breaking_generator(training)),
+        BrokenError,
+        "from the caller's own generator",
+        twin=twin,
+    )
+
+
+# -- the loss ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["get_updates", "get_gradients"])
+@pytest.mark.parametrize(
+    "loss", [0.25, np.float32(0.25), None, "loss", {"loss": 1}, {1.0}, 3], ids=repr
+)
+def test_loss_of_another_kind(pair: tuple[Training, Training], method: str, loss: Any) -> None:
+    training, twin = pair
+    assert_refused(
+        training,
+        lambda: getattr(training.optimizer, method)(loss, training.params),
+        TypeError,
+        message(r"\bloss\b", "callable", r"torch\.Tensor", "sequence"),
+        twin=twin,
+    )
+
+
+def not_scalar(params: Any) -> Any:
+    return params[0] * 2.0
+
+
+def broken(params: Any) -> Any:
+    raise BrokenError(f"from the caller's own loss of {len(params)} parameters")
+
+
+@pytest.mark.parametrize("method", ["get_updates", "get_gradients"])
+@pytest.mark.parametrize(
+    ("loss", "error", "pattern"),
+    [(not_scalar, (TypeError, ValueError), ".*scalar.*"), (broken, BrokenError, "from the .*")],
+    ids=["not scalar", "raises"],
+)
+def test_callable_loss_that_fails(
+    pair: tuple[Training, Training],
+    method: str,
+    loss: Callable[[Any], Any],
+    error: Any,
+    pattern: str,
+) -> None:
+    training, twin = pair
+    assert_refused(
+        training,
+        lambda: getattr(training.optimizer, method)(loss, training.params),
+        error,
+        pattern,
+        twin=twin,
+    )
+
+
+def test_callable_loss_does_not_rescue_a_bad_parameter(pair: tuple[Training, Training]) -> None:
+    training, twin = pair
+    params = spoilt(training.params, WRITTEN_FAULTS["Fortran order"])
+    assert_refused(
+        training,
+        lambda: training.optimizer.get_updates(lambda p: anp.sum(p[1]) + anp.sum(p[0]), params),
+        ValueError,
+        message(rf"params\[{BAD}\]", "C-contiguous"),
+        twin=twin,
+    )
+
+
+# -- arrays that overlap ----------------------------------------------------------------------
+
+# Two float32 tensors of four elements out of one buffer of twelve.
+OVERLAPPING: dict[str, Callable[[Array], list[Array]]] = {
+    "one array twice": lambda b: [b[:4]] * 2,
+    "one view twice": lambda b: [b[:4], b[:4]],
+    "one element shared": lambda b: [b[:4], b[3:7]],
+    "in the other order": lambda b: [b[3:7], b[:4]],
+    "another shape": lambda b: [b[:4].reshape(2, 2), b[2:6]],
+    "another dtype": lambda b: [b[:4], b.view("float64")[1:5]],
+    "one inside the other": lambda b: [b[:8], b[2:6]],
+    "not neighbours in the list": lambda b: [b[:4], b[8:], b[2:6]],
+    "a 0-d inside": lambda b: [b[:4], b[3:4].reshape(())],
+}
+
+
+@pytest.mark.parametrize("views", OVERLAPPING.values(), ids=OVERLAPPING)
+@pytest.mark.parametrize("method", ["build", "get_updates", "apply_gradients"])
+def test_parameters_that_overlap(method: str, views: Callable[[Array], list[Array]]) -> None:
+    buffer = np.arange(12, dtype="float32")
+    params = views(buffer)
+    grads = [np.ones_like(p) for p in params]
+    optimizer = Adam()
+    calls: dict[str, Callable[[], object]] = {
+        "build": lambda: optimizer.build(params),
+        "get_updates": lambda: optimizer.get_updates(grads, params),
+        "apply_gradients": lambda: optimizer.apply_gradients(list(zip(grads, params, strict=True))),
+    }
+    with pytest.raises(ValueError, match=r"\[\d\].*overlap.*Received: .+"):
+        calls[method]()
+    assert_same_bits(buffer, np.arange(12, dtype="float32"))
+    assert optimizer.iterations == 0
+    assert optimizer.weights == []
+
+
+@pytest.mark.parametrize("views", OVERLAPPING.values(), ids=OVERLAPPING)
+def test_parameters_that_overlap_after_ones_that_did_not(
+    views: Callable[[Array], list[Array]],
+) -> None:
+    # The parameters of the first step were checked; those of a later step are other arrays.
+    buffer = np.arange(12, dtype="float32")
+    params = views(buffer)
+    grads = [np.ones_like(p) for p in params]
+    optimizer = Adam()
+    optimizer.get_updates(grads, [p.copy() for p in params])
+    before = optimizer.get_weights()
+    with pytest.raises(ValueError, match=r"\[\d\].*overlap.*Received: .+"):
+        optimizer.get_updates(grads, params)
+    assert_same_bits(buffer, np.arange(12, dtype="float32"))
+    assert_all_same_bits(optimizer.get_weights(), before)
+    assert optimizer.iterations == 1
+
+
+@pytest.mark.parametrize("position", [1, 2, 3, 4], ids=["m[0]", "m[1]", "v[0]", "v[1]"])
+def test_parameter_that_is_one_of_the_optimizers_moments(position: int) -> None:
+    params = [np.arange(4, dtype="float32") for _ in range(2)]
+    grads = [np.ones(4, "float32") for _ in range(2)]
+    optimizer = Adam()
+    optimizer.get_updates(grads, params)
+    before = optimizer.get_weights()
+    with pytest.raises(ValueError, match=r"\[\d\].*overlap.*Received: .+"):
+        optimizer.get_updates(grads, [params[0], optimizer.weights[position]])
+    assert_all_same_bits(optimizer.get_weights(), before)
+    assert optimizer.iterations == 1
+
+
+ROLES = ["params", "m", "v"]
+
+
+@pytest.mark.parametrize("views", OVERLAPPING.values(), ids=OVERLAPPING)
+@pytest.mark.parametrize("role", ROLES)
+def test_adam_step_arrays_that_overlap_within_one_argument(
+    role: str, views: Callable[[Array], list[Array]]
+) -> None:
+    buffer = np.arange(12, dtype="float32")
+    arrays = views(buffer)
+    arguments: dict[str, Any] = {
+        name: [np.ones_like(a) for a in arrays] for name in [*ROLES, "grads"]
+    }
+    arguments[role] = arrays
+    with pytest.raises(ValueError, match=rf"\b{role}\[\d\].*overlap.*Received: .+"):
+        adam_step(**arguments, step=1)
+    assert_same_bits(buffer, np.arange(12, dtype="float32"))
+    for name in set(arguments) - {role}:
+        assert all(np.all(a == 1) for a in arguments[name]), name
+
+
+@pytest.mark.parametrize(("one", "other"), [("params", "m"), ("params", "v"), ("m", "v")])
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_adam_step_arrays_that_overlap_between_arguments(
+    one: str, other: str, index: int, shift: int
+) -> None:
+    buffer = np.arange(12, dtype="float32")
+    arguments: dict[str, Any] = {
+        name: [np.ones(4, "float32") for _ in range(2)] for name in [*ROLES, "grads"]
+    }
+    arguments[one][0] = buffer[:4]
+    arguments[other][index] = buffer[shift : shift + 4]
+    with pytest.raises(
+        ValueError, match=rf"\b({one}\[0\]|{other}\[{index}\]).*overlap.*Received: .+"
+    ):
+        adam_step(**arguments, step=1)
+    assert_same_bits(buffer, np.arange(12, dtype="float32"))
+    for name, arrays in arguments.items():
+        assert all(np.all(a == 1) for a in arrays if a.base is not buffer), name
+
+
+@pytest.mark.parametrize(("one", "other"), [("params", "m"), ("params", "v"), ("m", "v")])
+def test_adam_step_single_arrays_that_overlap(one: str, other: str) -> None:
+    arguments: dict[str, Any] = {name: np.ones(4, "float32") for name in [*ROLES, "grads"]}
+    arguments[other] = arguments[one]
+    with pytest.raises(ValueError, match=rf"\b({one}|{other})\b.*overlap.*Received: .+"):
+        adam_step(**arguments, step=1)
+    assert all(np.all(a == 1) for a in arguments.values())
+
+
+# -- parameters that are not those of the moments ---------------------------------------------
+
+CHANGED: dict[str, Callable[[list[Array]], list[Array]]] = {
+    "fewer": lambda p: p[:-1],
+    "more": lambda p: [*p, np.ones(2)],
+    "none": lambda _: [],
+    "another order": lambda p: p[::-1],
+    "another shape": lambda p: [p[0], p[1].T.copy(), p[2]],
+    "another size": lambda p: [p[0], p[1][:2].copy(), p[2]],
+    "another rank": lambda p: [p[0], p[1].reshape(-1), p[2]],
+    "another dtype": lambda p: [p[0], p[1].astype("float64"), p[2]],
+}
+
+
+@pytest.mark.parametrize("route", [by_apply_gradients, by_get_updates])
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_parameters_unlike_those_that_built_the_moments(
+    training: Training, change: Callable[[list[Array]], list[Array]], route: Route
+) -> None:
+    params = change(training.params)
+    kept = [p.copy() for p in params]
+    assert_refused(
+        training,
+        lambda: route(training, params, [np.ones_like(p) for p in params]),
+        ValueError,
+        message(r"\b(params|grads_and_vars)\b", r"\bbuild\b"),
+    )
+    assert_all_same_bits(params, kept)
+    assert_goes_on(training, Training())
+
+
+@pytest.mark.parametrize("shape", [(2, 50), (200, 500), (50, 20), (1,), (100_000,)], ids=str)
+def test_parameter_resized_in_place_since_the_last_step(shape: tuple[int, ...]) -> None:
+    # The object is the one that was checked, even the array of its extents may be; its memory is not.
+    param, grad = np.arange(1000.0).reshape(20, 50).copy(), np.ones((20, 50))
+    optimizer = Adam()
+    optimizer.get_updates([grad], [param])
+    before = optimizer.get_weights()
+    param.resize(shape, refcheck=False)
+    kept = param.copy()
+    with pytest.raises(ValueError, match=r"params\[0\].*\bbuild\b.*Received: .+"):
+        optimizer.get_updates([np.ones(shape)], [param])
+    assert_same_bits(param, kept)
+    assert_all_same_bits(optimizer.get_weights(), before)
+    optimizer.build([param])
+    optimizer.get_updates([np.ones(shape)], [param])
+    assert not np.any(param == kept)
+
+
+def test_parameter_made_read_only_since_the_last_step() -> None:
+    param, grad = np.arange(8.0), np.ones(8)
+    optimizer = Adam()
+    optimizer.get_updates([grad], [param])
+    before, kept = optimizer.get_weights(), param.copy()
+    param.flags.writeable = False
+    for call in (
+        lambda: optimizer.get_updates([grad], [param]),
+        lambda: optimizer.apply_gradients([(grad, param)]),
+    ):
+        with pytest.raises(ValueError, match=r"\[0\].*(writ|read-only).*Received: .+"):
+            call()
+    assert_same_bits(param, kept)
+    assert_all_same_bits(optimizer.get_weights(), before)
+    param.flags.writeable = True
+    assert optimizer.apply_gradients([(grad, param)]) == 2
+
+
+# -- hyper-parameters -------------------------------------------------------------------------
+
+HUGE = 10**400  # an int that no float64 can hold: it must not surface as an OverflowError
+NOT_FINITE = [float("nan"), float("inf"), -float("inf"), np.float32("nan")]
+NOT_A_NUMBER = ["0.5", "fast", [0.5], (0.5,), {}, 0.5j, np.array([0.5, 0.5]), object()]
+AT_LEAST_0 = ["lr", "learning_rate", "epsilon", "decay"]
+BETAS = ["beta_1", "beta_2"]
+CLIPS = ["clipnorm", "clipvalue"]
+
+
+class BadValue(NamedTuple):
+    name: str
+    value: Any
+    error: type[Exception] | tuple[type[Exception], ...]
+    pattern: str
+
+
+def bad_values() -> Iterator[BadValue]:
+    for name in [*AT_LEAST_0, *BETAS, *CLIPS]:
+        shown = "(lr|learning_rate)" if name == "learning_rate" else name
+        rule = rf"(0 < {name} < 1|> 0 and < 1)" if name in BETAS else "(>= 0|finite)"
+        for value in NOT_FINITE:
+            yield BadValue(name, value, ValueError, message(rf"\b{shown}\b", rule))
+        yield BadValue(name, HUGE, (TypeError, ValueError), message(rf"\b{shown}\b"))
+        for value in [*NOT_A_NUMBER, *([] if name in CLIPS else [None])]:
+            yield BadValue(name, value, TypeError, message(rf"\b{shown}\b", "real number"))
+        for value in [0.0, 1.0, -0.5, 1.5, 1, 0] if name in BETAS else [-1.0, -1, -1e-300, -5e-324]:
+            if name in CLIPS:
+                # Keras' own words.
+                pattern = rf"Expected {name} >= 0, received: {re.escape(str(float(value)))}"
+            else:
+                pattern = message(rf"\b{shown}\b", rule, received=rf"{shown}={value!r}(\.0)?")
+            yield BadValue(name, value, ValueError, pattern)
+    for value in ["yes", 0.5, None, []]:
+        yield BadValue(
+            "flush_denormals",
+            value,
+            TypeError,
+            message(r"\bflush_denormals\b", "(bool|True or False)"),
+        )
+
+
+def shown(bad: Any) -> str:
+    return f"{bad.name}={'10**400' if bad.value is HUGE else bad.value!r:.20}"
+
+
+BAD_VALUES = pytest.mark.parametrize("bad", list(bad_values()), ids=shown)
+
+
+@BAD_VALUES
+def test_constructor_value(bad: BadValue) -> None:
+    with pytest.raises(bad.error) as caught:
+        Adam(**{bad.name: bad.value})
+    assert re.fullmatch(bad.pattern, str(caught.value), re.DOTALL), f"message: {caught.value}"
+    config = {
+        k: v for k, v in Adam().get_config().items() if (k, bad.name) != ("lr", "learning_rate")
+    }
+    with pytest.raises(bad.error):
+        Adam.from_config(config | {bad.name: bad.value})
+
+
+@BAD_VALUES
+def test_attribute_value(training: Training, bad: BadValue) -> None:
+    assert_refused(
+        training,
+        lambda: setattr(training.optimizer, bad.name, bad.value),
+        bad.error,
+        bad.pattern,
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b for b in bad_values() if b.name in ("lr", "epsilon", "flush_denormals", *BETAS)],
+    ids=shown,
+)
+def test_adam_step_value(training: Training, bad: BadValue) -> None:
+    arrays = training.params, training.grads, training.m, training.v
+    options: dict[str, Any] = {bad.name: bad.value}
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=3, **options),
+        bad.error,
+        bad.pattern,
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize(
+    "step", [0, -1, -(2**63), 2**63, 2**64, HUGE], ids=lambda n: f"{float(min(n, 2**99)):.4g}"
+)
+def test_adam_step_count_out_of_range(training: Training, step: int) -> None:
+    arrays = training.params, training.grads, training.m, training.v
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=step),
+        ValueError,
+        message(r"\bstep\b"),
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize("step", [1.5, 1.0, "1", None, [1], float("nan"), 1j], ids=repr)
+def test_adam_step_count_that_is_no_int(training: Training, step: Any) -> None:
+    arrays = training.params, training.grads, training.m, training.v
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=step),
+        TypeError,
+        message(r"\bstep\b", "int"),
+        twin=Training(),
+    )
+
+
+def test_adam_step_count_is_required(training: Training) -> None:
+    arrays: list[Any] = [training.params, training.grads, training.m, training.v]
+    without_step: Any = adam_step
+    assert_refused(
+        training, lambda: without_step(*arrays), TypeError, r".*\bstep\b.*", twin=Training()
+    )
+
+
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "Lr", "epsilon_", "clip_norm"])
+def test_unknown_keyword(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"^Unexpected keyword argument passed to optimizer: {name}$"
+    ):
+        Adam(**{name: 1.0})
+    with pytest.raises(TypeError, match=name):
+        Adam.from_config(Adam().get_config() | {name: 1.0})
+
+
+def test_unknown_keyword_of_adam_step(training: Training) -> None:
+    arrays = training.params, training.grads, training.m, training.v
+    options: dict[str, Any] = {"momentum": 0.9}
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=1, **options),
+        TypeError,
+        ".*momentum.*",
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize("value", [0.001, 0.5])
+def test_lr_and_its_synonym_at_once(value: float) -> None:
+    # Refused with the default given as well: it was given.
+    for positional, named in (((0.001,), {}), ((), {"lr": 0.001})):
+        with pytest.raises(TypeError, match=r"(?s)\blr\b.*learning_rate|learning_rate.*\blr\b"):
+            Adam(*positional, **named, learning_rate=value)
+
+
+def test_iterations_cannot_be_assigned(training: Training) -> None:
+    assert_refused(
+        training,
+        lambda: setattr(training.optimizer, "iterations", 7),
+        AttributeError,
+        ".*",
+        twin=Training(),
+    )
+
+
+# -- weights ----------------------------------------------------------------------------------
+
+LENGTH = (
+    r"Length of the specified weight list \({}\) does not match "
+    r"the number of weights of the optimizer \({}\).*"
+)
+SHAPE = r"Optimizer weight shape {} not compatible with provided weight shape {}.*"
+
+
+def replaced(weights: list[Array], position: int, value: Any) -> list[Any]:
+    changed: list[Any] = [w + 1 for w in weights]  # so that a partial copy would be seen
+    changed[position] = value
+    return changed
+
+
+BAD_WEIGHTS: list[tuple[str, Callable[[list[Array]], Any], Any, str]] = [
+    ("too few", lambda w: w[:-1], ValueError, LENGTH.format(6, 7)),
+    ("too many", lambda w: [*w, w[1]], ValueError, LENGTH.format(8, 7)),
+    ("none", lambda _: [], ValueError, LENGTH.format(0, 7)),
+    ("only iterations", lambda w: w[:1], ValueError, LENGTH.format(1, 7)),
+    (
+        "3n+1, but the last ones are not of shape (1,)",
+        lambda w: [*w, *w[-3:]],
+        ValueError,
+        f"({LENGTH.format(10, 7)}|{SHAPE.format('.*', '.*')})",
+    ),
+    (
+        "last moment of another shape",
+        lambda w: replaced(w, 6, np.ones(1, "float32")),
+        ValueError,
+        SHAPE.format(r"\(\)", r"\(1,\)"),
+    ),
+    (
+        "moment of another shape",
+        lambda w: replaced(w, 4, np.ones(4)),
+        ValueError,
+        SHAPE.format(r"\(3,\)", r"\(4,\)"),
+    ),
+    (
+        "transposed",
+        lambda w: replaced(w, 5, w[5].T),
+        ValueError,
+        SHAPE.format(r"\(4, 6\)", r"\(6, 4\)"),
+    ),
+    (
+        "to be broadcast",
+        lambda w: replaced(w, 5, w[5][:1]),
+        ValueError,
+        SHAPE.format(r"\(4, 6\)", r"\(1, 6\)"),
+    ),
+    (
+        "iterations of another shape",
+        lambda w: replaced(w, 0, np.array([5])),
+        ValueError,
+        SHAPE.format(r"\(\)", r"\(1,\)"),
+    ),
+    (
+        "negative iterations",
+        lambda w: replaced(w, 0, np.array(-1)),
+        ValueError,
+        message(r"weights\[0\]", "(>= 0|negative|from 0)"),
+    ),
+    (
+        "iterations beyond int64",
+        lambda w: replaced(w, 0, np.array(2**63, "uint64")),
+        (TypeError, ValueError),
+        message(r"weights\[0\]"),
+    ),
+    (
+        "half an iteration",
+        lambda w: replaced(w, 0, np.array(1.5)),
+        (TypeError, ValueError),
+        message(r"weights\[0\]"),
+    ),
+    (
+        "NaN iterations",
+        lambda w: replaced(w, 0, np.array(np.nan)),
+        (TypeError, ValueError),
+        message(r"weights\[0\]"),
+    ),
+    (
+        "complex moment",
+        lambda w: replaced(w, 5, w[5] + 1j),
+        (TypeError, ValueError),
+        message(r"weights\[5\]"),
+    ),
+    (
+        "text for a moment",
+        lambda w: replaced(w, 5, np.full((4, 6), "x")),
+        (TypeError, ValueError),
+        message(r"weights\[5\]"),
+    ),
+    (
+        "None for a moment",
+        lambda w: replaced(w, 3, None),
+        (TypeError, ValueError),
+        f"({message(r'weights.3.')}|{SHAPE.format('.*', '.*')})",
+    ),
+    ("no sequence", lambda _: 7, TypeError, message(r"\bweights\b")),
+    ("None", lambda _: None, TypeError, message(r"\bweights\b")),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "pattern"), [w[1:] for w in BAD_WEIGHTS], ids=[w[0] for w in BAD_WEIGHTS]
+)
+def test_weights_that_do_not_fit(
+    training: Training, make: Callable[[list[Array]], Any], error: Any, pattern: str
+) -> None:
+    weights = make(training.optimizer.get_weights())
+    assert_refused(
+        training,
+        lambda: training.optimizer.set_weights(weights),
+        error,
+        pattern,
+        twin=Training(),
+    )
+
+
+def test_weights_before_there_are_any() -> None:
+    training = Training(fresh=True)
+    weights = Training().optimizer.get_weights()
+    assert_refused(
+        training,
+        lambda: training.optimizer.set_weights(weights),
+        ValueError,
+        LENGTH.format(7, 0) + r"\bbuild\b.*",
+    )
+    training.optimizer.set_weights([])
+    assert training.optimizer.weights == []
+    assert_goes_on(training, Training(fresh=True))
+
+
+# -- instruction sets and threads -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "sse9", "AVX2 ", "auto", "baseline\0"], ids=repr)
+def test_unknown_isa(training: Training, name: str) -> None:
+    assert_refused(
+        training,
+        lambda: fusedadam.set_isa(name),
+        ValueError,
+        message(*fusedadam.supported_isas()),
+        twin=Training(),
+    )
+
+
+def test_isa_of_another_architecture(training: Training) -> None:
+    foreign = {"baseline", "avx2", "avx512", "neon"} - set(fusedadam.supported_isas())
+    assert foreign, "no machine has both AVX2 and NEON"
+    for name in foreign:
+        assert_refused(
+            training,
+            lambda name=name: fusedadam.set_isa(name),  # type: ignore[misc]
+            ValueError,
+            message(*fusedadam.supported_isas(), received=f".*{name}.*"),
+        )
+
+
+@pytest.mark.parametrize("name", [None, 2, b"baseline", ["baseline"]], ids=repr)
+def test_isa_that_is_no_text(training: Training, name: Any) -> None:
+    assert_refused(training, lambda: fusedadam.set_isa(name), TypeError, r"(?s).+", twin=Training())
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX9", "foreign"])
+def test_unknown_forced_isa_stops_the_import(name: str) -> None:
+    if name == "foreign":
+        name = "avx2" if "neon" in fusedadam.supported_isas() else "neon"
+    code = """
+        try:
+            import fusedadam
+        except ImportError as error:
+            print(error)
+        else:
+            print("imported")
+    """
+    done = run_python(code, environment={"FUSEDADAM_ISA": name})
+    assert done.returncode == 0, done.stderr
+    expected = message("FUSEDADAM_ISA", *fusedadam.supported_isas(), received=f".*{name}.*")
+    assert re.fullmatch(expected, done.stdout.strip(), re.DOTALL), done.stdout
+
+
+@pytest.mark.parametrize("n", [0, -1, -(2**31), 4097, 2**32 + 1])
+def test_thread_count_out_of_range(training: Training, n: int) -> None:
+    assert_refused(
+        training,
+        lambda: fusedadam.set_num_threads(n),
+        ValueError,
+        message(r"\b(n|num_threads|threads)\b", "(>= 1|at least 1)", received=f".*{n}.*"),
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize(
+    "n", [2**64 + 1, -(2**64), HUGE], ids=lambda n: f"{float(min(n, 2**99)):.4g}"
+)
+def test_thread_count_beyond_64_bits(training: Training, n: int) -> None:
+    assert_refused(
+        training,
+        lambda: fusedadam.set_num_threads(n),
+        (TypeError, ValueError),
+        r"(?s).+",
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize("n", [1.5, 2.0, "2", None, [2]], ids=repr)
+def test_thread_count_that_is_no_int(training: Training, n: Any) -> None:
+    assert_refused(
+        training,
+        lambda: fusedadam.set_num_threads(n),
+        TypeError,
+        message(r"\b(n|num_threads|threads)\b", "int"),
+        twin=Training(),
+    )
