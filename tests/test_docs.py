@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""The examples of the documentation run, and the README names what there is."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import fusedadam
+import fusedadam.adam
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+PYTHON_BLOCKS = [
+    pytest.param(code, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, code in enumerate(blocks(page, "python"))
+]
+
+
+def run(code: str, directory: Path) -> dict[str, Any]:
+    """Run an example as a user would, from a file; what it left behind."""
+    file = directory / "example.py"
+    file.write_text(code, encoding="utf-8")
+    return runpy.run_path(str(file))
+
+
+@pytest.mark.parametrize("code", PYTHON_BLOCKS)
+def test_python_example_runs(code: str, tmp_path: Path) -> None:
+    run(code, tmp_path)
+
+
+def test_readme_fit_finds_the_line(tmp_path: Path) -> None:
+    params = run(blocks(PAGES[0], "python")[0], tmp_path)["params"]
+    np.testing.assert_allclose(np.concatenate(params), [3.0, 0.5], atol=1e-3)
+
+
+def test_readme_cpp_example_is_the_one_that_the_consumer_project_builds_and_runs() -> None:
+    (code,) = blocks(PAGES[0], "cpp")
+    built = (Path(__file__).parent / "cpp/consumer/readme.cpp").read_text(encoding="utf-8")
+    assert built == code
+
+
+def test_docstring_examples() -> None:
+    results = doctest.testmod(fusedadam.adam)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_readme_table_names_every_public_member() -> None:
+    members = [
+        name
+        for name, value in inspect.getmembers(fusedadam.Adam)
+        if not name.startswith("_") and (inspect.isroutine(value) or isinstance(value, property))
+    ]
+    assert members
+    assert [
+        name for name in members if f"`{name}" not in README and f".{name}(" not in README
+    ] == []
+
+
+def test_public_names_are_those_of_all() -> None:
+    for name in fusedadam.__all__:
+        assert getattr(fusedadam, name) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
