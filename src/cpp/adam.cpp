@@ -57,7 +57,8 @@ std::string member(std::int64_t index, const char* name) {
 
 void check_pointer(const TensorRef& tensor, const void* data, std::int64_t index,
                    const char* name) {
-  if (tensor.size > 0 && data == nullptr) {
+  if (tensor.size == 0) return;
+  if (data == nullptr) {
     throw std::invalid_argument(broken_rule(member(index, name) + " must not be null",
                                             "null, size=" + std::to_string(tensor.size)));
   }

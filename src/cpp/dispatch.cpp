@@ -67,9 +67,8 @@ const InstructionSet& find(std::string_view name, const char* source) {
 }
 
 const InstructionSet& initial() {
-  if (const char* forced = std::getenv(isa_environment_variable)) {
-    return find(forced, isa_environment_variable);
-  }
+  const char* forced = std::getenv(isa_environment_variable);
+  if (forced != nullptr && *forced != '\0') return find(forced, isa_environment_variable);
   for (const InstructionSet& set : instruction_sets) {
     if (is_supported(set)) return set;
   }

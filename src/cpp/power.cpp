@@ -83,7 +83,8 @@ Wide operator*(const Wide& a, const Wide& b) noexcept {
   return result;
 }
 
-bool is_negligible(const Wide& x) noexcept { return x.exponent < -200; }
+// A mantissa is in [1/2, 1).
+bool is_negligible(const Wide& x) noexcept { return x.exponent < -199; }
 
 double to_double(const Wide& x) noexcept {
   constexpr std::uint64_t below_last = (std::uint64_t{1} << 11) - 1;  // 64 - 53 bits
@@ -103,7 +104,6 @@ double to_double(const Wide& x) noexcept {
 }  // namespace
 
 double power(double base, std::int64_t exponent) noexcept {
-  if (exponent == 1) return base;
   DoubleDouble result{};
   if (!square_and_multiply(DoubleDouble{base, 0.0}, exponent, result)) return 0.0;
   // Each squaring doubles the relative error and each product adds one: below 2 * exponent * 2^-103

@@ -19,7 +19,7 @@ inline constexpr const char* isa_environment_variable = "FUSEDADAM_ISA";
 /// "avx512", "avx2" and "baseline" on x86-64; "neon" on AArch64; "baseline" elsewhere.
 FUSEDADAM_EXPORT std::vector<std::string> supported_isas();
 
-/// Name of the instruction set in use. The first call reads FUSEDADAM_ISA.
+/// Name of the instruction set in use. The first call reads FUSEDADAM_ISA; empty is unset.
 /// @throws std::invalid_argument  FUSEDADAM_ISA names none of supported_isas().
 FUSEDADAM_EXPORT std::string active_isa();
 
