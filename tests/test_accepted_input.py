@@ -15,6 +15,7 @@ import fusedadam
 import numpy as np
 import oracle
 import pytest
+from fresh_python import output_of
 from fusedadam import Adam, adam_step
 from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, running, state, values
 
@@ -529,6 +530,13 @@ def test_thread_counts_that_are_ints(asked: Any, got: int) -> None:
     with running():
         fusedadam.set_num_threads(asked)
         assert fusedadam.get_num_threads() == got
+
+
+def test_empty_instruction_set_variable_counts_as_unset() -> None:
+    best = output_of(
+        "import fusedadam; print(fusedadam.active_isa())", environment={"FUSEDADAM_ISA": ""}
+    )
+    assert best == fusedadam.supported_isas()[0]
 
 
 # -- losses for autograd ----------------------------------------------------------------------

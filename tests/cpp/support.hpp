@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT
+//
+// What the tests share: numbers to step, bits to compare, memory that tells when it was overrun.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <random>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "fusedadam/adam.hpp"
+#include "fusedadam/isa.hpp"
+#include "reference.hpp"
+
+namespace fusedadam {
+
+// ---- bits --------------------------------------------------------------------------------------
+
+template <class T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+
+// Equal to the sign of zero, except that a NaN equals every NaN.
+template <class T>
+bool same_bits(T a, T b) {
+  return (std::isnan(a) && std::isnan(b)) ||
+         std::bit_cast<BitsOf<T>>(a) == std::bit_cast<BitsOf<T>>(b);
+}
+
+template <class T>
+::testing::AssertionResult same_bits(std::span<const T> actual, std::span<const T> expected) {
+  if (actual.size() != expected.size()) return ::testing::AssertionFailure() << "sizes differ";
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    if (!same_bits(actual[i], expected[i])) {
+      return ::testing::AssertionFailure()
+             << "element " << i << " of " << actual.size() << " is " << std::hexfloat << actual[i]
+             << " and not " << expected[i];
+    }
+  }
+  return ::testing::AssertionSuccess();
+}
+
+template <class T>
+::testing::AssertionResult same_bits(const std::vector<T>& actual, const std::vector<T>& expected) {
+  return same_bits(std::span(actual), std::span(expected));
+}
+
+template <class T>
+::testing::AssertionResult same_bits(const reference::Arrays<T>& actual,
+                                     const reference::Arrays<T>& expected) {
+  const std::pair<const char*, std::vector<T> reference::Arrays<T>::*> members[] = {
+      {"param", &reference::Arrays<T>::param},
+      {"grad", &reference::Arrays<T>::grad},
+      {"m", &reference::Arrays<T>::m},
+      {"v", &reference::Arrays<T>::v}};
+  for (const auto& [name, member] : members) {
+    if (auto result = same_bits(actual.*member, expected.*member); !result) {
+      return result << " in " << name;
+    }
+  }
+  return ::testing::AssertionSuccess();
+}
+
+inline ::testing::AssertionResult same_bits(const std::vector<reference::AnyArrays>& actual,
+                                            const std::vector<reference::AnyArrays>& expected) {
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    auto result = std::visit(
+        [&]<class T>(const reference::Arrays<T>& arrays) {
+          return same_bits(std::get<reference::Arrays<T>>(actual.at(i)), arrays);
+        },
+        expected[i]);
+    if (!result) return result << " of tensor " << i;
+  }
+  return ::testing::AssertionSuccess();
+}
+
+// ---- numbers -----------------------------------------------------------------------------------
+
+// The standard's distributions differ between libraries, its engines do not.
+using Random = std::mt19937_64;
+
+// Uniform in [-1, 1).
+inline double uniform(Random& random) {
+  return static_cast<double>(static_cast<std::int64_t>(random()) >> 11) * 0x1p-52;
+}
+
+// What gradients and parameters look like: magnitudes over a few decades, and zeros.
+template <class T>
+std::vector<T> ordinary_numbers(std::size_t n, std::uint64_t seed) {
+  Random random(seed);
+  std::vector<T> numbers(n);
+  for (T& x : numbers) {
+    const int exponent = static_cast<int>(random() % 20) - 14;
+    x = random() % 16 == 0 ? T(0) : static_cast<T>(std::ldexp(uniform(random), exponent));
+  }
+  return numbers;
+}
+
+// Also what they look like when things go wrong: every finite exponent, subnormals, zeros of both
+// signs, infinities and NaNs.
+template <class T>
+std::vector<T> any_numbers(std::size_t n, std::uint64_t seed) {
+  using Limits = std::numeric_limits<T>;
+  Random random(seed);
+  std::vector<T> numbers = ordinary_numbers<T>(n, seed + 1);
+  for (T& x : numbers) {
+    switch (random() % 16) {
+      case 0:
+        x = std::bit_cast<T>(static_cast<BitsOf<T>>(random()));
+        break;
+      case 1:
+        x = static_cast<T>(random() % 1000) * Limits::denorm_min();
+        break;
+      case 2:
+        // Around the smallest normal number, where a moment decays out of the normal range.
+        x = static_cast<T>(uniform(random) * 2) * Limits::min();
+        break;
+      case 3:
+        x = std::copysign(T(0), x);
+        break;
+      case 4:
+        x = random() % 8 == 0 ? std::copysign(Limits::infinity(), x) : x;
+        break;
+      default:
+        break;
+    }
+  }
+  return numbers;
+}
+
+template <class T>
+std::vector<T> magnitudes(std::vector<T> numbers) {
+  for (T& x : numbers) x = std::fabs(x);
+  return numbers;
+}
+
+// ---- tensors -----------------------------------------------------------------------------------
+
+// A tensor in the middle of training.
+template <class T>
+reference::Arrays<T> trained_arrays(std::size_t n, std::uint64_t seed) {
+  return {.param = ordinary_numbers<T>(n, seed),
+          .grad = ordinary_numbers<T>(n, seed + 1),
+          .m = ordinary_numbers<T>(n, seed + 2),
+          .v = magnitudes(ordinary_numbers<T>(n, seed + 3))};
+}
+
+template <class T>
+Tensor<T> tensor_of(reference::Arrays<T>& arrays) {
+  return {.param = arrays.param.data(),
+          .grad = arrays.grad.data(),
+          .m = arrays.m.data(),
+          .v = arrays.v.data(),
+          .size = static_cast<std::int64_t>(arrays.param.size())};
+}
+
+inline std::vector<AnyTensor> tensors_of(std::vector<reference::AnyArrays>& all) {
+  std::vector<AnyTensor> tensors;
+  for (auto& any : all) {
+    tensors.push_back(std::visit([](auto& arrays) { return AnyTensor(tensor_of(arrays)); }, any));
+  }
+  return tensors;
+}
+
+// Large enough for a step on several threads: both precisions, empty tensors and single elements.
+inline std::vector<reference::AnyArrays> mixed_tensors(std::uint64_t seed) {
+  std::vector<reference::AnyArrays> all;
+  for (const std::size_t n : {0U, 1U, 40000U, 0U, 1025U, 3U, 70001U, 17U, 1024U}) {
+    all.emplace_back(trained_arrays<float>(n, ++seed));
+    all.emplace_back(trained_arrays<double>(n / 2, ++seed));
+  }
+  return all;
+}
+
+// ---- memory ------------------------------------------------------------------------------------
+
+// An array that starts `offset` elements behind a 64-byte boundary, between two guards.
+template <class T>
+class GuardedArray {
+ public:
+  GuardedArray(std::span<const T> values, std::size_t offset)
+      : size_(values.size()), before_(guard + offset), memory_(allocate(before_ + size_ + guard)) {
+    for (std::size_t i = 0; i < before_ + size_ + guard; ++i) memory_[i] = canary;
+    for (std::size_t i = 0; i < size_; ++i) data()[i] = values[i];
+  }
+
+  T* data() { return memory_.get() + before_; }
+  std::span<const T> values() const { return {memory_.get() + before_, size_}; }
+
+  bool guards_intact() const {
+    for (std::size_t i = 0; i < before_ + size_ + guard; ++i) {
+      const bool inside = i >= before_ && i < before_ + size_;
+      if (!inside && !same_bits(memory_[i], canary)) return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr std::size_t guard = 64;  // elements: more than the widest vector
+  static constexpr T canary = T(-1234567);
+  static constexpr std::align_val_t alignment{64};
+
+  struct Deleter {
+    void operator()(T* memory) const { ::operator delete(memory, alignment); }
+  };
+  using Memory = std::unique_ptr<T[], Deleter>;
+
+  static Memory allocate(std::size_t n) {
+    return Memory(static_cast<T*>(::operator new(n * sizeof(T), alignment)));
+  }
+
+  std::size_t size_;
+  std::size_t before_;
+  Memory memory_;
+};
+
+// ---- instruction sets --------------------------------------------------------------------------
+
+// Runs body() with each instruction set that this machine has.
+template <class Body>
+void for_each_isa(Body body) {
+  const std::string before = active_isa();
+  for (const std::string& isa : supported_isas()) {
+    SCOPED_TRACE("instruction set " + isa);
+    set_isa(isa);
+    body();
+  }
+  set_isa(before);
+}
+
+}  // namespace fusedadam

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+#include "tensor_list.hpp"
+
+#include <gtest/gtest.h>
+
+#include "support.hpp"
+
+namespace fusedadam {
+namespace {
+
+constexpr auto tile = static_cast<std::int64_t>(tile_size);
+using Edge = TensorList::Edge;
+
+TensorRef tensor(Precision precision, std::int64_t size) {
+  return {.precision = precision, .size = size};
+}
+
+std::vector<std::vector<TensorRef>> lists() {
+  const auto f32 = [](std::int64_t size) { return tensor(Precision::f32, size); };
+  const auto f64 = [](std::int64_t size) { return tensor(Precision::f64, size); };
+  std::vector<std::vector<TensorRef>> all{
+      {},
+      {f32(0)},
+      {f32(1)},
+      {f64(tile)},
+      {f32(tile + 1), f64(tile - 1)},
+      {f32(0), f64(0), f32(10 * tile), f64(0)},
+      {f32(100000), f64(100000), f32(1)},
+      {f64(4097 * tile), f32(3), f32(9000 * tile + 5)},
+      // More than any memory: nothing here may overflow.
+      {f32(INT64_MAX / 16), f64(INT64_MAX / 32), f32(1), f64(INT64_MAX / 32 - 7)},
+  };
+  all.emplace_back(1000, f32(1000));
+  Random random(1);
+  for (int i = 0; i < 20; ++i) {
+    std::vector<TensorRef>& list = all.emplace_back();
+    for (std::uint64_t n = random() % 30; n > 0; --n) {
+      const auto size = static_cast<std::int64_t>(random() >> (43 + random() % 21));
+      list.push_back(random() % 2 == 0 ? f32(size) : f64(size));
+    }
+  }
+  return all;
+}
+
+// The pieces of all parts, in order, are all elements of all tensors, in order, once each.
+TEST(TensorList, PartsCoverEveryElementOnce) {
+  for (const std::vector<TensorRef>& tensors : lists()) {
+    const TensorList list(tensors);
+    for (const int parts : {1, 2, 3, 4, 5, 7, 16, 61, 1000}) {
+      for (const Edge edge : {Edge::tile, Edge::block}) {
+        std::size_t at = 0;
+        std::int64_t next = 0;
+        const auto skip_finished = [&] {
+          while (at < tensors.size() && next == tensors[at].size) {
+            ++at;
+            next = 0;
+          }
+        };
+        for (int part = 0; part < parts; ++part) {
+          list.for_each_piece(
+              part, parts, edge, [&](std::size_t i, std::int64_t first, std::int64_t end) {
+                skip_finished();
+                ASSERT_EQ(i, at);
+                ASSERT_EQ(first, next);
+                ASSERT_LT(first, end);
+                const std::int64_t unit =
+                    edge == Edge::tile ? tile : TensorList::block_size(tensors[i].size);
+                ASSERT_EQ(first % unit, 0);
+                ASSERT_TRUE(end % unit == 0 || end == tensors[i].size);
+                next = end;
+              });
+          if (HasFatalFailure()) FAIL() << parts << " parts";
+        }
+        skip_finished();
+        ASSERT_EQ(at, tensors.size()) << parts;
+      }
+    }
+  }
+}
+
+TEST(TensorList, PartsAreOfEqualBytesButForOneTile) {
+  for (const std::vector<TensorRef>& tensors : lists()) {
+    const TensorList list(tensors);
+    std::int64_t total = 0;
+    for (const TensorRef& t : tensors) total += t.size * item_size(t.precision);
+    for (const int parts : {1, 2, 3, 5, 16}) {
+      for (int part = 0; part < parts; ++part) {
+        std::int64_t bytes = 0;
+        list.for_each_piece(part, parts, Edge::tile,
+                            [&](std::size_t i, std::int64_t first, std::int64_t end) {
+                              bytes += (end - first) * item_size(tensors[i].precision);
+                            });
+        // A cut lies up to a float64 tile before its place; total / parts is rounded.
+        ASSERT_NEAR(static_cast<double>(bytes), static_cast<double>(total) / parts,
+                    8.0 * tile + 1 + static_cast<double>(total) * 0x1p-50)
+            << part << " of " << parts;
+      }
+    }
+  }
+}
+
+TEST(TensorList, BlocksAreWholeTilesAndAtMost4096) {
+  constexpr std::int64_t most = TensorList::max_blocks * tile;
+  EXPECT_EQ(TensorList::max_blocks, 4096);
+  EXPECT_EQ(TensorList::block_size(0), tile);
+  EXPECT_EQ(TensorList::block_size(1), tile);
+  EXPECT_EQ(TensorList::block_size(most), tile);
+  EXPECT_EQ(TensorList::block_size(most + 1), 2 * tile);
+  EXPECT_EQ(TensorList::block_size(2 * most), 2 * tile);
+  EXPECT_EQ(TensorList::block_size(2 * most + 1), 3 * tile);
+  EXPECT_EQ(TensorList::block_size(INT64_MAX / 4) % tile, 0);
+  EXPECT_LE(INT64_MAX / 4 / TensorList::block_size(INT64_MAX / 4), 4096);
+}
+
+TEST(TensorList, CountsBlocks) {
+  for (const std::vector<TensorRef>& tensors : lists()) {
+    const TensorList list(tensors);
+    std::int64_t blocks = 0;
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      ASSERT_EQ(list.first_block(i), blocks);
+      const std::int64_t block = TensorList::block_size(tensors[i].size);
+      blocks += tensors[i].size / block + (tensors[i].size % block != 0 ? 1 : 0);
+    }
+    ASSERT_EQ(list.blocks(), blocks);
+  }
+  EXPECT_EQ(TensorList().blocks(), 0);
+}
+
+TEST(TensorList, SmallStepsAreWorthOneThread) {
+  const auto parts = [](std::int64_t size, int threads) {
+    return TensorList({tensor(Precision::f32, size)}).worthwhile_parts(threads);
+  };
+  EXPECT_EQ(TensorList().worthwhile_parts(8), 1);
+  EXPECT_EQ(parts(0, 8), 1);
+  EXPECT_EQ(parts(32767, 8), 1);
+  EXPECT_EQ(parts(32768, 8), 2);
+  EXPECT_EQ(parts(100 * 32768, 8), 8);
+  EXPECT_EQ(parts(100 * 32768, 1), 1);
+}
+
+}  // namespace
+}  // namespace fusedadam
