@@ -1,0 +1,230 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# Runs test executables with FUSEDADAM_ISA=avx512 on a CPU that need not have AVX-512: in Bochs,
+# whose model of a Skylake-X executes it. QEMU's emulator stops at AVX2.
+#
+#     .ci/avx512.sh [-f GTEST_FILTER] [-t SECONDS] WORK TEST...
+#
+# WORK is a directory to work in, made if missing; it keeps the kernel for the next call and, after
+# a failure, the logs. Each TEST must be statically linked (-DCMAKE_EXE_LINKER_FLAGS=-static): the
+# machine in Bochs has no other file. Prints what the tests print. Exits with 0 only if every TEST
+# did, within SECONDS of wall time (default 1200).
+#
+# Needs Debian's packages binutils bochs bochs-term bochsbios cpio gcc isolinux libc6-dev
+# syslinux-common vgabios xorriso, and apt-get to download (not install) a kernel.
+set -euo pipefail
+
+filter='*'
+seconds=1200
+while getopts f:t: option; do
+  case $option in
+    f) filter=$OPTARG ;;
+    t) seconds=$OPTARG ;;
+    *) exit 2 ;;
+  esac
+done
+shift $((OPTIND - 1))
+if (($# < 2)); then
+  echo "usage: ${0##*/} [-f GTEST_FILTER] [-t SECONDS] WORK TEST..." >&2
+  exit 2
+fi
+mkdir -p "$1"
+work=$(cd "$1" && pwd)
+shift
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# ---- the kernel: the one for virtual machines, small and quick to start --------------------------
+
+if [[ ! -f $work/vmlinuz ]]; then
+  package=$(apt-cache depends --important linux-image-cloud-amd64 |
+    awk '/Depends: linux-image-/ { print $2 }')
+  [[ -n $package ]] || fail "apt knows no linux-image-cloud-amd64; is apt-get update missing?"
+  (
+    cd "$work"
+    rm -rf deb
+    mkdir deb
+    cd deb
+    apt-get download -qq "$package" 2>apt.log ||
+      { cat apt.log >&2 && fail "apt-get download $package"; }
+    dpkg-deb --fsys-tarfile ./*.deb | tar --extract --wildcards './boot/vmlinuz-*'
+    # Last, so that the file is there only when it is whole.
+    mv boot/vmlinuz-* ../vmlinuz
+    rm -r ../deb
+  )
+fi
+
+# ---- the file system in memory: /init, the tests, nothing else -----------------------------------
+
+rm -rf "$work/root" "$work/iso"
+mkdir -p "$work"/root/{dev,proc,tests,tmp} "$work/iso"
+for test in "$@"; do
+  [[ -x $test ]] || fail "$test is not an executable"
+  # Not grep -q, which ends before it has read all: readelf would fail, and the pipe with it.
+  ! readelf --program-headers --wide "$test" | grep INTERP >/dev/null ||
+    fail "$test is not statically linked"
+done
+cp -- "$@" "$work/root/tests"
+printf '%s' "$filter" >"$work/root/filter"
+
+cat >"$work/init.c" <<'END'
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/io.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int is_visible(const struct dirent* entry) { return entry->d_name[0] != '.'; }
+
+/* The kernel lists the sets that it and the CPU support: the only ones that a program may use. */
+static int cpu_has(const char* flag) {
+  static char line[8192];
+  char word[32];
+  FILE* file = fopen("/proc/cpuinfo", "r");
+  int found = 0;
+  snprintf(word, sizeof word, " %s ", flag);
+  while (file && !found && fgets(line, sizeof line, file)) {
+    line[strcspn(line, "\n")] = ' ';
+    found = strncmp(line, "flags", 5) == 0 && strstr(line, word);
+  }
+  if (file) fclose(file);
+  printf("avx512.sh: the CPU %s %s\n", found ? "has" : "LACKS", flag);
+  return found;
+}
+
+static int run(const char* name) {
+  int status = 0;
+  char path[512];
+  snprintf(path, sizeof path, "/tests/%s", name);
+  printf("avx512.sh: %s\n", name);
+  fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    execl(path, name, (char*)NULL);
+    perror(path);
+    _exit(127);
+  }
+  if (child < 0 || waitpid(child, &status, 0) != child) return 1;
+  printf("avx512.sh: %s: %s %d\n", name, WIFEXITED(status) ? "exit status" : "signal",
+         WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+  return status != 0;
+}
+
+int main(void) {
+  int failures = 0;
+  char filter[4096] = "";
+  struct dirent** tests = NULL;
+  mount("proc", "/proc", "proc", 0, NULL);
+  mount("dev", "/dev", "devtmpfs", 0, NULL);
+  failures += !cpu_has("avx512f") + !cpu_has("avx512dq");
+  failures += !cpu_has("avx512bw") + !cpu_has("avx512vl");
+
+  FILE* file = fopen("/filter", "r");
+  if (!file || !fgets(filter, sizeof filter, file)) ++failures;
+  setenv("GTEST_FILTER", filter, 1);
+  setenv("GTEST_COLOR", "no", 1);
+  setenv("FUSEDADAM_ISA", "avx512", 1);
+  const int count = failures ? 0 : scandir("/tests", &tests, is_visible, alphasort);
+  if (count <= 0) ++failures;
+  for (int i = 0; i < count; ++i) failures += run(tests[i]->d_name);
+
+  printf("avx512.sh: %s\n", failures ? "FAILED" : "all passed");
+  fflush(stdout);
+  sleep(1); /* until the serial port has sent it */
+  /* A port of Bochs, to switch it off. */
+  iopl(3);
+  for (const char* c = "Shutdown"; *c; ++c) outb((unsigned char)*c, 0x8900);
+  for (;;) pause();
+}
+END
+gcc -O1 -static -o "$work/root/init" "$work/init.c"
+(cd "$work/root" && find . | cpio --quiet --create --format=newc --owner=0:0) >"$work/iso/initrd"
+
+# ---- a CD to start from --------------------------------------------------------------------------
+
+# Instructions that Bochs is to execute in a second of its own time; about what a computer achieves.
+ips=100000000
+
+options=(
+  # Of the kernel's own messages only the last ones: they share the serial port with the tests.
+  initrd=/initrd console=ttyS0,115200 loglevel=2
+  # After a panic the kernel resets at once, by a triple fault, and that ends Bochs.
+  panic=-1 reboot=t
+  # Bochs 2.7 reports the size of the compacted XSAVE area wrongly, and Linux then gives up AVX.
+  clearcpuid=xsavec,xsaves
+  # The counter advances by one for each instruction, and not at the rate that CPUID tells. Told so,
+  # the kernel wastes no instructions on delays that are 35 times too long.
+  tsc_early_khz=$((ips / 1000)) lpj=$((ips / 250)) no_timer_check
+  # What takes time to start and serves no test.
+  acpi=off cryptomgr.notests edd=off mitigations=off nokaslr
+)
+cat >"$work/iso/isolinux.cfg" <<END
+DEFAULT linux
+PROMPT 0
+LABEL linux
+KERNEL /vmlinuz
+APPEND ${options[*]}
+END
+cp "$work/vmlinuz" /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 \
+  "$work/iso"
+xorriso -as mkisofs -quiet -o "$work/boot.iso" -b isolinux.bin -c boot.cat \
+  -no-emul-boot -boot-load-size 4 -boot-info-table "$work/iso" 2>"$work/xorriso.log" ||
+  { cat "$work/xorriso.log" >&2 && fail "xorriso"; }
+
+# ---- Bochs ---------------------------------------------------------------------------------------
+
+# The display is text on standard output, which goes nowhere: the tests speak through the serial
+# port.
+cat >"$work/bochsrc" <<END
+display_library: term
+sound: driver=dummy, waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
+romimage: file=\$BXSHARE/BIOS-bochs-latest
+vgaromimage: file=\$BXSHARE/VGABIOS-lgpl-latest
+megs: 1024
+cpu: model=corei7_skylake_x, count=1, ips=$ips, ignore_bad_msrs=1, reset_on_triple_fault=0
+clock: sync=none, time0=utc
+ata0-master: type=cdrom, path=boot.iso, status=inserted
+boot: cdrom
+com1: enabled=1, mode=file, dev=serial.log
+log: bochs.log
+panic: action=fatal
+error: action=report
+info: action=ignore
+debug: action=ignore
+END
+# Debian builds Bochs with its debugger, which waits for a command to continue.
+echo c >"$work/debugger"
+
+: >"$work/serial.log"
+(
+  cd "$work"
+  # Bochs does not end on SIGTERM.
+  exec env -u BXSHARE TERM=vt100 timeout --kill-after=1 "$seconds" \
+    bochs -q -f bochsrc -rc debugger </dev/null >/dev/null 2>bochs.err
+) &
+bochs=$!
+trap 'kill "$bochs" 2>/dev/null || true' EXIT
+tail --follow --lines=+1 --sleep-interval=0.5 --pid="$bochs" "$work/serial.log" |
+  sed --unbuffered 's/\r//'
+status=0
+# The group for bash itself, which reports a killed job.
+{ wait "$bochs" || status=$?; } 2>/dev/null
+trap - EXIT
+
+# The exit status of Bochs tells nothing else: switched off by its guest, it exits with 1.
+((status != 124 && status != 137)) || fail "not done after $seconds s"
+if ! grep -q $'^avx512.sh: all passed\r*$' "$work/serial.log"; then
+  if ! grep -q 'avx512.sh: FAILED' "$work/serial.log"; then
+    tail -n 5 "$work/bochs.err" >&2
+    grep -F '>>PANIC<<' "$work/bochs.log" >&2 || true
+  fi
+  fail "tests failed in Bochs; its logs are in $work"
+fi

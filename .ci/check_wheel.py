@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Check what a repaired wheel carries: the module, its types, libgomp, and nothing besides."""
+
+from __future__ import annotations
+
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+REQUIRED = {
+    "extension module": r"fusedadam/_core\..*\.so",
+    "types of the extension module": r"fusedadam/_core\.pyi",
+    "marker for type checkers": r"fusedadam/py\.typed",
+    "OpenMP runtime": r"fusedadam\.libs/libgomp-.*\.so\..*",
+    "license": r"fusedadam-.*\.dist-info/licenses/LICENSE",
+}
+# Headers, CMake files and the static library belong to the C++ package, other shared libraries to
+# the system (manylinux promises libstdc++ and libc).
+ALLOWED = [
+    *REQUIRED.values(),
+    r"fusedadam/[a-z_/]+\.py",
+    r"fusedadam-.*\.dist-info/.*",
+]
+
+
+def problems(wheel: Path) -> list[str]:
+    """Return what is wrong with a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    found = [
+        f"lacks the {what} ({pattern})"
+        for what, pattern in REQUIRED.items()
+        if not any(re.fullmatch(pattern, name) for name in names)
+    ]
+    found += [
+        f"carries {name}"
+        for name in names
+        if not any(re.fullmatch(pattern, name) for pattern in ALLOWED)
+    ]
+    if "manylinux" not in wheel.name:
+        found.append("has no manylinux tag")
+    return found
+
+
+def main() -> int:
+    """Check the wheels given; return 1 if one is not as it should be."""
+    failed = not sys.argv[1:]
+    for argument in sys.argv[1:]:
+        wheel = Path(argument)
+        for problem in problems(wheel):
+            failed = True
+            print(f"{wheel.name} {problem}", file=sys.stderr)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
