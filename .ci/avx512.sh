@@ -215,8 +215,7 @@ trap 'kill "$bochs" 2>/dev/null || true' EXIT
 tail --follow --lines=+1 --sleep-interval=0.5 --pid="$bochs" "$work/serial.log" |
   sed --unbuffered 's/\r//'
 status=0
-# The group for bash itself, which reports a killed job.
-{ wait "$bochs" || status=$?; } 2>/dev/null
+wait "$bochs" || status=$?
 trap - EXIT
 
 # The exit status of Bochs tells nothing else: switched off by its guest, it exits with 1.

@@ -79,7 +79,7 @@ class Streams {
   Tensor<T> tensor;
 
  private:
-  static constexpr std::size_t skew = 65 * 64;
+  static constexpr std::size_t skew = 64 * 1024 + 64;
   // Rounded up, so that each stream begins at a cache line.
   static std::size_t bytes(std::int64_t size) {
     return (static_cast<std::size_t>(size) * sizeof(T) + 63) / 64 * 64;

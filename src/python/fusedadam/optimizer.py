@@ -272,15 +272,9 @@ class Optimizer(ABC):
         TypeError, ValueError
             As for `get_gradients` and `build`. Nothing has changed.
         """
-        pairs = listed(grads_and_vars, "grads_and_vars")
-        for i, pair in enumerate(pairs):
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise TypeError(
-                    f"grads_and_vars[{i}] must be a pair (gradient, parameter). "
-                    f"Received: {type(pair).__name__}"
-                )
+        grads, params = _unzipped(listed(grads_and_vars, "grads_and_vars"))
         with self._lock:
-            self._step([param for _, param in pairs], [grad for grad, _ in pairs])
+            self._step(params, grads)
             return self._iterations
 
     def _step(self, params: Sequence[Any], grads: Sequence[Any]) -> None:
@@ -326,6 +320,23 @@ class Optimizer(ABC):
         if len(placeholders) == count and all(w.shape == (1,) for w in placeholders):
             return weights[:expected]
         return weights
+
+
+def _unzipped(pairs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Gradients and parameters, each in a sequence of its own."""
+    if not pairs:
+        return (), ()
+    try:
+        grads, params = zip(*pairs, strict=True)
+    except (TypeError, ValueError):
+        for i, pair in enumerate(pairs):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError(
+                    f"grads_and_vars[{i}] must be a pair (gradient, parameter). "
+                    f"Received: {type(pair).__name__}"
+                ) from None
+        raise
+    return grads, params
 
 
 def _constraints(params: Sequence[Any]) -> list[tuple[int, Any]]:
