@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "fusedadam/adam.hpp"
+#include "fusedadam/options.hpp"
 #include "tensor_list.hpp"
 
 namespace fusedadam {

@@ -4,8 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
-#include "fusedadam/adam.hpp"
+#include "fusedadam/options.hpp"
 #include "kernel_table.hpp"
 
 namespace fusedadam {

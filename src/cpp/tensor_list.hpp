@@ -5,11 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <vector>
 
-#include "fusedadam/adam.hpp"
 #include "kernel_table.hpp"
 
 namespace fusedadam {

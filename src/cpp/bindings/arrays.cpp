@@ -56,6 +56,20 @@ std::optional<Precision> precision_of(const py::handle& array) {
   return std::nullopt;
 }
 
+std::string dtype_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
+                           const char* other, std::int64_t index, const char* hint) {
+  return broken_rule(element_name(list, index) + " must have the dtype of " +
+                         element_name(other, index) + ", " + name_of(expected.precision) + hint,
+                     std::string("dtype=") + name_of(info.precision));
+}
+
+std::string shape_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
+                           const char* other, std::int64_t index, const char* hint) {
+  return broken_rule(element_name(list, index) + " must have the shape of " +
+                         element_name(other, index) + ", " + shape_text(expected.shape) + hint,
+                     "shape=" + shape_text(info.shape));
+}
+
 }  // namespace
 
 ArrayInfo float_array(const py::handle& object, const char* list, std::int64_t index) {
@@ -98,24 +112,6 @@ ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64
   refuse("writeable", "a read-only array of " + tuple_text(object, "shape"));
   return info;  // not reached
 }
-
-namespace {
-
-std::string dtype_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
-                           const char* other, std::int64_t index, const char* hint) {
-  return broken_rule(element_name(list, index) + " must have the dtype of " +
-                         element_name(other, index) + ", " + name_of(expected.precision) + hint,
-                     std::string("dtype=") + name_of(info.precision));
-}
-
-std::string shape_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
-                           const char* other, std::int64_t index, const char* hint) {
-  return broken_rule(element_name(list, index) + " must have the shape of " +
-                         element_name(other, index) + ", " + shape_text(expected.shape) + hint,
-                     "shape=" + shape_text(info.shape));
-}
-
-}  // namespace
 
 void require_like(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
                   const char* other, std::int64_t index) {

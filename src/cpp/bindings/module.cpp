@@ -7,8 +7,8 @@
 
 #include "adam_state.hpp"
 #include "convert.hpp"
-#include "fusedadam/adam.hpp"
 #include "fusedadam/isa.hpp"
+#include "fusedadam/options.hpp"
 #include "fusedadam/threads.hpp"
 #include "messages.hpp"
 
