@@ -2,7 +2,6 @@
 #include "adam_plan.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -28,7 +27,16 @@ struct Constants {
         f64(make_constants<double>(settings, lr_t, scale)) {}
 };
 
-int worthwhile_parts(const TensorList& list) { return list.worthwhile_parts(get_num_threads()); }
+// A pass over all tensors: calls body(index, first element, end element) for each piece, on as many
+// threads as are worth it, each in the default floating-point environment.
+template <class Body>
+void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) {
+  const int parts = list.worthwhile_parts(get_num_threads());
+  parallel_for(parts, [&](int part) {
+    const DefaultFloatEnvironment environment;
+    list.for_each_piece(part, parts, edge, body);
+  });
+}
 
 template <class T>
 void sum_blocks(const Kernels<T>& kernels, const TensorRef& tensor, std::int64_t first,
@@ -77,52 +85,41 @@ void AdamPlan::step(const AdamOptions& options, std::int64_t step) {
   const Constants constants(settings, bias_corrected_lr(settings, step),
                             scale_for(list_, settings, block_sums_));
 
-  const int parts = worthwhile_parts(list_);
-  parallel_for(parts, [&](int part) {
-    const DefaultFloatEnvironment thread_environment;
-    list_.for_each_piece(part, parts, TensorList::Edge::tile,
-                         [&](std::size_t index, std::int64_t first, std::int64_t end) {
-                           const TensorRef& tensor = list_.tensors()[index];
-                           const auto n = static_cast<std::size_t>(end - first);
-                           if (tensor.precision == Precision::f32) {
-                             kernels.f32.step(tensor.streams<float>(first), n, constants.f32);
-                           } else {
-                             kernels.f64.step(tensor.streams<double>(first), n, constants.f64);
-                           }
-                         });
-  });
+  pass_over(list_, TensorList::Edge::tile,
+            [&](std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorRef& tensor = list_.tensors()[index];
+              const auto n = static_cast<std::size_t>(end - first);
+              if (tensor.precision == Precision::f32) {
+                kernels.f32.step(tensor.streams<float>(first), n, constants.f32);
+              } else {
+                kernels.f64.step(tensor.streams<double>(first), n, constants.f64);
+              }
+            });
 }
 
 void AdamPlan::touch_moments() const {
-  const int parts = worthwhile_parts(list_);
-  parallel_for(parts, [&](int part) {
-    list_.for_each_piece(part, parts, TensorList::Edge::tile,
-                         [&](std::size_t index, std::int64_t first, std::int64_t end) {
-                           const TensorRef& tensor = list_.tensors()[index];
-                           const std::int64_t item = item_size(tensor.precision);
-                           touch(tensor.m, first * item, end * item);
-                           touch(tensor.v, first * item, end * item);
-                         });
-  });
+  pass_over(list_, TensorList::Edge::tile,
+            [&](std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorRef& tensor = list_.tensors()[index];
+              const std::int64_t item = item_size(tensor.precision);
+              touch(tensor.m, first * item, end * item);
+              touch(tensor.v, first * item, end * item);
+            });
 }
 
 double sum_of_squares(const TensorList& list, std::span<double> block_sums) {
   const KernelTable& kernels = active_kernels();
-  const int parts = worthwhile_parts(list);
-  parallel_for(parts, [&](int part) {
-    const DefaultFloatEnvironment thread_environment;
-    list.for_each_piece(part, parts, TensorList::Edge::block,
-                        [&](std::size_t index, std::int64_t first, std::int64_t end) {
-                          const TensorRef& tensor = list.tensors()[index];
-                          double* sums = block_sums.data() + list.first_block(index) +
-                                         first / TensorList::block_size(tensor.size);
-                          if (tensor.precision == Precision::f32) {
-                            sum_blocks(kernels.f32, tensor, first, end, sums);
-                          } else {
-                            sum_blocks(kernels.f64, tensor, first, end, sums);
-                          }
-                        });
-  });
+  pass_over(list, TensorList::Edge::block,
+            [&](std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorRef& tensor = list.tensors()[index];
+              double* sums = block_sums.data() + list.first_block(index) +
+                             first / TensorList::block_size(tensor.size);
+              if (tensor.precision == Precision::f32) {
+                sum_blocks(kernels.f32, tensor, first, end, sums);
+              } else {
+                sum_blocks(kernels.f64, tensor, first, end, sums);
+              }
+            });
 
   double total = 0;
   for (std::size_t index = 0; index < list.tensors().size(); ++index) {
@@ -144,25 +141,19 @@ bool clip_gradients(const TensorList& list, const AdamOptions& options) {
   const Constants constants(settings, 0, scale_for(list, settings, block_sums));
   if (!constants.f64.scale_gradient && !constants.f64.clamp_gradient) return false;
 
-  const int parts = worthwhile_parts(list);
-  parallel_for(parts, [&](int part) {
-    const DefaultFloatEnvironment thread_environment;
-    list.for_each_piece(part, parts, TensorList::Edge::tile,
-                        [&](std::size_t index, std::int64_t first, std::int64_t end) {
-                          const TensorRef& tensor = list.tensors()[index];
-                          const auto n = static_cast<std::size_t>(end - first);
-                          const auto clip = [&]<class T>(const Kernels<T>& k,
-                                                         const AdamConstants<T>& c) {
-                            const TensorStreams<T> s = tensor.streams<T>(first);
-                            k.clip(s.param, s.grad, n, c);
-                          };
-                          if (tensor.precision == Precision::f32) {
-                            clip(kernels.f32, constants.f32);
-                          } else {
-                            clip(kernels.f64, constants.f64);
-                          }
-                        });
-  });
+  const auto clip = [&]<class T>(const Kernels<T>& k, const AdamConstants<T>& c,
+                                 const TensorStreams<T>& streams,
+                                 std::size_t n) { k.clip(streams.param, streams.grad, n, c); };
+  pass_over(list, TensorList::Edge::tile,
+            [&](std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorRef& tensor = list.tensors()[index];
+              const auto n = static_cast<std::size_t>(end - first);
+              if (tensor.precision == Precision::f32) {
+                clip(kernels.f32, constants.f32, tensor.streams<float>(first), n);
+              } else {
+                clip(kernels.f64, constants.f64, tensor.streams<double>(first), n);
+              }
+            });
   return true;
 }
 

@@ -33,7 +33,7 @@ std::int64_t TensorList::block_size(std::int64_t size) noexcept {
 }
 
 int TensorList::worthwhile_parts(int threads) const noexcept {
-  // A region of two threads costs some 2 us, in which one thread steps some 5,000 elements.
+  // Below, one thread is done before a region would have started and ended.
   constexpr std::int64_t smallest_step = 32768;
   constexpr std::int64_t smallest_part = 16384;
   if (elements_ < smallest_step) return 1;

@@ -64,6 +64,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.attr("__version__") = FUSEDADAM_VERSION;
   module.attr("compiler") = FUSEDADAM_COMPILER;
   module.attr("threading_runtime") = threading_runtime();
+  module.attr("max_iterations") = max_iterations;
 
   py::class_<AdamOptions>(module, "AdamOptions")
       .def(py::init(&make_options), arg("lr"), arg("beta_1"), arg("beta_2"), arg("epsilon"),

@@ -14,6 +14,7 @@ _Array: TypeAlias = npt.NDArray[Any]
 __version__: str
 compiler: str
 threading_runtime: str
+max_iterations: int
 
 @final
 class AdamOptions:

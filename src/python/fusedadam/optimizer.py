@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from fusedadam._core import max_iterations
 from fusedadam.arrays import (
     Array,
     are_plain_arrays,
@@ -23,8 +24,6 @@ from fusedadam.locks import new_lock
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_MAX_ITERATIONS = 2**53
 
 
 class State(Protocol):
@@ -374,7 +373,7 @@ def _real_array(weight: Any, index: int) -> Array:
 
 def _step_count(array: Array) -> int:
     value = array.item()
-    if not 0 <= value <= _MAX_ITERATIONS or value != int(value):
+    if not 0 <= value <= max_iterations or value != int(value):
         raise ValueError(
             f"weights[0] must be a count of steps, an integer from 0 to 2**53. Received: {value!r}"
         )
