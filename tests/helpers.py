@@ -89,6 +89,19 @@ def running(*, isa: str | None = None, threads: int | None = None) -> Iterator[N
         fusedadam.set_num_threads(before[1])
 
 
+def misaligned(a: Array) -> Array:
+    placed: Array = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    placed[...] = a
+    assert not placed.flags.aligned
+    return placed
+
+
+def read_only(a: Array) -> Array:
+    frozen: Array = a.copy()
+    frozen.flags.writeable = False
+    return frozen
+
+
 def values(rng: np.random.Generator, shape: int | tuple[int, ...], dtype: str) -> Array:
     """Draw normal numbers over 24 binary orders of magnitude, a tenth of them zero.
 

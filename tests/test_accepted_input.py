@@ -17,20 +17,23 @@ import oracle
 import pytest
 from fresh_python import output_of
 from fusedadam import Adam, adam_step
-from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, running, state, values
+from helpers import (
+    FLOATS,
+    Array,
+    assert_all_same_bits,
+    assert_same_bits,
+    misaligned,
+    read_only,
+    running,
+    state,
+    values,
+)
 
 SHAPE = (12, 10)
 # More than the 32,768 elements from which a step is shared among threads.
 LARGE = (190, 200)
 
 Layout: TypeAlias = Callable[[Array], Array]
-
-
-def misaligned(a: Array) -> Array:
-    placed: Array = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
-    placed[...] = a
-    assert not placed.flags.aligned
-    return placed
 
 
 def strided(a: Array) -> Array:
@@ -45,12 +48,6 @@ def misaligned_and_strided(a: Array) -> Array:
     packed: Array = records["g"]
     assert not packed.flags.aligned
     return packed
-
-
-def read_only(a: Array) -> Array:
-    frozen: Array = a.copy()
-    frozen.flags.writeable = False
-    return frozen
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from fresh_python import run_python
 from fusedadam import Adam, adam_step
-from helpers import Array, assert_all_same_bits, assert_same_bits, values
+from helpers import Array, assert_all_same_bits, assert_same_bits, misaligned, read_only, values
 
 SHAPES_AND_DTYPES = [((3,), "float64"), ((4, 6), "float32"), ((), "float32")]
 BAD = 1  # the position that the tables below spoil: two-dimensional, float32, not the first
@@ -108,24 +108,11 @@ class Fault(NamedTuple):
     rule: str
 
 
-def misaligned(a: Array) -> Array:
-    placed: Array = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
-    placed[...] = a
-    assert not placed.flags.aligned
-    return placed
-
-
 def strided(a: Array) -> Array:
     wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
     wide[..., ::2] = a
     view: Array = wide[..., ::2]
     return view
-
-
-def read_only(a: Array) -> Array:
-    frozen: Array = a.copy()
-    frozen.flags.writeable = False
-    return frozen
 
 
 def cast(dtype: str) -> Callable[[Array], Array]:
