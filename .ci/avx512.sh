@@ -60,16 +60,16 @@ fi
 
 # ---- the file system in memory: /init, the tests, nothing else -----------------------------------
 
-rm -rf "$work/root" "$work/iso"
-mkdir -p "$work"/root/{dev,proc,tests,tmp} "$work/iso"
+rm -rf "$work/guest" "$work/iso"
+mkdir -p "$work"/guest/{dev,proc,tests,tmp} "$work/iso"
 for test in "$@"; do
   [[ -x $test ]] || fail "$test is not an executable"
   # Not grep -q, which ends before it has read all: readelf would fail, and the pipe with it.
   ! readelf --program-headers --wide "$test" | grep INTERP >/dev/null ||
     fail "$test is not statically linked"
 done
-cp -- "$@" "$work/root/tests"
-printf '%s' "$filter" >"$work/root/filter"
+cp -- "$@" "$work/guest/tests"
+printf '%s' "$filter" >"$work/guest/filter"
 
 cat >"$work/init.c" <<'END'
 #define _GNU_SOURCE
@@ -145,8 +145,8 @@ int main(void) {
   for (;;) pause();
 }
 END
-gcc -O1 -static -o "$work/root/init" "$work/init.c"
-(cd "$work/root" && find . | cpio --quiet --create --format=newc --owner=0:0) >"$work/iso/initrd"
+gcc -O1 -static -o "$work/guest/init" "$work/init.c"
+(cd "$work/guest" && find . | cpio --quiet --create --format=newc --owner=0:0) >"$work/iso/initrd"
 
 # ---- a CD to start from --------------------------------------------------------------------------
 
