@@ -14,7 +14,10 @@ try:
     )
 except ModuleNotFoundError as error:
     if error.name == "fusedadam._core":
-        message = "the compiled part of fusedadam is missing: install the package (pip install .) and import it from outside its source tree"
+        message = (
+            "the compiled part of fusedadam is missing: install the package (pip install .) "
+            "and import it from outside its source tree"
+        )
         raise ImportError(message) from error
     raise
 

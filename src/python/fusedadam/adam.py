@@ -15,7 +15,8 @@ from fusedadam.optimizer import Optimizer
 # Recognised by identity: `learning_rate` may stand in for `lr`, but not beside it.
 _DEFAULT_LR: Final = 0.001
 
-# Settings that a configuration always names, in Keras' order, and those that it leaves out while they are off.
+# Settings that a configuration always names, in Keras' order, and those that it leaves out while
+# they are off.
 _ALWAYS: Final = ("lr", "beta_1", "beta_2", "decay", "epsilon")
 _OFF: Final[dict[str, Any]] = {"clipnorm": None, "clipvalue": None, "flush_denormals": True}
 
@@ -23,7 +24,7 @@ _Value = TypeVar("_Value")
 
 
 class _HyperParameter(Generic[_Value]):
-    """An attribute of `Adam` that lives in its checked options; a refused value leaves the old one."""
+    """An attribute of `Adam`, kept in its checked options; a refused value leaves the old one."""
 
     def __init__(self, option: str, doc: str) -> None:
         self._option = option
@@ -46,7 +47,8 @@ class _HyperParameter(Generic[_Value]):
 class Adam(Optimizer):
     r"""Adam with fused, in-place, multi-threaded steps, shaped like `tf.keras.optimizers.Adam`.
 
-    Step :math:`t = 1, 2, \ldots`, with the scalars in float64 and :math:`\beta^t` correctly rounded, is
+    Step :math:`t = 1, 2, \ldots`, with the scalars in float64 and :math:`\beta^t` correctly
+    rounded, is
 
     .. math::
 
@@ -56,9 +58,9 @@ class Adam(Optimizer):
         v &= \beta_2 v + (1 - \beta_2) g^2 \\
         p &= p - \frac{lr_t \, m}{\sqrt{v} + \epsilon}
 
-    elementwise, in the parameter's own precision. `epsilon` is the "epsilon hat" of [1]_, in the formula just before
-    its section 2.1: it is not divided by the bias correction. PyTorch and optax use the paper's Algorithm 1; to get
-    their results, pass `eps * sqrt(1 - beta_2**t)`.
+    elementwise, in the parameter's own precision. `epsilon` is the "epsilon hat" of [1]_, in the
+    formula just before its section 2.1: it is not divided by the bias correction. PyTorch and optax
+    use the paper's Algorithm 1; to get their results, pass `eps * sqrt(1 - beta_2**t)`.
 
     Parameters
     ----------
@@ -75,14 +77,15 @@ class Adam(Optimizer):
     **kwargs
         clipnorm : float
             Upper bound of the norm of all gradients together (later versions of Keras bound
-            the norm of each gradient by itself under this name): where :math:`n = \sqrt{\sum g^2}`, over all elements of all gradients, is at least
-            `clipnorm`, every gradient is multiplied by `clipnorm / n`. 0 clips nothing.
+            the norm of each gradient by itself under this name): where :math:`n = \sqrt{\sum g^2}`,
+            over all elements of all gradients, is at least `clipnorm`, every gradient is multiplied
+            by `clipnorm / n`. 0 clips nothing.
         clipvalue : float
             Gradients are clamped to `[-clipvalue, clipvalue]`, after `clipnorm`. 0 clips nothing.
         flush_denormals : bool, default True
-            Store moments smaller in magnitude than the smallest normal number as zero. With False, the moments decay
-            into the subnormal range, where many CPUs are a hundred times slower. With ``epsilon=0``, a flushed
-            second moment divides by zero.
+            Store moments smaller in magnitude than the smallest normal number as zero. With False,
+            the moments decay into the subnormal range, where many CPUs are a hundred times slower.
+            With ``epsilon=0``, a flushed second moment divides by zero.
         learning_rate : float
             Another name of `lr`.
 
@@ -187,7 +190,7 @@ def adam_step(
     epsilon: float = 1e-8,
     flush_denormals: bool = True,
 ) -> None:
-    """Take one Adam step in place, over moments that the caller holds. The formula is that of `Adam`.
+    """Take one step of `Adam` in place, over moments that the caller holds.
 
     Parameters
     ----------
@@ -207,8 +210,8 @@ def adam_step(
     TypeError
         An array is none, or of another dtype; a hyper-parameter is no number.
     ValueError
-        An array cannot be updated in place, shapes or counts do not match, arrays that are written share memory, or a number is out of range.
-        Nothing has changed.
+        An array cannot be updated in place, shapes or counts do not match, arrays that are written
+        share memory, or a number is out of range. Nothing has changed.
 
     Examples
     --------

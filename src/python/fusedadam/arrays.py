@@ -60,7 +60,7 @@ def listed(values: Iterable[Any], name: str) -> Sequence[Any]:
 
 
 def parameter_arrays(params: Sequence[Any]) -> Sequence[Any]:
-    """Parameters as arrays: those of torch as views; what is neither is left for the core to refuse."""
+    """Parameters as arrays, torch tensors as views; the rest is for the core to refuse."""
     if are_plain_arrays(params):
         return params
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gradients of a loss: given as they are, by autograd from a callable, or by torch from a tensor."""
+"""Gradients of a loss: as given, by autograd from a callable, or by torch from a tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
-    """Gradients of `loss` with respect to each of `params`; None for a torch parameter that it does not reach.
+    """Gradients of `loss` by each of `params`; None for a torch parameter out of its reach.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def _by_autograd(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
             )
     # autograd knows ndarray itself and none of its subclasses.
     grads = autograd.grad(loss)([np.asarray(param) for param in params])
-    # NumPy's promotion inside the loss decides the dtype of these, not the user: the parameter's is meant.
+    # NumPy's promotion inside the loss decides the dtype of these, not the user, who means the
+    # parameter's.
     return [np.asarray(g, dtype=p.dtype) for g, p in zip(grads, params, strict=True)]
 
 

@@ -42,15 +42,16 @@ class State(Protocol):
 class Optimizer(ABC):
     """Base class of optimizers over arrays that are updated in place.
 
-    It owns the number of steps taken and the state of each parameter; a subclass adds its hyper-parameters and its formula.
-    The interface is that of `tf.keras.optimizers.Optimizer` in TensorFlow 1.4, with `build` and `apply_gradients` of
-    later versions.
+    It owns the number of steps taken and the state of each parameter; a subclass adds its
+    hyper-parameters and its formula. The interface is that of `tf.keras.optimizers.Optimizer` in
+    TensorFlow 1.4, with `build` and `apply_gradients` of later versions.
 
-    The state belongs to a position in the list of parameters: every later call must bring parameters
-    that match in number, shape and dtype those that the state was built for. Two models of the same shapes can thus share one optimizer, and its moments.
+    The state belongs to a position in the list of parameters: every later call must bring
+    parameters that match in number, shape and dtype those that the state was built for. Two models
+    of the same shapes can thus share one optimizer, and its moments.
 
-    An optimizer may be used from several threads: its steps then happen one after the other. Different
-    optimizers step at the same time.
+    An optimizer may be used from several threads: its steps then happen one after the other.
+    Different optimizers step at the same time.
     """
 
     _state: State | None
@@ -64,7 +65,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration as plain Python numbers, so that `from_config` makes an equal optimizer."""
+        """Return the configuration as plain Python numbers, for `from_config`."""
 
     @abstractmethod
     def _new_state(self, params: Sequence[Array]) -> State:
@@ -72,7 +73,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _clip(self, params: Sequence[Array], grads: Sequence[Array]) -> list[Array]:
-        """The gradients as a step would use them: checked, and new arrays where they are clipped."""
+        """The gradients as a step uses them: checked, and new arrays where they are clipped."""
 
     @property
     @abstractmethod
@@ -101,8 +102,8 @@ class Optimizer(ABC):
     def weights(self) -> list[Array]:
         """The state: `[iterations]` and then the moments, kind by kind.
 
-        `iterations` is a read-only 0-d int64 array, the count now; the moments are the live arrays. Empty before
-        the state exists.
+        `iterations` is a read-only 0-d int64 array, the count now; the moments are the live arrays.
+        Empty before the state exists.
         """
         if self._state is None:
             return []
@@ -111,8 +112,8 @@ class Optimizer(ABC):
     def build(self, params: Iterable[Any]) -> None:
         """Start fresh moments, all zeros, for these parameters; `iterations` counts on.
 
-        The first step does this by itself. Call it to change the parameters' number, shapes or dtypes, or to pay for
-        the memory ahead of the first step.
+        The first step does this by itself. Call it to change the parameters' number, shapes or
+        dtypes, or to pay for the memory ahead of the first step.
 
         Parameters
         ----------
@@ -136,7 +137,8 @@ class Optimizer(ABC):
     def set_weights(self, weights: Iterable[Any]) -> None:
         """Take over a state, as `get_weights` returns it.
 
-        The list of Keras 2.1.3 to 2.15, with one unused array of shape `(1,)` more for each parameter, is taken too.
+        The list of Keras 2.1.3 to 2.15, with one unused array of shape `(1,)` more for each
+        parameter, is taken too.
 
         Parameters
         ----------
@@ -146,7 +148,8 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            The number of arrays or a shape does not match, or `iterations` is no count. Nothing has changed.
+            The number of arrays or a shape does not match, or `iterations` is no count. Nothing has
+            changed.
         TypeError
             An array is not of real numbers. Nothing has changed.
         """
@@ -199,20 +202,22 @@ class Optimizer(ABC):
     # ---- steps
 
     def get_gradients(self, loss: Any, params: Iterable[Any]) -> list[Array]:
-        """Return the gradients of a loss with respect to the parameters, clipped as a step would clip them.
+        """Return the gradients of a loss with respect to the parameters, clipped as in a step.
 
         Parameters
         ----------
         loss : callable, torch.Tensor or sequence of arrays
-            A function `loss(params)` written with `autograd.numpy` that returns a scalar; a scalar tensor
-            whose graph reaches `params`, which are then torch tensors; or the gradients themselves, one per parameter, such as those of `jax.grad`.
+            A function `loss(params)` written with `autograd.numpy` that returns a scalar; a scalar
+            tensor whose graph reaches `params`, which are then torch tensors; or the gradients
+            themselves, one per parameter, such as those of `jax.grad`.
         params : iterable of numpy.ndarray or torch.Tensor
             The parameters.
 
         Returns
         -------
         list of numpy.ndarray
-            One per parameter, of its shape and dtype. New arrays where they are clipped; the gradients given are never changed.
+            One per parameter, of its shape and dtype. New arrays where they are clipped; the
+            gradients given are never changed.
 
         Raises
         ------
@@ -235,8 +240,8 @@ class Optimizer(ABC):
         Returns
         -------
         list
-            `iterations` (0-d int64), then for each parameter in turn its moments and the parameter, all after the step. The live
-            arrays (or tensors), not copies.
+            `iterations` (0-d int64), then for each parameter in turn its moments and the parameter,
+            all after the step. The live arrays (or tensors), not copies.
 
         Raises
         ------
@@ -310,7 +315,7 @@ class Optimizer(ABC):
         return [array for slot in state.slots for array in slot]
 
     def _without_placeholders(self, weights: list[Array]) -> list[Array]:
-        """The weights without the arrays that Keras 2.1.3 to 2.15 wrote in place of an unused `vhat`."""
+        """The weights without what Keras 2.1.3 to 2.15 wrote in place of an unused `vhat`."""
         if self._state is None:
             return weights
         count = len(self._state.slots[0])
@@ -353,7 +358,7 @@ def _constraints(params: Sequence[Any]) -> list[tuple[int, Any]]:
 
 
 def _mark_as_changed(params: Sequence[Any]) -> None:
-    """Tell torch that these tensors were written, so that a graph that still needs the old values refuses to run."""
+    """Tell torch of the writes, so that a graph that still needs the old values refuses to run."""
     tensors = [p for p in params if is_tensor(p)]
     if tensors:
         import torch
