@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""What several test files share: comparing bits, placing buffers, choosing the code that runs."""
+"""What several test files share: comparing bits, placing buffers, a training beside its oracle."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import fusedadam
 import numpy as np
 import numpy.typing as npt
+import oracle
+from fusedadam import Adam
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -118,3 +120,63 @@ def state(
     p, g, m = (values(rng, shape, dtype) for _ in range(3))
     v = values(rng, shape, dtype)
     return p, g, m, np.asarray(v * v)
+
+
+def halving(iterations: int) -> float:
+    """A learning rate schedule that has a name to be imported by."""
+    return 0.25 * 0.5**iterations
+
+
+ShapesAndDtypes: TypeAlias = Sequence[tuple[tuple[int, ...], str]]
+FEW: ShapesAndDtypes = [
+    ((3, 5), "float32"),
+    ((7,), "float64"),
+    ((), "float32"),
+    ((0, 2), "float64"),
+]
+
+
+class Training:
+    """An optimizer, its parameters, and the oracle that has seen the same gradients.
+
+    The parameters at the positions `excluded` do not decay.
+    """
+
+    def __init__(
+        self,
+        shapes_and_dtypes: ShapesAndDtypes = FEW,
+        *,
+        seed: int = 5,
+        excluded: Iterable[int] = (),
+        **options: Any,
+    ) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.params = [values(self.rng, *of) for of in shapes_and_dtypes]
+        excluded = list(excluded)
+        self.reference = oracle.OracleAdam(self.params, excluded=excluded, **options)
+        self.optimizer = Adam(**options)
+        if excluded:
+            self.optimizer.exclude_from_weight_decay([self.params[i] for i in excluded])
+
+    def grads(self) -> list[Array]:
+        return [values(self.rng, p.shape, str(p.dtype)) for p in self.params]
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.call(self.grads())
+
+    def call(self, grads: list[Array]) -> None:
+        """Hand over these gradients, which are left as the oracle says."""
+        left = self.reference.step(grads)
+        count = self.optimizer.apply_gradients(list(zip(grads, self.params, strict=True)))
+        assert count == self.reference.iterations
+        assert_all_same_bits(grads, left, "grads after the call")
+
+    def check(self) -> None:
+        optimizer, reference = self.optimizer, self.reference
+        assert_all_same_bits(self.params, reference.params, "params")
+        assert_all_same_bits(optimizer.weights, reference.weights(), "weights")
+        assert_all_same_bits(optimizer.ema, reference.ema, "ema")
+        assert optimizer.iterations == reference.iterations
+        assert optimizer.skipped_steps == reference.skipped_steps
+        assert optimizer.current_loss_scale == reference.current_loss_scale

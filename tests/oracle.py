@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import decimal
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -22,6 +22,11 @@ Array: TypeAlias = npt.NDArray[Any]
 TILE = 1024
 LANES = 16
 MAX_BLOCKS = 4096
+
+# The dynamic loss scale: where it starts and ends, and after how many good steps it doubles.
+FIRST_LOSS_SCALE = 2.0**15
+LARGEST_LOSS_SCALE = 2.0**126
+GROWTH_INTERVAL = 2000
 
 # A power can lie exactly halfway between two floats only if its odd part fits 54 bits: t <= 34,
 # or beta a power of two, where it underflows to zero by t = 1076. Up to here the power is exact.
@@ -75,22 +80,42 @@ def adam_step(
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-8,
+    decay: float = 0.0,
+    vhat: Array | None = None,
+    ema: Array | None = None,
+    ema_momentum: float = 0.99,
+    weight_decay: float | None = None,
+    l2: float = 0.0,
     flush_denormals: bool = True,
-) -> tuple[Array, Array, Array]:
-    """Step one tensor once: the new ``(p, m, v)``."""
+) -> tuple[Array, ...]:
+    """Step one tensor once: the new ``(p, m, v)``, and then those of `vhat` and `ema` given.
+
+    The gradient is that after scaling and clipping, as `clip` makes it.
+    """
     T = p.dtype.type
     b1, one_minus_b1 = T(beta_1), T(1.0 - beta_1)
     b2, one_minus_b2 = T(beta_2), T(1.0 - beta_2)
-    rate, eps = T(lr_t(lr, beta_1, beta_2, step)), T(epsilon)
+    decayed_lr = decayed(lr, decay, step - 1)
+    rate, eps = T(lr_t(decayed_lr, beta_1, beta_2, step)), T(epsilon)
 
+    if l2:
+        g = g + (T(l2) * p)
+    if weight_decay:
+        p = p - (T(decayed_lr * weight_decay) * p)
     m = (b1 * m) + (one_minus_b1 * g)
     v = (b2 * v) + (one_minus_b2 * (g * g))
     if flush_denormals:
         tiny = np.finfo(T).smallest_normal
         m = np.where(np.abs(m) < tiny, T(0), m)
         v = np.where(np.abs(v) < tiny, T(0), v)
-    p = p - (rate * m) / (np.sqrt(v) + eps)
-    return np.asarray(p), np.asarray(m), np.asarray(v)
+    largest = v
+    if vhat is not None:
+        vhat = largest = np.where((v <= vhat) | np.isnan(vhat), vhat, v)
+    p = p - (rate * m) / (np.sqrt(largest) + eps)
+    if ema is not None:
+        mu = 0.0 if step == 1 else ema_momentum
+        ema = (T(mu) * ema) + (T(1.0 - mu) * p)
+    return tuple(np.asarray(x) for x in (p, m, v, vhat, ema) if x is not None)
 
 
 @np.errstate(all="ignore")
@@ -134,17 +159,38 @@ def global_norm(grads: Sequence[Array]) -> float:
 
 @np.errstate(all="ignore")
 def clip(
-    grads: Sequence[Array], *, clipnorm: float | None = None, clipvalue: float | None = None
+    grads: Sequence[Array],
+    *,
+    clipnorm: float | None = None,
+    clipnorm_per_tensor: float | None = None,
+    clipvalue: float | None = None,
+    divisor: float | None = None,
+    sign: float = 1.0,
 ) -> list[Array]:
-    """Scale the gradients down to the global norm `clipnorm`, then clamp them to `clipvalue`."""
-    clipped = list(grads)
+    """Return the gradients as a step uses them: divided, clipped, and negated (-1) to ascend.
+
+    `divisor` is the loss scale times the number of gradients in a mean; None where neither is asked
+    for. Norms are those of the divided gradients.
+    """
+    S = 1.0 if divisor is None else 1.0 / divisor
+    bound = clipnorm or clipnorm_per_tensor or 0.0
+    norms = [0.0] * len(grads)
     if clipnorm:
-        n = global_norm(grads)
-        if n >= clipnorm:
-            clipped = [g.dtype.type(clipnorm / n) * g for g in clipped]
-    if clipvalue:
-        clipped = [_clamp(g, clipvalue) for g in clipped]
-    return [np.asarray(g) for g in clipped]
+        norms = [global_norm(grads)] * len(grads)
+    elif clipnorm_per_tensor:
+        norms = [global_norm([g]) for g in grads]
+
+    clipped = []
+    for g, norm in zip(grads, norms, strict=True):
+        n = norm * S
+        is_long = bound > 0 and n >= bound
+        if is_long or divisor is not None or sign != 1:
+            f = S * (bound / n if is_long else 1.0)
+            g = g.dtype.type(sign * f) * g
+        if clipvalue:
+            g = _clamp(g, clipvalue)
+        clipped.append(np.asarray(g))
+    return clipped
 
 
 def _clamp(g: Array, clipvalue: float) -> Array:
@@ -153,61 +199,206 @@ def _clamp(g: Array, clipvalue: float) -> Array:
     return np.where(g > c, c, g)
 
 
+def all_finite(grads: Iterable[Array]) -> bool:
+    """Whether no gradient has an infinity or a NaN."""
+    return all(bool(np.isfinite(g).all()) for g in grads)
+
+
+@np.errstate(all="ignore")
+def sum_rows(indices: Array, grad_rows: Array) -> tuple[Array, Array]:
+    """Return the rows named, ascending and each once, and their gradients' sums.
+
+    Gradients of one row are added in the order in which they come: ``(r1 + r2) + r3``.
+    """
+    sums: dict[int, Array] = {}
+    for index, row in zip(indices.tolist(), grad_rows, strict=True):
+        sums[index] = np.asarray(sums[index] + row if index in sums else row.copy())
+    rows = sorted(sums)
+    summed = np.zeros((len(rows), *grad_rows.shape[1:]), grad_rows.dtype)
+    for k, row in enumerate(rows):
+        summed[k] = sums[row]
+    return np.array(rows, dtype=np.intp), summed
+
+
 class OracleAdam:
     """A whole optimizer: several tensors of mixed dtypes, stepped together.
 
-    `params`, `m` and `v` are lists of new arrays after each step; nothing is written in place.
+    `params`, `m`, `v`, `vhat` and `ema` are lists of new arrays after each step (the last two empty
+    where they are not asked for); nothing is written in place. `excluded` has the positions of the
+    parameters that do not decay. Attributes may be set between steps.
     """
 
     def __init__(
         self,
         params: Iterable[Array],
         *,
-        lr: float = 0.001,
+        lr: float | Callable[[int], float] = 0.001,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         decay: float = 0.0,
+        amsgrad: bool = False,
+        weight_decay: float | None = None,
+        l2: float = 0.0,
         clipnorm: float | None = None,
+        clipnorm_per_tensor: float | None = None,
         clipvalue: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale: float | str | None = None,
+        skip_nonfinite: bool = False,
+        gradient_accumulation_steps: int | None = None,
+        zero_grad: bool = False,
+        maximize: bool = False,
         flush_denormals: bool = True,
+        excluded: Iterable[int] = (),
     ) -> None:
         self.params = [p.copy() for p in params]
         self.m = [np.zeros_like(p) for p in self.params]
         self.v = [np.zeros_like(p) for p in self.params]
+        self.vhat = [np.zeros_like(p) for p in self.params] if amsgrad else []
+        self.ema = [p.copy() for p in self.params] if use_ema else []
+        self.accumulators: list[Array] = []
         self.iterations = 0
+        self.skipped_steps = 0
+        self.accumulated = 0
+        self.dynamic_loss_scale = FIRST_LOSS_SCALE
+        self.good_steps = 0
         self.lr = lr
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.decay = decay
+        self.amsgrad = amsgrad
+        self.weight_decay = weight_decay
+        self.l2 = l2
         self.clipnorm = clipnorm
+        self.clipnorm_per_tensor = clipnorm_per_tensor
         self.clipvalue = clipvalue
+        self.use_ema = use_ema
+        self.ema_momentum = ema_momentum
+        self.ema_overwrite_frequency = ema_overwrite_frequency
+        self.loss_scale = loss_scale
+        self.skip_nonfinite = skip_nonfinite
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.zero_grad = zero_grad
+        self.maximize = maximize
         self.flush_denormals = flush_denormals
+        self.excluded = set(excluded)
 
-    def step(self, grads: Sequence[Array]) -> None:
-        """Step every tensor once."""
-        clipped = clip(grads, clipnorm=self.clipnorm, clipvalue=self.clipvalue)
-        stepped = [
-            adam_step(
-                p,
-                g,
-                m,
-                v,
-                step=self.iterations + 1,
-                lr=decayed(self.lr, self.decay, self.iterations),
-                beta_1=self.beta_1,
-                beta_2=self.beta_2,
-                epsilon=self.epsilon,
-                flush_denormals=self.flush_denormals,
-            )
-            for p, g, m, v in zip(self.params, clipped, self.m, self.v, strict=True)
-        ]
-        self.params = [p for p, _, _ in stepped]
-        self.m = [m for _, m, _ in stepped]
-        self.v = [v for _, _, v in stepped]
-        self.iterations += 1
+    @property
+    def current_loss_scale(self) -> float:
+        """What the loss of the next gradients is to be multiplied by."""
+        if self.loss_scale is None:
+            return 1.0
+        return self.dynamic_loss_scale if self.loss_scale == "dynamic" else float(self.loss_scale)
+
+    def step(self, grads: Sequence[Array]) -> list[Array]:
+        """Take one call: it accumulates, skips or steps. The gradients as it leaves them."""
+        given = [g.copy() for g in grads]
+        if self.accumulated:
+            with np.errstate(all="ignore"):
+                given = [np.asarray(a + g) for a, g in zip(self.accumulators, given, strict=True)]
+        if self.accumulated + 1 < (self.gradient_accumulation_steps or 1):
+            self.accumulators = given
+            self.accumulated += 1
+        else:
+            self.accumulated = 0
+            self._step_or_skip(given)
+        return self._after(grads)
+
+    def apply_sparse(self, indices: Array, grad_rows: Array, *, lazy: bool = True) -> Array:
+        """Step the one parameter from gradients of some rows. The gradients as that leaves them."""
+        (p,) = self.params
+        rows, summed = sum_rows(indices, grad_rows)
+        if lazy:
+            self._step_or_skip([summed], rows)
+        else:
+            g = np.zeros_like(p)
+            g[rows] = summed
+            self._step_or_skip([g])
+        return self._after([grad_rows])[0]
+
+    def gradients(self, grads: Sequence[Array]) -> list[Array]:
+        """What `get_gradients` makes of gradients: unscaled and clipped, neither meant nor negated."""
+        divisor = None if self.loss_scale is None else self.current_loss_scale
+        return clip(grads, divisor=divisor, **self._clips())
+
+    def swap_ema(self) -> None:
+        """Exchange the parameters and their averages."""
+        self.params, self.ema = self.ema, self.params
 
     def weights(self) -> list[Array]:
-        """Return ``[iterations] + m + v``, as the optimizer under test lists them."""
-        return [np.array(self.iterations, dtype=np.int64), *self.m, *self.v]
+        """Return ``[iterations] + m + v + vhat``, as the optimizer under test lists them."""
+        return [np.array(self.iterations, dtype=np.int64), *self.m, *self.v, *self.vhat]
+
+    def _clips(self) -> dict[str, Any]:
+        return {
+            "clipnorm": self.clipnorm,
+            "clipnorm_per_tensor": self.clipnorm_per_tensor,
+            "clipvalue": self.clipvalue,
+        }
+
+    def _after(self, grads: Sequence[Array]) -> list[Array]:
+        return [np.zeros_like(g) if self.zero_grad else g.copy() for g in grads]
+
+    def _step_or_skip(self, grads: list[Array], rows: Any = ...) -> None:
+        """Step all tensors, or only these rows of them; skip where a gradient is not finite."""
+        is_dynamic = self.loss_scale == "dynamic"
+        if (self.skip_nonfinite or is_dynamic) and not all_finite(grads):
+            self.skipped_steps += 1
+            if is_dynamic:
+                self.dynamic_loss_scale = max(self.dynamic_loss_scale / 2, 1.0)
+                self.good_steps = 0
+            return
+
+        count = self.gradient_accumulation_steps or 1
+        is_divided = self.loss_scale is not None or count > 1
+        clipped = clip(
+            grads,
+            divisor=self.current_loss_scale * count if is_divided else None,
+            sign=-1.0 if self.maximize else 1.0,
+            **self._clips(),
+        )
+        stepped = [self._stepped(i, g, rows) for i, g in enumerate(clipped)]
+        for k, name in enumerate(self._kinds()):
+            setattr(self, name, [arrays[k] for arrays in stepped])
+        self.iterations += 1
+        if is_dynamic:
+            self.good_steps += 1
+            if self.good_steps >= GROWTH_INTERVAL:
+                self.dynamic_loss_scale = min(2 * self.dynamic_loss_scale, LARGEST_LOSS_SCALE)
+                self.good_steps = 0
+
+    def _kinds(self) -> list[str]:
+        optional = {"vhat": self.amsgrad, "ema": self.use_ema}
+        return ["params", "m", "v", *(name for name, is_on in optional.items() if is_on)]
+
+    def _stepped(self, i: int, g: Array, rows: Any) -> list[Array]:
+        """Return the new arrays of tensor `i`, kind by kind."""
+        decays = i not in self.excluded
+        olds = {name: getattr(self, name)[i] for name in self._kinds()}
+        arguments = {name: np.asarray(old[rows]) for name, old in olds.items()}
+        t = self.iterations + 1
+        news = adam_step(
+            arguments.pop("params"),
+            g,
+            **arguments,
+            step=t,
+            lr=self.lr(self.iterations) if callable(self.lr) else self.lr,
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            epsilon=self.epsilon,
+            decay=self.decay,
+            ema_momentum=self.ema_momentum,
+            weight_decay=self.weight_decay if decays else None,
+            l2=self.l2 if decays else 0.0,
+            flush_denormals=self.flush_denormals,
+        )
+        if self.ema_overwrite_frequency and t % self.ema_overwrite_frequency == 0:
+            news = (news[-1].copy(), *news[1:])
+        whole = [old.copy() for old in olds.values()]
+        for array, new in zip(whole, news, strict=True):
+            array[rows] = new
+        return whole

@@ -107,7 +107,7 @@ def test_gradient_layout_does_not_change_what_is_clipped(
     p, g, m, v = state(rng, SHAPE, "float32")
     grad = layout(g)
     kept = grad.copy()
-    limits = {"clipnorm": 1.5, "clipvalue": 0.25}
+    limits: dict[str, Any] = {"clipnorm": 1.5, "clipvalue": 0.25}
     clipped = oracle.clip([kept], **limits)
     actual = Adam(**limits).get_gradients([grad], [p])
     assert_all_same_bits(actual, clipped)
@@ -445,7 +445,7 @@ def test_adam_step_of_mixed_dtypes(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"clipnorm": 0.01}, {"clipvalue": 0.01}, {}], ids=str)
-def test_gradients_are_never_changed(rng: np.random.Generator, limits: dict[str, float]) -> None:
+def test_gradients_are_never_changed(rng: np.random.Generator, limits: dict[str, Any]) -> None:
     params = [values(rng, shape, "float32") for shape in [(40, 30), (5,)]]
     grads = [values(rng, p.shape, "float32") for p in params]
     kept = [g.copy() for g in grads]
@@ -503,7 +503,8 @@ def test_kinds_of_numbers(name: str, value: Any, plain: float) -> None:
 @pytest.mark.parametrize("off", [None, 0, 0.0])
 @pytest.mark.parametrize("name", ["clipnorm", "clipvalue"])
 def test_clip_that_is_off(name: str, off: float | None) -> None:
-    optimizer = Adam(**{name: 0.01})
+    limit: dict[str, Any] = {name: 0.01}
+    optimizer = Adam(**limit)
     setattr(optimizer, name, off)
     for unclipped in (optimizer, Adam(**{name: off})):  # type: ignore[arg-type]
         p, g = np.ones(3), np.full(3, 1e6)

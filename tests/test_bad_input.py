@@ -7,8 +7,11 @@ its wording is free, but for the messages that Keras gives.
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import autograd.numpy as anp
@@ -26,13 +29,14 @@ BAD = 1  # the position that the tables below spoil: two-dimensional, float32, n
 class Training:
     """An optimizer (two steps old unless `fresh`) and everything that a refused call must keep."""
 
-    def __init__(self, *, fresh: bool = False) -> None:
+    def __init__(self, *, fresh: bool = False, **options: Any) -> None:
         rng = np.random.default_rng(11)
         self.params = [values(rng, shape, dtype) for shape, dtype in SHAPES_AND_DTYPES]
         self.grads = [values(rng, shape, dtype) for shape, dtype in SHAPES_AND_DTYPES]
         self.m = [values(rng, shape, dtype) for shape, dtype in SHAPES_AND_DTYPES]
         self.v = [np.asarray(np.abs(m)) for m in self.m]
-        self.optimizer = Adam(lr=0.01, decay=0.1, clipnorm=50.0, clipvalue=2.0)
+        defaults = {"lr": 0.01, "decay": 0.1, "clipnorm": 50.0, "clipvalue": 2.0}
+        self.optimizer = Adam(**{**defaults, **options})
         for _ in range(0 if fresh else 2):
             self.optimizer.apply_gradients(list(zip(self.grads, self.params, strict=True)))
 
@@ -40,11 +44,15 @@ class Training:
         arrays = {"params": self.params, "grads": self.grads, "m": self.m, "v": self.v}
         return {
             "iterations": self.optimizer.iterations,
-            "config": self.optimizer.get_config(),
+            "skipped_steps": self.optimizer.skipped_steps,
+            "current_loss_scale": self.optimizer.current_loss_scale,
+            # A schedule without a name has no configuration.
+            "config": None if callable(self.optimizer.lr) else self.optimizer.get_config(),
             "repr": repr(self.optimizer),
             "isa": fusedadam.active_isa(),
             "threads": fusedadam.get_num_threads(),
             "weights": [w.copy() for w in self.optimizer.weights],
+            "ema": [a.copy() for a in self.optimizer.ema],
             **{name: [a.copy() for a in group] for name, group in arrays.items()},
         }
 
@@ -262,6 +270,97 @@ def test_adam_step_single_array_that_cannot_be_updated_in_place(
         pattern,
         twin=Training(),
     )
+
+
+@pytest.mark.parametrize("name", ["vhat", "ema"])
+@pytest.mark.parametrize("fault", WRITTEN_FAULTS.values(), ids=WRITTEN_FAULTS)
+def test_adam_step_optional_array_that_cannot_be_updated_in_place(
+    training: Training, fault: Fault, name: str
+) -> None:
+    good = [np.ones_like(p) for p in training.params]
+    arrays = training.params, training.grads, training.m, training.v
+    given: dict[str, Any] = {"vhat": good, "ema": [a.copy() for a in good]}
+    given[name] = spoilt(given[name], fault)
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=3, **given),
+        fault.error,
+        message(rf"\b{name}\[{BAD}\]", fault.rule),
+        twin=Training(),
+    )
+    assert_all_same_bits(good, [np.ones_like(p) for p in training.params])
+
+
+@pytest.mark.parametrize("name", ["vhat", "ema"])
+@pytest.mark.parametrize(
+    ("make", "error", "rule"),
+    [
+        (cast("float64"), TypeError, "(dtype|float32)"),
+        (lambda a: a.T.copy(), ValueError, "shape"),
+        (lambda a: a[:2].copy(), ValueError, "shape"),
+    ],
+    ids=["float64", "transposed", "shorter"],
+)
+def test_adam_step_optional_array_unlike_its_parameter(
+    training: Training, name: str, make: Callable[[Array], Array], error: type[Exception], rule: str
+) -> None:
+    arrays = training.params, training.grads, training.m, training.v
+    given: dict[str, Any] = {
+        name: spoilt([np.ones_like(p) for p in training.params], Fault(make, error, rule))
+    }
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=3, **given),
+        error,
+        message(rf"\b{name}\[{BAD}\]", rule),
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize("name", ["vhat", "ema"])
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda a: a[:-1], ValueError),
+        (lambda a: [*a, a[0]], ValueError),
+        (lambda _: [], ValueError),
+        (lambda a: a[0], (TypeError, ValueError)),
+        (lambda _: 1.0, TypeError),
+        (lambda _: "arrays", TypeError),
+    ],
+    ids=["fewer", "more", "none", "one array", "a number", "text"],
+)
+def test_adam_step_optional_argument_that_is_no_list_as_long_as_params(
+    training: Training, name: str, make: Callable[[Any], Any], error: Any
+) -> None:
+    arrays = training.params, training.grads, training.m, training.v
+    given: dict[str, Any] = {name: make([np.ones_like(p) for p in training.params])}
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=3, **given),
+        error,
+        message(rf"\b{name}\b"),
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *((name, "vhat") for name in ["params", "m", "v"]),
+        *((name, "ema") for name in ["params", "m", "v", "vhat"]),
+    ],
+)
+def test_adam_step_optional_array_that_overlaps(one: str, other: str) -> None:
+    arguments: dict[str, Any] = {
+        name: [np.ones(4, "float32") for _ in range(2)]
+        for name in ["params", "grads", "m", "v", "vhat", "ema"]
+    }
+    arguments[one][0] = arguments[other][1]
+    with pytest.raises(ValueError, match=rf"\b({one}\[0\]|{other}\[1\]).*overlap.*Received: .+"):
+        adam_step(**arguments, step=1)
+    for name, arrays in arguments.items():
+        assert all(np.all(a == 1) for a in arrays), name
 
 
 @pytest.mark.parametrize("name", ["m", "v"])
@@ -736,9 +835,12 @@ def test_parameter_made_read_only_since_the_last_step() -> None:
 HUGE = 10**400  # an int that no float64 can hold: it must not surface as an OverflowError
 NOT_FINITE = [float("nan"), float("inf"), -float("inf"), np.float32("nan")]
 NOT_A_NUMBER = ["0.5", "fast", [0.5], (0.5,), {}, 0.5j, np.array([0.5, 0.5]), object()]
-AT_LEAST_0 = ["lr", "learning_rate", "epsilon", "decay"]
+AT_LEAST_0 = ["lr", "learning_rate", "epsilon", "decay", "l2"]
 BETAS = ["beta_1", "beta_2"]
-CLIPS = ["clipnorm", "clipvalue"]
+CLIPS = ["clipnorm", "clipnorm_per_tensor", "clipvalue"]
+MAY_BE_NONE = [*CLIPS, "weight_decay"]
+SWITCHES = ["amsgrad", "use_ema", "skip_nonfinite", "zero_grad", "maximize", "flush_denormals"]
+COUNTS = ["ema_overwrite_frequency", "gradient_accumulation_steps"]
 
 
 class BadValue(NamedTuple):
@@ -749,13 +851,13 @@ class BadValue(NamedTuple):
 
 
 def bad_values() -> Iterator[BadValue]:
-    for name in [*AT_LEAST_0, *BETAS, *CLIPS]:
+    for name in [*AT_LEAST_0, *BETAS, *MAY_BE_NONE]:
         shown = "(lr|learning_rate)" if name == "learning_rate" else name
         rule = rf"(0 < {name} < 1|> 0 and < 1)" if name in BETAS else "(>= 0|finite)"
         for value in NOT_FINITE:
             yield BadValue(name, value, ValueError, message(rf"\b{shown}\b", rule))
         yield BadValue(name, HUGE, (TypeError, ValueError), message(rf"\b{shown}\b"))
-        for value in [*NOT_A_NUMBER, *([] if name in CLIPS else [None])]:
+        for value in [*NOT_A_NUMBER, *([] if name in MAY_BE_NONE else [None])]:
             yield BadValue(name, value, TypeError, message(rf"\b{shown}\b", "real number"))
         for value in [0.0, 1.0, -0.5, 1.5, 1, 0] if name in BETAS else [-1.0, -1, -1e-300, -5e-324]:
             if name in CLIPS:
@@ -764,17 +866,34 @@ def bad_values() -> Iterator[BadValue]:
             else:
                 pattern = message(rf"\b{shown}\b", rule, received=rf"{shown}={value!r}(\.0)?")
             yield BadValue(name, value, ValueError, pattern)
-    for value in ["yes", 0.5, None, []]:
+    for name in SWITCHES:
+        for value in ["yes", 0.5, None, []]:
+            yield BadValue(name, value, TypeError, message(rf"\b{name}\b", "(bool|True or False)"))
+    for value in [*NOT_FINITE, -0.5, -5e-324, 1.0 + 2**-52, 2]:
+        yield BadValue("ema_momentum", value, ValueError, message(r"\bema_momentum\b", "1"))
+    for value in [*NOT_A_NUMBER, None]:
         yield BadValue(
-            "flush_denormals",
-            value,
-            TypeError,
-            message(r"\bflush_denormals\b", "(bool|True or False)"),
+            "ema_momentum", value, TypeError, message(r"\bema_momentum\b", "real number")
         )
+    for name in COUNTS:
+        for value in [0, -1, -(2**63), np.int64(0)]:
+            yield BadValue(name, value, ValueError, message(rf"\b{name}\b"))
+        for value in [2**64, HUGE]:
+            yield BadValue(name, value, (TypeError, ValueError), message(rf"\b{name}\b"))
+        for value in [1.5, 2.0, "2", [2], float("nan")]:
+            yield BadValue(name, value, TypeError, message(rf"\b{name}\b", "int"))
+    name = "loss_scale"
+    for value in [*NOT_FINITE, 0, 0.0, -1.0, 2.0**-127, 2.0**-126 * (1 - 2**-53), 2.0**127]:
+        yield BadValue(name, value, ValueError, message(rf"\b{name}\b"))
+    for value in ["static", "", "Dynamic"]:
+        yield BadValue(name, value, ValueError, message(rf"\b{name}\b", "dynamic"))
+    yield BadValue(name, HUGE, (TypeError, ValueError), message(rf"\b{name}\b"))
+    for value in [[1.0], (1.0,), {}, 1j, np.array([1.0, 2.0]), object(), b"dynamic"]:
+        yield BadValue(name, value, TypeError, message(rf"\b{name}\b"))
 
 
 def shown(bad: Any) -> str:
-    return f"{bad.name}={'10**400' if bad.value is HUGE else bad.value!r:.20}"
+    return f"{bad.name}={'10**400' if bad.value is HUGE else bad.value!r:.23}"
 
 
 BAD_VALUES = pytest.mark.parametrize("bad", list(bad_values()), ids=shown)
@@ -782,32 +901,42 @@ BAD_VALUES = pytest.mark.parametrize("bad", list(bad_values()), ids=shown)
 
 @BAD_VALUES
 def test_constructor_value(bad: BadValue) -> None:
+    needed = {"use_ema": True} if bad.name == "ema_overwrite_frequency" else {}
     with pytest.raises(bad.error) as caught:
-        Adam(**{bad.name: bad.value})
+        Adam(**{bad.name: bad.value}, **needed)
     assert re.fullmatch(bad.pattern, str(caught.value), re.DOTALL), f"message: {caught.value}"
     config = {
         k: v for k, v in Adam().get_config().items() if (k, bad.name) != ("lr", "learning_rate")
     }
     with pytest.raises(bad.error):
-        Adam.from_config(config | {bad.name: bad.value})
+        Adam.from_config(config | needed | {bad.name: bad.value})
 
 
 @BAD_VALUES
-def test_attribute_value(training: Training, bad: BadValue) -> None:
+def test_attribute_value(bad: BadValue) -> None:
+    # Alone: not refused for what it would make no sense with.
+    options: dict[str, Any] = {
+        "use_ema": True,
+        "clipnorm": None if bad.name == "clipnorm_per_tensor" else 50.0,
+    }
+    training = Training(**options)
     assert_refused(
         training,
         lambda: setattr(training.optimizer, bad.name, bad.value),
         bad.error,
         bad.pattern,
-        twin=Training(),
+        twin=Training(**options),
     )
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [b for b in bad_values() if b.name in ("lr", "epsilon", "flush_denormals", *BETAS)],
-    ids=shown,
-)
+OF_ADAM_STEP = [
+    *("lr", "epsilon", "decay", "l2", "ema_momentum", "zero_grad", "maximize", "flush_denormals"),
+    *BETAS,
+    *MAY_BE_NONE,
+]
+
+
+@pytest.mark.parametrize("bad", [b for b in bad_values() if b.name in OF_ADAM_STEP], ids=shown)
 def test_adam_step_value(training: Training, bad: BadValue) -> None:
     arrays = training.params, training.grads, training.m, training.v
     options: dict[str, Any] = {bad.name: bad.value}
@@ -818,6 +947,631 @@ def test_adam_step_value(training: Training, bad: BadValue) -> None:
         bad.pattern,
         twin=Training(),
     )
+
+
+# Options that exclude or need one another: what is given, and what the message names.
+COMBINATIONS: list[tuple[dict[str, Any], str]] = [
+    ({"clipnorm": 1.0, "clipnorm_per_tensor": 1.0}, "clipnorm_per_tensor"),
+    ({"ema_overwrite_frequency": 2}, "ema_overwrite_frequency"),
+    ({"ema_overwrite_frequency": 2, "use_ema": False}, "ema_overwrite_frequency"),
+]
+
+
+@pytest.mark.parametrize(("options", "name"), COMBINATIONS, ids=str)
+def test_options_that_make_no_sense_together(options: dict[str, Any], name: str) -> None:
+    pattern = message(rf"\b{name}\b")
+    makes: list[Callable[[], Adam]] = [lambda: Adam(**options), lambda: Adam.from_config(options)]
+    for make in makes:
+        with pytest.raises(ValueError) as caught:
+            make()
+        assert re.fullmatch(pattern, str(caught.value), re.DOTALL), f"message: {caught.value}"
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        ({}, "clipnorm_per_tensor", 1.0),  # beside the clipnorm of every training here
+        ({"clipnorm": None, "clipnorm_per_tensor": 1.0}, "clipnorm", 1.0),
+        ({}, "ema_overwrite_frequency", 2),
+    ],
+    ids=str,
+)
+def test_attribute_that_makes_no_sense_beside_the_others(
+    options: dict[str, Any], name: str, value: Any
+) -> None:
+    training = Training(**options)
+    assert_refused(
+        training,
+        lambda: setattr(training.optimizer, name, value),
+        ValueError,
+        message(rf"\b{name}\b"),
+        twin=Training(**options),
+    )
+
+
+def test_averages_cannot_be_turned_off_under_their_frequency() -> None:
+    adam = Adam(use_ema=True, ema_overwrite_frequency=2)
+    with pytest.raises(ValueError, match="ema_overwrite_frequency"):
+        adam.use_ema = False
+    assert adam.use_ema is True
+    adam.ema_overwrite_frequency = None
+    adam.use_ema = False
+
+
+def test_adam_step_clips_that_exclude_each_other(training: Training) -> None:
+    arrays = training.params, training.grads, training.m, training.v
+    assert_refused(
+        training,
+        lambda: adam_step(*arrays, step=1, clipnorm=1.0, clipnorm_per_tensor=1.0),
+        ValueError,
+        message(r"\bclipnorm_per_tensor\b"),
+        twin=Training(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        ({}, "amsgrad", True),
+        ({"amsgrad": True}, "amsgrad", False),
+        ({}, "use_ema", True),
+        ({"use_ema": True}, "use_ema", False),
+        ({}, "gradient_accumulation_steps", 2),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps", 3),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps", None),
+    ],
+    ids=str,
+)
+def test_option_that_the_existing_state_was_not_made_for(
+    options: dict[str, Any], name: str, value: Any
+) -> None:
+    training = Training(**options)
+    assert_refused(
+        training,
+        lambda: setattr(training.optimizer, name, value),
+        ValueError,
+        message(rf"\b{name}\b"),
+        twin=Training(**options),
+    )
+
+
+# -- schedules --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", [by_apply_gradients, by_get_updates])
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (-1.0, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (np.float32("nan"), ValueError),
+        ("fast", TypeError),
+        (None, TypeError),
+        ([0.5], TypeError),
+        (1j, TypeError),
+    ],
+    ids=repr,
+)
+def test_schedule_with_a_result_that_is_no_learning_rate(
+    result: Any, error: type[Exception], route: Route
+) -> None:
+    training, twin = Training(), Training()
+    training.optimizer.lr = lambda _: result
+    assert_refused(
+        training,
+        lambda: route(training, training.params, training.grads),
+        error,
+        message(r"\blr\b"),
+    )
+    training.optimizer.lr = 0.01
+    assert_goes_on(training, twin)
+
+
+@pytest.mark.parametrize("route", [by_apply_gradients, by_get_updates])
+def test_schedule_that_breaks_passes_its_own_error_on(
+    pair: tuple[Training, Training], route: Route
+) -> None:
+    def schedule(iterations: int) -> float:
+        raise BrokenError(f"from the caller's own schedule at {iterations}")
+
+    training, twin = pair
+    training.optimizer.lr = schedule
+    assert_refused(
+        training,
+        lambda: route(training, training.params, training.grads),
+        BrokenError,
+        "from the caller's own schedule at [02]",
+    )
+    training.optimizer.lr = 0.01
+    assert_goes_on(training, twin)
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_module_at_all:f", "helpers:nothing", "helpers:FLOATS", "helpers:", ":halving"]
+)
+def test_schedule_of_a_configuration_that_cannot_be_found(name: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"(?s)\blr\b.*Received: "):
+        Adam.from_config({**Adam().get_config(), "lr": name})
+
+
+# -- gradients that are to be zeroed ----------------------------------------------------------
+
+ZEROED_FAULTS = {
+    name: fault
+    for name, fault in WRITTEN_FAULTS.items()
+    if name not in ("None", "a memoryview", "a float", "a NumPy scalar")
+}
+
+
+@pytest.mark.parametrize("route", STEPS)
+@pytest.mark.parametrize("fresh", [False, True], ids=["built", "fresh"])
+@pytest.mark.parametrize("fault", ZEROED_FAULTS.values(), ids=ZEROED_FAULTS)
+def test_gradient_that_cannot_be_zeroed_in_place(fault: Fault, fresh: bool, route: Route) -> None:
+    training, twin = (Training(fresh=fresh, zero_grad=True) for _ in range(2))
+    grads = spoilt(training.grads, fault)
+    kept = np.array(grads[BAD], copy=True)
+
+    def call() -> object:
+        if route is not by_adam_step:
+            return route(training, training.params, grads)
+        return adam_step(  # type: ignore[func-returns-value]
+            training.params, grads, training.m, training.v, step=3, zero_grad=True
+        )
+
+    # Of a wrong dtype and layout at once, either may be said.
+    assert_refused(training, call, (fault.error, TypeError), message(GRADIENT_NAME))
+    np.testing.assert_array_equal(np.asarray(grads[BAD]), kept)
+    by_zeroing(training, twin)
+
+
+def by_zeroing(training: Training, twin: Training) -> None:
+    for t in (training, twin):
+        t.optimizer.apply_gradients(list(zip(t.grads, t.params, strict=True)))
+    assert_unchanged(training, twin.snapshot())
+
+
+SHARED: dict[str, Callable[[Training], Any]] = {
+    "its parameter": lambda t: t.params[BAD],
+    "a view of its parameter": lambda t: t.params[BAD].reshape(-1)[:].reshape(4, 6),
+    "its m": lambda t: t.optimizer.weights[1 + BAD],
+    "its v": lambda t: t.optimizer.weights[4 + BAD],
+    "its vhat": lambda t: t.optimizer.weights[7 + BAD],
+    "its average": lambda t: t.optimizer.ema[BAD],
+}
+
+
+@pytest.mark.parametrize("share", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("route", [by_apply_gradients, by_get_updates])
+def test_gradient_that_is_zeroed_and_shares_memory_with_what_is_written(
+    share: Callable[[Training], Any], route: Route
+) -> None:
+    options: dict[str, Any] = {"zero_grad": True, "amsgrad": True, "use_ema": True}
+    training, twin = Training(**options), Training(**options)
+    grads: list[Any] = [np.ones_like(p) for p in training.params]
+    grads[BAD] = share(training)
+    assert_refused(
+        training,
+        lambda: route(training, training.params, grads),
+        ValueError,
+        message(GRADIENT_NAME, "(overlap|share)"),
+    )
+    for t in (training, twin):
+        t.grads = [np.ones_like(p) for p in t.params]
+    by_zeroing(training, twin)
+
+
+def test_one_zeroed_gradient_for_two_parameters() -> None:
+    params, g = [np.ones(4), np.ones(4)], np.ones(4)
+    adam = Adam(zero_grad=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"(?s)\[\d\].*(overlap|share).*Received: "):
+            adam.apply_gradients([(g, p) for p in params])
+        with pytest.raises(ValueError, match=r"(?s)\[\d\].*(overlap|share).*Received: "):
+            adam_step(params, [g, g], [g * 0, g * 0], [g * 0, g * 0], step=1, zero_grad=True)
+        np.testing.assert_array_equal([*params, g], 1.0)
+        adam.build(params)
+    # Without zeroing, it is only read.
+    adam.zero_grad = False
+    assert adam.apply_gradients([(g, p) for p in params]) == 1
+
+
+# -- averages that are swapped ----------------------------------------------------------------
+
+
+def by_apply_sparse(t: Training, params: list[Any], grads: list[Any]) -> object:
+    return t.optimizer.apply_sparse(np.array([0]), grads[BAD][:1], params[BAD])
+
+
+def by_set_weights(t: Training, params: list[Any], grads: list[Any]) -> object:  # noqa: ARG001
+    t.optimizer.set_weights(t.optimizer.get_weights())
+    return None
+
+
+@pytest.mark.parametrize(
+    "route", [by_apply_gradients, by_get_updates, by_apply_sparse, by_build, by_set_weights]
+)
+def test_nothing_is_written_while_averages_are_swapped(route: Route) -> None:
+    training, twin = Training(use_ema=True), Training(use_ema=True)
+    training.optimizer.swap_ema()
+    assert_refused(
+        training,
+        lambda: route(training, training.params, training.grads),
+        ValueError,
+        r"(?s).*\bswap_ema\b.*",
+    )
+    training.optimizer.swap_ema()
+    assert_goes_on(training, twin)
+
+
+def test_save_while_averages_are_swapped(tmp_path: Path) -> None:
+    training, twin = Training(use_ema=True), Training(use_ema=True)
+    training.optimizer.swap_ema()
+    assert_refused(
+        training,
+        lambda: training.optimizer.save(tmp_path / "checkpoint"),
+        ValueError,
+        r"(?s).*\bswap_ema\b.*",
+    )
+    assert list(tmp_path.iterdir()) == []
+    training.optimizer.swap_ema()
+    assert_goes_on(training, twin)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_swap_without_averages(fresh: bool) -> None:
+    training = Training(fresh=fresh)
+    assert_refused(
+        training,
+        training.optimizer.swap_ema,
+        ValueError,
+        r"(?s).*\buse_ema\b.*",
+        twin=Training(fresh=fresh),
+    )
+
+
+def resize(p: Array) -> None:
+    p.resize((2, 3), refcheck=False)
+
+
+def freeze(p: Array) -> None:
+    p.flags.writeable = False
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"), [(resize, "shape"), (freeze, "(writ|read-only)")], ids=["resized", "frozen"]
+)
+def test_swap_with_a_parameter_that_has_changed_since_the_last_step(
+    spoil: Callable[[Array], None], rule: str
+) -> None:
+    params = [np.ones(4), np.arange(1000.0).reshape(20, 50).copy()]
+    adam = Adam(use_ema=True)
+    for _ in range(2):
+        adam.apply_gradients([(np.ones_like(p), p) for p in params])
+    averages = [a.copy() for a in adam.ema]
+    spoil(params[1])
+    kept = [p.copy() for p in params]
+    with pytest.raises(ValueError, match=rf"(?s)params\[1\].*{rule}.*Received: "):
+        adam.swap_ema()
+    assert_all_same_bits(params, kept)
+    assert_all_same_bits(adam.ema, averages)
+
+
+def test_swap_without_parameters() -> None:
+    built = Adam(use_ema=True)
+    built.build([np.ones(3)])
+    copied = copy.deepcopy(built)  # has the averages, and no parameters until it steps
+    for adam in (Adam(use_ema=True), copied):
+        with pytest.raises(ValueError, match=r"(?s)\bswap_ema\b.*Received: "):
+            adam.swap_ema()
+        p = np.ones(3)
+        assert adam.apply_gradients([(np.ones(3), p)]) == 1
+        adam.swap_ema()
+
+
+@pytest.mark.parametrize(
+    "copier",
+    [copy.deepcopy, copy.copy, pickle.dumps],
+    ids=["deepcopy", "copy", "pickle"],
+)
+def test_copy_while_averages_are_swapped(copier: Callable[[Adam], Any]) -> None:
+    # The parameters' own values are in the averages' place, and the copy has no parameters to
+    # exchange them with.
+    training, twin = Training(use_ema=True), Training(use_ema=True)
+    training.optimizer.swap_ema()
+    assert_refused(
+        training, lambda: copier(training.optimizer), ValueError, r"(?s).*\bswap_ema\b.*"
+    )
+    training.optimizer.swap_ema()
+    assert_goes_on(training, twin)
+
+
+# -- parameters that do not decay -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", [by_apply_gradients, by_get_updates, by_build])
+def test_excluded_array_that_is_no_parameter(pair: tuple[Training, Training], route: Route) -> None:
+    training, twin = pair
+    training.optimizer.weight_decay = twin.optimizer.weight_decay = 0.5
+    training.optimizer.exclude_from_weight_decay([training.params[0], training.params[BAD].copy()])
+    assert_refused(
+        training,
+        lambda: route(training, training.params, training.grads),
+        ValueError,
+        message(r"\bexclude_from_weight_decay\b", r"\[1\]"),
+    )
+    training.optimizer.exclude_from_weight_decay([])
+    assert_goes_on(training, twin)
+
+
+def test_excluded_position_that_fewer_parameters_lack() -> None:
+    training, twin = Training(), Training()
+    for t in (training, twin):
+        t.optimizer.exclude_from_weight_decay([t.params[2]])
+        t.optimizer.apply_gradients(list(zip(t.grads, t.params, strict=True)))
+    other = [np.ones(3), np.ones(2)]
+    assert_refused(
+        training,
+        lambda: training.optimizer.build(other),
+        ValueError,
+        message(r"\bexclude_from_weight_decay\b", received=".*2.*"),
+        twin=twin,
+    )
+    training.optimizer.exclude_from_weight_decay([])
+    training.optimizer.build(other)
+
+
+@pytest.mark.parametrize("bad", [None, 3.0, "bias", np.ones(3)], ids=lambda b: type(b).__name__)
+def test_excluded_parameters_that_are_no_sequence(
+    pair: tuple[Training, Training], bad: Any
+) -> None:
+    training, twin = pair
+    assert_refused(
+        training,
+        lambda: training.optimizer.exclude_from_weight_decay(bad),
+        TypeError,
+        message(r"\bparams\b"),
+        twin=twin,
+    )
+
+
+@pytest.mark.parametrize("bad", [None, 3.0, "bias", [1.0]], ids=lambda b: type(b).__name__)
+def test_excluded_parameter_that_is_no_array(pair: tuple[Training, Training], bad: Any) -> None:
+    training, twin = pair
+
+    def exclude_and_step() -> None:
+        training.optimizer.exclude_from_weight_decay([training.params[0], bad])
+        by_apply_gradients(training, training.params, training.grads)
+
+    assert_refused(training, exclude_and_step, (TypeError, ValueError), message(r"\[1\]"))
+    training.optimizer.exclude_from_weight_decay([])
+    assert_goes_on(training, twin)
+
+
+# -- sparse rows ------------------------------------------------------------------------------
+
+
+class SparseFault(NamedTuple):
+    spoil: Callable[[dict[str, Any]], dict[str, Any]]
+    error: type[Exception] | tuple[type[Exception], ...]
+    parts: tuple[str, ...]
+
+
+def with_indices(bad: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda _: {"indices": bad}
+
+
+SPARSE_FAULTS: dict[str, SparseFault] = {
+    "index too large": SparseFault(
+        with_indices(np.array([0, 6, 2])), ValueError, (r"indices\[1\]", "6")
+    ),
+    "int32 index too large": SparseFault(
+        with_indices(np.array([0, 1, 6], "int32")), ValueError, (r"indices\[2\]", "6")
+    ),
+    "index far too large": SparseFault(
+        with_indices(np.array([2**62, 1, 0])), ValueError, (r"indices\[0\]", str(2**62))
+    ),
+    "negative index": SparseFault(
+        with_indices(np.array([0, 1, -1])), ValueError, (r"indices\[2\]", "-1")
+    ),
+    "least index": SparseFault(
+        with_indices(np.array([0, -(2**63), 1])), ValueError, (r"indices\[1\]",)
+    ),
+    **{
+        f"{dtype} indices": SparseFault(
+            with_indices(np.array([0, 1, 2]).astype(dtype)), TypeError, (r"\bindices\b", "int64")
+        )
+        for dtype in ("float64", "int16", "uint64", "uint32", "bool", "object", ">i8", "complex64")
+    },
+    "2-D indices": SparseFault(with_indices(np.array([[0], [1], [2]])), ValueError, (r"indices",)),
+    "0-d indices": SparseFault(with_indices(np.array(1)), ValueError, (r"\bindices\b",)),
+    "indices None": SparseFault(with_indices(None), TypeError, (r"\bindices\b",)),
+    "indices text": SparseFault(with_indices("012"), TypeError, (r"\bindices\b",)),
+    "a number": SparseFault(with_indices(1), TypeError, (r"\bindices\b",)),
+    "fewer rows": SparseFault(
+        lambda a: {"grad_rows": a["grad_rows"][:2]}, ValueError, (r"\bgrad_rows\b", "shape")
+    ),
+    "more rows": SparseFault(
+        lambda a: {"indices": a["indices"][:2]}, ValueError, (r"\bgrad_rows\b", "shape")
+    ),
+    "longer rows": SparseFault(
+        lambda _: {"grad_rows": np.ones((3, 3), "float32")},
+        ValueError,
+        (r"\bgrad_rows\b", "shape"),
+    ),
+    "flat rows": SparseFault(
+        lambda a: {"grad_rows": a["grad_rows"].ravel()}, ValueError, (r"\bgrad_rows\b", "shape")
+    ),
+    "one row": SparseFault(
+        lambda a: {"grad_rows": a["grad_rows"][0]}, ValueError, (r"\bgrad_rows\b", "shape")
+    ),
+    "a row more than none": SparseFault(
+        lambda a: {"indices": a["indices"][:0], "grad_rows": a["grad_rows"][:1]},
+        ValueError,
+        (r"\bgrad_rows\b", "shape"),
+    ),
+    **{
+        f"{dtype} rows": SparseFault(
+            lambda a, dtype=dtype: {"grad_rows": a["grad_rows"].astype(dtype)},  # type: ignore[misc]
+            TypeError,
+            (r"\bgrad_rows\b", "float32"),
+        )
+        for dtype in ("float64", "float16", "int32", "complex64", "object", ">f4")
+    },
+    "rows None": SparseFault(
+        lambda _: {"grad_rows": None}, (TypeError, ValueError), (r"\bgrad_rows\b",)
+    ),
+    "rows text": SparseFault(lambda _: {"grad_rows": "rows"}, TypeError, (r"\bgrad_rows\b",)),
+    "table without dimensions": SparseFault(
+        lambda _: {"param": np.ones((), "float32")}, ValueError, (r"\bparam\b",)
+    ),
+    "another table's shape": SparseFault(
+        lambda _: {"param": np.ones((7, 2), "float32")}, ValueError, (r"\bparam\b", r"\bbuild\b")
+    ),
+    "table None": SparseFault(lambda _: {"param": None}, TypeError, (r"\bparam\b",)),
+    "table a list": SparseFault(
+        lambda a: {"param": a["param"].tolist()}, TypeError, (r"\bparam\b",)
+    ),
+    "table Fortran": SparseFault(
+        lambda a: {"param": np.asfortranarray(a["param"])}, ValueError, (r"\bparam\b", "C-contig")
+    ),
+    "table misaligned": SparseFault(
+        lambda a: {"param": misaligned(a["param"])}, ValueError, (r"\bparam\b", "align")
+    ),
+    "table read-only": SparseFault(
+        lambda a: {"param": read_only(a["param"])}, ValueError, (r"\bparam\b", "(writ|read-only)")
+    ),
+}
+
+
+class SparseTraining(Training):
+    """A training of one table, two steps old."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(fresh=True, **options)
+        rng = np.random.default_rng(3)
+        self.params = [values(rng, (6, 2), "float32")]
+        self.grads = [values(rng, (3, 2), "float32")]
+        self.m, self.v = [np.zeros((6, 2), "float32")], [np.zeros((6, 2), "float32")]
+        self.indices = np.array([4, 0, 4])
+        for _ in range(2):
+            self.apply()
+
+    def apply(self, *, lazy: bool = True, **changes: Any) -> int:
+        arguments: dict[str, Any] = {
+            "indices": self.indices.copy(),
+            "grad_rows": self.grads[0].copy(),
+            "param": self.params[0],
+        }
+        return self.optimizer.apply_sparse(**{**arguments, **changes}, lazy=lazy)
+
+
+def assert_sparse_refused(
+    training: SparseTraining,
+    twin: SparseTraining,
+    call: Callable[[], object],
+    error: Any,
+    *parts: str,
+) -> None:
+    assert_refused(training, call, error, message(*parts))
+    for t in (training, twin):
+        t.apply()
+        t.apply(lazy=False)
+    assert_unchanged(training, twin.snapshot())
+
+
+@pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "dense"])
+@pytest.mark.parametrize("fault", SPARSE_FAULTS.values(), ids=SPARSE_FAULTS)
+def test_sparse_call_that_is_refused(fault: SparseFault, lazy: bool) -> None:
+    training, twin = SparseTraining(), SparseTraining()
+    changes = fault.spoil(
+        {
+            "indices": training.indices,
+            "grad_rows": training.grads[0].copy(),
+            "param": training.params[0],
+        }
+    )
+    assert_sparse_refused(
+        training, twin, lambda: training.apply(lazy=lazy, **changes), fault.error, *fault.parts
+    )
+    if "param" not in changes:
+        # The same of an optimizer that has no state yet.
+        fresh = Adam()
+        before = training.params[0].copy()
+        arguments: dict[str, Any] = {
+            "indices": training.indices,
+            "grad_rows": training.grads[0],
+            "param": training.params[0],
+        }
+        with pytest.raises(fault.error):
+            fresh.apply_sparse(**{**arguments, **changes}, lazy=lazy)
+        assert_same_bits(training.params[0], before)
+        assert (fresh.iterations, fresh.weights) == (0, [])
+
+
+def test_sparse_step_of_an_optimizer_of_several_parameters(training: Training) -> None:
+    assert_refused(
+        training,
+        lambda: by_apply_sparse(training, training.params, training.grads),
+        ValueError,
+        message(r"\bapply_sparse\b", received=".*3.*"),
+        twin=Training(),
+    )
+
+
+def test_sparse_step_of_an_optimizer_that_accumulates() -> None:
+    p = np.ones((3, 2))
+    adam = Adam(gradient_accumulation_steps=2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"(?s)\bgradient_accumulation_steps\b"):
+            adam.apply_sparse(np.array([0]), np.ones((1, 2)), p)
+        np.testing.assert_array_equal(p, 1.0)
+        assert adam.iterations == 0
+        adam.build([p])
+
+
+@pytest.mark.parametrize("lazy", [True, False, 1, 0])
+def test_sparse_mode_is_a_keyword(lazy: Any) -> None:
+    apply: Any = Adam().apply_sparse
+    with pytest.raises(TypeError):
+        apply(np.array([0]), np.ones((1, 2)), np.ones((3, 2)), lazy)
+
+
+ZEROED_ROWS: dict[str, Callable[[Array], Any]] = {
+    "Fortran": np.asfortranarray,
+    "strided": strided,
+    "reversed": lambda a: a[::-1].copy()[::-1],
+    "misaligned": misaligned,
+    "read-only": read_only,
+    "a list": lambda a: a.tolist(),
+}
+
+
+@pytest.mark.parametrize("make", ZEROED_ROWS.values(), ids=ZEROED_ROWS)
+def test_rows_that_cannot_be_zeroed_in_place(make: Callable[[Array], Any]) -> None:
+    training, twin = (SparseTraining(zero_grad=True) for _ in range(2))
+    rows = make(training.grads[0])
+    assert_sparse_refused(
+        training,
+        twin,
+        lambda: training.apply(grad_rows=rows),
+        (TypeError, ValueError),
+        r"\bgrad_rows\b",
+    )
+    np.testing.assert_array_equal(np.asarray(rows, "float32"), training.grads[0])
+
+
+def test_rows_that_are_zeroed_and_belong_to_the_table() -> None:
+    training, twin = (SparseTraining(zero_grad=True) for _ in range(2))
+    for rows in (training.params[0][:3], training.optimizer.weights[1][:3]):
+        assert_sparse_refused(
+            training,
+            twin,
+            lambda rows=rows: training.apply(grad_rows=rows),  # type: ignore[misc]
+            ValueError,
+            r"\bgrad_rows\b",
+            "(overlap|share)",
+        )
 
 
 @pytest.mark.parametrize(
@@ -856,12 +1610,13 @@ def test_adam_step_count_is_required(training: Training) -> None:
 
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "Lr", "epsilon_", "clip_norm"])
 def test_unknown_keyword(name: str) -> None:
+    options: dict[str, Any] = {name: 1.0}
     with pytest.raises(
         TypeError, match=rf"^Unexpected keyword argument passed to optimizer: {name}$"
     ):
-        Adam(**{name: 1.0})
+        Adam(**options)
     with pytest.raises(TypeError, match=name):
-        Adam.from_config(Adam().get_config() | {name: 1.0})
+        Adam.from_config(Adam().get_config() | options)
 
 
 def test_unknown_keyword_of_adam_step(training: Training) -> None:
@@ -879,7 +1634,8 @@ def test_unknown_keyword_of_adam_step(training: Training) -> None:
 @pytest.mark.parametrize("value", [0.001, 0.5])
 def test_lr_and_its_synonym_at_once(value: float) -> None:
     # Refused with the default given as well: it was given.
-    for positional, named in (((0.001,), {}), ((), {"lr": 0.001})):
+    ways: list[tuple[tuple[float, ...], dict[str, Any]]] = [((0.001,), {}), ((), {"lr": 0.001})]
+    for positional, named in ways:
         with pytest.raises(TypeError, match=r"(?s)\blr\b.*learning_rate|learning_rate.*\blr\b"):
             Adam(*positional, **named, learning_rate=value)
 

@@ -18,10 +18,16 @@ import numpy as np
 import oracle
 import pytest
 from fusedadam import Adam, Optimizer
-from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, values
+from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, halving, values
 
-DEFAULTS = {"lr": 0.001, "beta_1": 0.9, "beta_2": 0.999, "decay": 0.0, "epsilon": 1e-8}
-FULL = {
+DEFAULTS: dict[str, Any] = {
+    "lr": 0.001,
+    "beta_1": 0.9,
+    "beta_2": 0.999,
+    "decay": 0.0,
+    "epsilon": 1e-8,
+}
+FULL: dict[str, Any] = {
     "lr": 0.25,
     "beta_1": 0.8,
     "beta_2": 0.99,
@@ -153,10 +159,11 @@ def test_lr_and_learning_rate_together(lr: float) -> None:
 @pytest.mark.parametrize("name", ["momentum", "clip_norm", "name", "Lr"])
 def test_unknown_keyword(name: str) -> None:
     message = f"^Unexpected keyword argument passed to optimizer: {name}$"
+    options: dict[str, Any] = {name: 0.5}
     with pytest.raises(TypeError, match=message):
-        Adam(**{name: 0.5})
+        Adam(**options)
     with pytest.raises(TypeError, match=message):
-        Adam.from_config({name: 0.5})
+        Adam.from_config(options)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -181,7 +188,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, x) for n, xs in REFUSED.items() for x in xs])
-def test_out_of_range(name: str, value: float) -> None:
+def test_out_of_range(name: str, value: Any) -> None:
     shown = re.escape(repr(value))
     with pytest.raises(ValueError, match=rf"^(lr|{name}) must .*Received: (lr|{name})={shown}"):
         Adam(**{name: value})
@@ -192,19 +199,21 @@ def test_out_of_range(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, x) for n, xs in ACCEPTED.items() for x in xs])
-def test_in_range(name: str, value: float) -> None:
+def test_in_range(name: str, value: Any) -> None:
     assert getattr(Adam(**{name: value}), name) == value
     adam = Adam()
     setattr(adam, name, value)
     assert getattr(adam, name) == value
 
 
-@pytest.mark.parametrize("name", ["clipnorm", "clipvalue"])
+@pytest.mark.parametrize("name", ["clipnorm", "clipnorm_per_tensor", "clipvalue"])
 def test_negative_clip(name: str) -> None:
     message = rf"^Expected {name} >= 0, received: -2\.0$"
+    options: dict[str, Any] = {name: -2.0}
     with pytest.raises(ValueError, match=message):
-        Adam(**{name: -2.0})
-    adam = Adam(**{name: 1.5})
+        Adam(**options)
+    options[name] = 1.5
+    adam = Adam(**options)
     with pytest.raises(ValueError, match=message):
         setattr(adam, name, -2.0)
     assert getattr(adam, name) == 1.5
@@ -537,6 +546,139 @@ def test_set_weights_accepts_the_longer_list_of_later_keras() -> None:
     assert len(other.weights) == 5
 
 
+def test_order_of_weights_with_amsgrad() -> None:
+    adam, params = trained(amsgrad=True)
+    rng = np.random.default_rng(7)
+    expected = oracle.OracleAdam([values(rng, p.shape, str(p.dtype)) for p in params], amsgrad=True)
+    for _ in range(3):
+        expected.step([values(rng, p.shape, str(p.dtype)) for p in params])
+    iterations, *moments = adam.weights
+    assert_same_bits(iterations, np.array(3, np.int64), "iterations")
+    assert_all_same_bits(
+        moments, [*expected.m, *expected.v, *expected.vhat], "[m0, m1, v0, v1, vhat0, vhat1]"
+    )
+
+
+def test_weights_of_amsgrad_go_on_bit_for_bit(rng: np.random.Generator) -> None:
+    adam, params = trained(amsgrad=True, beta_2=0.5)
+    saved, again = adam.get_weights(), [p.copy() for p in params]
+    assert len(saved) == 7  # 3n + 1, as of Keras 2.1.3 to 2.15
+    restored = Adam(amsgrad=True, beta_2=0.5)
+    restored.build(again)
+    restored.set_weights(saved)
+    assert_all_same_bits(restored.get_weights(), saved)
+    for _ in range(3):
+        grads = [values(rng, p.shape, str(p.dtype)) for p in params]
+        adam.apply_gradients(zip(grads, params, strict=True))
+        restored.apply_gradients(zip(grads, again, strict=True))
+    assert_all_same_bits(again, params)
+    assert_all_same_bits(restored.get_weights(), adam.get_weights())
+
+
+def test_placeholders_are_no_vhat() -> None:
+    adam, params = trained(amsgrad=True)
+    before = adam.get_weights()
+    plain = before[:5]
+    for weights, message in (
+        (plain, r"^Length of the specified weight list \(5\)"),
+        ([*plain, *(np.zeros(1, p.dtype) for p in params)], r"^Optimizer weight shape \(2, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adam.set_weights(weights)
+        assert_all_same_bits(adam.get_weights(), before)
+
+
+def keras_3_list(weights: list[Array], count: int, learning_rate: Any) -> list[Any]:
+    """Weights of `count` parameters in the order of Keras 3: m and v of each, then all vhat."""
+    iterations, *moments = weights
+    m, v, vhat = (moments[i : i + count] for i in (0, count, 2 * count))
+    pairs = [moment for pair in zip(m, v, strict=True) for moment in pair]
+    return [iterations, learning_rate, *pairs, *vhat]
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize(
+    ("learning_rate", "lr"),
+    [
+        (np.array(0.1, "float32"), 0.1),  # not 0.10000000149011612
+        (np.array(1e-3, "float32"), 1e-3),
+        (np.array(0.1), 0.1),
+        (np.float32(0.25), 0.25),
+        (np.array(0.1, "float16"), 0.1),
+        (0.5, 0.5),
+    ],
+    ids=repr,
+)
+def test_set_weights_accepts_the_list_of_keras_3(
+    learning_rate: Any, lr: float, amsgrad: bool
+) -> None:
+    adam, params = trained(amsgrad=amsgrad)
+    saved = adam.get_weights()
+    given = keras_3_list(saved, len(params), learning_rate)
+    assert len(given) == 2 + (3 if amsgrad else 2) * len(params)
+    other = Adam(amsgrad=amsgrad, lr=0.75)
+    other.build(params)
+    other.set_weights(given)
+    assert_all_same_bits(other.get_weights(), saved)
+    assert other.iterations == 3
+    assert other.lr == lr
+    assert type(other.get_config()["lr"]) is float
+
+
+def test_list_of_keras_3_leaves_a_schedule() -> None:
+    adam, params = trained()
+    other = Adam(lr=halving)
+    other.build(params)
+    other.set_weights(keras_3_list(adam.get_weights(), len(params), np.array(0.5, "float32")))
+    assert other.lr is halving
+    assert_all_same_bits(other.get_weights(), adam.get_weights())
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1)], ids=str)
+def test_lists_of_one_parameter_are_told_apart(shape: tuple[int, ...], amsgrad: bool) -> None:
+    # Without amsgrad, that of Keras 3 and the one with a placeholder are equally long.
+    p = np.ones(shape)
+    adam = Adam(amsgrad=amsgrad)
+    adam.apply_gradients([(np.full(shape, 2.0), p)])
+    saved = adam.get_weights()
+    lists: list[tuple[list[Any], float]] = [(keras_3_list(saved, 1, np.float32(0.5)), 0.5)]
+    if not amsgrad:
+        lists.append(([*saved, np.zeros(1)], 0.001))
+    for given, lr in lists:
+        other = Adam(amsgrad=amsgrad)
+        other.build([p])
+        other.set_weights(given)
+        assert_all_same_bits(other.get_weights(), saved)
+        assert other.lr == lr
+
+
+@pytest.mark.parametrize("bad", [-1.0, NAN, INF, np.array(-0.5, "float32"), np.array([0.5, 0.5])])
+def test_list_of_keras_3_with_a_learning_rate_that_is_none(bad: Any) -> None:
+    adam, params = trained()
+    before, config = adam.get_weights(), adam.get_config()
+    given = keras_3_list([w + 1 for w in before], len(params), bad)
+    with pytest.raises(ValueError):
+        adam.set_weights(given)
+    assert_all_same_bits(adam.get_weights(), before)
+    assert adam.get_config() == config
+
+
+@pytest.mark.parametrize("position", [2, 3, 4, 5])
+def test_list_of_keras_3_of_another_shape(position: int) -> None:
+    adam, params = trained()
+    before, config = adam.get_weights(), adam.get_config()
+    given = keras_3_list([w + 1 for w in before], len(params), np.float32(0.5))
+    given[position] = np.zeros((4, 7))
+    # No list of this optimizer, and as one of another length.
+    with pytest.raises(
+        ValueError, match=r"^(Length of the specified|Optimizer) weight (list|shape)"
+    ):
+        adam.set_weights(given)
+    assert_all_same_bits(adam.get_weights(), before)
+    assert adam.get_config() == config
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 6, 8])
 def test_set_weights_of_another_length(count: int) -> None:
     adam, _ = trained()
@@ -581,6 +723,19 @@ def test_get_updates_returns_the_updated_values_in_keras_order() -> None:
         assert updated is p
         assert (p != before[i]).all()
         for actual, live in ((m, weights[1 + i]), (v, weights[3 + i])):
+            assert_same_bits(actual, live)
+            assert np.shares_memory(actual, live)
+
+
+def test_get_updates_with_amsgrad_puts_vhat_first() -> None:
+    adam, params = trained(amsgrad=True)
+    updates = adam.get_updates([np.ones_like(p) for p in params], params)
+    assert len(updates) == 1 + 4 * len(params)
+    weights = adam.weights
+    for i, p in enumerate(params):
+        vhat, m, v, updated = updates[1 + 4 * i : 5 + 4 * i]
+        assert updated is p
+        for actual, live in ((m, weights[1 + i]), (v, weights[3 + i]), (vhat, weights[5 + i])):
             assert_same_bits(actual, live)
             assert np.shares_memory(actual, live)
 
@@ -640,7 +795,20 @@ def shifted_gaussians(rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"decay": 1e-3}, {"clipnorm": 0.5}, {"clipvalue": 0.5}], ids=str
+    "options",
+    [
+        {},
+        {"decay": 1e-3},
+        {"amsgrad": True},
+        {"amsgrad": True, "decay": 1e-3},
+        {"clipnorm": 0.5},
+        {"clipvalue": 0.5},
+        {"clipnorm_per_tensor": 0.5},
+        {"weight_decay": 1e-3},
+        {"loss_scale": "dynamic"},
+        {"use_ema": True, "ema_momentum": 0.9},
+    ],
+    ids=str,
 )
 def test_softmax_network_learns(rng: np.random.Generator, options: dict[str, Any]) -> None:
     x, y = shifted_gaussians(rng)

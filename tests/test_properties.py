@@ -9,18 +9,20 @@ import fusedadam
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import oracle
-from fusedadam import Adam, adam_step
+from fusedadam import Adam, adam_step, global_norm
 from helpers import (
     FLOATS,
     Array,
     Placed,
+    Training,
     assert_all_same_bits,
     assert_same_bits,
+    halving,
     running,
     state,
     values,
 )
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 State: TypeAlias = tuple[Array, Array, Array, Array]
@@ -259,6 +261,171 @@ def test_any_optimizer_equals_oracle(
         expected.step(grads)
     assert_all_same_bits(params, expected.params, "params")
     assert_all_same_bits(adam.get_weights(), expected.weights(), "weights")
+
+
+@st.composite
+def all_options(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw any options that `Adam` accepts together, each left at its default now and then."""
+    chosen: dict[str, Any] = draw(options())
+    chosen |= draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "lr": st.just(halving),
+                "decay": st.floats(0, 2),
+                "amsgrad": st.booleans(),
+                "weight_decay": clips,
+                "l2": st.one_of(st.floats(0, 1), positive),
+                "clipvalue": clips,
+                "ema_momentum": st.floats(0, 1),
+                "loss_scale": st.one_of(
+                    st.none(), st.floats(2.0**-126, 2.0**126), st.just("dynamic")
+                ),
+                "skip_nonfinite": st.booleans(),
+                "gradient_accumulation_steps": st.one_of(st.none(), st.integers(1, 3)),
+                "zero_grad": st.booleans(),
+                "maximize": st.booleans(),
+            },
+        )
+    )
+    if draw(st.booleans()):
+        chosen["use_ema"] = True
+        chosen["ema_overwrite_frequency"] = draw(st.one_of(st.none(), st.integers(1, 3)))
+    by_norm = draw(st.sampled_from([None, "clipnorm", "clipnorm_per_tensor"]))
+    if by_norm is not None:
+        chosen[by_norm] = draw(clips)
+    return chosen
+
+
+bad_elements = st.sampled_from([np.nan, np.inf, -np.inf])
+
+
+def poison(arrays: list[Array], bad: float, data: st.DataObject) -> None:
+    """Make one element of these bad, wherever there is one."""
+    filled = [a for a in arrays if a.size]
+    if filled:
+        spoilt = data.draw(st.sampled_from(range(len(filled))), label="array")
+        position = data.draw(st.integers(0, filled[spoilt].size - 1), label="position")
+        filled[spoilt].flat[position] = bad
+
+
+@given(
+    shapes=st.lists(
+        st.tuples(hnp.array_shapes(min_dims=0, min_side=0, max_side=9), dtypes), max_size=5
+    ),
+    options=all_options(),
+    seed=seeds,
+    calls=st.integers(1, 6),
+    data=st.data(),
+    threads=thread_counts,
+)
+def test_any_options_together_equal_oracle(
+    shapes: list[tuple[tuple[int, ...], str]],
+    options: dict[str, Any],
+    seed: int,
+    calls: int,
+    data: st.DataObject,
+    threads: int,
+) -> None:
+    excluded = data.draw(st.sets(st.sampled_from(range(len(shapes))))) if shapes else set()
+    poisoned = data.draw(st.integers(0, calls), label="poisoned call")  # `calls` is none of them
+    training = Training(shapes, seed=seed, excluded=excluded, **options)
+    for i in range(calls):
+        grads = training.grads()
+        if i == poisoned:
+            poison(grads, data.draw(bad_elements), data)
+        with running(isa=data.draw(isas), threads=threads):
+            unscaled = training.optimizer.get_gradients(grads, training.params)
+            assert_all_same_bits(unscaled, training.reference.gradients(grads), "get_gradients")
+            training.call(grads)
+        training.check()
+
+
+@given(
+    elements=st.lists(st.tuples(st.integers(0, 60_000), dtypes), min_size=1, max_size=3),
+    options=all_options(),
+    seed=seeds,
+    poisoned=st.booleans(),
+    data=st.data(),
+    isa=isas,
+    threads=thread_counts,
+)
+@settings(max_examples=30)
+def test_any_options_of_large_tensors_equal_oracle(
+    elements: list[tuple[int, str]],
+    options: dict[str, Any],
+    seed: int,
+    poisoned: bool,
+    data: st.DataObject,
+    isa: str,
+    threads: int,
+) -> None:
+    training = Training([((n,), dtype) for n, dtype in elements], seed=seed, **options)
+    with running(isa=isa, threads=threads):
+        for i in range(3):
+            grads = training.grads()
+            if poisoned and i == 1:
+                poison(grads, data.draw(bad_elements), data)
+            training.call(grads)
+    training.check()
+
+
+@given(
+    table=st.tuples(st.integers(1, 40), hnp.array_shapes(min_dims=0, max_dims=2, max_side=5)),
+    dtype=dtypes,
+    options=all_options(),
+    is_excluded=st.booleans(),
+    seed=seeds,
+    data=st.data(),
+    threads=thread_counts,
+)
+def test_any_sparse_steps_equal_oracle(
+    table: tuple[int, tuple[int, ...]],
+    dtype: str,
+    options: dict[str, Any],
+    is_excluded: bool,
+    seed: int,
+    data: st.DataObject,
+    threads: int,
+) -> None:
+    count, row = table
+    options = {**options, "gradient_accumulation_steps": None}
+    training = Training(
+        [((count, *row), dtype)], seed=seed, excluded=[0] if is_excluded else [], **options
+    )
+    (param,) = training.params
+    for i in range(4):
+        named = data.draw(st.lists(st.integers(0, count - 1), max_size=2 * count), label="indices")
+        indices = np.array(named, data.draw(st.sampled_from(["int32", "int64"])))
+        rows = values(training.rng, (len(named), *row), dtype)
+        if i == 2 and data.draw(st.booleans(), label="poisoned"):
+            poison([rows], data.draw(bad_elements), data)
+        lazy = data.draw(st.booleans(), label="lazy")
+        left = training.reference.apply_sparse(indices, rows, lazy=lazy)
+        with running(isa=data.draw(isas), threads=threads):
+            training.optimizer.apply_sparse(indices, rows, param, lazy=lazy)
+        assert_same_bits(rows, left, "grad_rows")
+        training.check()
+
+
+@given(
+    shapes=st.lists(
+        st.tuples(hnp.array_shapes(min_dims=0, min_side=0, max_side=40), dtypes), max_size=5
+    ),
+    data=st.data(),
+    isa=isas,
+    threads=thread_counts,
+)
+def test_any_global_norm_equals_oracle(
+    shapes: list[tuple[tuple[int, ...], str]], data: st.DataObject, isa: str, threads: int
+) -> None:
+    rng = np.random.default_rng(data.draw(seeds))
+    arrays = [values(rng, *of) for of in shapes]
+    if data.draw(st.booleans(), label="poisoned"):
+        poison(arrays, data.draw(bad_elements), data)
+    with running(isa=isa, threads=threads):
+        norm = global_norm(arrays)
+    assert_same_bits(np.array(norm), np.array(oracle.global_norm(arrays)))
 
 
 @given(

@@ -18,18 +18,42 @@ import numpy as np
 import oracle
 import pytest
 from fusedadam import Adam
-from helpers import Array, assert_all_same_bits, assert_same_bits, values
+from helpers import (
+    FEW,
+    Array,
+    Training,
+    assert_all_same_bits,
+    assert_same_bits,
+    halving,
+    values,
+)
 
-SHAPES_AND_DTYPES = [((3, 5), "float32"), ((7,), "float64"), ((), "float32"), ((0, 2), "float64")]
+# What these need beside the parameters is all in `weights`.
 OPTIONS: dict[str, Any] = {
     "lr": 0.01,
     "beta_1": 0.8,
     "beta_2": 0.99,
     "epsilon": 1e-6,
     "decay": 0.05,
+    "weight_decay": 0.02,
+    "l2": 0.03,
     "clipnorm": 3.0,
     "clipvalue": 0.5,
+    "loss_scale": 4.0,
+    "skip_nonfinite": True,
+    "maximize": True,
     "flush_denormals": False,
+}
+# These need more, which copies keep as well.
+EVERY: dict[str, Any] = {
+    **OPTIONS,
+    "amsgrad": True,
+    "use_ema": True,
+    "ema_momentum": 0.75,
+    "ema_overwrite_frequency": 2,
+    "loss_scale": "dynamic",
+    "gradient_accumulation_steps": 3,
+    "zero_grad": True,
 }
 Copier = Callable[[Adam], Adam]
 COPIERS: dict[str, Copier] = {
@@ -42,26 +66,6 @@ COPIERS: dict[str, Copier] = {
 copiers = pytest.mark.parametrize("copier", COPIERS.values(), ids=COPIERS)
 
 
-class Training:
-    """An optimizer, its parameters, and the oracle that has seen the same gradients."""
-
-    def __init__(self, seed: int = 5, **options: Any) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.params = [values(self.rng, *of) for of in SHAPES_AND_DTYPES]
-        self.reference = oracle.OracleAdam(self.params, **options)
-        self.optimizer = Adam(**options)
-
-    def step(self, count: int = 1) -> None:
-        for _ in range(count):
-            grads = [values(self.rng, *of) for of in SHAPES_AND_DTYPES]
-            self.reference.step(grads)
-            self.optimizer.apply_gradients(list(zip(grads, self.params, strict=True)))
-
-    def check(self) -> None:
-        assert_all_same_bits(self.params, self.reference.params, "params")
-        assert_all_same_bits(self.optimizer.weights, self.reference.weights(), "weights")
-
-
 @pytest.fixture
 def training() -> Training:
     made = Training(**OPTIONS)
@@ -69,57 +73,115 @@ def training() -> Training:
     return made
 
 
+@pytest.fixture
+def midway() -> Training:
+    """Every option, two steps taken, one skipped, and one gradient of the next step's mean."""
+    made = Training(excluded=[1], **EVERY)
+    made.step(6)
+    bad = made.grads()
+    bad[1][3] = np.nan
+    for grads in (made.grads(), made.grads(), bad, made.grads()):
+        made.call(grads)
+    assert (made.optimizer.iterations, made.optimizer.skipped_steps) == (2, 1)
+    made.check()
+    return made
+
+
 # -- copies -----------------------------------------------------------------------------------
 
 
-@copiers
-@pytest.mark.parametrize("options", [OPTIONS, {}], ids=["all options", "defaults"])
-def test_copy_goes_on_with_the_same_bits(copier: Copier, options: dict[str, Any]) -> None:
-    training = Training(**options)
-    training.step(3)
+def check_copy_goes_on(training: Training, copier: Copier) -> None:
     original = training.optimizer
     training.optimizer = copier(original)
     assert training.optimizer is not original
     assert type(training.optimizer) is Adam
     assert training.optimizer.get_config() == original.get_config()
-    assert training.optimizer.iterations == 3
     training.check()
-    training.step(3)
+    training.step(5)
     training.check()
 
 
 @copiers
-def test_copy_shares_nothing(training: Training, copier: Copier) -> None:
-    twin = copier(training.optimizer)
-    for ours, theirs in itertools.product(training.optimizer.weights, twin.weights):
+@pytest.mark.parametrize("options", [EVERY, OPTIONS, {}], ids=["every option", "many", "defaults"])
+def test_copy_goes_on_with_the_same_bits(copier: Copier, options: dict[str, Any]) -> None:
+    training = Training(**options)
+    training.step(3)
+    check_copy_goes_on(training, copier)
+
+
+@copiers
+def test_copy_in_the_middle_of_a_mean_goes_on_with_the_same_bits(
+    midway: Training, copier: Copier
+) -> None:
+    check_copy_goes_on(midway, copier)
+
+
+def arrays_of(optimizer: Adam) -> list[Array]:
+    return [*optimizer.weights, *optimizer.ema]
+
+
+@copiers
+def test_copy_shares_nothing(midway: Training, copier: Copier) -> None:
+    twin = copier(midway.optimizer)
+    for ours, theirs in itertools.product(arrays_of(midway.optimizer), arrays_of(twin)):
         assert not np.shares_memory(ours, theirs)
-    before = twin.get_weights()
-    config = twin.get_config()
-    training.step(2)
-    training.optimizer.lr = 1.0
-    assert_all_same_bits(twin.weights, before)
-    assert twin.iterations == 3
+    before = [a.copy() for a in arrays_of(twin)]
+    config, scale = twin.get_config(), twin.current_loss_scale
+    for _ in range(2):
+        midway.step()
+        midway.call([np.full_like(g, np.inf) for g in midway.grads()])
+    midway.optimizer.lr = 1.0
+    assert_all_same_bits(arrays_of(twin), before)
+    assert (twin.iterations, twin.skipped_steps, twin.current_loss_scale) == (2, 1, scale)
     assert twin.get_config() == config
 
 
 @copiers
 def test_copy_of_an_unused_optimizer(copier: Copier) -> None:
-    twin = copier(Adam(**OPTIONS))
-    assert twin.get_config() == Adam(**OPTIONS).get_config()
-    assert (twin.iterations, twin.weights, twin.get_weights()) == (0, [], [])
-    training = Training(**OPTIONS)
+    twin = copier(Adam(**EVERY))
+    assert twin.get_config() == Adam(**EVERY).get_config()
+    assert (twin.iterations, twin.weights, twin.get_weights(), twin.ema) == (0, [], [], [])
+    training = Training(**EVERY)
     training.optimizer = twin
-    training.step(2)
+    training.step(4)
     training.check()
 
 
 @copiers
-def test_copy_keeps_what_was_set_later(training: Training, copier: Copier) -> None:
-    training.optimizer.lr = 0.125
-    training.optimizer.clipnorm = None
-    training.optimizer.decay = 0.0
-    twin = copier(training.optimizer)
-    assert (twin.lr, twin.clipnorm, twin.decay) == (0.125, None, 0.0)
+def test_copy_remembers_which_parameters_do_not_decay(copier: Copier) -> None:
+    training = Training(excluded=[0, 2], weight_decay=0.5, l2=0.5)
+    training.step()
+    check_copy_goes_on(training, copier)
+
+
+@copiers
+def test_copy_of_a_schedule_by_its_name(copier: Copier) -> None:
+    training = Training(lr=halving)
+    training.step()
+    check_copy_goes_on(training, copier)
+    assert training.optimizer.lr is halving
+
+
+@copiers
+def test_copy_keeps_what_was_set_later(midway: Training, copier: Copier) -> None:
+    changes: dict[str, Any] = {
+        "lr": 0.125,
+        "clipnorm": None,
+        "clipnorm_per_tensor": 0.5,
+        "decay": 0.0,
+        "weight_decay": None,
+        "l2": 1.0,
+        "ema_momentum": 0.5,
+        "ema_overwrite_frequency": None,
+        "loss_scale": 8.0,
+        "skip_nonfinite": False,
+        "zero_grad": False,
+        "maximize": False,
+    }
+    for name, value in changes.items():
+        setattr(midway.optimizer, name, value)
+    twin = copier(midway.optimizer)
+    assert {name: getattr(twin, name) for name in changes} == changes
 
 
 class Named(Adam):
@@ -253,8 +315,8 @@ def as_saved(w: list[Array]) -> list[Array]:
         lambda w: [np.int32(w[0]), *w[1:]],
         lambda w: [w[0], np.asfortranarray(w[1]), *w[2:]],
         lambda w: [w[0], *(a[..., None][..., 0] for a in w[1:])],
-        lambda w: [*w, *(np.zeros(1) for _ in SHAPES_AND_DTYPES)],
-        lambda w: [*w, *(np.zeros(1, "float32") for _ in SHAPES_AND_DTYPES)],
+        lambda w: [*w, *(np.zeros(1) for _ in FEW)],
+        lambda w: [*w, *(np.zeros(1, "float32") for _ in FEW)],
     ],
     ids=["list", "tuple", "int", "int32", "Fortran", "views", "3n+1 float64", "3n+1 float32"],
 )
@@ -419,6 +481,7 @@ def test_memory_of_moments_is_given_back(way: str) -> None:
     [
         {},
         OPTIONS,
+        EVERY,
         {"lr": 1 / 3, "beta_1": 0.1 + 0.2},
         {"clipnorm": 0.1},
         {"clipvalue": 5e-324},

@@ -2,156 +2,179 @@
 #include "adam_plan.hpp"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
+#include <optional>
+#include <tuple>
 
 #include "dispatch.hpp"
-#include "float_environment.hpp"
-#include "fusedadam/threads.hpp"
-#include "messages.hpp"
-#include "parallel.hpp"
+#include "passes.hpp"
+#include "progress.hpp"
+#include "sparse_rows.hpp"
 #include "step_scalars.hpp"
 
 namespace fusedadam {
 namespace {
 
-constexpr auto tile = static_cast<std::int64_t>(tile_size);
+using Edge = TensorList::Edge;
 
-// The constants of a step in both precisions.
-struct Constants {
-  AdamConstants<float> f32;
-  AdamConstants<double> f64;
+// The constants of a group of tensors, in both precisions.
+class GroupConstants {
+ public:
+  GroupConstants(const AdamSettings& settings, const StepScalars& scalars, double loss_scale,
+                 const GradientSums& sums)
+      : settings_(settings),
+        loss_scale_(loss_scale),
+        sums_(sums),
+        f32_(make_constants<float>(settings, scalars, scale(sums.total))),
+        f64_(make_constants<double>(settings, scalars, scale(sums.total))) {}
 
-  Constants(const AdamSettings& settings, double lr_t, std::optional<double> scale)
-      : f32(make_constants<float>(settings, lr_t, scale)),
-        f64(make_constants<double>(settings, lr_t, scale)) {}
+  template <class T>
+  AdamConstants<T> for_tensor(std::size_t index) const {
+    const AdamConstants<T>& common = std::get<const AdamConstants<T>&>(std::tie(f32_, f64_));
+    if (!clips_per_tensor(settings_)) return common;
+    return with_gradient_scale(common, scale(sums_.tensors[index]));
+  }
+
+ private:
+  std::optional<double> scale(double sum_of_squares) const noexcept {
+    return gradient_scale(settings_, loss_scale_, sum_of_squares);
+  }
+
+  const AdamSettings& settings_;
+  double loss_scale_;
+  const GradientSums& sums_;
+  AdamConstants<float> f32_;
+  AdamConstants<double> f64_;
 };
 
-// A pass over all tensors: calls body(index, first element, end element) for each piece, on as many
-// threads as are worth it, each in the default floating-point environment.
-template <class Body>
-void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) {
-  const int parts = list.worthwhile_parts(get_num_threads());
-  parallel_for(parts, [&](int part) {
-    const DefaultFloatEnvironment environment;
-    list.for_each_piece(part, parts, edge, body);
-  });
+bool clips_by_a_norm(const AdamOptions& options) noexcept {
+  return clips_by_global_norm(options.settings()) || clips_per_tensor(options.settings());
 }
 
-template <class T>
-void sum_blocks(const Kernels<T>& kernels, const TensorRef& tensor, std::int64_t first,
-                std::int64_t end, double* sums) {
-  const T* grad = static_cast<const T*>(tensor.grad);
-  const std::int64_t block = TensorList::block_size(tensor.size);
-  for (std::int64_t begin = first; begin < end; begin += block) {
-    const std::int64_t block_end = std::min(end, begin + block);
-    double sum = 0;
-    for (std::int64_t i = begin; i < block_end; i += tile) {
-      sum +=
-          kernels.sum_of_squares(grad + i, static_cast<std::size_t>(std::min(tile, block_end - i)));
-    }
-    *sums++ = sum;
-  }
+void accumulate(const TensorList& list, bool first_of_mean) {
+  const KernelTable& kernels = active_kernels();
+  pass_over(
+      list, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+        kernels_of<T>(kernels).accumulate(list.tensors()[index].streams<T>(first),
+                                          static_cast<std::size_t>(end - first), first_of_mean);
+      });
 }
 
-std::optional<double> scale_for(const TensorList& list, const AdamSettings& settings,
-                                std::vector<double>& block_sums) {
-  if (!clips_by_norm(settings)) return std::nullopt;
-  block_sums.resize(static_cast<std::size_t>(list.blocks()));
-  return clip_scale(settings, sum_of_squares(list, block_sums));
+void zero_gradients(const TensorList& list) {
+  pass_over(list, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              T* zeroed = list.tensors()[index].streams<T>(first).zeroed;
+              if (zeroed != nullptr) std::fill_n(zeroed, end - first, T(0));
+            });
 }
 
 void touch(void* data, std::int64_t first_byte, std::int64_t end_byte) {
   constexpr std::int64_t page = 4096;
+  if (data == nullptr) return;
   auto* bytes = static_cast<volatile char*>(data);
   for (std::int64_t i = first_byte; i < end_byte; i += page) bytes[i] = 0;
 }
 
 }  // namespace
 
-void check_step(std::int64_t step) {
-  if (step >= 1 && step <= max_iterations + 1) return;
-  throw std::invalid_argument(
-      broken_rule("step must be >= 1 and <= 2**53 + 1", "step=" + std::to_string(step)));
-}
-
 AdamPlan::AdamPlan(std::vector<TensorRef> tensors) : list_(std::move(tensors)) {}
 
-void AdamPlan::step(const AdamOptions& options, std::int64_t step) {
-  check_step(step);
-  const AdamSettings& settings = options.settings();
+StepOutcome AdamPlan::step(std::span<const AdamOptions> groups, AdamProgress& progress) {
+  const AdamSettings& common = groups.front().settings();
+  check_progress(progress, common);
   const KernelTable& kernels = active_kernels();
   const DefaultFloatEnvironment environment;
-  const Constants constants(settings, bias_corrected_lr(settings, step),
-                            scale_for(list_, settings, block_sums_));
+  const auto finish = [&](StepOutcome outcome) {
+    progress = after(outcome, progress, common);
+    return outcome;
+  };
 
-  pass_over(list_, TensorList::Edge::tile,
-            [&](std::size_t index, std::int64_t first, std::int64_t end) {
+  if (!completes_a_step(progress, common)) {
+    accumulate(list_, progress.accumulated == 0);
+    return finish(StepOutcome::accumulated);
+  }
+
+  const bool may_skip = common.skip_nonfinite || common.dynamic_loss_scale;
+  if (may_skip || std::ranges::any_of(groups, clips_by_a_norm)) {
+    reserve(list_, sums_);
+    sum_gradients(list_, sums_);
+  }
+  std::vector<GroupConstants> constants;
+  constants.reserve(groups.size());
+  for (const AdamOptions& group : groups) {
+    const AdamSettings& settings = group.settings();
+    constants.emplace_back(settings, step_scalars(settings, progress.iterations + 1),
+                           current_loss_scale(progress, common), sums_);
+  }
+  if (may_skip && !all_finite(list_, sums_)) {
+    zero_gradients(list_);
+    return finish(StepOutcome::skipped);
+  }
+
+  pass_over(list_, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list_.tensors()[index];
-              const auto n = static_cast<std::size_t>(end - first);
-              if (tensor.precision == Precision::f32) {
-                kernels.f32.step(tensor.streams<float>(first), n, constants.f32);
-              } else {
-                kernels.f64.step(tensor.streams<double>(first), n, constants.f64);
-              }
+              const AdamConstants<T> c = constants[tensor.group].template for_tensor<T>(index);
+              for_each_contiguous_piece<T>(tensor, first, end,
+                                           [&](const TensorStreams<T>& streams, std::size_t n) {
+                                             kernels_of<T>(kernels).step(streams, n, c);
+                                           });
             });
+  return finish(StepOutcome::taken);
 }
 
-void AdamPlan::touch_moments() const {
-  pass_over(list_, TensorList::Edge::tile,
-            [&](std::size_t index, std::int64_t first, std::int64_t end) {
+void AdamPlan::begin() const {
+  pass_over(list_, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list_.tensors()[index];
               const std::int64_t item = item_size(tensor.precision);
-              touch(tensor.m, first * item, end * item);
-              touch(tensor.v, first * item, end * item);
-            });
-}
-
-double sum_of_squares(const TensorList& list, std::span<double> block_sums) {
-  const KernelTable& kernels = active_kernels();
-  pass_over(list, TensorList::Edge::block,
-            [&](std::size_t index, std::int64_t first, std::int64_t end) {
-              const TensorRef& tensor = list.tensors()[index];
-              double* sums = block_sums.data() + list.first_block(index) +
-                             first / TensorList::block_size(tensor.size);
-              if (tensor.precision == Precision::f32) {
-                sum_blocks(kernels.f32, tensor, first, end, sums);
-              } else {
-                sum_blocks(kernels.f64, tensor, first, end, sums);
+              for (void* zeros : {tensor.m, tensor.v, tensor.vhat, tensor.accumulator}) {
+                touch(zeros, first * item, end * item);
+              }
+              const TensorStreams<T> streams = tensor.streams<T>(first);
+              if (streams.ema != nullptr) {
+                std::copy_n(streams.param, end - first, streams.ema);
               }
             });
-
-  double total = 0;
-  for (std::size_t index = 0; index < list.tensors().size(); ++index) {
-    double tensor_sum = 0;
-    for (std::int64_t block = list.first_block(index); block < list.first_block(index + 1);
-         ++block) {
-      tensor_sum += block_sums[static_cast<std::size_t>(block)];
-    }
-    total += tensor_sum;
-  }
-  return total;
 }
 
-bool clip_gradients(const TensorList& list, const AdamOptions& options) {
-  const AdamSettings& settings = options.settings();
-  const KernelTable& kernels = active_kernels();
-  std::vector<double> block_sums;
-  const DefaultFloatEnvironment environment;
-  const Constants constants(settings, 0, scale_for(list, settings, block_sums));
-  if (!constants.f64.scale_gradient && !constants.f64.clamp_gradient) return false;
+void AdamPlan::swap_averages() const {
+  pass_over(list_, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorStreams<T> streams = list_.tensors()[index].streams<T>(first);
+              std::swap_ranges(streams.param, streams.param + (end - first), streams.ema);
+            });
+}
 
-  const auto clip = [&]<class T>(const Kernels<T>& k, const AdamConstants<T>& c,
-                                 const TensorStreams<T>& streams,
-                                 std::size_t n) { k.clip(streams.param, streams.grad, n, c); };
-  pass_over(list, TensorList::Edge::tile,
-            [&](std::size_t index, std::int64_t first, std::int64_t end) {
-              const TensorRef& tensor = list.tensors()[index];
-              const auto n = static_cast<std::size_t>(end - first);
-              if (tensor.precision == Precision::f32) {
-                clip(kernels.f32, constants.f32, tensor.streams<float>(first), n);
+bool clip_gradients(const TensorList& list, const AdamOptions& options, double loss_scale) {
+  AdamSettings settings = options.settings();
+  settings.maximize = false;
+  settings.gradient_accumulation_steps = 1;
+  const KernelTable& kernels = active_kernels();
+  const DefaultFloatEnvironment environment;
+  GradientSums sums;
+  if (clips_by_a_norm(options)) {
+    reserve(list, sums);
+    sum_gradients(list, sums);
+  }
+  const GroupConstants constants(settings, step_scalars(settings, 1), loss_scale, sums);
+  const auto changes = []<class T>(const AdamConstants<T>& c) {
+    return c.scale_gradient || c.clamp_gradient;
+  };
+  bool any_changes = false;
+  for (std::size_t index = 0; index < list.tensors().size(); ++index) {
+    any_changes = any_changes || changes(constants.for_tensor<double>(index));
+  }
+  if (!any_changes) return false;
+
+  pass_over(list, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorStreams<T> streams = list.tensors()[index].streams<T>(first);
+              const AdamConstants<T> c = constants.for_tensor<T>(index);
+              if (changes(c)) {
+                kernels_of<T>(kernels).clip(streams.param, streams.grad,
+                                            static_cast<std::size_t>(end - first), c);
               } else {
-                clip(kernels.f64, constants.f64, tensor.streams<double>(first), n);
+                std::copy_n(streams.grad, end - first, streams.param);
               }
             });
   return true;

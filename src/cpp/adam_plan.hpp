@@ -5,16 +5,15 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "fusedadam/options.hpp"
+#include "fusedadam/progress.hpp"
+#include "norm_pass.hpp"
 #include "tensor_list.hpp"
 
 namespace fusedadam {
-
-// @throws std::invalid_argument  unless 1 <= step <= max_iterations + 1, so that the count of steps
-// taken is exact in double.
-void check_step(std::int64_t step);
 
 class AdamPlan {
  public:
@@ -22,30 +21,32 @@ class AdamPlan {
   // @throws std::bad_alloc
   explicit AdamPlan(std::vector<TensorRef> tensors);
 
-  // Pointers may be exchanged between steps, sizes and precisions not.
+  // Pointers and groups may be exchanged between steps, sizes and precisions not.
   std::span<TensorRef> tensors() noexcept { return list_.tensors(); }
   std::span<const TensorRef> tensors() const noexcept { return list_.tensors(); }
 
-  // One step over all tensors. @throws std::invalid_argument by check_step(), before anything is
-  // written.
-  void step(const AdamOptions& options, std::int64_t step);
+  // One call: it takes, accumulates for or skips a step over all tensors, each with the options of
+  // its group. The tensors have the arrays that their options need, and no others.
+  // @throws std::invalid_argument  by check_progress(), before anything is written.
+  // @throws std::bad_alloc  before anything is written.
+  StepOutcome step(std::span<const AdamOptions> groups, AdamProgress& progress);
 
-  // Touches each page of m and v first on the thread that will step it. The moments must be zeros.
-  void touch_moments() const;
+  // Touches each page of the state first on the thread that will step it. Averages begin as their
+  // parameters, everything else must be zeros.
+  void begin() const;
+
+  // Exchanges parameters and averages.
+  void swap_averages() const;
 
  private:
   TensorList list_;
-  std::vector<double> block_sums_;  // kept between steps, empty until one clips by the norm
+  GradientSums sums_;  // kept between steps, empty until one needs a norm
 };
 
-// Sum of squares of all gradients: deterministic for every thread count and instruction set
-// (docs/numerics.md). `block_sums` is scratch memory of tensors.blocks() elements.
-double sum_of_squares(const TensorList& tensors, std::span<double> block_sums);
-
-// What the gradient stage of a step with these options makes of the gradients, written to the
-// tensors' `param`. False, and nothing is written, where these options leave these gradients as
-// they are.
+// What the gradient stage of a step makes of the gradients, written to the tensors' `param`: each
+// is unscaled by `loss_scale` and clipped. False, and nothing is
+// written, where that leaves these gradients as they are.
 // @throws std::bad_alloc
-bool clip_gradients(const TensorList& tensors, const AdamOptions& options);
+bool clip_gradients(const TensorList& tensors, const AdamOptions& options, double loss_scale);
 
 }  // namespace fusedadam

@@ -8,9 +8,7 @@
 
 namespace fusedadam {
 
-// Elements of a tile, the unit of work: the streams of a float64 tile and one staging buffer (5 x 8
-// KiB) fit an L1 cache of 48 KiB, the float32 ones any L1 cache. Sums of squares are defined by it:
-// a change changes bits.
+// Elements of a tile, the unit of work. Sums of squares are defined by it: a change changes bits.
 inline constexpr std::size_t tile_size = 1024;
 
 // Independent float64 sums within a tile. A part of the definition of a sum of squares, not of any
@@ -26,33 +24,49 @@ struct AdamConstants {
   T one_minus_beta_2;
   T lr_t;
   T epsilon;
-  T clip_scale;  // clipnorm / norm
+  T grad_scale;  // unscaling, mean, clipping by the norm and the sign of the step, in one factor
   T clip_value;
-  bool scale_gradient;  // whether clip_scale applies
-  bool clamp_gradient;  // whether clip_value applies
+  T l2;
+  T weight_decay;  // lr' * weight_decay
+  T ema_momentum;
+  T one_minus_ema_momentum;
+  bool scale_gradient;   // whether grad_scale applies
+  bool clamp_gradient;   // whether clip_value applies
+  bool add_l2;           // whether l2 applies
+  bool decay_param;      // whether weight_decay applies
+  bool overwrite_param;  // param = ema, after the step
   bool flush_denormals;
 };
 
-// Where the elements of one tensor lie, from the first that a kernel call shall work on.
+// Where the elements of one tensor lie, from the first that a kernel call shall work on. What is
+// null takes no part.
 template <class T>
 struct TensorStreams {
   T* param;
   const T* grad;
   T* m;
   T* v;
+  T* vhat = nullptr;
+  T* ema = nullptr;
+  T* accumulator = nullptr;
+  T* zeroed = nullptr;  // grad, where it is to be zeroed
 };
 
 template <class T>
 struct Kernels {
-  // One Adam step over n elements.
+  // One Adam step over n elements. An accumulator is read: its elements are added to grad's.
   void (*step)(const TensorStreams<T>& streams, std::size_t n, const AdamConstants<T>& constants);
 
-  // out = clipped grad, over n elements: the gradient stage alone. out == grad is allowed.
+  // out = scaled and clamped grad, over n elements. out == grad is allowed.
   void (*clip)(T* out, const T* grad, std::size_t n, const AdamConstants<T>& constants);
 
-  // Sum of squares of one tile, n <= tile_size, in norm_lanes float64 sums that are then added
-  // pairwise.
-  double (*sum_of_squares)(const T* grad, std::size_t n);
+  // accumulator = grad (the first of a mean) or accumulator + grad, over n elements; then zeroes
+  // what is to be zeroed.
+  void (*accumulate)(const TensorStreams<T>& streams, std::size_t n, bool first);
+
+  // Sum of squares of one tile of grad, or of accumulator + grad, n <= tile_size, in norm_lanes
+  // float64 sums that are then added pairwise.
+  double (*sum_of_squares)(const T* grad, const T* accumulator, std::size_t n);
 };
 
 // All kernels of one instruction set.

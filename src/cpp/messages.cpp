@@ -23,6 +23,7 @@ std::string format_number(double value) {
 }
 
 std::string element_name(const char* list, std::int64_t index) {
+  if (index == no_index) return list;
   return std::string(list) + '[' + std::to_string(index) + ']';
 }
 

@@ -11,7 +11,10 @@ namespace fusedadam {
 // As Python's repr: 0.1, 2.0, 1e-08, inf, nan.
 std::string format_number(double value);
 
-// "params[3]"
+// Of an argument that is no list.
+inline constexpr std::int64_t no_index = -1;
+
+// "params[3]", or "param" with no_index
 std::string element_name(const char* list, std::int64_t index);
 
 // "RULE. Received: RECEIVED"

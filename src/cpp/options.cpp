@@ -10,7 +10,7 @@
 namespace fusedadam {
 namespace {
 
-void require(bool holds, const std::string& rule, const char* name, double value) {
+void require(bool holds, const char* rule, const char* name, double value) {
   if (holds) return;
   throw std::invalid_argument(
       broken_rule(std::string(name) + ' ' + rule, std::string(name) + '=' + format_number(value)));
@@ -34,6 +34,50 @@ void require_clip(const char* name, const std::optional<double>& value) {
   require_not_negative(name, *value);
 }
 
+void require_count(const char* name, std::int64_t value) {
+  if (value >= 1) return;
+  throw std::invalid_argument(broken_rule(std::string(name) + " must be >= 1",
+                                          std::string(name) + '=' + std::to_string(value)));
+}
+
+void check_clips(const AdamSettings& s) {
+  require_clip("clipnorm", s.clipnorm);
+  require_clip("clipnorm_per_tensor", s.clipnorm_per_tensor);
+  require_clip("clipvalue", s.clipvalue);
+  if (s.clipnorm && s.clipnorm_per_tensor) {
+    throw std::invalid_argument(broken_rule(
+        "clipnorm and clipnorm_per_tensor exclude each other: one bounds the norm of all "
+        "gradients, the other that of each",
+        "clipnorm=" + format_number(*s.clipnorm) +
+            ", clipnorm_per_tensor=" + format_number(*s.clipnorm_per_tensor)));
+  }
+}
+
+void check_averages(const AdamSettings& s) {
+  require(s.ema_momentum >= 0 && s.ema_momentum <= 1, "must be >= 0 and <= 1", "ema_momentum",
+          s.ema_momentum);
+  if (!s.ema_overwrite_frequency) return;
+  require_count("ema_overwrite_frequency", *s.ema_overwrite_frequency);
+  if (!s.use_ema) {
+    throw std::invalid_argument(
+        broken_rule("ema_overwrite_frequency needs use_ema",
+                    "ema_overwrite_frequency=" + std::to_string(*s.ema_overwrite_frequency) +
+                        " without use_ema"));
+  }
+}
+
+void check_loss_scale(const AdamSettings& s) {
+  if (!s.loss_scale) return;
+  // So that its inverse is a normal number in both precisions too.
+  require(*s.loss_scale >= 0x1p-126 && *s.loss_scale <= 0x1p126, "must be >= 2**-126 and <= 2**126",
+          "loss_scale", *s.loss_scale);
+  if (s.dynamic_loss_scale) {
+    throw std::invalid_argument(
+        broken_rule("loss_scale and dynamic_loss_scale exclude each other",
+                    "loss_scale=" + format_number(*s.loss_scale) + " with dynamic_loss_scale"));
+  }
+}
+
 }  // namespace
 
 AdamOptions::AdamOptions(const AdamSettings& settings) : settings_(settings) {
@@ -42,8 +86,12 @@ AdamOptions::AdamOptions(const AdamSettings& settings) : settings_(settings) {
   require_fraction("beta_2", settings.beta_2);
   require_not_negative("epsilon", settings.epsilon);
   require_not_negative("decay", settings.decay);
-  require_clip("clipnorm", settings.clipnorm);
-  require_clip("clipvalue", settings.clipvalue);
+  if (settings.weight_decay) require_not_negative("weight_decay", *settings.weight_decay);
+  require_not_negative("l2", settings.l2);
+  check_clips(settings);
+  check_averages(settings);
+  check_loss_scale(settings);
+  require_count("gradient_accumulation_steps", settings.gradient_accumulation_steps);
 }
 
 }  // namespace fusedadam

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The scalars of a step: formed in double, rounded once to the precision of a tensor.
+// The scalars of a step: formed in double, rounded once to the precision of a tensor. All of this
+// must run in the default floating-point environment.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +12,33 @@
 
 namespace fusedadam {
 
-// lr_t of include/fusedadam/adam.hpp. Must run in the default floating-point environment, like all
-// of this file.
-double bias_corrected_lr(const AdamSettings& settings, std::int64_t step) noexcept;
+// Those that all tensors of a group share; the formulas are in docs/numerics.md.
+struct StepScalars {
+  double lr_t;
+  double weight_decay;  // lr' * weight_decay
+  double ema_momentum;  // 0 in the first step
+  bool overwrite_param;
+};
 
-// Whether the settings clip by the global norm; 0 clips nothing, as in Keras.
-bool clips_by_norm(const AdamSettings& settings) noexcept;
+StepScalars step_scalars(const AdamSettings& settings, std::int64_t step) noexcept;
 
-// sqrt(sum_of_squares) >= clipnorm ? clipnorm / sqrt(sum_of_squares) : no value.
-std::optional<double> clip_scale(const AdamSettings& settings, double sum_of_squares) noexcept;
+// Whether the settings clip by a norm; 0 clips nothing, as in Keras.
+bool clips_by_global_norm(const AdamSettings& settings) noexcept;
+bool clips_per_tensor(const AdamSettings& settings) noexcept;
+
+// The one factor of the gradients, for unscaling, mean, clipping and ascent; no value where they
+// stay as they are. `sum_of_squares` is that of the gradients as they came in, and without meaning
+// where the settings clip by no norm.
+std::optional<double> gradient_scale(const AdamSettings& settings, double loss_scale,
+                                     double sum_of_squares) noexcept;
 
 template <class T>
-AdamConstants<T> make_constants(const AdamSettings& settings, double lr_t,
-                                std::optional<double> clip_scale) noexcept;
+AdamConstants<T> make_constants(const AdamSettings& settings, const StepScalars& scalars,
+                                std::optional<double> gradient_scale) noexcept;
+
+// The same constants with another factor of the gradients.
+template <class T>
+AdamConstants<T> with_gradient_scale(const AdamConstants<T>& constants,
+                                     std::optional<double> gradient_scale) noexcept;
 
 }  // namespace fusedadam

@@ -18,7 +18,13 @@ constexpr std::int64_t item_size(Precision precision) {
   return precision == Precision::f32 ? 4 : 8;
 }
 
-// A tensor of either precision. The pointers are those of Tensor<T>.
+template <class T>
+inline constexpr Precision precision_of = sizeof(T) == 4 ? Precision::f32 : Precision::f64;
+
+struct RowMap;
+
+// A tensor of either precision. The pointers are those of Tensor<T>; what an option needs and has
+// not been asked for is null.
 struct TensorRef {
   Precision precision = Precision::f32;
   void* param = nullptr;
@@ -26,11 +32,22 @@ struct TensorRef {
   void* m = nullptr;
   void* v = nullptr;
   std::int64_t size = 0;
+  void* vhat = nullptr;
+  void* ema = nullptr;
+  void* accumulator = nullptr;
+  void* zeroed = nullptr;        // grad, where it is to be zeroed
+  std::uint32_t group = 0;       // which of a step's options hold for it
+  const RowMap* rows = nullptr;  // of a sparse gradient (sparse_rows.hpp)
 
   template <class T>
   TensorStreams<T> streams(std::int64_t first) const {
-    return {static_cast<T*>(param) + first, static_cast<const T*>(grad) + first,
-            static_cast<T*>(m) + first, static_cast<T*>(v) + first};
+    const auto at = [first](void* data) {
+      return data == nullptr ? nullptr : static_cast<T*>(data) + first;
+    };
+    return {at(param),       grad == nullptr ? nullptr : static_cast<const T*>(grad) + first,
+            at(m),           at(v),
+            at(vhat),        at(ema),
+            at(accumulator), at(zeroed)};
   }
 };
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// The step once more, written to be read and not to be fast: one element at a time, whole tensors
-// one after the other, powers by integers of any length. Shares nothing with the library but the
-// settings; the tests hold the library to the bits of this.
+// A call once more, written to be read and not to be fast: one element at a time, one option after
+// the other, whole tensors in turn. Shares nothing with the library but the settings and the
+// progress; the tests hold the library to the bits of this.
 #pragma once
 
 #include <algorithm>
@@ -12,98 +12,106 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <variant>
 #include <vector>
 
-#include "fusedadam/adam.hpp"
+#include "fusedadam/options.hpp"
+#include "fusedadam/progress.hpp"
+#include "reference_power.hpp"
 
 namespace fusedadam::reference {
 
-// ---- powers ------------------------------------------------------------------------------------
+// ---- tensors -----------------------------------------------------------------------------------
 
-// A natural number, least significant 32 bits first.
-using Natural = std::vector<std::uint32_t>;
+// All arrays that a tensor can have. Those that the options have no use for stay as they are.
+template <class T>
+struct Arrays {
+  std::vector<T> param, grad, m, v;
+  std::vector<T> vhat{}, ema{}, accumulator{};
+};
 
-inline Natural multiply(const Natural& a, const Natural& b) {
-  Natural product(a.size() + b.size());
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::uint64_t carry = 0;
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      carry += std::uint64_t{a[i]} * b[j] + product[i + j];
-      product[i + j] = static_cast<std::uint32_t>(carry);
-      carry >>= 32;
-    }
-    product[i + b.size()] = static_cast<std::uint32_t>(carry);
-  }
-  return product;
+using AnyArrays = std::variant<Arrays<float>, Arrays<double>>;
+
+// Tensors that share their settings.
+struct Group {
+  std::vector<AnyArrays> tensors;
+  AdamSettings settings;
+};
+
+// ---- scalars, in double ------------------------------------------------------------------------
+
+inline double decayed_lr(const AdamSettings& s, std::int64_t step) {
+  return s.lr * (1 / (1 + s.decay * static_cast<double>(step - 1)));
 }
-
-inline bool bit(const Natural& n, std::int64_t position) {
-  return position >= 0 &&
-         ((n[static_cast<std::size_t>(position / 32)] >> (position % 32)) & 1) != 0;
-}
-
-// base^exponent, rounded once to nearest, ties to even. Below 2^-200 it is 0.
-inline double power(double base, std::int64_t exponent) {
-  int scale = 0;
-  const auto mantissa = static_cast<std::uint64_t>(std::ldexp(std::frexp(base, &scale), 53));
-  const Natural factor{static_cast<std::uint32_t>(mantissa),
-                       static_cast<std::uint32_t>(mantissa >> 32)};
-  Natural n{1};
-  for (std::int64_t i = 0; i < exponent; ++i) n = multiply(n, factor);
-
-  std::int64_t top = static_cast<std::int64_t>(n.size()) * 32 - 1;
-  while (!bit(n, top)) --top;
-  std::uint64_t digits = 0;
-  for (std::int64_t i = top; i > top - 53; --i) digits = 2 * digits + (bit(n, i) ? 1 : 0);
-  bool beyond_half = false;
-  for (std::int64_t i = 0; i < top - 53; ++i) beyond_half = beyond_half || bit(n, i);
-  if (bit(n, top - 53) && (beyond_half || digits % 2 != 0)) ++digits;
-  const double result =
-      std::ldexp(static_cast<double>(digits), static_cast<int>(exponent * (scale - 53) + top - 52));
-  return result < 0x1p-200 ? 0 : result;
-}
-
-// ---- scalars -----------------------------------------------------------------------------------
 
 // For steps up to some hundreds: the powers take time that grows with the square of the step.
 inline double lr_t(const AdamSettings& s, std::int64_t step) {
-  const auto iterations = static_cast<double>(step - 1);
-  const double lr = s.lr * (1 / (1 + s.decay * iterations));
-  return lr * (std::sqrt(1 - power(s.beta_2, step)) / (1 - power(s.beta_1, step)));
+  const double correction = std::sqrt(1 - power(s.beta_2, step)) / (1 - power(s.beta_1, step));
+  return decayed_lr(s, step) * correction;
 }
 
-// clipnorm / norm where the gradients are to be multiplied by it.
-inline std::optional<double> clip_scale(const AdamSettings& s, double norm) {
-  const double clipnorm = s.clipnorm.value_or(0);
-  if (clipnorm > 0 && norm >= clipnorm) return clipnorm / norm;
-  return std::nullopt;
+// What one gradient counts, of a loss with this scale; no value where nothing is to be unscaled.
+inline std::optional<double> unscaling(const AdamSettings& s, const AdamProgress& progress) {
+  if (!s.loss_scale && !s.dynamic_loss_scale && s.gradient_accumulation_steps == 1) return {};
+  double divisor = static_cast<double>(s.gradient_accumulation_steps);
+  if (s.loss_scale) divisor *= *s.loss_scale;
+  if (s.dynamic_loss_scale) divisor *= progress.dynamic_loss_scale;
+  return 1 / divisor;
 }
 
+// The factor of a gradient, where it has one. The sums are those of the gradients that came in: of
+// all tensors, and of the gradient's own.
+inline std::optional<double> gradient_factor(const AdamSettings& s,
+                                             const std::optional<double>& unscaling, double total,
+                                             double own) {
+  const double unit = unscaling.value_or(1);
+  std::optional<double> factor = unscaling;
+  const auto bound_norm = [&](double clipnorm, double sum) {
+    const double norm = std::sqrt(sum) * unit;
+    if (clipnorm > 0 && norm >= clipnorm) factor = unit * (clipnorm / norm);
+  };
+  if (s.clipnorm) bound_norm(*s.clipnorm, total);
+  if (s.clipnorm_per_tensor) bound_norm(*s.clipnorm_per_tensor, own);
+  if (s.maximize) factor = -factor.value_or(1);
+  return factor;
+}
+
+// ---- constants, in the precision of a tensor ---------------------------------------------------
+
+// What has no value is not asked for.
 template <class T>
 struct Constants {
   T beta_1, one_minus_beta_1, beta_2, one_minus_beta_2, lr_t, epsilon;
-  std::optional<T> scale;
-  std::optional<T> clamp;
-  bool flush_denormals;
+  std::optional<T> factor, clamp, l2, weight_decay;
+  T ema_momentum, one_minus_ema_momentum;
+  bool amsgrad, use_ema, overwrite_param, zero_grad, flush_denormals;
 };
 
 template <class T>
-std::optional<T> rounded(const std::optional<double>& x) {
-  return x ? std::optional<T>(static_cast<T>(*x)) : std::nullopt;
-}
-
-template <class T>
-Constants<T> constants(const AdamSettings& s, double lr_t, std::optional<double> scale) {
-  const bool clamps = s.clipvalue.value_or(0) > 0;
+Constants<T> constants(const AdamSettings& s, std::int64_t step, std::optional<double> factor) {
+  const auto positive = [](double wanted, double value) {
+    return wanted > 0 ? std::optional<T>(static_cast<T>(value)) : std::nullopt;
+  };
+  const double clipvalue = s.clipvalue.value_or(0);
+  const double weight_decay = s.weight_decay.value_or(0);
+  const double ema_momentum = step == 1 ? 0 : s.ema_momentum;
   return {.beta_1 = static_cast<T>(s.beta_1),
           .one_minus_beta_1 = static_cast<T>(1 - s.beta_1),
           .beta_2 = static_cast<T>(s.beta_2),
           .one_minus_beta_2 = static_cast<T>(1 - s.beta_2),
-          .lr_t = static_cast<T>(lr_t),
+          .lr_t = static_cast<T>(lr_t(s, step)),
           .epsilon = static_cast<T>(s.epsilon),
-          .scale = rounded<T>(scale),
-          .clamp = clamps ? rounded<T>(s.clipvalue) : std::nullopt,
+          .factor = factor ? std::optional<T>(static_cast<T>(*factor)) : std::nullopt,
+          .clamp = positive(clipvalue, clipvalue),
+          .l2 = positive(s.l2, s.l2),
+          .weight_decay = positive(weight_decay, decayed_lr(s, step) * weight_decay),
+          .ema_momentum = static_cast<T>(ema_momentum),
+          .one_minus_ema_momentum = static_cast<T>(1 - ema_momentum),
+          .amsgrad = s.amsgrad,
+          .use_ema = s.use_ema,
+          .overwrite_param = s.ema_overwrite_frequency && step % *s.ema_overwrite_frequency == 0,
+          .zero_grad = s.zero_grad,
           .flush_denormals = s.flush_denormals};
 }
 
@@ -111,7 +119,7 @@ Constants<T> constants(const AdamSettings& s, double lr_t, std::optional<double>
 
 template <class T>
 T clipped(T g, const Constants<T>& c) {
-  if (c.scale) g = *c.scale * g;
+  if (c.factor) g = *c.factor * g;
   if (c.clamp && g < -*c.clamp) g = -*c.clamp;
   if (c.clamp && g > *c.clamp) g = *c.clamp;
   return g;
@@ -123,22 +131,28 @@ T kept(T moment, const Constants<T>& c) {
   return moment;
 }
 
+// One element with the gradient that came in.
 template <class T>
-void step_element(T& p, T g, T& m, T& v, const Constants<T>& c) {
+void step_element(Arrays<T>& a, std::size_t i, T g, const Constants<T>& c) {
+  T& p = a.param[i];
   g = clipped(g, c);
-  m = kept((c.beta_1 * m) + (c.one_minus_beta_1 * g), c);
-  v = kept((c.beta_2 * v) + (c.one_minus_beta_2 * (g * g)), c);
+  if (c.l2) g = g + (*c.l2 * p);
+  if (c.weight_decay) p = p - (*c.weight_decay * p);
+
+  const T m = a.m[i] = kept((c.beta_1 * a.m[i]) + (c.one_minus_beta_1 * g), c);
+  T v = a.v[i] = kept((c.beta_2 * a.v[i]) + (c.one_minus_beta_2 * (g * g)), c);
+  if (c.amsgrad) {
+    if (!(v <= a.vhat[i] || std::isnan(a.vhat[i]))) a.vhat[i] = v;
+    v = a.vhat[i];
+  }
   p = p - (c.lr_t * m) / (std::sqrt(v) + c.epsilon);
+
+  if (c.use_ema) a.ema[i] = (c.ema_momentum * a.ema[i]) + (c.one_minus_ema_momentum * p);
+  if (c.overwrite_param) p = a.ema[i];
+  if (c.zero_grad) a.grad[i] = 0;
 }
 
-// ---- tensors -----------------------------------------------------------------------------------
-
-template <class T>
-struct Arrays {
-  std::vector<T> param, grad, m, v;
-};
-
-using AnyArrays = std::variant<Arrays<float>, Arrays<double>>;
+// ---- norms -------------------------------------------------------------------------------------
 
 // Of up to 1,024 elements, those that are missing taken as zeros.
 template <class T>
@@ -170,28 +184,137 @@ double sum_of_squares(const std::vector<T>& grad) {
   return sum;
 }
 
-inline double norm(const std::vector<AnyArrays>& tensors) {
-  double total = 0;
-  for (const AnyArrays& tensor : tensors) {
-    total += std::visit([](const auto& arrays) { return sum_of_squares(arrays.grad); }, tensor);
+// ---- calls -------------------------------------------------------------------------------------
+
+// Calls body(arrays, settings) for each tensor of each group, in order.
+template <class Body>
+void for_each_tensor(std::vector<Group>& groups, Body body) {
+  for (Group& group : groups) {
+    for (AnyArrays& any : group.tensors) {
+      std::visit([&](auto& arrays) { body(arrays, group.settings); }, any);
+    }
   }
-  return std::sqrt(total);
+}
+
+// The gradient that a step takes: at the end of a cycle, with those of the calls before.
+template <class T>
+std::vector<T> incoming(const Arrays<T>& a, const AdamSettings& settings) {
+  std::vector<T> sum = a.grad;
+  if (settings.gradient_accumulation_steps > 1) {
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = a.accumulator[i] + a.grad[i];
+  }
+  return sum;
+}
+
+inline void zero_gradients(std::vector<Group>& groups) {
+  for_each_tensor(groups, [](auto& arrays, const AdamSettings& settings) {
+    if (settings.zero_grad) std::ranges::fill(arrays.grad, 0);
+  });
+}
+
+inline void accumulate(std::vector<Group>& groups, bool first) {
+  for_each_tensor(groups, [first]<class T>(Arrays<T>& a, const AdamSettings&) {
+    for (std::size_t i = 0; i < a.grad.size(); ++i) {
+      a.accumulator[i] = first ? a.grad[i] : a.accumulator[i] + a.grad[i];
+    }
+  });
+}
+
+inline bool all_finite(std::vector<Group>& groups) {
+  bool finite = true;
+  for_each_tensor(groups, [&](auto& arrays, const AdamSettings& settings) {
+    for (const auto g : incoming(arrays, settings)) finite = finite && std::isfinite(g);
+  });
+  return finite;
+}
+
+inline void step_tensors(std::vector<Group>& groups, const AdamProgress& progress) {
+  double total = 0;
+  for_each_tensor(groups, [&](auto& arrays, const AdamSettings& settings) {
+    total += sum_of_squares(incoming(arrays, settings));
+  });
+  for_each_tensor(groups, [&]<class T>(Arrays<T>& arrays, const AdamSettings& settings) {
+    const std::vector<T> grad = incoming(arrays, settings);
+    const std::optional<double> factor =
+        gradient_factor(settings, unscaling(settings, progress), total, sum_of_squares(grad));
+    const auto c = constants<T>(settings, progress.iterations + 1, factor);
+    for (std::size_t i = 0; i < grad.size(); ++i) step_element(arrays, i, grad[i], c);
+  });
+}
+
+// A dynamic loss scale after a step that was good, or skipped.
+inline void adapt_loss_scale(AdamProgress& progress, bool good) {
+  progress.good_steps = good ? progress.good_steps + 1 : 0;
+  if (!good && progress.dynamic_loss_scale > 1) {
+    progress.dynamic_loss_scale = std::max(progress.dynamic_loss_scale / 2, 1.0);
+  }
+  if (progress.good_steps < 2000) return;
+  progress.good_steps = 0;
+  progress.dynamic_loss_scale = std::min(progress.dynamic_loss_scale * 2, 0x1p126);
+}
+
+// Groups agree in what concerns a step as a whole.
+inline StepOutcome step(std::vector<Group>& groups, AdamProgress& progress) {
+  const AdamSettings settings = groups.empty() ? AdamSettings{} : groups.front().settings;
+  if (progress.accumulated < settings.gradient_accumulation_steps - 1) {
+    accumulate(groups, progress.accumulated == 0);
+    zero_gradients(groups);
+    ++progress.accumulated;
+    return StepOutcome::accumulated;
+  }
+  progress.accumulated = 0;
+  if ((settings.skip_nonfinite || settings.dynamic_loss_scale) && !all_finite(groups)) {
+    zero_gradients(groups);
+    ++progress.skipped_steps;
+    if (settings.dynamic_loss_scale) adapt_loss_scale(progress, false);
+    return StepOutcome::skipped;
+  }
+  step_tensors(groups, progress);
+  ++progress.iterations;
+  if (settings.dynamic_loss_scale) adapt_loss_scale(progress, true);
+  return StepOutcome::taken;
+}
+
+inline StepOutcome step(std::vector<AnyArrays>& tensors, const AdamSettings& settings,
+                        AdamProgress& progress) {
+  std::vector<Group> groups{{std::move(tensors), settings}};
+  const StepOutcome outcome = step(groups, progress);
+  tensors = std::move(groups.front().tensors);
+  return outcome;
+}
+
+inline StepOutcome step(std::vector<AnyArrays>& tensors, const AdamSettings& settings,
+                        std::int64_t number) {
+  AdamProgress progress{.iterations = number - 1};
+  return step(tensors, settings, progress);
 }
 
 template <class T>
-void step(Arrays<T>& arrays, const Constants<T>& c) {
-  for (std::size_t i = 0; i < arrays.param.size(); ++i) {
-    step_element(arrays.param[i], arrays.grad[i], arrays.m[i], arrays.v[i], c);
-  }
+StepOutcome step(Arrays<T>& arrays, const AdamSettings& settings, AdamProgress& progress) {
+  std::vector<AnyArrays> tensors{std::move(arrays)};
+  const StepOutcome outcome = step(tensors, settings, progress);
+  arrays = std::get<Arrays<T>>(std::move(tensors.front()));
+  return outcome;
 }
 
-inline void step(std::vector<AnyArrays>& tensors, const AdamSettings& settings, std::int64_t t) {
-  const double lr = lr_t(settings, t);
-  const std::optional<double> scale = reference::clip_scale(settings, norm(tensors));
-  for (AnyArrays& tensor : tensors) {
-    std::visit([&]<class T>(Arrays<T>& arrays) { step(arrays, constants<T>(settings, lr, scale)); },
-               tensor);
+// What the gradient stage of a step makes of the gradients.
+inline std::vector<AnyArrays> clipped(std::vector<AnyArrays> tensors, const AdamSettings& settings,
+                                      std::optional<double> unscaling) {
+  double total = 0;
+  for (const AnyArrays& any : tensors) {
+    total += std::visit([](const auto& arrays) { return sum_of_squares(arrays.grad); }, any);
   }
+  for (AnyArrays& any : tensors) {
+    std::visit(
+        [&]<class T>(Arrays<T>& arrays) {
+          const auto c = constants<T>(
+              settings, 1,
+              gradient_factor(settings, unscaling, total, sum_of_squares(arrays.grad)));
+          for (T& g : arrays.grad) g = clipped(g, c);
+        },
+        any);
+  }
+  return tensors;
 }
 
 }  // namespace fusedadam::reference

@@ -15,6 +15,7 @@
 #include <new>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -63,7 +64,10 @@ template <class T>
       {"param", &reference::Arrays<T>::param},
       {"grad", &reference::Arrays<T>::grad},
       {"m", &reference::Arrays<T>::m},
-      {"v", &reference::Arrays<T>::v}};
+      {"v", &reference::Arrays<T>::v},
+      {"vhat", &reference::Arrays<T>::vhat},
+      {"ema", &reference::Arrays<T>::ema},
+      {"accumulator", &reference::Arrays<T>::accumulator}};
   for (const auto& [name, member] : members) {
     if (auto result = same_bits(actual.*member, expected.*member); !result) {
       return result << " in " << name;
@@ -74,6 +78,7 @@ template <class T>
 
 inline ::testing::AssertionResult same_bits(const std::vector<reference::AnyArrays>& actual,
                                             const std::vector<reference::AnyArrays>& expected) {
+  if (actual.size() != expected.size()) return ::testing::AssertionFailure() << "lengths differ";
   for (std::size_t i = 0; i < expected.size(); ++i) {
     auto result = std::visit(
         [&]<class T>(const reference::Arrays<T>& arrays) {
@@ -81,6 +86,16 @@ inline ::testing::AssertionResult same_bits(const std::vector<reference::AnyArra
         },
         expected[i]);
     if (!result) return result << " of tensor " << i;
+  }
+  return ::testing::AssertionSuccess();
+}
+
+inline ::testing::AssertionResult same_bits(const std::vector<reference::Group>& actual,
+                                            const std::vector<reference::Group>& expected) {
+  if (actual.size() != expected.size()) return ::testing::AssertionFailure() << "lengths differ";
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    auto result = same_bits(actual[i].tensors, expected[i].tensors);
+    if (!result) return result << " of group " << i;
   }
   return ::testing::AssertionSuccess();
 }
@@ -147,13 +162,29 @@ std::vector<T> magnitudes(std::vector<T> numbers) {
 
 // ---- tensors -----------------------------------------------------------------------------------
 
-// A tensor in the middle of training.
+// A tensor in the middle of training, with all that any option needs.
 template <class T>
 reference::Arrays<T> trained_arrays(std::size_t n, std::uint64_t seed) {
   return {.param = ordinary_numbers<T>(n, seed),
           .grad = ordinary_numbers<T>(n, seed + 1),
           .m = ordinary_numbers<T>(n, seed + 2),
-          .v = magnitudes(ordinary_numbers<T>(n, seed + 3))};
+          .v = magnitudes(ordinary_numbers<T>(n, seed + 3)),
+          .vhat = magnitudes(ordinary_numbers<T>(n, seed + 4)),
+          .ema = ordinary_numbers<T>(n, seed + 5),
+          .accumulator = ordinary_numbers<T>(n, seed + 6)};
+}
+
+// The same with numbers of all kinds. Negative second moments never happen, and yet must not differ
+// between instruction sets.
+template <class T>
+reference::Arrays<T> extreme_arrays(std::size_t n, std::uint64_t seed) {
+  return {.param = any_numbers<T>(n, seed),
+          .grad = any_numbers<T>(n, seed + 2),
+          .m = any_numbers<T>(n, seed + 4),
+          .v = any_numbers<T>(n, seed + 6),
+          .vhat = any_numbers<T>(n, seed + 8),
+          .ema = any_numbers<T>(n, seed + 10),
+          .accumulator = any_numbers<T>(n, seed + 12)};
 }
 
 template <class T>
@@ -162,7 +193,10 @@ Tensor<T> tensor_of(reference::Arrays<T>& arrays) {
           .grad = arrays.grad.data(),
           .m = arrays.m.data(),
           .v = arrays.v.data(),
-          .size = static_cast<std::int64_t>(arrays.param.size())};
+          .size = static_cast<std::int64_t>(arrays.param.size()),
+          .vhat = arrays.vhat.data(),
+          .ema = arrays.ema.data(),
+          .accumulator = arrays.accumulator.data()};
 }
 
 inline std::vector<AnyTensor> tensors_of(std::vector<reference::AnyArrays>& all) {
@@ -173,10 +207,21 @@ inline std::vector<AnyTensor> tensors_of(std::vector<reference::AnyArrays>& all)
   return tensors;
 }
 
+// The next gradients of training, in place of those that were there.
+inline void new_gradients(std::vector<reference::AnyArrays>& all, std::uint64_t seed) {
+  for (auto& any : all) {
+    std::visit(
+        [&]<class T>(reference::Arrays<T>& arrays) {
+          arrays.grad = ordinary_numbers<T>(arrays.grad.size(), ++seed);
+        },
+        any);
+  }
+}
+
 // Large enough for a step on several threads: both precisions, empty tensors and single elements.
 inline std::vector<reference::AnyArrays> mixed_tensors(std::uint64_t seed) {
   std::vector<reference::AnyArrays> all;
-  for (const std::size_t n : {0U, 1U, 40000U, 0U, 1025U, 3U, 70001U, 17U, 1024U}) {
+  for (const std::size_t n : {0U, 1U, 20000U, 0U, 1025U, 3U, 30001U, 17U, 1024U}) {
     all.emplace_back(trained_arrays<float>(n, ++seed));
     all.emplace_back(trained_arrays<double>(n / 2, ++seed));
   }
@@ -224,6 +269,24 @@ class GuardedArray {
   std::size_t before_;
   Memory memory_;
 };
+
+template <class T>
+T* bytes_later(const T* pointer, std::size_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(pointer) + bytes);
+}
+
+// ---- errors ------------------------------------------------------------------------------------
+
+// What body() throws as std::invalid_argument, or "" if it throws nothing.
+template <class Body>
+std::string message_of(Body body) {
+  try {
+    body();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "";
+}
 
 // ---- instruction sets --------------------------------------------------------------------------
 

@@ -1,94 +1,16 @@
 // SPDX-License-Identifier: MIT
 //
-// What is refused, in which words, and that nothing has then been written.
+// Tensors, steps and progress that are refused, in which words, and that nothing has then been
+// written.
 #include <gtest/gtest.h>
 
 #include <functional>
-#include <stdexcept>
 
 #include "fusedadam/threads.hpp"
-#include "messages.hpp"
 #include "support.hpp"
 
 namespace fusedadam {
 namespace {
-
-// What body() throws as std::invalid_argument, or "" if it throws nothing.
-template <class Body>
-std::string message_of(Body body) {
-  try {
-    body();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
-
-// ---- options -----------------------------------------------------------------------------------
-
-constexpr double inf = std::numeric_limits<double>::infinity();
-constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-
-TEST(AdamOptions, RefusesSettingsOutOfRange) {
-  const struct {
-    AdamSettings settings;
-    const char* message;
-  } cases[] = {
-      {{.lr = -1}, "lr must be finite and >= 0. Received: lr=-1.0"},
-      {{.lr = nan}, "lr must be finite and >= 0. Received: lr=nan"},
-      {{.lr = inf}, "lr must be finite and >= 0. Received: lr=inf"},
-      {{.lr = -inf}, "lr must be finite and >= 0. Received: lr=-inf"},
-      {{.beta_1 = 0}, "beta_1 must be > 0 and < 1. Received: beta_1=0.0"},
-      {{.beta_1 = 1}, "beta_1 must be > 0 and < 1. Received: beta_1=1.0"},
-      {{.beta_1 = nan}, "beta_1 must be > 0 and < 1. Received: beta_1=nan"},
-      {{.beta_1 = -0.9}, "beta_1 must be > 0 and < 1. Received: beta_1=-0.9"},
-      {{.beta_2 = 0}, "beta_2 must be > 0 and < 1. Received: beta_2=0.0"},
-      {{.beta_2 = 1}, "beta_2 must be > 0 and < 1. Received: beta_2=1.0"},
-      {{.beta_2 = inf}, "beta_2 must be > 0 and < 1. Received: beta_2=inf"},
-      {{.epsilon = -1e-8}, "epsilon must be finite and >= 0. Received: epsilon=-1e-08"},
-      {{.epsilon = nan}, "epsilon must be finite and >= 0. Received: epsilon=nan"},
-      {{.epsilon = inf}, "epsilon must be finite and >= 0. Received: epsilon=inf"},
-      {{.decay = -0.5}, "decay must be finite and >= 0. Received: decay=-0.5"},
-      {{.decay = nan}, "decay must be finite and >= 0. Received: decay=nan"},
-      {{.decay = inf}, "decay must be finite and >= 0. Received: decay=inf"},
-      {{.clipnorm = -2}, "Expected clipnorm >= 0, received: -2.0"},
-      {{.clipnorm = nan}, "clipnorm must be finite and >= 0. Received: clipnorm=nan"},
-      {{.clipnorm = inf}, "clipnorm must be finite and >= 0. Received: clipnorm=inf"},
-      {{.clipvalue = -2}, "Expected clipvalue >= 0, received: -2.0"},
-      {{.clipvalue = nan}, "clipvalue must be finite and >= 0. Received: clipvalue=nan"},
-      {{.clipvalue = inf}, "clipvalue must be finite and >= 0. Received: clipvalue=inf"},
-  };
-  for (const auto& c : cases) {
-    EXPECT_EQ(message_of([&] { AdamOptions options(c.settings); }), c.message);
-  }
-}
-
-TEST(AdamOptions, TakesTheEdgesOfTheRanges) {
-  const AdamSettings edges[] = {
-      {.lr = 0},
-      {.lr = std::numeric_limits<double>::max()},
-      {.beta_1 = 0x1p-1074, .beta_2 = 1 - 0x1p-53},
-      {.epsilon = 0, .decay = 0},
-      {.clipnorm = 0, .clipvalue = 0},
-  };
-  for (const AdamSettings& settings : edges) EXPECT_NO_THROW(AdamOptions{settings});
-}
-
-TEST(AdamOptions, KeepsTheSettings) {
-  const AdamOptions options(AdamSettings{.lr = 0.1, .clipvalue = 3.0, .flush_denormals = false});
-  EXPECT_EQ(options.settings().lr, 0.1);
-  EXPECT_EQ(options.settings().clipvalue, 3.0);
-  EXPECT_EQ(options.settings().clipnorm, std::nullopt);
-  EXPECT_FALSE(options.settings().flush_denormals);
-  EXPECT_EQ(AdamOptions().settings().lr, 0.001);
-}
-
-// ---- tensors -----------------------------------------------------------------------------------
-
-template <class T>
-T* bytes_later(const T* pointer, std::size_t bytes) {
-  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(pointer) + bytes);
-}
 
 class RefusedStep : public ::testing::Test {
  protected:
@@ -100,51 +22,92 @@ class RefusedStep : public ::testing::Test {
   Tensor<float>& first = std::get<Tensor<float>>(tensors[0]);
   Tensor<float>& second = std::get<Tensor<float>>(tensors[1]);
   Tensor<double>& third = std::get<Tensor<double>>(tensors[2]);
+  AdamSettings settings{.clipnorm = 0.1};
 
-  void expect_refused(const std::string& message, std::int64_t step = 1) {
+  void expect_message(const std::string& message, const std::function<void()>& body) {
     set_num_threads(2);
-    EXPECT_EQ(message_of([&] { adam_step(tensors, AdamSettings{.clipnorm = 0.1}, step); }),
-              message);
+    EXPECT_EQ(message_of(body), message);
     EXPECT_TRUE(same_bits(arrays, before));
+  }
+
+  // By every overload that could take it.
+  void expect_refused(const std::string& message, AdamProgress progress = {.skipped_steps = 4}) {
+    const AdamProgress progress_before = progress;
+    expect_message(message, [&] { adam_step(tensors, settings, progress); });
+    const AdamGroup groups[] = {{std::span(tensors).first(1), settings},
+                                {std::span(tensors).subspan(1), settings}};
+    expect_message(message, [&] { adam_step(groups, progress); });
+    EXPECT_EQ(progress, progress_before);
+  }
+
+  void expect_refused_by_number(const std::string& message, std::int64_t step = 1) {
+    expect_message(message, [&] { adam_step(tensors, settings, step); });
   }
 };
 
+// ---- tensors -----------------------------------------------------------------------------------
+
 TEST_F(RefusedStep, NullPointers) {
-  const auto message = [](const std::string& name) {
-    return "tensors[1]." + name + " must not be null. Received: null, size=50";
+  const auto expect_named = [&](const std::string& name) {
+    const std::string message = "tensors[1]." + name + " must not be null. Received: null, size=50";
+    expect_refused(message);
+    if (name != "accumulator") expect_refused_by_number(message);
   };
   const Tensor<float> good = second;
   second.param = nullptr;
-  expect_refused(message("param"));
+  expect_named("param");
   second = good;
   second.grad = nullptr;
-  expect_refused(message("grad"));
+  expect_named("grad");
   second = good;
   second.m = nullptr;
-  expect_refused(message("m"));
+  expect_named("m");
   second = good;
   second.v = nullptr;
-  expect_refused(message("v"));
+  expect_named("v");
+  second = good;
+  second.vhat = nullptr;
+  settings = {.amsgrad = true};
+  expect_named("vhat");
+  second = good;
+  second.ema = nullptr;
+  settings = {.use_ema = true};
+  expect_named("ema");
+  second = good;
+  second.accumulator = nullptr;
+  settings = {.gradient_accumulation_steps = 2};
+  expect_named("accumulator");
 }
 
 TEST_F(RefusedStep, MisalignedPointers) {
-  const auto message = [](const std::string& name, int bytes) {
-    return "tensors[2]." + name + " must be aligned to its element type. Received: an address " +
-           std::to_string(bytes) + " bytes off";
+  const auto expect_named = [&](const std::string& name, int bytes) {
+    expect_refused("tensors[2]." + name +
+                   " must be aligned to its element type. Received: an address " +
+                   std::to_string(bytes) + " bytes off");
   };
+  settings = {.amsgrad = true, .use_ema = true, .gradient_accumulation_steps = 2};
   third.size = 1;  // inside its memory even from one element later
   const Tensor<double> good = third;
   third.param = bytes_later(good.param, 4);
-  expect_refused(message("param", 4));
+  expect_named("param", 4);
   third = good;
   third.grad = bytes_later(good.grad, 1);
-  expect_refused(message("grad", 1));
+  expect_named("grad", 1);
   third = good;
   third.m = bytes_later(good.m, 2);
-  expect_refused(message("m", 2));
+  expect_named("m", 2);
   third = good;
   third.v = bytes_later(good.v, 7);
-  expect_refused(message("v", 7));
+  expect_named("v", 7);
+  third = good;
+  third.vhat = bytes_later(good.vhat, 3);
+  expect_named("vhat", 3);
+  third = good;
+  third.ema = bytes_later(good.ema, 5);
+  expect_named("ema", 5);
+  third = good;
+  third.accumulator = bytes_later(good.accumulator, 6);
+  expect_named("accumulator", 6);
 }
 
 TEST_F(RefusedStep, SizesOutOfRange) {
@@ -153,30 +116,81 @@ TEST_F(RefusedStep, SizesOutOfRange) {
   for (const std::int64_t size : {std::int64_t{-1}, INT64_MIN, INT64_MAX, INT64_MAX / 4 + 1}) {
     second.size = size;
     expect_refused(rule + std::to_string(size));
+    expect_refused_by_number(rule + std::to_string(size));
   }
 }
 
 TEST_F(RefusedStep, OverlappingArrays) {
-  const auto message = [](const std::string& a, const std::string& b) {
-    return a + " must not overlap an array that the step writes. Received: it shares memory with " +
-           b;
+  const auto expect_named = [&](const std::string& a, const std::string& b) {
+    expect_refused(a +
+                   " must not overlap an array that the step writes. Received: it shares "
+                   "memory with " +
+                   b);
   };
   const Tensor<float> good = second;
   second.param = first.param + 39999;  // the last element of the one, the first of the other
-  expect_refused(message("tensors[1].param", "tensors[0].param"));
+  expect_named("tensors[1].param", "tensors[0].param");
   second = good;
   second.m = first.v;
-  expect_refused(message("tensors[1].m", "tensors[0].v"));
+  expect_named("tensors[1].m", "tensors[0].v");
   second = good;
   second.grad = first.m + 100;
-  expect_refused(message("tensors[1].grad", "tensors[0].m"));
+  expect_named("tensors[1].grad", "tensors[0].m");
   second = good;
   second.grad = second.param;
-  expect_refused(message("tensors[1].grad", "tensors[1].param"));
+  expect_named("tensors[1].grad", "tensors[1].param");
   second = good;
+
+  settings = {.amsgrad = true, .use_ema = true, .gradient_accumulation_steps = 2};
+  second.vhat = first.vhat + 1;
+  expect_named("tensors[1].vhat", "tensors[0].vhat");
+  second = good;
+  second.ema = first.param;
+  expect_named("tensors[1].ema", "tensors[0].param");
+  second = good;
+  second.accumulator = first.ema + 7;
+  expect_named("tensors[1].accumulator", "tensors[0].ema");
+  second = good;
+  second.grad = first.accumulator;
+  expect_named("tensors[1].grad", "tensors[0].accumulator");
+  second = good;
+  settings = {};
+
   first.grad = second.v;
   first.size = 50;
-  expect_refused(message("tensors[0].grad", "tensors[1].v"));
+  expect_named("tensors[0].grad", "tensors[1].v");
+}
+
+// A gradient that is zeroed is written.
+TEST_F(RefusedStep, OverlappingGradientsThatAreZeroed) {
+  const auto expect_named = [&](const std::string& a, const std::string& b) {
+    expect_refused(a +
+                   " must not overlap an array that the step writes. Received: it shares "
+                   "memory with " +
+                   b);
+  };
+  settings = {.zero_grad = true};
+  const Tensor<float> good = second;
+  second.grad = first.grad + 39990;
+  expect_named("tensors[1].grad", "tensors[0].grad");
+  second.grad = first.m;
+  expect_named("tensors[1].grad", "tensors[0].m");
+  second = good;
+  second.v = const_cast<float*>(first.grad);
+  expect_named("tensors[1].v", "tensors[0].grad");
+}
+
+// Of two groups only the one zeroes, and the other reads.
+TEST_F(RefusedStep, GradientsOfAnotherGroupThatAreZeroed) {
+  second.grad = first.grad;
+  const AdamGroup groups[] = {{std::span(tensors).first(1), AdamSettings{.zero_grad = true}},
+                              {std::span(tensors).subspan(1), AdamOptions()}};
+  AdamProgress progress;
+  expect_message(
+      "tensors[1].grad must not overlap an array that the step writes. Received: it shares memory "
+      "with tensors[0].grad",
+      [&] { adam_step(groups, progress); });
+  EXPECT_EQ(progress, AdamProgress());
 }
 
 TEST_F(RefusedStep, OneArrayInTwoRoles) {
@@ -187,13 +201,106 @@ TEST_F(RefusedStep, OneArrayInTwoRoles) {
   EXPECT_TRUE(same_bits(arrays, before));
 }
 
+// ---- steps -------------------------------------------------------------------------------------
+
 TEST_F(RefusedStep, StepsOutOfRange) {
   for (const std::int64_t step :
        {std::int64_t{0}, std::int64_t{-1}, INT64_MIN, INT64_MAX, max_iterations + 2}) {
-    expect_refused("step must be >= 1 and <= 2**53 + 1. Received: step=" + std::to_string(step),
-                   step);
+    expect_refused_by_number(
+        "step must be >= 1 and <= 2**53 + 1. Received: step=" + std::to_string(step), step);
   }
 }
+
+TEST_F(RefusedStep, OptionsThatNeedProgress) {
+  const std::string rule =
+      "a step by its number must use neither dynamic_loss_scale nor gradient_accumulation_steps, "
+      "which need an AdamProgress. Received: ";
+  settings = {.dynamic_loss_scale = true};
+  expect_refused_by_number(rule + "dynamic_loss_scale=true");
+  settings = {.gradient_accumulation_steps = 4};
+  expect_refused_by_number(rule + "gradient_accumulation_steps=4");
+}
+
+// ---- progress ----------------------------------------------------------------------------------
+
+TEST_F(RefusedStep, ProgressOutOfRange) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  settings.gradient_accumulation_steps = 3;
+  const struct {
+    AdamProgress progress;
+    const char* message;
+  } cases[] = {
+      {{.iterations = -1}, "iterations must be >= 0 and <= 2**53. Received: iterations=-1"},
+      {{.iterations = max_iterations + 1},
+       "iterations must be >= 0 and <= 2**53. Received: iterations=9007199254740993"},
+      {{.skipped_steps = -1},
+       "skipped_steps must be >= 0 and <= 2**53. Received: skipped_steps=-1"},
+      {{.accumulated = -1},
+       "accumulated must be >= 0 and < gradient_accumulation_steps, 3. Received: "
+       "accumulated=-1"},
+      {{.accumulated = 3},
+       "accumulated must be >= 0 and < gradient_accumulation_steps, 3. Received: "
+       "accumulated=3"},
+      {{.good_steps = -1}, "good_steps must be >= 0 and <= 2**53. Received: good_steps=-1"},
+      {{.dynamic_loss_scale = 0.5},
+       "dynamic_loss_scale must be >= 1 and <= 2**126. Received: dynamic_loss_scale=0.5"},
+      {{.dynamic_loss_scale = 0x1p127},
+       "dynamic_loss_scale must be >= 1 and <= 2**126. Received: "
+       "dynamic_loss_scale=1.7014118346046923e+38"},
+      {{.dynamic_loss_scale = inf},
+       "dynamic_loss_scale must be >= 1 and <= 2**126. Received: dynamic_loss_scale=inf"},
+  };
+  for (const auto& c : cases) expect_refused(c.message, c.progress);
+
+  // Not equal to itself, and so not by expect_refused().
+  AdamProgress progress{.dynamic_loss_scale = nan};
+  expect_message("dynamic_loss_scale must be >= 1 and <= 2**126. Received: dynamic_loss_scale=nan",
+                 [&] { adam_step(tensors, settings, progress); });
+}
+
+// ---- groups ------------------------------------------------------------------------------------
+
+TEST_F(RefusedStep, GroupsThatDisagree) {
+  const struct {
+    AdamSettings settings;
+    const char* name;
+  } cases[] = {
+      {{.loss_scale = 2}, "loss_scale"},
+      {{.dynamic_loss_scale = true}, "dynamic_loss_scale"},
+      {{.skip_nonfinite = true}, "skip_nonfinite"},
+      {{.gradient_accumulation_steps = 2}, "gradient_accumulation_steps"},
+  };
+  for (const auto& c : cases) {
+    for (const bool swapped : {false, true}) {
+      AdamProgress progress;
+      const AdamGroup groups[] = {
+          {std::span(tensors).first(1), swapped ? c.settings : AdamSettings{}},
+          {{}, swapped ? c.settings : AdamSettings{}},
+          {std::span(tensors).subspan(1), swapped ? AdamSettings{} : c.settings}};
+      const std::string message = message_of([&] { adam_step(groups, progress); });
+      EXPECT_TRUE(message.starts_with(std::string("groups[2].options.") + c.name +
+                                      " must be that of groups[0]"))
+          << message;
+      EXPECT_NE(message.find(". Received: "), std::string::npos) << message;
+      EXPECT_EQ(progress, AdamProgress());
+      EXPECT_TRUE(same_bits(arrays, before));
+    }
+  }
+}
+
+// Tensors are counted over all groups, with the rules of their own.
+TEST_F(RefusedStep, TensorsOfAnotherGroup) {
+  third.vhat = nullptr;
+  AdamProgress progress;
+  const AdamGroup groups[] = {{std::span(tensors).first(2), AdamOptions()},
+                              {std::span(tensors).subspan(2), AdamSettings{.amsgrad = true}}};
+  expect_message("tensors[2].vhat must not be null. Received: null, size=60",
+                 [&] { adam_step(groups, progress); });
+  EXPECT_EQ(progress, AdamProgress());
+}
+
+// ---- accepted ----------------------------------------------------------------------------------
 
 TEST(AcceptedStep, TheLastStep) {
   reference::Arrays<float> arrays = trained_arrays<float>(10, 1);
@@ -213,38 +320,17 @@ TEST(AcceptedStep, SharedGradientsAndNeighbours) {
   EXPECT_NE(p[0], 0.5);
 }
 
-// ---- words -------------------------------------------------------------------------------------
-
-TEST(Messages, WriteNumbersAsPythonDoes) {
-  const std::pair<double, const char*> cases[] = {
-      {0, "0.0"},
-      {-0.0, "-0.0"},
-      {1, "1.0"},
-      {-2, "-2.0"},
-      {0.1, "0.1"},
-      {0.001, "0.001"},
-      {1e-8, "1e-08"},
-      {0.1 + 0.2, "0.30000000000000004"},
-      {1e22, "1e+22"},
-      {1.5e300, "1.5e+300"},
-      {inf, "inf"},
-      {-inf, "-inf"},
-      {nan, "nan"},
-      {5e-324, "5e-324"},
-      {-1.7976931348623157e308, "-1.7976931348623157e+308"},
-      {0.0001, "0.0001"},
-      {0.00001, "1e-05"},
-      {100000, "100000.0"},
-      {1e15, "1000000000000000.0"},
-      {1e16, "1e+16"},
-      {123456789012345680, "1.2345678901234568e+17"},
-  };
-  for (const auto& [value, text] : cases) EXPECT_EQ(format_number(value), text);
-}
-
-TEST(Messages, NameElementsAndRules) {
-  EXPECT_EQ(element_name("params", 3), "params[3]");
-  EXPECT_EQ(broken_rule("x must be even", "x=1"), "x must be even. Received: x=1");
+// What no option needs is not looked at.
+TEST(AcceptedStep, ArraysThatNoOptionNeeds) {
+  std::vector<reference::AnyArrays> actual{trained_arrays<double>(100, 1)};
+  std::vector<reference::AnyArrays> expected = actual;
+  std::vector<AnyTensor> tensors = tensors_of(actual);
+  auto& tensor = std::get<Tensor<double>>(tensors[0]);
+  tensor.vhat = bytes_later(tensor.param, 3);
+  tensor.ema = tensor.accumulator = tensor.param;
+  adam_step(tensors, AdamOptions(), 2);
+  reference::step(expected, {}, 2);
+  EXPECT_TRUE(same_bits(actual, expected));
 }
 
 }  // namespace

@@ -10,8 +10,10 @@
 #include <stdexcept>
 
 #include "adam_plan.hpp"
+#include "fusedadam/norm.hpp"
 #include "fusedadam/threads.hpp"
-#include "support.hpp"
+#include "settings.hpp"
+#include "sparse_support.hpp"
 
 namespace fusedadam {
 namespace {
@@ -110,12 +112,7 @@ void run_in(const Mode& mode, [[maybe_unused]] int threads, Body body) {
 // With subnormals in every stream, infinities and NaNs: each exception is raised, each mode would
 // show.
 std::vector<reference::AnyArrays> revealing_tensors() {
-  return {reference::Arrays<float>{any_numbers<float>(40000, 1), any_numbers<float>(40000, 2),
-                                   any_numbers<float>(40000, 3),
-                                   magnitudes(any_numbers<float>(40000, 4))},
-          reference::Arrays<double>{any_numbers<double>(3000, 5), ordinary_numbers<double>(3000, 6),
-                                    any_numbers<double>(3000, 7),
-                                    magnitudes(any_numbers<double>(3000, 8))}};
+  return {extreme_arrays<float>(40000, 1), extreme_arrays<double>(3000, 2)};
 }
 
 constexpr AdamSettings settings_without_clipping{.flush_denormals = false};
@@ -140,22 +137,83 @@ TEST(FloatEnvironment, IsNeitherUsedNorChangedByAStep) {
   }
 }
 
-TEST(FloatEnvironment, IsNeitherUsedNorChangedByNormAndClipping) {
-  const AdamSettings settings{.clipnorm = 0.3, .clipvalue = 0.01};
+// Each kind of call, in each mode; the scalars of none of these are exact.
+TEST(FloatEnvironment, IsNeitherUsedNorChangedByAnyOption) {
+  AdamSettings settings = everything;
+  settings.loss_scale.reset();
+  settings.dynamic_loss_scale = true;
+  settings.gradient_accumulation_steps = 3;
   const AdamOptions options(settings);
-  const std::vector<float> grad = ordinary_numbers<float>(50000, 9);
-  std::vector<float> expected = grad;
-  const double norm = std::sqrt(reference::sum_of_squares(grad));
-  const auto constants =
-      reference::constants<float>(settings, 0, reference::clip_scale(settings, norm));
-  for (float& g : expected) g = reference::clipped(g, constants);
+  const auto gradients = [](std::vector<reference::AnyArrays>& tensors, int call) {
+    new_gradients(tensors, static_cast<std::uint64_t>(call));
+    if (call == 2) std::get<reference::Arrays<float>>(tensors[0]).grad[9] = std::nanf("");
+  };
+  std::vector<std::vector<reference::AnyArrays>> expected;
+  AdamProgress expected_progress{.dynamic_loss_scale = 0x1.123456789p15};
+  const AdamProgress start = expected_progress;
+  std::vector<reference::AnyArrays> tensors{trained_arrays<float>(40000, 1),
+                                            trained_arrays<double>(3000, 2)};
+  const std::vector<reference::AnyArrays> before = tensors;
+  for (int call = 0; call < 6; ++call) {
+    gradients(tensors, call);
+    reference::step(tensors, settings, expected_progress);
+    expected.push_back(tensors);
+  }
+  for (const int threads : {1, 3}) {
+    set_num_threads(threads);
+    for (const Mode& mode : modes) {
+      std::vector<reference::AnyArrays> actual = before;
+      AdamProgress progress = start;
+      for (int call = 0; call < 6; ++call) {
+        gradients(actual, call);
+        const std::vector<AnyTensor> given = tensors_of(actual);
+        run_in(mode, threads, [&] { adam_step(given, options, progress); });
+        ASSERT_TRUE(same_bits(actual, expected[static_cast<std::size_t>(call)]))
+            << mode.name << ", " << threads << " threads, call " << call;
+      }
+      ASSERT_EQ(progress, expected_progress) << mode.name;
+    }
+  }
+}
+
+TEST(FloatEnvironment, IsNeitherUsedNorChangedByASparseStep) {
+  for (const SparseMode sparse_mode : {SparseMode::lazy, SparseMode::dense}) {
+    auto before = sparse_arrays<float>(500, 100, 400, 3);
+    // Sums of gradients that are subnormal, and ones that round.
+    before.grad_rows = any_numbers<float>(before.grad_rows.size(), 4);
+    auto expected = before;
+    AdamProgress expected_progress{.iterations = 4};
+    reference_step(expected, everything, expected_progress, sparse_mode);
+    set_num_threads(2);
+    for (const Mode& mode : modes) {
+      auto actual = before;
+      AdamProgress progress{.iterations = 4};
+      std::vector<std::int32_t> indices;
+      const SparseTensor<float> tensor = sparse_tensor(actual, indices);
+      run_in(mode, 2, [&] { adam_step_sparse(tensor, everything, progress, sparse_mode); });
+      EXPECT_TRUE(same_bits(actual, expected)) << mode.name;
+    }
+  }
+}
+
+TEST(FloatEnvironment, IsNeitherUsedNorChangedByNormAndClipping) {
+  const AdamSettings settings{.clipnorm = 0.3, .clipvalue = 0.01, .loss_scale = 3};
+  const AdamOptions options(settings);
+  const reference::Arrays<float> arrays = trained_arrays<float>(50000, 9);
+  const std::vector<reference::AnyArrays> clipped = reference::clipped({arrays}, settings, 1.0 / 3);
+  const auto& expected = std::get<reference::Arrays<float>>(clipped[0]).grad;
+  const double expected_norm = std::sqrt(reference::sum_of_squares(arrays.grad));
+  const AnyArray array = std::span<const float>(arrays.grad);
 
   set_num_threads(2);
   for (const Mode& mode : modes) {
-    std::vector<float> out(grad.size());
-    const TensorList list({{.param = out.data(), .grad = grad.data(), .size = 50000}});
-    run_in(mode, 2, [&] { clip_gradients(list, options); });
+    std::vector<float> out(arrays.grad.size());
+    const TensorList list({{.param = out.data(), .grad = arrays.grad.data(), .size = 50000}});
+    run_in(mode, 2, [&] { clip_gradients(list, options, 3); });
     EXPECT_TRUE(same_bits(out, expected)) << mode.name;
+    double norm = 0;
+    run_in(mode, 2, [&] { norm = global_norm(std::span(&array, 1)); });
+    EXPECT_TRUE(same_bits(norm, expected_norm)) << mode.name;
   }
 }
 

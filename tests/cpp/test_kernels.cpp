@@ -6,52 +6,81 @@
 #include <array>
 
 #include "dispatch.hpp"
-#include "support.hpp"
+#include "passes.hpp"
+#include "settings.hpp"
 
 namespace fusedadam {
 namespace {
 
 template <class T>
 const Kernels<T>& kernels() {
-  if constexpr (sizeof(T) == 4) {
-    return active_kernels().f32;
-  } else {
-    return active_kernels().f64;
-  }
+  return kernels_of<T>(active_kernels());
 }
 
 // Around every multiple of a vector up to four of the widest, and around the edges of tiles.
 std::vector<std::size_t> lengths() {
   std::vector<std::size_t> all;
   for (std::size_t n = 0; n <= 66; ++n) all.push_back(n);
-  for (const std::size_t n :
-       {127U, 128U, 129U, 1008U, 1023U, 1024U, 1025U, 1041U, 2047U, 2048U, 2049U, 3333U}) {
+  for (const std::size_t n : {127U, 128U, 129U, 255U, 256U, 257U, 273U, 511U, 513U, 1008U, 1023U,
+                              1024U, 1025U, 1041U, 2047U, 2048U, 2049U, 3333U}) {
     all.push_back(n);
   }
   return all;
 }
 
-// Elements behind a 64-byte boundary, of param, grad, m and v.
-constexpr std::array<std::size_t, 4> offsets[] = {
-    {0, 0, 0, 0}, {1, 1, 1, 1}, {1, 2, 3, 5}, {0, 7, 0, 15}, {13, 0, 8, 4}};
+// Elements behind a 64-byte boundary, of param, grad, m, v, vhat, ema and accumulator.
+constexpr std::array<std::size_t, 7> offsets[] = {{0, 0, 0, 0, 0, 0, 0},
+                                                  {1, 1, 1, 1, 1, 1, 1},
+                                                  {1, 2, 3, 5, 7, 11, 13},
+                                                  {0, 7, 0, 15, 0, 3, 0},
+                                                  {13, 0, 8, 4, 0, 12, 9}};
 
+// What one call of the step kernel does.
 struct Variant {
-  std::optional<double> scale;
-  std::optional<double> clipvalue;
-  bool flush_denormals;
-};
-
-constexpr Variant variants[] = {
-    {{}, {}, true},       {{}, {}, false},       {0.37, {}, true},   {0.37, {}, false},
-    {{}, 0x1.3p-6, true}, {{}, 0x1.3p-6, false}, {0.37, 0.01, true}, {0.37, 0.01, false},
-};
-
-template <class T>
-reference::Constants<T> expected_constants(const Variant& variant) {
+  std::string name;
   AdamSettings settings;
-  settings.clipvalue = variant.clipvalue;
-  settings.flush_denormals = variant.flush_denormals;
-  return reference::constants<T>(settings, 0.00123, variant.scale);
+  std::int64_t step = 3;
+  std::optional<double> factor{};
+  bool accumulated = false;
+};
+
+std::vector<Variant> variants() {
+  return {
+      {"plain", {}},
+      {"plain, not flushed", {.flush_denormals = false}},
+      {"factor", {}, 3, 0.37},
+      {"factor, not flushed", {.flush_denormals = false}, 3, 0.37},
+      {"factor of 1", {}, 3, 1.0},
+      {"negative factor", {}, 3, -0.37},
+      {"clamp", {.clipvalue = 0x1.3p-6}},
+      {"clamp, not flushed", {.clipvalue = 0x1.3p-6, .flush_denormals = false}},
+      {"factor and clamp", {.clipvalue = 0.01}, 3, 0.37},
+      {"l2", {.l2 = 0.03}},
+      {"l2 after the clamp", {.l2 = 0.03, .clipvalue = 0x1.3p-6}},
+      {"weight decay", {.weight_decay = 0.3}},
+      {"weight decay with l2", {.weight_decay = 0.3, .l2 = 0.03}},
+      {"amsgrad", {.amsgrad = true}},
+      {"amsgrad, not flushed", {.amsgrad = true, .flush_denormals = false}},
+      {"average, first step", {.use_ema = true}, 1},
+      {"average", {.use_ema = true}},
+      {"average of weight 0", {.use_ema = true, .ema_momentum = 1}},
+      {"average, overwriting", {.use_ema = true, .ema_overwrite_frequency = 3}},
+      {"average, amsgrad", {.amsgrad = true, .use_ema = true}},
+      {"average, amsgrad, not flushed",
+       {.amsgrad = true, .use_ema = true, .flush_denormals = false}},
+      {"accumulated", {}, 3, {}, true},
+      {"accumulated, factor", {}, 3, 0.5, true},
+      {"zeroed", {.zero_grad = true}},
+      {"zeroed, accumulated", {.zero_grad = true}, 3, {}, true},
+      {"everything", everything, 3, -0.37, true},
+      {"everything, flushed, first step",
+       [] {
+         AdamSettings settings = everything;
+         settings.flush_denormals = true;
+         return settings;
+       }(),
+       1, 0.37, true},
+  };
 }
 
 template <class T>
@@ -62,12 +91,57 @@ AdamConstants<T> kernel_constants(const reference::Constants<T>& c) {
           .one_minus_beta_2 = c.one_minus_beta_2,
           .lr_t = c.lr_t,
           .epsilon = c.epsilon,
-          .clip_scale = c.scale.value_or(1),
+          .grad_scale = c.factor.value_or(1),
           .clip_value = c.clamp.value_or(0),
-          .scale_gradient = c.scale.has_value(),
+          .l2 = c.l2.value_or(0),
+          .weight_decay = c.weight_decay.value_or(0),
+          .ema_momentum = c.ema_momentum,
+          .one_minus_ema_momentum = c.one_minus_ema_momentum,
+          .scale_gradient = c.factor.has_value(),
           .clamp_gradient = c.clamp.has_value(),
+          .add_l2 = c.l2.has_value(),
+          .decay_param = c.weight_decay.has_value(),
+          .overwrite_param = c.overwrite_param,
           .flush_denormals = c.flush_denormals};
 }
+
+// All arrays of a tensor, each between two guards.
+template <class T>
+struct GuardedArrays {
+  GuardedArray<T> param, grad, m, v, vhat, ema, accumulator;
+
+  GuardedArrays(const reference::Arrays<T>& a, const std::array<std::size_t, 7>& offset)
+      : param(a.param, offset[0]),
+        grad(a.grad, offset[1]),
+        m(a.m, offset[2]),
+        v(a.v, offset[3]),
+        vhat(a.vhat, offset[4]),
+        ema(a.ema, offset[5]),
+        accumulator(a.accumulator, offset[6]) {}
+
+  ::testing::AssertionResult equal(const reference::Arrays<T>& wanted) const {
+    const struct {
+      const char* name;
+      const GuardedArray<T>& actual;
+      const std::vector<T>& wanted;
+    } members[] = {{"param", param, wanted.param},
+                   {"grad", grad, wanted.grad},
+                   {"m", m, wanted.m},
+                   {"v", v, wanted.v},
+                   {"vhat", vhat, wanted.vhat},
+                   {"ema", ema, wanted.ema},
+                   {"accumulator", accumulator, wanted.accumulator}};
+    for (const auto& member : members) {
+      if (!member.actual.guards_intact()) {
+        return ::testing::AssertionFailure() << "written beside " << member.name;
+      }
+      const auto result = same_bits(member.actual.values(), std::span(member.wanted));
+      if (!result)
+        return ::testing::AssertionFailure() << result.message() << " in " << member.name;
+    }
+    return ::testing::AssertionSuccess();
+  }
+};
 
 template <class T>
 class Kernel : public ::testing::Test {
@@ -75,74 +149,77 @@ class Kernel : public ::testing::Test {
   // Enough numbers for the longest case wherever it begins.
   static constexpr std::size_t pool = 4096;
 
-  reference::Arrays<T> numbers{.param = any_numbers<T>(pool, 1),
-                               .grad = any_numbers<T>(pool, 2),
-                               .m = any_numbers<T>(pool, 3),
-                               // Negative ones never happen, and yet must not differ between sets.
-                               .v = any_numbers<T>(pool, 4)};
+  reference::Arrays<T> numbers = extreme_arrays<T>(pool, 1);
+
+  // n of them, elsewhere from one call to the next.
+  reference::Arrays<T> next_numbers(std::size_t n) {
+    const auto slice = [&](const std::vector<T>& all) {
+      return std::vector<T>(all.begin() + static_cast<std::ptrdiff_t>(start_),
+                            all.begin() + static_cast<std::ptrdiff_t>(start_ + n));
+    };
+    const reference::Arrays<T> part{
+        slice(numbers.param), slice(numbers.grad), slice(numbers.m),          slice(numbers.v),
+        slice(numbers.vhat),  slice(numbers.ema),  slice(numbers.accumulator)};
+    start_ = (start_ + n + 1) % (pool - 3333);
+    return part;
+  }
+
+ private:
+  std::size_t start_ = 0;
 };
 
 using Precisions = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(Kernel, Precisions, );
 
-template <class T>
-void check_step(const reference::Arrays<T>& before, const std::array<std::size_t, 4>& offset,
-                const reference::Constants<T>& constants) {
-  GuardedArray<T> param(before.param, offset[0]);
-  GuardedArray<T> grad(before.grad, offset[1]);
-  GuardedArray<T> m(before.m, offset[2]);
-  GuardedArray<T> v(before.v, offset[3]);
-  kernels<T>().step({param.data(), grad.data(), m.data(), v.data()}, before.param.size(),
-                    kernel_constants(constants));
+// ---- step --------------------------------------------------------------------------------------
 
-  reference::Arrays<T> expected = before;
-  reference::step(expected, constants);
-  const auto check = [](const char* name, const GuardedArray<T>& actual,
-                        const std::vector<T>& wanted) {
-    ASSERT_TRUE(same_bits(actual.values(), std::span(wanted))) << name;
-    ASSERT_TRUE(actual.guards_intact()) << name;
-  };
-  check("m", m, expected.m);
-  check("v", v, expected.v);
-  check("param", param, expected.param);
-  check("grad", grad, before.grad);
+template <class T>
+void reference_step(reference::Arrays<T>& arrays, const reference::Constants<T>& c,
+                    bool accumulated) {
+  const std::vector<T> grad =
+      reference::incoming(arrays, {.gradient_accumulation_steps = accumulated ? 2 : 1});
+  for (std::size_t i = 0; i < grad.size(); ++i) reference::step_element(arrays, i, grad[i], c);
 }
 
 TYPED_TEST(Kernel, StepEqualsReference) {
   using T = TypeParam;
-  for_each_isa([&] {
-    std::size_t start = 0;
+  for (const Variant& variant : variants()) {
+    SCOPED_TRACE(variant.name);
+    const auto constants = reference::constants<T>(variant.settings, variant.step, variant.factor);
     for (const std::size_t n : lengths()) {
-      const auto slice = [&](const std::vector<T>& all) {
-        return std::vector<T>(all.begin() + static_cast<std::ptrdiff_t>(start),
-                              all.begin() + static_cast<std::ptrdiff_t>(start + n));
-      };
-      const reference::Arrays<T> before{slice(this->numbers.param), slice(this->numbers.grad),
-                                        slice(this->numbers.m), slice(this->numbers.v)};
-      for (const auto& offset : offsets) {
-        for (const Variant& variant : variants) {
-          check_step(before, offset, expected_constants<T>(variant));
-          if (this->HasFatalFailure()) {
-            FAIL() << n << " elements from " << start << ", param offset " << offset[0]
-                   << ", variant " << &variant - variants;
-          }
+      const reference::Arrays<T> before = this->next_numbers(n);
+      reference::Arrays<T> expected = before;
+      reference_step(expected, constants, variant.accumulated);
+      for_each_isa([&] {
+        for (const auto& offset : offsets) {
+          GuardedArrays<T> actual(before, offset);
+          kernels<T>().step(
+              {.param = actual.param.data(),
+               .grad = actual.grad.data(),
+               .m = actual.m.data(),
+               .v = actual.v.data(),
+               .vhat = constants.amsgrad ? actual.vhat.data() : nullptr,
+               .ema = constants.use_ema ? actual.ema.data() : nullptr,
+               .accumulator = variant.accumulated ? actual.accumulator.data() : nullptr,
+               .zeroed = constants.zero_grad ? actual.grad.data() : nullptr},
+              n, kernel_constants(constants));
+          ASSERT_TRUE(actual.equal(expected)) << n << " elements, param offset " << offset[0];
         }
-      }
-      start = (start + n + 1) % (TestFixture::pool - 3333);
+      });
+      if (this->HasFatalFailure()) return;
     }
-  });
+  }
 }
 
 // Halved, twice the smallest normal number is kept and the next smaller one is flushed.
 TYPED_TEST(Kernel, StepFlushesMomentsBelowTheSmallestNormalNumber) {
   using T = TypeParam;
   constexpr T smallest = std::numeric_limits<T>::min();
-  reference::Constants<T> constants = expected_constants<T>({{}, {}, true});
-  constants.beta_1 = constants.beta_2 = T(0.5);
   for_each_isa([&] {
     for (const T sign : {T(1), T(-1)}) {
       for (const bool flush : {true, false}) {
-        constants.flush_denormals = flush;
+        const auto constants = reference::constants<T>(
+            {.beta_1 = 0.5, .beta_2 = 0.5, .flush_denormals = flush}, 3, {});
         T p[] = {1, 1};
         const T g[] = {0, 0};
         T m[] = {sign * 2 * smallest,
@@ -159,22 +236,45 @@ TYPED_TEST(Kernel, StepFlushesMomentsBelowTheSmallestNormalNumber) {
   });
 }
 
+// The larger one, and a NaN of either.
+TYPED_TEST(Kernel, StepKeepsTheLargestSecondMoment) {
+  using T = TypeParam;
+  constexpr T nan = std::numeric_limits<T>::quiet_NaN();
+  const auto constants = reference::constants<T>({.beta_2 = 0.5, .amsgrad = true}, 3, {});
+  for_each_isa([&] {
+    T p[] = {1, 1, 1, 1, 1};
+    const T g[] = {0, 0, 0, 0, 0};
+    T m[] = {0, 0, 0, 0, 0};
+    T v[] = {2, 2, 2, nan, 2};
+    T vhat[] = {0.5, 1, 3, 4, nan};
+    kernels<T>().step({.param = p, .grad = g, .m = m, .v = v, .vhat = vhat}, 5,
+                      kernel_constants(constants));
+    EXPECT_EQ(vhat[0], 1);
+    EXPECT_EQ(vhat[1], 1);
+    EXPECT_EQ(vhat[2], 3);
+    EXPECT_TRUE(std::isnan(vhat[3]));
+    EXPECT_TRUE(std::isnan(vhat[4]));
+    EXPECT_EQ(v[2], 1);
+  });
+}
+
+// ---- clip --------------------------------------------------------------------------------------
+
 TYPED_TEST(Kernel, ClipEqualsReference) {
   using T = TypeParam;
-  for_each_isa([&] {
+  for (const Variant& variant : variants()) {
+    const auto constants = reference::constants<T>(variant.settings, variant.step, variant.factor);
+    if (!constants.factor && !constants.clamp) continue;
+    SCOPED_TRACE(variant.name);
+    const AdamConstants<T> given = kernel_constants(constants);
     for (const std::size_t n : lengths()) {
-      const std::vector<T> before(this->numbers.grad.begin(),
-                                  this->numbers.grad.begin() + static_cast<std::ptrdiff_t>(n));
-      for (const auto& offset : offsets) {
-        for (const Variant& variant : variants) {
-          if (!variant.scale && !variant.clipvalue) continue;
-          const reference::Constants<T> constants = expected_constants<T>(variant);
-          std::vector<T> expected = before;
-          for (T& g : expected) g = reference::clipped(g, constants);
-
+      const std::vector<T> before = this->next_numbers(n).grad;
+      std::vector<T> expected = before;
+      for (T& g : expected) g = reference::clipped(g, constants);
+      for_each_isa([&] {
+        for (const auto& offset : offsets) {
           GuardedArray<T> out(std::vector<T>(n), offset[0]);
           GuardedArray<T> grad(before, offset[1]);
-          const AdamConstants<T> given = kernel_constants(constants);
           kernels<T>().clip(out.data(), grad.data(), n, given);
           ASSERT_TRUE(same_bits(out.values(), std::span<const T>(expected))) << n;
           ASSERT_TRUE(same_bits(grad.values(), std::span<const T>(before))) << n;
@@ -184,10 +284,45 @@ TYPED_TEST(Kernel, ClipEqualsReference) {
           ASSERT_TRUE(same_bits(grad.values(), std::span<const T>(expected))) << n << ", in place";
           ASSERT_TRUE(grad.guards_intact()) << n << ", in place";
         }
+      });
+      if (this->HasFatalFailure()) return;
+    }
+  }
+}
+
+// ---- accumulate --------------------------------------------------------------------------------
+
+TYPED_TEST(Kernel, AccumulateEqualsReference) {
+  using T = TypeParam;
+  for (const bool first : {true, false}) {
+    for (const bool zero_grad : {true, false}) {
+      SCOPED_TRACE(std::string(first ? "first" : "further") + (zero_grad ? ", zeroed" : ""));
+      for (const std::size_t n : lengths()) {
+        const reference::Arrays<T> before = this->next_numbers(n);
+        std::vector<reference::Group> groups{{{before}, {.zero_grad = zero_grad}}};
+        reference::accumulate(groups, first);
+        reference::zero_gradients(groups);
+        const auto& expected = std::get<reference::Arrays<T>>(groups[0].tensors[0]);
+        for_each_isa([&] {
+          for (const auto& offset : offsets) {
+            GuardedArrays<T> actual(before, offset);
+            kernels<T>().accumulate({.param = nullptr,
+                                     .grad = actual.grad.data(),
+                                     .m = nullptr,
+                                     .v = nullptr,
+                                     .accumulator = actual.accumulator.data(),
+                                     .zeroed = zero_grad ? actual.grad.data() : nullptr},
+                                    n, first);
+            ASSERT_TRUE(actual.equal(expected)) << n << " elements, grad offset " << offset[1];
+          }
+        });
+        if (this->HasFatalFailure()) return;
       }
     }
-  });
+  }
 }
+
+// ---- sum of squares ----------------------------------------------------------------------------
 
 TYPED_TEST(Kernel, SumOfSquaresEqualsReference) {
   using T = TypeParam;
@@ -195,8 +330,25 @@ TYPED_TEST(Kernel, SumOfSquaresEqualsReference) {
   for_each_isa([&] {
     for (std::size_t n = 0; n <= tile_size; ++n) {
       const GuardedArray<T> grad(std::span<const T>(all).first(n), n % 16);
-      const double actual = kernels<T>().sum_of_squares(grad.values().data(), n);
+      const double actual = kernels<T>().sum_of_squares(grad.values().data(), nullptr, n);
       ASSERT_TRUE(same_bits(actual, reference::tile_sum(all.data(), n))) << n;
+    }
+  });
+}
+
+TYPED_TEST(Kernel, SumOfSquaresWithAnAccumulatorEqualsReference) {
+  using T = TypeParam;
+  const std::vector<T> grads = ordinary_numbers<T>(tile_size, 5);
+  const std::vector<T> accumulators = ordinary_numbers<T>(tile_size, 6);
+  std::vector<T> sums(tile_size);
+  for (std::size_t i = 0; i < tile_size; ++i) sums[i] = accumulators[i] + grads[i];
+  for_each_isa([&] {
+    for (std::size_t n = 0; n <= tile_size; ++n) {
+      const GuardedArray<T> grad(std::span<const T>(grads).first(n), n % 16);
+      const GuardedArray<T> accumulator(std::span<const T>(accumulators).first(n), n % 7);
+      const double actual =
+          kernels<T>().sum_of_squares(grad.values().data(), accumulator.values().data(), n);
+      ASSERT_TRUE(same_bits(actual, reference::tile_sum(sums.data(), n))) << n;
     }
   });
 }
@@ -206,8 +358,9 @@ TEST(KernelSumOfSquares, OfFloatsNeitherOverflowsNorUnderflows) {
   for_each_isa([] {
     const std::vector<float> large(20, 0x1p100F);
     const std::vector<float> small(20, 0x1p-100F);
-    EXPECT_EQ(kernels<float>().sum_of_squares(large.data(), 20), 20 * 0x1p200);
-    EXPECT_EQ(kernels<float>().sum_of_squares(small.data(), 20), 20 * 0x1p-200);
+    const auto sum = kernels<float>().sum_of_squares;
+    EXPECT_EQ(sum(large.data(), nullptr, 20), 20 * 0x1p200);
+    EXPECT_EQ(sum(small.data(), nullptr, 20), 20 * 0x1p-200);
   });
 }
 

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "adam_state.hpp"
 
+#include <algorithm>
+
 #include "convert.hpp"
+#include "gradients.hpp"
+#include "messages.hpp"
+#include "sparse_rows.hpp"
+#include "sparse_step.hpp"
 
 namespace fusedadam::python {
 namespace {
@@ -11,114 +17,155 @@ constexpr std::size_t padded(std::int64_t bytes) {
          Arena::alignment;
 }
 
-// How far all v begin behind all m. Streams that lie a large power of two apart meet on the same
-// banks of the memory: for 64M float32 elements, 256 MiB between m and v make a step 1.8 times
-// slower than any of 256 bytes to 34 MiB more. Half a unit beyond a multiple of the unit is never
-// near one.
-constexpr std::size_t moment_distance(std::size_t bytes) {
+// How far the arrays of one kind begin behind those of the kind before. Streams that lie a large
+// power of two apart meet on the same banks of the memory: for 64M float32 elements, 256 MiB
+// between m and v make a step 1.8 times slower than any of 256 bytes to 34 MiB more. Half a unit
+// beyond a multiple of the unit is never near one.
+constexpr std::size_t kind_distance(std::size_t bytes) {
   constexpr std::size_t unit = std::size_t{128} << 10;
   if (bytes < unit) return bytes;
   return (bytes + unit - 1) / unit * unit + unit / 2;
 }
 
 // A view of an arena that keeps it alive.
-py::array moment_array(const ArrayInfo& like, std::byte* data, const py::capsule& owner) {
+py::array state_array(const ArrayInfo& like, std::byte* data, const py::capsule& owner) {
   return py::array(dtype_of(like.precision),
                    std::vector<py::ssize_t>(like.shape.begin(), like.shape.end()), data, owner);
 }
 
-void run(AdamPlan& plan, const AdamOptions& options, std::int64_t step) {
-  // Safe without the GIL: from here on only raw memory is touched, of arrays that the callers'
-  // tuples keep alive.
-  const py::gil_scoped_release release;
-  plan.step(options, step);
+// Counts change only when a call is over; the work must touch raw memory alone, of arrays that the
+// caller keeps alive, so that it is safe without the GIL.
+template <class Work>
+void run(AdamProgress& progress, const Work& work) {
+  AdamProgress counts = progress;
+  {
+    const py::gil_scoped_release release;
+    work(counts);
+  }
+  progress = counts;
 }
-
-// Gradients checked against what they belong to, and where their elements can be read.
-class Gradients {
- public:
-  Gradients(const py::handle& grads, std::size_t expected) : items_(snapshot(grads, "grads")) {
-    require_same_length(items_, "grads", expected, "params");
-  }
-
-  const void* elements(std::size_t i, const ArrayInfo& param, const WrittenRanges& written) {
-    const auto index = static_cast<std::int64_t>(i);
-    const ArrayInfo grad = float_array(PyTuple_GET_ITEM(items_.ptr(), i), "grads", index);
-    require_like(grad, param, "grads", "params", index);
-    return readable_elements(grad, written, copies_);
-  }
-
- private:
-  py::tuple items_;
-  std::vector<py::object> copies_;
-};
 
 }  // namespace
 
-AdamState::AdamState(const py::handle& params) {
-  const py::tuple items = snapshot(params, "params");
-  std::vector<ArrayInfo> infos;
-  std::vector<ByteRange> ranges;
-  std::size_t moment_bytes = 0;
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    const auto index = static_cast<std::int64_t>(i);
-    infos.push_back(writeable_array(items[i], "params", index));
-    ranges.push_back(byte_range(infos.back(), "params", index));
-    moment_bytes += padded(infos.back().bytes());
+std::vector<AdamState::Kind> AdamState::kinds_for(const AdamSettings& settings) {
+  std::vector<Kind> kinds{{"m", &TensorRef::m}, {"v", &TensorRef::v}};
+  if (settings.amsgrad) kinds.push_back({"vhat", &TensorRef::vhat});
+  if (settings.use_ema) kinds.push_back({"ema", &TensorRef::ema});
+  if (settings.gradient_accumulation_steps > 1) {
+    kinds.push_back({"accumulator", &TensorRef::accumulator});
   }
-  require_disjoint(WrittenRanges(std::move(ranges)));
-
-  const std::size_t distance = moment_distance(moment_bytes);
-  auto arena = std::make_unique<Arena>(distance + moment_bytes);
-  std::byte* m = arena->data();
-  std::byte* v = m + distance;
-  const py::capsule owner(arena.release(), [](void* p) { delete static_cast<Arena*>(p); });
-
-  std::vector<TensorRef> tensors;
-  slots_.reserve(infos.size());
-  for (const ArrayInfo& info : infos) {
-    tensors.push_back({.precision = info.precision, .m = m, .v = v, .size = info.size});
-    Slot& slot = slots_.emplace_back();
-    slot.shape.assign(info.shape.begin(), info.shape.end());
-    slot.m = moment_array(info, m, owner);
-    slot.v = moment_array(info, v, owner);
-    slot.expected.shape = slot.shape;
-    slot.expected.precision = info.precision;
-    m += padded(info.bytes());
-    v += padded(info.bytes());
-  }
-  plan_ = AdamPlan(std::move(tensors));
-  const py::gil_scoped_release release;
-  plan_.touch_moments();
+  return kinds;
 }
 
-void AdamState::bind(const py::tuple& params) {
+AdamState::AdamState(const py::handle& params, const AdamOptions& options)
+    : kinds_(kinds_for(options.settings())) {
+  const py::tuple items = snapshot(params, "params");
+  std::vector<ArrayInfo> infos;
+  std::vector<TensorRef> tensors;
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    infos.push_back(writeable_array(items[i], "params", static_cast<std::int64_t>(i)));
+    const ArrayInfo& info = infos.back();
+    Slot& slot = slots_.emplace_back();
+    slot.shape.assign(info.shape.begin(), info.shape.end());
+    slot.expected.precision = info.precision;
+    tensors.push_back({.precision = info.precision, .size = info.size});
+    bytes += padded(info.bytes());
+  }
+  for (Slot& slot : slots_) slot.expected.shape = slot.shape;  // its place is settled now
+
+  const std::size_t distance = kind_distance(bytes);
+  auto arena = std::make_unique<Arena>(distance * (kinds_.size() - 1) + bytes);
+  std::byte* begin = arena->data();
+  const py::capsule owner(arena.release(), [](void* p) { delete static_cast<Arena*>(p); });
+  for (const Kind& kind : kinds_) {
+    std::byte* data = begin;
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      slots_[i].arrays.push_back(state_array(infos[i], data, owner));
+      tensors[i].*kind.pointer = data;
+      data += padded(infos[i].bytes());
+    }
+    begin += distance;
+  }
+  params_.resize(slots_.size());
+  plan_ = AdamPlan(std::move(tensors));
+  bind(items, true);
+  const py::gil_scoped_release release;
+  plan_.begin();
+}
+
+void AdamState::require_kinds(const AdamOptions& options) const {
+  const auto has = [this](void* TensorRef::*pointer) {
+    return std::ranges::find(kinds_, pointer, &Kind::pointer) != kinds_.end();
+  };
+  const AdamSettings& needs = options.settings();
+  if (needs.amsgrad == has(&TensorRef::vhat) && needs.use_ema == has(&TensorRef::ema) &&
+      (needs.gradient_accumulation_steps > 1) == has(&TensorRef::accumulator)) {
+    return;
+  }
+  const auto names = [](const std::vector<Kind>& kinds) {
+    std::string text;
+    for (const Kind& kind : kinds) text += (text.empty() ? "" : ", ") + std::string(kind.name);
+    return text;
+  };
+  throw py::value_error(broken_rule(
+      "amsgrad, use_ema and gradient_accumulation_steps must stay as the state was built for, "
+      "with " +
+          names(kinds_),
+      "options that need " + names(kinds_for(needs))));
+}
+
+void AdamState::exclude(const std::vector<std::size_t>& positions) {
+  for (const std::size_t position : positions) {
+    if (position < slots_.size()) continue;
+    throw py::value_error(broken_rule(
+        "positions excluded from weight decay must be below the number of parameters, " +
+            std::to_string(slots_.size()) + "; see exclude_from_weight_decay",
+        std::to_string(position)));
+  }
+  excludes_ = !positions.empty();
+  for (TensorRef& tensor : plan_.tensors()) tensor.group = 0;
+  for (const std::size_t position : positions) plan_.tensors()[position].group = 1;
+}
+
+std::span<const AdamOptions> AdamState::groups_for(const AdamOptions& options) {
+  if (!excludes_) return {&options, 1};
+  AdamSettings without_decay = options.settings();
+  without_decay.weight_decay.reset();
+  without_decay.l2 = 0;
+  groups_ = {options, AdamOptions(without_decay)};
+  return groups_;
+}
+
+void AdamState::bind(const py::tuple& params, bool is_list) {
+  const char* list = is_list ? "params" : "param";
   bool rebound = false;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
-    const py::handle object = PyTuple_GET_ITEM(params.ptr(), i);
-    if (bound_ && unchanged(object, slot.bound)) continue;
+    const py::handle object = PyTuple_GET_ITEM(params.ptr(), static_cast<py::ssize_t>(i));
+    if (bound_ && unchanged(object, params_[i])) continue;
     rebound = true;
     bound_ = false;
-    const auto index = static_cast<std::int64_t>(i);
-    const ArrayInfo info = writeable_array(object, "params", index);
-    require_built_for(info, slot.expected, index);
-    slot.bound = info;
-    slot.bound.shape = slot.shape;
+    const auto index = is_list ? static_cast<std::int64_t>(i) : no_index;
+    const ArrayInfo info = writeable_array(object, list, index);
+    require_built_for(info, slot.expected, list, index);
+    params_[i] = info;
+    params_[i].shape = slot.shape;
     slot.param = py::reinterpret_borrow<py::object>(object);
     plan_.tensors()[i].param = info.data;
   }
   if (!rebound) return;
 
   std::vector<ByteRange> ranges;
-  ranges.reserve(3 * slots_.size());
+  ranges.reserve((1 + kinds_.size()) * slots_.size());
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    const auto index = static_cast<std::int64_t>(i);
+    const auto index = is_list ? static_cast<std::int64_t>(i) : no_index;
     const TensorRef& tensor = plan_.tensors()[i];
-    const std::int64_t bytes = slots_[i].bound.bytes();
-    ranges.push_back(byte_range(slots_[i].bound, "params", index));
-    ranges.push_back(fusedadam::byte_range(tensor.m, bytes, "m", index));
-    ranges.push_back(fusedadam::byte_range(tensor.v, bytes, "v", index));
+    const std::int64_t bytes = params_[i].bytes();
+    ranges.push_back(byte_range(params_[i], list, index));
+    for (const Kind& kind : kinds_) {
+      ranges.push_back(fusedadam::byte_range(tensor.*kind.pointer, bytes, kind.name, index));
+    }
   }
   written_ = WrittenRanges(std::move(ranges));
   require_disjoint(written_);
@@ -126,95 +173,90 @@ void AdamState::bind(const py::tuple& params) {
 }
 
 void AdamState::step(const py::handle& params, const py::handle& grads, const AdamOptions& options,
-                     const py::handle& step) {
-  const std::int64_t step_number = to_int64(step, "step");
+                     AdamProgress& progress) {
+  require_kinds(options);
   const py::tuple items = snapshot(params, "params");
   require_same_length(items, "params", slots_.size(), "those that the moments were built for",
                       rebuild_hint);
-  bind(items);
+  bind(items, true);
   Gradients gradients(grads, slots_.size());
-  for (std::size_t i = 0; i < slots_.size(); ++i) {
-    plan_.tensors()[i].grad = gradients.elements(i, slots_[i].bound, written_);
-  }
-  run(plan_, options, step_number);
+  gradients.attach(plan_.tensors(), params_, written_, options.settings().zero_grad);
+  const std::span<const AdamOptions> groups = groups_for(options);
+  run(progress, [&](AdamProgress& counts) { plan_.step(groups, counts); });
 }
 
-py::list AdamState::slots() const {
-  py::list m;
-  py::list v;
-  for (const Slot& slot : slots_) {
-    m.append(slot.m);
-    v.append(slot.v);
+void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows,
+                          const py::handle& param, const AdamOptions& options,
+                          AdamProgress& progress, bool lazy) {
+  require_kinds(options);
+  check_sparse_options(options.settings());
+  if (slots_.size() != 1) {
+    throw py::value_error(broken_rule(
+        "apply_sparse needs an optimizer whose only parameter is the table: give the others one of "
+        "their own",
+        std::to_string(slots_.size()) + " parameters"));
   }
-  py::list slots;
-  slots.append(m);
-  slots.append(v);
+  bind(py::make_tuple(py::reinterpret_borrow<py::object>(param)), false);
+  const Slot& slot = slots_.front();
+  std::vector<py::object> copies;
+  const IndexArray rows = index_array(indices, copies);
+  std::vector<py::ssize_t> grad_shape = slot.shape;
+  grad_shape[0] = rows.size;
+  ArrayInfo expected = params_.front();
+  expected.shape = grad_shape;
+
+  const bool zero = options.settings().zero_grad;
+  const ArrayInfo grads = zero ? writeable_array(grad_rows, "grad_rows", no_index, to_zero)
+                               : float_array(grad_rows, "grad_rows", no_index);
+  require_rows(grads, expected);
+  if (zero) require_disjoint(byte_range(grads, "grad_rows", no_index), written_);
+  const void* elements = zero ? grads.data : readable_elements(grads, written_, copies);
+
+  TensorRef table = plan_.tensors().front();
+  table.zeroed = nullptr;
+  const std::span<const AdamOptions> groups = groups_for(options);
+  const AdamOptions& own = groups[table.group];
+  table.group = 0;
+  std::int64_t row_size = 1;
+  for (const py::ssize_t extent : std::span(slot.shape).subspan(1)) row_size *= extent;
+  check_indices(rows.indices, slot.shape[0]);
+  const SparseMode mode = lazy ? SparseMode::lazy : SparseMode::dense;
+  run(progress, [&](AdamProgress& counts) {
+    if (table.precision == Precision::f32) {
+      fusedadam::step_rows(table, row_size, rows.indices, static_cast<const float*>(elements), own,
+                           counts, mode);
+    } else {
+      fusedadam::step_rows(table, row_size, rows.indices, static_cast<const double*>(elements), own,
+                           counts, mode);
+    }
+  });
+}
+
+void AdamState::swap_averages() {
+  const bool averages =
+      std::ranges::any_of(kinds_, [](const Kind& kind) { return kind.pointer == &TensorRef::ema; });
+  if (!averages) {
+    throw py::value_error(broken_rule("swap_ema needs averages", "use_ema=False"));
+  }
+  if (!bound_) {
+    throw py::value_error(broken_rule(
+        "swap_ema needs the parameters: take a step or call build(params) first", "none"));
+  }
+  py::tuple params(slots_.size());
+  for (std::size_t i = 0; i < slots_.size(); ++i) params[i] = slots_[i].param;
+  bind(params, true);  // they may have been resized, or made read-only
+  const py::gil_scoped_release release;
+  plan_.swap_averages();
+}
+
+py::dict AdamState::slots() const {
+  py::dict slots;
+  for (std::size_t kind = 0; kind < kinds_.size(); ++kind) {
+    py::list arrays;
+    for (const Slot& slot : slots_) arrays.append(slot.arrays[kind]);
+    slots[kinds_[kind].name] = arrays;
+  }
   return slots;
-}
-
-void adam_step(const py::handle& params, const py::handle& grads, const py::handle& m,
-               const py::handle& v, const AdamOptions& options, const py::handle& step) {
-  const std::int64_t step_number = to_int64(step, "step");
-  const py::tuple param_items = snapshot(params, "params");
-  const py::tuple m_items = snapshot(m, "m");
-  const py::tuple v_items = snapshot(v, "v");
-  const std::size_t count = param_items.size();
-  require_same_length(m_items, "m", count, "params");
-  require_same_length(v_items, "v", count, "params");
-  Gradients gradients(grads, count);
-
-  std::vector<ArrayInfo> infos;
-  std::vector<ByteRange> ranges;
-  std::vector<TensorRef> tensors;
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto index = static_cast<std::int64_t>(i);
-    const ArrayInfo param = writeable_array(param_items[i], "params", index);
-    const ArrayInfo m_info = writeable_array(m_items[i], "m", index);
-    const ArrayInfo v_info = writeable_array(v_items[i], "v", index);
-    require_like(m_info, param, "m", "params", index);
-    require_like(v_info, param, "v", "params", index);
-    ranges.push_back(byte_range(param, "params", index));
-    ranges.push_back(byte_range(m_info, "m", index));
-    ranges.push_back(byte_range(v_info, "v", index));
-    infos.push_back(param);
-    tensors.push_back({.precision = param.precision,
-                       .param = param.data,
-                       .m = m_info.data,
-                       .v = v_info.data,
-                       .size = param.size});
-  }
-  const WrittenRanges written(std::move(ranges));
-  require_disjoint(written);
-  for (std::size_t i = 0; i < count; ++i)
-    tensors[i].grad = gradients.elements(i, infos[i], written);
-  AdamPlan plan(std::move(tensors));
-  run(plan, options, step_number);
-}
-
-py::list clip_gradients(const py::handle& params, const py::handle& grads,
-                        const AdamOptions& options) {
-  const py::tuple items = snapshot(params, "params");
-  Gradients gradients(grads, items.size());
-  const WrittenRanges written;  // nothing of the caller's is
-  py::list clipped;
-  std::vector<TensorRef> tensors;
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    const ArrayInfo param = float_array(items[i], "params", static_cast<std::int64_t>(i));
-    py::array out = empty_like(param);
-    tensors.push_back({.precision = param.precision,
-                       .param = out.mutable_data(),
-                       .grad = gradients.elements(i, param, written),
-                       .size = param.size});
-    clipped.append(std::move(out));
-  }
-  const TensorList list(std::move(tensors));
-  bool changed = false;
-  {
-    // Safe without the GIL, as in run().
-    const py::gil_scoped_release release;
-    changed = fusedadam::clip_gradients(list, options);
-  }
-  return changed ? clipped : py::list(py::reinterpret_borrow<py::object>(grads));
 }
 
 }  // namespace fusedadam::python

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "adam_plan.hpp"
@@ -13,47 +14,70 @@
 
 namespace fusedadam::python {
 
-// The moments of an optimizer, and its parameters as last seen. Parameters are checked when they
-// change; a step over the same ones compares pointers. Not for use by two threads at once:
-// fusedadam.Optimizer holds a lock.
+// The state that an optimizer keeps for its parameters, and these as last seen. Parameters are
+// checked when they change; a step over the same ones compares pointers. Not for use by two threads
+// at once: fusedadam.Optimizer holds a lock.
 class AdamState {
  public:
-  // Fresh moments, all zeros, for parameters of these shapes and dtypes.
-  explicit AdamState(const py::handle& params);
+  // Fresh state for parameters of these shapes and dtypes, of the kinds that the options need.
+  AdamState(const py::handle& params, const AdamOptions& options);
 
-  // One step. @throws  before the first write.
+  // @throws py::value_error  these options need other kinds of arrays than there are
+  void require_kinds(const AdamOptions& options) const;
+
+  // From now on neither weight_decay nor l2 holds for the parameters at these positions.
+  // @throws py::value_error  no such position
+  void exclude(const std::vector<std::size_t>& positions);
+
+  // One call, which takes a step, accumulates or skips. @throws  before the first write.
   void step(const py::handle& params, const py::handle& grads, const AdamOptions& options,
-            const py::handle& step);
+            AdamProgress& progress);
 
-  // [[m of each parameter], [v of each parameter]]
-  py::list slots() const;
+  // The same from gradients of rows of the only parameter. @throws  before the first write.
+  void step_rows(const py::handle& indices, const py::handle& grad_rows, const py::handle& param,
+                 const AdamOptions& options, AdamProgress& progress, bool lazy);
+
+  // Exchanges the parameters last seen with their averages.
+  // @throws py::value_error  no averages, or no parameters seen
+  void swap_averages();
+
+  // Forgets the parameters, not the state.
+  void unbind() { bound_ = false; }
+
+  // {kind: [an array of each parameter]}: "m", "v", and as the options need them "vhat", "ema",
+  // "accumulator".
+  py::dict slots() const;
 
  private:
-  // A position in the list of parameters.
-  struct Slot {
-    std::vector<py::ssize_t> shape;  // its own: users may reshape the arrays of moments
-    py::array m;
-    py::array v;
-    py::object param;  // keeps the bound parameter alive
-    ArrayInfo bound;
-    ArrayInfo expected;  // shape and precision that a parameter must have
+  // A kind of array: its name, and where a TensorRef points to it.
+  struct Kind {
+    const char* name;
+    void* TensorRef::*pointer;
   };
 
-  void bind(const py::tuple& params);
+  // A position in the list of parameters.
+  struct Slot {
+    std::vector<py::ssize_t> shape;  // its own: users may reshape the arrays
+    std::vector<py::array> arrays;   // of each kind
+    py::object param;                // keeps the bound parameter alive
+    ArrayInfo expected;              // shape and precision that a parameter must have
+  };
 
+  static std::vector<Kind> kinds_for(const AdamSettings& settings);
+  // `is_list`: whether errors name them as params[i], or the only one as param.
+  void bind(const py::tuple& params, bool is_list);
+  // The options of each group: those given, and for excluded parameters those without decay. Valid
+  // until the next call.
+  std::span<const AdamOptions> groups_for(const AdamOptions& options);
+
+  std::vector<Kind> kinds_;
   std::vector<Slot> slots_;
+  std::vector<ArrayInfo> params_;  // as bound, one of each slot
   AdamPlan plan_;
+  std::vector<AdamOptions> groups_;
   WrittenRanges written_;
   bool bound_ = false;
+  bool excludes_ = false;
 };
-
-// One step over moments that the caller holds: four lists of arrays.
-void adam_step(const py::handle& params, const py::handle& grads, const py::handle& m,
-               const py::handle& v, const AdamOptions& options, const py::handle& step);
-
-// The gradients of these parameters as a step with these options would use them: new arrays if it
-// clips, else those given.
-py::list clip_gradients(const py::handle& params, const py::handle& grads,
-                        const AdamOptions& options);
 
 }  // namespace fusedadam::python

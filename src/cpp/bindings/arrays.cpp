@@ -56,6 +56,12 @@ std::optional<Precision> precision_of(const py::handle& array) {
   return std::nullopt;
 }
 
+[[noreturn]] void refuse_overlap(const ByteRange& array, const ByteRange& other) {
+  throw py::value_error(broken_rule(
+      element_name(array.list, array.index) + " must not overlap another array that is updated",
+      "it shares memory with " + element_name(other.list, other.index)));
+}
+
 std::string dtype_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
                            const char* other, std::int64_t index, const char* hint) {
   return broken_rule(element_name(list, index) + " must have the dtype of " +
@@ -91,15 +97,16 @@ ArrayInfo float_array(const py::handle& object, const char* list, std::int64_t i
   return info;
 }
 
-ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64_t index) {
+ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64_t index,
+                          const char* purpose) {
   const ArrayInfo info = float_array(object, list, index);
   const int flags = array_proxy(object.ptr())->flags;
   if ((flags & in_place_flags) == in_place_flags) return info;
 
   const auto refuse = [&](const char* rule, const std::string& found) {
-    throw py::value_error(broken_rule(
-        element_name(list, index) + " must be " + rule + ", so that it can be updated in place",
-        found));
+    throw py::value_error(broken_rule(element_name(list, index) + " must be " + rule +
+                                          ", so that it can be " + purpose + " in place",
+                                      found));
   };
   if ((flags & npy_api::NPY_ARRAY_C_CONTIGUOUS_) == 0) refuse("C-contiguous", layout_text(object));
   if ((flags & npy_api::NPY_ARRAY_ALIGNED_) == 0) {
@@ -123,13 +130,61 @@ void require_like(const ArrayInfo& info, const ArrayInfo& expected, const char* 
   }
 }
 
-void require_built_for(const ArrayInfo& param, const ArrayInfo& expected, std::int64_t index) {
+IndexArray index_array(const py::handle& object, std::vector<py::object>& copies) {
+  const auto refuse = [](const char* rule, const std::string& found) {
+    return broken_rule(std::string("indices must be ") + rule, found);
+  };
+  if (!py::isinstance<py::array>(object)) {
+    throw py::type_error(refuse("a numpy.ndarray", received(object, "indices")));
+  }
+  auto array = py::reinterpret_borrow<py::array>(object);
+  const py::dtype dtype = array.dtype();
+  const bool integers = dtype.kind() == 'i' && dtype.byteorder() == '=' &&
+                        (dtype.itemsize() == 4 || dtype.itemsize() == 8);
+  if (!integers) {
+    throw py::type_error(refuse("int32 or int64 in the native byte order", dtype_text(object)));
+  }
+  if (array.ndim() != 1) {
+    throw py::value_error(refuse("of one dimension", tuple_text(object, "shape")));
+  }
+  if ((array_proxy(object.ptr())->flags & readable_flags) != readable_flags) {
+    array = array.attr("copy")();
+    copies.push_back(array);
+  }
+  const auto count = static_cast<std::size_t>(array.size());
+  if (dtype.itemsize() == 4) {
+    return {std::span(static_cast<const std::int32_t*>(array.data()), count), array.size()};
+  }
+  return {std::span(static_cast<const std::int64_t*>(array.data()), count), array.size()};
+}
+
+void require_rows(const ArrayInfo& grad_rows, const ArrayInfo& expected) {
+  if (grad_rows.precision != expected.precision) {
+    throw py::type_error(broken_rule(
+        std::string("grad_rows must have the dtype of param, ") + name_of(expected.precision),
+        std::string("dtype=") + name_of(grad_rows.precision)));
+  }
+  if (!std::ranges::equal(grad_rows.shape, expected.shape)) {
+    throw py::value_error(broken_rule(
+        "grad_rows must have a row of param for each of indices, " + shape_text(expected.shape),
+        "shape=" + shape_text(grad_rows.shape)));
+  }
+}
+
+void require_built_for(const ArrayInfo& param, const ArrayInfo& expected, const char* list,
+                       std::int64_t index) {
   if (param.precision != expected.precision) {
-    throw py::value_error(dtype_mismatch(param, expected, "params", "m", index, rebuild_hint));
+    throw py::value_error(dtype_mismatch(param, expected, list, "m", index, rebuild_hint));
   }
   if (!std::ranges::equal(param.shape, expected.shape)) {
-    throw py::value_error(shape_mismatch(param, expected, "params", "m", index, rebuild_hint));
+    throw py::value_error(shape_mismatch(param, expected, list, "m", index, rebuild_hint));
   }
+}
+
+void require_table(const py::handle& param) {
+  const ArrayInfo info = writeable_array(param, "param", no_index);
+  if (!info.shape.empty()) return;
+  throw py::value_error(broken_rule("param must have rows, one dimension at least", "shape=()"));
 }
 
 const void* readable_elements(const ArrayInfo& grad, const WrittenRanges& written,
@@ -149,12 +204,11 @@ ByteRange byte_range(const ArrayInfo& info, const char* list, std::int64_t index
 }
 
 void require_disjoint(const WrittenRanges& written) {
-  const auto conflict = written.conflict();
-  if (!conflict) return;
-  const auto& [array, other] = *conflict;
-  throw py::value_error(broken_rule(
-      element_name(array.list, array.index) + " must not overlap another array that is updated",
-      "it shares memory with " + element_name(other.list, other.index)));
+  if (const auto conflict = written.conflict()) refuse_overlap(conflict->first, conflict->second);
+}
+
+void require_disjoint(const ByteRange& range, const WrittenRanges& written) {
+  if (const ByteRange* other = written.find(range)) refuse_overlap(range, *other);
 }
 
 bool unchanged(const py::handle& object, const ArrayInfo& info) noexcept {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "byte_ranges.hpp"
+#include "fusedadam/sparse.hpp"
 #include "tensor_list.hpp"
 
 namespace fusedadam::python {
@@ -33,20 +34,42 @@ struct ArrayInfo {
 // @throws py::type_error  naming list[index]
 ArrayInfo float_array(const py::handle& object, const char* list, std::int64_t index);
 
+// What an array that is written must be for: ends each message.
+inline constexpr const char* to_update = "updated";
+inline constexpr const char* to_zero = "zeroed";
+
 // A float array that can be updated in place: C-contiguous, aligned and writeable.
 // @throws py::type_error, py::value_error  naming list[index]
-ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64_t index);
+ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64_t index,
+                          const char* purpose = to_update);
 
 // @throws py::value_error  another shape; py::type_error  another dtype; naming list[index] and
 // other[index]
 void require_like(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
                   const char* other, std::int64_t index);
 
+// Row numbers, and how many they are.
+struct IndexArray {
+  RowIndices indices;
+  py::ssize_t size = 0;
+};
+
+// An int32 or int64 array of one dimension; a copy of it, which is added to `copies`, where it is
+// not contiguous or not aligned. @throws py::type_error, py::value_error  naming `indices`
+IndexArray index_array(const py::handle& object, std::vector<py::object>& copies);
+
+// @throws py::type_error, py::value_error  the gradients of rows are not of this shape and dtype
+void require_rows(const ArrayInfo& grad_rows, const ArrayInfo& expected);
+
 // Ends each message about parameters that no longer match their moments.
 inline constexpr const char* rebuild_hint = "; build(params) starts new moments";
 
-// @throws py::value_error  params[index] has another shape or dtype than the moments were built for
-void require_built_for(const ArrayInfo& param, const ArrayInfo& expected, std::int64_t index);
+// @throws py::value_error  list[index] has another shape or dtype than the moments were built for
+void require_built_for(const ArrayInfo& param, const ArrayInfo& expected, const char* list,
+                       std::int64_t index);
+
+// A parameter whose rows can be stepped. @throws py::type_error, py::value_error  naming `param`
+void require_table(const py::handle& param);
 
 // The elements of a gradient in C order: its own memory, or that of a copy, which is added to
 // `copies`, where it is not contiguous, not aligned, or shares memory with an array that is
@@ -58,6 +81,7 @@ ByteRange byte_range(const ArrayInfo& info, const char* list, std::int64_t index
 
 // @throws py::value_error  naming the two arrays
 void require_disjoint(const WrittenRanges& written);
+void require_disjoint(const ByteRange& range, const WrittenRanges& written);
 
 // Whether the object is still the array it was: the same memory, dtype and layout, still writeable.
 // The shape of `info` must not be borrowed from the array, which may change it in place.

@@ -42,4 +42,10 @@ std::int64_t to_int64(const py::handle& value, const char* name) {
       broken_rule(std::string(name) + " must fit in 64 bits", received(value, name)));
 }
 
+bool to_bool(const py::handle& value, const char* name) {
+  if (PyBool_Check(value.ptr())) return value.ptr() == Py_True;
+  throw py::type_error(
+      broken_rule(std::string(name) + " must be True or False", received(value, name)));
+}
+
 }  // namespace fusedadam::python

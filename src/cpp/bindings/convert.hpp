@@ -22,6 +22,9 @@ std::optional<double> to_optional_double(const py::handle& value, const char* na
 // @throws py::type_error  not an integer.  @throws py::value_error  outside 64 bits.
 std::int64_t to_int64(const py::handle& value, const char* name);
 
+// @throws py::type_error  neither True nor False
+bool to_bool(const py::handle& value, const char* name);
+
 // "lr='fast' (str)"
 std::string received(const py::handle& value, const char* name);
 

@@ -8,35 +8,13 @@
 #include "adam_state.hpp"
 #include "convert.hpp"
 #include "fusedadam/isa.hpp"
-#include "fusedadam/options.hpp"
 #include "fusedadam/threads.hpp"
 #include "messages.hpp"
+#include "options.hpp"
+#include "stateless.hpp"
 
 namespace fusedadam::python {
 namespace {
-
-AdamOptions make_options(const py::handle& lr, const py::handle& beta_1, const py::handle& beta_2,
-                         const py::handle& epsilon, const py::handle& decay,
-                         const py::handle& clipnorm, const py::handle& clipvalue,
-                         const py::handle& flush_denormals) {
-  if (!PyBool_Check(flush_denormals.ptr())) {
-    throw py::type_error(broken_rule("flush_denormals must be True or False",
-                                     received(flush_denormals, "flush_denormals")));
-  }
-  return AdamOptions({.lr = to_double(lr, "lr"),
-                      .beta_1 = to_double(beta_1, "beta_1"),
-                      .beta_2 = to_double(beta_2, "beta_2"),
-                      .epsilon = to_double(epsilon, "epsilon"),
-                      .decay = to_double(decay, "decay"),
-                      .clipnorm = to_optional_double(clipnorm, "clipnorm"),
-                      .clipvalue = to_optional_double(clipvalue, "clipvalue"),
-                      .flush_denormals = flush_denormals.ptr() == Py_True});
-}
-
-template <auto member>
-auto setting(const AdamOptions& options) {
-  return options.settings().*member;
-}
 
 void set_isa_by_name(const py::handle& name) {
   if (!py::isinstance<py::str>(name)) {
@@ -66,34 +44,26 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.attr("threading_runtime") = threading_runtime();
   module.attr("max_iterations") = max_iterations;
 
-  py::class_<AdamOptions>(module, "AdamOptions")
-      .def(py::init(&make_options), arg("lr"), arg("beta_1"), arg("beta_2"), arg("epsilon"),
-           arg("decay"), arg("clipnorm"), arg("clipvalue"), arg("flush_denormals"))
-      .def_property_readonly("lr", &setting<&AdamSettings::lr>)
-      .def_property_readonly("beta_1", &setting<&AdamSettings::beta_1>)
-      .def_property_readonly("beta_2", &setting<&AdamSettings::beta_2>)
-      .def_property_readonly("epsilon", &setting<&AdamSettings::epsilon>)
-      .def_property_readonly("decay", &setting<&AdamSettings::decay>)
-      .def_property_readonly("clipnorm", &setting<&AdamSettings::clipnorm>)
-      .def_property_readonly("clipvalue", &setting<&AdamSettings::clipvalue>)
-      .def_property_readonly("flush_denormals", &setting<&AdamSettings::flush_denormals>)
-      // Not py::pickle(), which knows no protocol below 2.
-      .def("__reduce__", [](const py::object& self) {
-        const AdamSettings& s = self.cast<const AdamOptions&>().settings();
-        return py::make_tuple(py::type::of(self),
-                              py::make_tuple(s.lr, s.beta_1, s.beta_2, s.epsilon, s.decay,
-                                             s.clipnorm, s.clipvalue, s.flush_denormals));
-      });
+  bind_options(module);
+  bind_progress(module);
 
   py::class_<AdamState>(module, "AdamState")
-      .def(py::init<const py::handle&>(), arg("params"))
-      .def("step", &AdamState::step, arg("params"), arg("grads"), arg("options"), arg("step"))
+      .def(py::init<const py::handle&, const AdamOptions&>(), arg("params"), arg("options"))
+      .def("require_kinds", &AdamState::require_kinds, arg("options"))
+      .def("exclude", &AdamState::exclude, arg("positions"))
+      .def("step", &AdamState::step, arg("params"), arg("grads"), arg("options"), arg("progress"))
+      .def("step_rows", &AdamState::step_rows, arg("indices"), arg("grad_rows"), arg("param"),
+           arg("options"), arg("progress"), arg("lazy"))
+      .def("unbind", &AdamState::unbind)
+      .def("swap_ema", &AdamState::swap_averages)
       .def_property_readonly("slots", &AdamState::slots);
 
   module.def("adam_step", &python::adam_step, arg("params"), arg("grads"), arg("m"), arg("v"),
-             arg("options"), arg("step"));
-  module.def("clip_gradients", &python::clip_gradients, arg("params"), arg("grads"),
-             arg("options"));
+             arg("vhat"), arg("ema"), arg("options"), arg("step"));
+  module.def("clip_gradients", &python::clip_gradients, arg("params"), arg("grads"), arg("options"),
+             arg("progress"));
+  module.def("require_table", &require_table, arg("param"));
+  module.def("global_norm", &python::global_norm, arg("arrays"));
 
   module.def("get_num_threads", &get_num_threads,
              "Return the number of threads that a large step started on this thread would use.\n\n"

@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
     raise
 
 from fusedadam.adam import Adam, adam_step
+from fusedadam.norm import global_norm
 from fusedadam.optimizer import Optimizer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "active_isa",
     "adam_step",
     "get_num_threads",
+    "global_norm",
     "set_isa",
     "set_num_threads",
     "supported_isas",

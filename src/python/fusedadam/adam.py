@@ -3,22 +3,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Generic, TypeVar, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, TypeVar, overload
 
 import numpy as np
 
 from fusedadam import _core
 from fusedadam.arrays import Array, gradient_arrays, listed
 from fusedadam.optimizer import Optimizer
+from fusedadam.schedules import Schedule, by_name, importable_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 # Recognised by identity: `learning_rate` may stand in for `lr`, but not beside it.
 _DEFAULT_LR: Final = 0.001
 
-# Settings that a configuration always names, in Keras' order, and those that it leaves out while
-# they are off.
+# Settings that a configuration always names. The others it leaves out while they are off.
 _ALWAYS: Final = ("lr", "beta_1", "beta_2", "decay", "epsilon")
-_OFF: Final[dict[str, Any]] = {"clipnorm": None, "clipvalue": None, "flush_denormals": True}
+_DEFAULTS: Final = _core.AdamOptions().as_dict()
+
+# They decide which arrays the state has.
+_STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
+
+
+class AdamKeywords(TypedDict, total=False):
+    """The keyword-only arguments of `Adam`."""
+
+    amsgrad: bool
+    weight_decay: float | None
+    l2: float
+    clipnorm: float | None
+    clipnorm_per_tensor: float | None
+    clipvalue: float | None
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    loss_scale: float | Literal["dynamic"] | None
+    skip_nonfinite: bool
+    gradient_accumulation_steps: int | None
+    zero_grad: bool
+    maximize: bool
+    flush_denormals: bool
+    learning_rate: float | Schedule
+
 
 _Value = TypeVar("_Value")
 
@@ -37,11 +65,11 @@ class _HyperParameter(Generic[_Value]):
     def __get__(self, adam: Adam | None, owner: type[Adam]) -> _HyperParameter[_Value] | _Value:
         if adam is None:
             return self
-        value: _Value = getattr(adam._settings, self._option)
+        value: _Value = getattr(adam._options, self._option)
         return value
 
     def __set__(self, adam: Adam, value: _Value) -> None:
-        adam._configure(**{self._option: value})
+        adam._configure(self._option, value)
 
 
 class Adam(Optimizer):
@@ -62,10 +90,14 @@ class Adam(Optimizer):
     formula just before its section 2.1: it is not divided by the bias correction. PyTorch and optax
     use the paper's Algorithm 1; to get their results, pass `eps * sqrt(1 - beta_2**t)`.
 
+    The options add stages to this in the same pass over memory; their formulas, and the order of
+    the stages, are in `docs/numerics.md`.
+
     Parameters
     ----------
-    lr : float, default 0.001
-        Step size, >= 0.
+    lr : float or callable, default 0.001
+        Step size, >= 0; or a schedule, a function of `iterations` (the number of steps already
+        taken) that returns it.
     beta_1 : float, default 0.9
         Decay rate of the first moment, > 0 and < 1.
     beta_2 : float, default 0.999
@@ -74,25 +106,56 @@ class Adam(Optimizer):
         Added to the root, >= 0.
     decay : float, default 0.0
         Inverse-time decay of `lr`, per step, >= 0. The first step takes `lr` whole.
-    **kwargs
-        clipnorm : float
+    **options
+        amsgrad : bool, default False
+            Divide by the root of the largest v so far, :math:`\hat v = \max(\hat v, v)`.
+        weight_decay : float, optional
+            Decoupled weight decay (AdamW), before the update:
+            :math:`p = p - lr' \cdot weight\_decay \cdot p`. >= 0.
+        l2 : float, default 0.0
+            Classic weight decay: :math:`g = g + l2 \cdot p`, after clipping. >= 0.
+        clipnorm : float, optional
             Upper bound of the norm of all gradients together (later versions of Keras bound
             the norm of each gradient by itself under this name): where :math:`n = \sqrt{\sum g^2}`,
             over all elements of all gradients, is at least `clipnorm`, every gradient is multiplied
             by `clipnorm / n`. 0 clips nothing.
-        clipvalue : float
-            Gradients are clamped to `[-clipvalue, clipvalue]`, after `clipnorm`. 0 clips nothing.
+        clipnorm_per_tensor : float, optional
+            The same with the norm of each gradient by itself. Not beside `clipnorm`.
+        clipvalue : float, optional
+            Gradients are clamped to `[-clipvalue, clipvalue]`, after the norm. 0 clips nothing.
+        use_ema : bool, default False
+            Keep the exponential moving average of each parameter, as Keras 3: after a step,
+            :math:`ema = ema\_momentum \cdot ema + (1 - ema\_momentum) \cdot p`; the first step takes
+            p itself. See `ema` and `swap_ema`.
+        ema_momentum : float, default 0.99
+            >= 0 and <= 1.
+        ema_overwrite_frequency : int, optional
+            Every so many steps, the parameters become their averages. >= 1.
+        loss_scale : float or "dynamic", optional
+            What the loss was multiplied by; the gradients are unscaled in the step. "dynamic" finds
+            it: it starts at 2**15, doubles after 2,000 good steps in a row, and halves when a
+            gradient is not finite, which skips the step. A number is >= 2**-126 and <= 2**126.
+        skip_nonfinite : bool, default False
+            A step with a gradient that is not finite is skipped whole, and counted in
+            `skipped_steps`.
+        gradient_accumulation_steps : int, optional
+            Step once every so many calls, with the mean of their gradients. >= 1.
+        zero_grad : bool, default False
+            Set the gradients to zero in the same pass, also where a call accumulates or skips. They
+            are then arrays that can be written in place.
+        maximize : bool, default False
+            Ascend.
         flush_denormals : bool, default True
             Store moments smaller in magnitude than the smallest normal number as zero. With False,
             the moments decay into the subnormal range, where many CPUs are a hundred times slower.
             With ``epsilon=0``, a flushed second moment divides by zero.
-        learning_rate : float
+        learning_rate : float or callable
             Another name of `lr`.
 
     Raises
     ------
     ValueError
-        A hyper-parameter is out of range.
+        A hyper-parameter is out of range, or two of them exclude each other.
     TypeError
         A hyper-parameter is no number, or an argument is unknown.
 
@@ -117,64 +180,156 @@ class Adam(Optimizer):
     array([0.90000006, 2.09999994])
     """
 
-    lr = _HyperParameter[float]("lr", "Step size.")
-    learning_rate = _HyperParameter[float]("lr", "Another name of `lr`.")
     beta_1 = _HyperParameter[float]("beta_1", "Decay rate of the first moment.")
     beta_2 = _HyperParameter[float]("beta_2", "Decay rate of the second moment.")
     epsilon = _HyperParameter[float]("epsilon", "Added to the root of the second moment.")
     decay = _HyperParameter[float]("decay", "Inverse-time decay of `lr`, per step.")
+    amsgrad = _HyperParameter[bool]("amsgrad", "Whether the largest v so far is used.")
+    weight_decay = _HyperParameter["float | None"]("weight_decay", "Decoupled weight decay.")
+    l2 = _HyperParameter[float]("l2", "Classic weight decay.")
     clipnorm = _HyperParameter["float | None"]("clipnorm", "Bound of the global gradient norm.")
+    clipnorm_per_tensor = _HyperParameter["float | None"](
+        "clipnorm_per_tensor", "Bound of the norm of each gradient."
+    )
     clipvalue = _HyperParameter["float | None"]("clipvalue", "Bound of each gradient element.")
+    use_ema = _HyperParameter[bool]("use_ema", "Whether averages of the parameters are kept.")
+    ema_momentum = _HyperParameter[float]("ema_momentum", "Decay rate of the averages.")
+    ema_overwrite_frequency = _HyperParameter["int | None"](
+        "ema_overwrite_frequency", "Steps between overwriting parameters by averages."
+    )
+    loss_scale = _HyperParameter["float | Literal['dynamic'] | None"](
+        "loss_scale", "What losses are multiplied by."
+    )
+    skip_nonfinite = _HyperParameter[bool](
+        "skip_nonfinite", "Whether steps with a gradient that is not finite are skipped."
+    )
+    gradient_accumulation_steps = _HyperParameter["int | None"](
+        "gradient_accumulation_steps", "Calls of which one steps."
+    )
+    zero_grad = _HyperParameter[bool]("zero_grad", "Whether a step zeroes the gradients.")
+    maximize = _HyperParameter[bool]("maximize", "Whether steps ascend.")
     flush_denormals = _HyperParameter[bool](
         "flush_denormals", "Whether subnormal moments are zero."
     )
 
     def __init__(
         self,
-        lr: float = _DEFAULT_LR,
+        lr: float | Schedule = _DEFAULT_LR,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         decay: float = 0.0,
-        **kwargs: Any,
+        **options: Unpack[AdamKeywords],
     ) -> None:
         super().__init__()
-        if "learning_rate" in kwargs:
+        if "learning_rate" in options:
             if lr is not _DEFAULT_LR:
                 raise TypeError(
                     "lr and learning_rate are the same argument: give one. "
-                    f"Received: lr={lr!r}, learning_rate={kwargs['learning_rate']!r}"
+                    f"Received: lr={lr!r}, learning_rate={options['learning_rate']!r}"
                 )
-            lr = kwargs.pop("learning_rate")
-        for name in kwargs:
-            if name not in _OFF:
-                raise TypeError(f"Unexpected keyword argument passed to optimizer: {name}")
+            lr = options.pop("learning_rate")
+        self._schedule: Schedule | None = None
+        if callable(lr):
+            self._schedule, lr = lr, _DEFAULT_LR
         self._options = _core.AdamOptions(
-            lr=lr, beta_1=beta_1, beta_2=beta_2, decay=decay, epsilon=epsilon, **(_OFF | kwargs)
+            {"lr": lr, "beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "decay": decay}
+            | options
         )
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the configuration as plain Python numbers; options that are off are left out."""
-        config = {name: getattr(self._options, name) for name in _ALWAYS}
-        for name, off in _OFF.items():
-            value = getattr(self._options, name)
-            if value != off:
-                config[name] = value
-        return config
+    @property
+    def lr(self) -> float | Schedule:
+        """Step size, or the schedule that gives it."""
+        return self._options.lr if self._schedule is None else self._schedule
 
-    def _configure(self, **changes: Any) -> None:
-        current = {name: getattr(self._options, name) for name in (*_ALWAYS, *_OFF)}
-        self._options = _core.AdamOptions(**(current | changes))
+    @lr.setter
+    def lr(self, value: float | Schedule) -> None:
+        if callable(value):
+            self._schedule = value
+        else:
+            self._configure("lr", value)
+            self._schedule = None
 
     @property
-    def _settings(self) -> _core.AdamOptions:
-        return self._options
+    def learning_rate(self) -> float | Schedule:
+        """Another name of `lr`."""
+        return self.lr
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | Schedule) -> None:
+        self.lr = value
+
+    @property
+    def current_loss_scale(self) -> float:
+        """What the next loss is to be multiplied by; 1.0 without `loss_scale`."""
+        return self._progress.current_loss_scale(self._options)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the configuration as plain Python values; options that are off are left out.
+
+        Raises
+        ------
+        ValueError
+            `lr` is a schedule that no name imports.
+        """
+        config = self._plain_config()
+        if self._schedule is not None:
+            config["lr"] = importable_name(self._schedule)
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Make an optimizer from the result of `get_config`; its state starts empty.
+
+        A schedule is imported by its name.
+        """
+        config = dict(config)
+        lr = config.get("lr")
+        if isinstance(lr, str) and ":" in lr:
+            config["lr"] = by_name(lr)
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        config = self._plain_config() | {"lr": self.lr}
+        settings = ", ".join(f"{name}={value!r}" for name, value in config.items())
+        return f"{type(self).__name__}({settings})"
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The configuration without a schedule."""
+        return {
+            name: value
+            for name, value in self._options.as_dict().items()
+            if name in _ALWAYS or value != _DEFAULTS[name]
+        }
+
+    def _configure(self, option: str, value: Any) -> None:
+        options = self._options.changed({option: value})
+        if option in _STRUCTURAL and self._state is not None:
+            old, new = (getattr(o, option) for o in (self._options, options))
+            if old != new:
+                raise ValueError(
+                    f"{option} must stay as it is once the moments exist: make a new optimizer. "
+                    f"Received: {option}={new!r} in place of {old!r}"
+                )
+        self._options = options
+
+    def _set_learning_rate(self, lr: float) -> None:
+        if self._schedule is None:
+            self._configure("lr", lr)
+
+    def _step_options(self, *, own_gradients: bool = False) -> _core.AdamOptions:
+        options = self._options
+        if self._schedule is not None:
+            options = options.changed({"lr": self._schedule(self.iterations)})
+        if own_gradients and options.zero_grad:
+            options = options.changed({"zero_grad": False})
+        return options
 
     def _new_state(self, params: Sequence[Array]) -> _core.AdamState:
-        return _core.AdamState(params)
+        return _core.AdamState(params, self._options)
 
     def _clip(self, params: Sequence[Array], grads: Sequence[Array]) -> list[Array]:
-        return _core.clip_gradients(params, grads, self._options)
+        return _core.clip_gradients(params, grads, self._options, self._progress)
 
 
 def adam_step(
@@ -184,10 +339,21 @@ def adam_step(
     v: Array | Sequence[Array],
     *,
     step: int,
+    vhat: Array | Sequence[Array] | None = None,
+    ema: Array | Sequence[Array] | None = None,
     lr: float = _DEFAULT_LR,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-8,
+    decay: float = 0.0,
+    ema_momentum: float = 0.99,
+    weight_decay: float | None = None,
+    l2: float = 0.0,
+    clipnorm: float | None = None,
+    clipnorm_per_tensor: float | None = None,
+    clipvalue: float | None = None,
+    zero_grad: bool = False,
+    maximize: bool = False,
     flush_denormals: bool = True,
 ) -> None:
     """Take one step of `Adam` in place, over moments that the caller holds.
@@ -202,7 +368,13 @@ def adam_step(
         First and second moments, zeros before the first step; like `params`. Updated in place.
     step : int
         t, 1 for the first step.
-    lr, beta_1, beta_2, epsilon, flush_denormals
+    vhat : numpy.ndarray or sequence of numpy.ndarray, optional
+        Largest second moments, zeros before the first step: turns `amsgrad` on. Updated in place.
+    ema : numpy.ndarray or sequence of numpy.ndarray, optional
+        Averages of the parameters: turns `use_ema` on. Updated in place.
+    lr, beta_1, beta_2, epsilon, decay, ema_momentum, weight_decay, l2, clipnorm
+        As for `Adam`.
+    clipnorm_per_tensor, clipvalue, zero_grad, maximize, flush_denormals
         As for `Adam`.
 
     Raises
@@ -223,18 +395,37 @@ def adam_step(
     array([0.999, 1.   , 1.001])
     """
     options = _core.AdamOptions(
-        lr=lr,
-        beta_1=beta_1,
-        beta_2=beta_2,
-        epsilon=epsilon,
-        decay=0.0,
-        clipnorm=None,
-        clipvalue=None,
-        flush_denormals=flush_denormals,
+        {
+            "lr": lr,
+            "beta_1": beta_1,
+            "beta_2": beta_2,
+            "epsilon": epsilon,
+            "decay": decay,
+            "amsgrad": vhat is not None,
+            "use_ema": ema is not None,
+            "ema_momentum": ema_momentum,
+            "weight_decay": weight_decay,
+            "l2": l2,
+            "clipnorm": clipnorm,
+            "clipnorm_per_tensor": clipnorm_per_tensor,
+            "clipvalue": clipvalue,
+            "zero_grad": zero_grad,
+            "maximize": maximize,
+            "flush_denormals": flush_denormals,
+        }
     )
-    if isinstance(params, np.ndarray):
-        lists: tuple[Any, ...] = ([params], [grads], [m], [v])
-    else:
-        lists = (params, grads, m, v)
-    params, grads, m, v = map(listed, lists, ("params", "grads", "m", "v"))
-    _core.adam_step(params, gradient_arrays(grads), m, v, options, step)
+    single = isinstance(params, np.ndarray)
+
+    def items(arrays: Any, name: str) -> Any:
+        return [arrays] if single else listed(arrays, name)
+
+    _core.adam_step(
+        items(params, "params"),
+        gradient_arrays(items(grads, "grads"), written=zero_grad),
+        items(m, "m"),
+        items(v, "v"),
+        None if vhat is None else items(vhat, "vhat"),
+        None if ema is None else items(ema, "ema"),
+        options,
+        step,
+    )

@@ -69,8 +69,8 @@ def parameter_arrays(params: Sequence[Any]) -> Sequence[Any]:
     ]
 
 
-def gradient_arrays(grads: Sequence[Any]) -> Sequence[Any]:
-    """Gradients as arrays, of whatever NumPy can read.
+def gradient_arrays(grads: Sequence[Any], *, written: bool = False) -> Sequence[Any]:
+    """Gradients as arrays, of whatever NumPy can read; never copies where they are `written`.
 
     Raises
     ------
@@ -81,18 +81,37 @@ def gradient_arrays(grads: Sequence[Any]) -> Sequence[Any]:
     """
     if are_plain_arrays(grads):
         return grads
-    return [_gradient_array(grad, i) for i, grad in enumerate(grads)]
+    return [gradient_array(grad, f"grads[{i}]", written=written) for i, grad in enumerate(grads)]
 
 
-def _gradient_array(grad: Any, index: int) -> Array:
-    name = f"grads[{index}]"
+def gradient_array(grad: Any, name: str, *, written: bool) -> Array:
+    """One of `gradient_arrays`."""
     if grad is None:
         raise ValueError(
             "An operation has `None` for gradient. Make sure that the loss depends on every "
             "parameter through differentiable operations, or leave out the parameters that it "
             f"does not depend on. Received: {name}=None"
         )
+    if written and not (isinstance(grad, np.ndarray) or is_tensor(grad)):
+        raise TypeError(
+            f"{name} must be a numpy.ndarray or a torch.Tensor, so that it can be zeroed in place. "
+            f"Received: {type(grad).__name__}"
+        )
     return as_array(grad, name)
+
+
+def index_array(indices: Any) -> Any:
+    """Row numbers as an array; a tensor's own memory."""
+    return indices.detach().numpy() if is_tensor(indices) else indices
+
+
+def memory_of(array: Any) -> tuple[int, int] | None:
+    """Where the bytes of an array or a tensor lie, None for what has none."""
+    if is_tensor(array):
+        return (array.data_ptr(), array.nbytes) if array.nbytes else None
+    if isinstance(array, np.ndarray) and array.nbytes:
+        return array.__array_interface__["data"][0], array.nbytes
+    return None
 
 
 def as_array(value: Any, name: str) -> Array:

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     import torch
 
 
+def are_given(loss: Any) -> bool:
+    """Whether a loss is the gradients themselves, and not something to take them of."""
+    return isinstance(loss, Sequence) and not isinstance(loss, (str, bytes))
+
+
+def scaled(loss: Any, scale: float) -> Any:
+    """A loss multiplied by `scale`: a function for a function, a product for what is a value."""
+    if callable(loss) and not is_tensor(loss):
+        return lambda *args, **kwargs: scale * loss(*args, **kwargs)
+    return scale * loss
+
+
 def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
     """Gradients of `loss` by each of `params`; None for a torch parameter out of its reach.
 
@@ -28,8 +40,9 @@ def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
         return _by_torch(loss, params)
     if callable(loss):
         return _by_autograd(loss, params)
-    if isinstance(loss, Sequence) and not isinstance(loss, (str, bytes)):
-        return loss
+    if are_given(loss):
+        given: Sequence[Any] = loss
+        return given
     raise TypeError(
         "loss must be a callable loss(params) written with autograd.numpy, a scalar torch.Tensor, "
         f"or a sequence of arrays (the gradients themselves). Received: {type(loss).__name__}"

@@ -4,39 +4,70 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fusedadam._core import max_iterations
+from fusedadam._core import AdamProgress, max_iterations, require_table
 from fusedadam.arrays import (
     Array,
     are_plain_arrays,
     as_array,
+    gradient_array,
     gradient_arrays,
+    index_array,
     is_tensor,
     listed,
+    memory_of,
     parameter_arrays,
+    tensor_view,
 )
-from fusedadam.gradients import gradients
+from fusedadam.gradients import are_given, gradients, scaled
 from fusedadam.locks import new_lock
+from fusedadam.weights import from_keras_3, without_placeholders
 
 if TYPE_CHECKING:
+    import os
+
     from typing_extensions import Self
+
+# Kinds of arrays that a list of weights holds, in its order. Averages and accumulators are no part
+# of it, as in Keras up to 2.10.
+_WEIGHT_KINDS = ("m", "v", "vhat")
 
 
 class State(Protocol):
     """What an optimizer keeps for its parameters."""
 
     @property
-    def slots(self) -> list[list[Array]]:
-        """Per kind of moment, one array per parameter, in the order of `Optimizer.weights`."""
+    def slots(self) -> dict[str, list[Array]]:
+        """Per kind of array, one per parameter: "m", "v", ..."""
 
     def step(
-        self, params: Sequence[Array], grads: Sequence[Array], options: Any, step: int
+        self, params: Sequence[Array], grads: Sequence[Array], options: Any, progress: AdamProgress
     ) -> None:
-        """Step all parameters in place, or raise before the first write."""
+        """Step all parameters in place and count it, or raise before the first write."""
+
+    def step_rows(
+        self,
+        indices: Array,
+        grad_rows: Array,
+        param: Array,
+        options: Any,
+        progress: AdamProgress,
+        lazy: bool,
+    ) -> None:
+        """Step the only parameter from gradients of rows."""
+
+    def exclude(self, positions: Sequence[int]) -> None:
+        """Parameters without weight decay from now on."""
+
+    def swap_ema(self) -> None:
+        """Exchange the parameters with their averages."""
+
+    def unbind(self) -> None:
+        """Forget the parameters, not what is kept for them."""
 
 
 class Optimizer(ABC):
@@ -59,7 +90,14 @@ class Optimizer(ABC):
     def __init__(self) -> None:
         self._lock = new_lock()
         self._state = None
-        self._iterations = 0
+        self._progress = AdamProgress()
+        # Arrays given to exclude_from_weight_decay until a step finds them among its parameters;
+        # then their positions.
+        self._to_exclude: list[Any] | None = None
+        self._excluded: tuple[int, ...] = ()
+        self._swapped = False
+        # Parameters last seen that are torch tensors: torch is told when they change.
+        self._tensors: tuple[Any, ...] = ()
 
     # ---- what a subclass adds
 
@@ -75,10 +113,18 @@ class Optimizer(ABC):
     def _clip(self, params: Sequence[Array], grads: Sequence[Array]) -> list[Array]:
         """The gradients as a step uses them: checked, and new arrays where they are clipped."""
 
+    @abstractmethod
+    def _step_options(self, *, own_gradients: bool = False) -> Any:
+        """What a step hands to `State.step`; `own_gradients` are of no use to anyone afterwards."""
+
+    @abstractmethod
+    def _set_learning_rate(self, lr: float) -> None:
+        """Take over the learning rate of a list of weights that holds one."""
+
     @property
     @abstractmethod
-    def _settings(self) -> Any:
-        """What a step hands to `State.step` as its options."""
+    def current_loss_scale(self) -> float:
+        """What the next loss is to be multiplied by; 1.0 without a loss scale."""
 
     # ---- configuration
 
@@ -96,21 +142,34 @@ class Optimizer(ABC):
     @property
     def iterations(self) -> int:
         """Number of steps taken."""
-        return self._iterations
+        return self._progress.iterations
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of steps that were skipped because a gradient was not finite."""
+        return self._progress.skipped_steps
+
+    @property
+    def ema(self) -> list[Array]:
+        """The averages of the parameters: the live arrays; empty without `use_ema` or state."""
+        return [] if self._state is None else self._state.slots.get("ema", [])
 
     @property
     def weights(self) -> list[Array]:
         """The state: `[iterations]` and then the moments, kind by kind.
 
-        `iterations` is a read-only 0-d int64 array, the count now; the moments are the live arrays.
-        Empty before the state exists.
+        `iterations` is a read-only 0-d int64 array, the count now; the moments are the live arrays:
+        each m, each v and, with `amsgrad`, each vhat. Empty before the state exists.
         """
         if self._state is None:
             return []
-        return [self._iterations_array(), *self._moments(self._state)]
+        moments = self._moments(self._state)
+        return [self._iterations_array(), *(array for kind in moments for array in kind)]
 
     def build(self, params: Iterable[Any]) -> None:
         """Start fresh moments, all zeros, for these parameters; `iterations` counts on.
+
+        Averages start as the parameters, and gradients that were accumulated are forgotten.
 
         The first step does this by itself. Call it to change the parameters' number, shapes or
         dtypes, or to pay for the memory ahead of the first step.
@@ -125,9 +184,16 @@ class Optimizer(ABC):
         TypeError, ValueError
             A parameter that cannot be updated in place, named by its index. The state is unchanged.
         """
-        state = self._new_state(parameter_arrays(listed(params, "params")))
+        params = listed(params, "params")
         with self._lock:
+            self._require_not_swapped()
+            state = self._new_state(parameter_arrays(params))
+            excluded = self._positions(params)
+            state.exclude(excluded)
             self._state = state
+            self._keep_excluded(excluded)
+            self._tensors = tuple(filter(is_tensor, params))
+            self._progress = AdamProgress(self._progress.as_dict() | {"accumulated": 0})
 
     def get_weights(self) -> list[Array]:
         """Return copies of `weights`."""
@@ -137,8 +203,10 @@ class Optimizer(ABC):
     def set_weights(self, weights: Iterable[Any]) -> None:
         """Take over a state, as `get_weights` returns it.
 
-        The list of Keras 2.1.3 to 2.15, with one unused array of shape `(1,)` more for each
-        parameter, is taken too.
+        Two more forms are taken: the list of Keras 2.1.3 to 2.15, with one unused array of shape
+        `(1,)` more for each parameter; and that of Keras 3, `[iteration, learning_rate, m0, v0, m1,
+        v1, ...]` (and then each `vhat` with `amsgrad`), whose learning rate becomes `lr`, unless
+        that is a schedule.
 
         Parameters
         ----------
@@ -154,9 +222,17 @@ class Optimizer(ABC):
             An array is not of real numbers. Nothing has changed.
         """
         with self._lock:
+            self._require_not_swapped()
             current = self.weights
             given = [_real_array(w, i) for i, w in enumerate(listed(weights, "weights"))]
-            given = self._without_placeholders(given)
+            learning_rate = None
+            if self._state is not None:
+                moments = self._moments(self._state)
+                keras_3 = from_keras_3(given, moments)
+                if keras_3 is not None:
+                    learning_rate = _shortest_decimal(given[1])
+                    given = keras_3
+                given = without_placeholders(given, len(moments[0]), len(current))
             if len(given) != len(current):
                 hint = "" if current else "; build(params) creates them"
                 raise ValueError(
@@ -174,18 +250,111 @@ class Optimizer(ABC):
             iterations = _step_count(given[0])
             # What does not own its memory may be another of these very moments.
             values = [new if new.flags.owndata else new.copy() for new in given[1:]]
+            progress = AdamProgress(self._progress.as_dict() | {"iterations": iterations})
+            if learning_rate is not None:
+                self._set_learning_rate(learning_rate)
             for weight, new in zip(current[1:], values, strict=True):
                 weight[...] = new
-            self._iterations = iterations
+            self._progress = progress
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one file: configuration, state, averages, accumulators, counts.
+
+        A crash at any instant leaves the old file or the new one. The parameters are not in it.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file, in the safetensors format; replaced if it exists.
+
+        Raises
+        ------
+        ValueError
+            `lr` is a schedule that no name imports, or the averages are swapped in.
+        TypeError
+            The configuration of a subclass holds more than numbers, strings and None.
+        OSError
+            The file cannot be written; an old one is as it was.
+        """
+        from fusedadam import checkpoint
+
+        checkpoint.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], params: Iterable[Any], *, lr: Any = None) -> Self:
+        """Make an optimizer from a file of `save`, and go on where it was.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file.
+        params : iterable of numpy.ndarray or torch.Tensor
+            The parameters, of the shapes and dtypes that the state was built for. Only looked at.
+        lr : float or callable, optional
+            In place of the one in the file. Needed where that is a schedule: a file is never
+            trusted to name code to run.
+
+        Raises
+        ------
+        ValueError
+            The file is truncated, is no checkpoint of this class, is of a future version, or does
+            not fit these parameters.
+        TypeError
+            A parameter is no array, or `lr` neither a number nor a callable.
+        OSError
+            The file cannot be read; FileNotFoundError where there is none.
+        """
+        from fusedadam import checkpoint
+
+        return checkpoint.load(cls, path, listed(params, "params"), lr=lr)
+
+    def _snapshot(self) -> dict[str, Any]:
+        """What a checkpoint holds. The arrays are live: `_lock` must be held while they are used."""
+        self._require_not_swapped()
+        slots = {} if self._state is None else self._state.slots
+        return {
+            "config": self.get_config(),
+            "progress": self._progress.as_dict(),
+            "excluded": list(self._excluded),
+            "slots": slots,
+        }
+
+    @classmethod
+    def _restored(
+        cls,
+        config: dict[str, Any],
+        lr: Any,
+        params: Sequence[Any],
+        progress: dict[str, Any],
+        excluded: Sequence[int],
+        slots: Mapping[str, Iterable[Array]],
+    ) -> Self:
+        """Make an optimizer from what `_snapshot` gave."""
+        optimizer = cls(**(config if lr is None else config | {"lr": lr}))
+        optimizer._progress = AdamProgress(progress)
+        optimizer._progress.require_valid_for(optimizer._step_options())
+        state = optimizer._new_state(parameter_arrays(params))
+        state.exclude(excluded)
+        for kind, arrays in slots.items():
+            for array, value in zip(state.slots[kind], arrays, strict=True):
+                array[...] = value
+        optimizer._state = state
+        optimizer._excluded = tuple(excluded)
+        optimizer._tensors = tuple(filter(is_tensor, params))
+        return optimizer
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
+            self._require_not_swapped()
             state = self.__dict__.copy()
-            del state["_lock"]
-            state["_state"] = None if self._state is None else self._state.slots
+            del state["_lock"], state["_tensors"]
             # Copies, also where the caller copies shallowly: two optimizers never share moments.
-            if state["_state"] is not None:
-                state["_state"] = [[array.copy() for array in slot] for slot in state["_state"]]
+            if self._state is not None:
+                state["_state"] = {
+                    kind: [array.copy() for array in arrays]
+                    for kind, arrays in self._state.slots.items()
+                }
+            state["_progress"] = AdamProgress(self._progress.as_dict())
             return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,23 +362,29 @@ class Optimizer(ABC):
         self.__dict__.update(state)
         self._lock = new_lock()
         self._state = None
+        self._tensors = ()
         if slots is not None:
-            self._state = self._new_state(slots[0])
-            for arrays, saved in zip(self._state.slots, slots, strict=True):
-                for array, value in zip(arrays, saved, strict=True):
+            self._state = self._new_state(slots["m"])
+            self._state.unbind()
+            self._state.exclude(self._excluded)
+            for kind, arrays in self._state.slots.items():
+                for array, value in zip(arrays, slots[kind], strict=True):
                     array[...] = value
 
     # ---- steps
 
     def get_gradients(self, loss: Any, params: Iterable[Any]) -> list[Array]:
-        """Return the gradients of a loss with respect to the parameters, clipped as in a step.
+        """Return the gradients of a loss with respect to the parameters, as a step uses them.
+
+        They are unscaled (`loss_scale`) and clipped.
 
         Parameters
         ----------
         loss : callable, torch.Tensor or sequence of arrays
             A function `loss(params)` written with `autograd.numpy` that returns a scalar; a scalar
             tensor whose graph reaches `params`, which are then torch tensors; or the gradients
-            themselves, one per parameter, such as those of `jax.grad`.
+            themselves, one per parameter, such as those of `jax.grad`. The first two are multiplied
+            by `current_loss_scale` here; gradients must be those of `scale_loss(loss)`.
         params : iterable of numpy.ndarray or torch.Tensor
             The parameters.
 
@@ -227,7 +402,7 @@ class Optimizer(ABC):
             A gradient is None, or has another shape than its parameter.
         """
         params = listed(params, "params")
-        return self._clip(parameter_arrays(params), gradient_arrays(gradients(loss, params)))
+        return self._clip(parameter_arrays(params), gradient_arrays(self._gradients(loss, params)))
 
     def get_updates(self, loss: Any, params: Iterable[Any]) -> list[Any]:
         """Take one step: compute the gradients and update the parameters in place.
@@ -240,8 +415,9 @@ class Optimizer(ABC):
         Returns
         -------
         list
-            `iterations` (0-d int64), then for each parameter in turn its moments and the parameter,
-            all after the step. The live arrays (or tensors), not copies.
+            `iterations` (0-d int64), then for each parameter in turn its moments (`vhat` first,
+            where there is one) and the parameter, all after the step. The live arrays (or tensors),
+            not copies.
 
         Raises
         ------
@@ -249,12 +425,13 @@ class Optimizer(ABC):
             As for `get_gradients` and `build`. Nothing has changed.
         """
         params = listed(params, "params")
-        grads = gradients(loss, params)
+        grads = self._gradients(loss, params)
         with self._lock:
-            self._step(params, grads)
+            self._step(params, grads, own_gradients=not are_given(loss))
             assert self._state is not None
+            m, v, *vhat = self._moments(self._state)
             updates: list[Any] = [self._iterations_array()]
-            for group in zip(*self._state.slots, params, strict=True):
+            for group in zip(*vhat, m, v, params, strict=True):
                 updates.extend(group)
             return updates
 
@@ -269,7 +446,8 @@ class Optimizer(ABC):
         Returns
         -------
         int
-            The number of steps taken.
+            The number of steps taken. A call that only accumulates, or whose step is skipped, takes
+            none.
 
         Raises
         ------
@@ -279,51 +457,199 @@ class Optimizer(ABC):
         grads, params = _unzipped(listed(grads_and_vars, "grads_and_vars"))
         with self._lock:
             self._step(params, grads)
-            return self._iterations
+            return self.iterations
 
-    def _step(self, params: Sequence[Any], grads: Sequence[Any]) -> None:
-        grads = gradient_arrays(grads)
-        if are_plain_arrays(params):
-            self._step_arrays(params, grads)
-            return
-        arrays = parameter_arrays(params)
-        constraints = _constraints(params)
-        self._step_arrays(arrays, grads)
-        _mark_as_changed(params)
-        for i, constraint in constraints:
-            value = as_array(constraint(params[i]), f"params[{i}].constraint(...)")
-            if value.shape != arrays[i].shape:
-                raise ValueError(
-                    f"params[{i}].constraint must return an array of the parameter's shape, "
-                    f"{arrays[i].shape}; the step has been taken. Received: shape={value.shape}"
+    def apply_sparse(self, indices: Any, grad_rows: Any, param: Any, *, lazy: bool = True) -> int:
+        """Take one step of a table from the gradients of some of its rows.
+
+        Gradients of the same row are added up first, in the order in which they come.
+
+        Parameters
+        ----------
+        indices : numpy.ndarray or torch.Tensor
+            Row numbers, int32 or int64, of one dimension; in any order, repeated or not.
+        grad_rows : numpy.ndarray or torch.Tensor
+            A gradient for each, of the shape `indices.shape + param.shape[1:]`.
+        param : numpy.ndarray or torch.Tensor
+            The table, the only parameter of this optimizer.
+        lazy : bool, default True
+            Touch only the rows named: parameters, moments and averages of the others stay as they
+            are, and the cost grows with the rows named (as LazyAdam of TensorFlow Addons and
+            `torch.optim.SparseAdam`). With False, all rows are stepped, those not named with a
+            gradient of zero: bit for bit the dense step, at its cost, without a dense gradient in
+            memory.
+
+        Returns
+        -------
+        int
+            The number of steps taken.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index out of range or of another dtype, rows that do not fit, an optimizer of several
+            parameters or one that accumulates gradients; and as for `build`. Nothing has changed.
+        """
+        with self._lock:
+            self._require_not_swapped()
+            array = tensor_view(param, "param") if is_tensor(param) else param
+            require_table(array)
+            constraints = _constraints([param])
+            state = self._state if self._state is not None else self._new_state([array])
+            options = self._step_options()
+            rows = gradient_array(grad_rows, "grad_rows", written=options.zero_grad)
+            excluded = self._positions([param])
+            state.exclude(excluded)
+            state.step_rows(index_array(indices), rows, array, options, self._progress, bool(lazy))
+            self._state = state
+            self._keep_excluded(excluded)
+            self._tensors = tuple(filter(is_tensor, [param]))
+            _mark_as_changed([grad_rows] if options.zero_grad else [])
+            _finish([param], [array], constraints)
+            return self.iterations
+
+    def exclude_from_weight_decay(self, params: Iterable[Any]) -> None:
+        """Leave these parameters out of `weight_decay` and `l2`: biases and scales of norms.
+
+        The arrays are looked for among the parameters of the next step, or of `build`; like the
+        moments, the exclusion then belongs to their positions in that list. A later call replaces
+        an earlier one; an empty list excludes nothing.
+
+        Parameters
+        ----------
+        params : iterable of numpy.ndarray or torch.Tensor
+            The very arrays, or views of the same memory.
+
+        Raises
+        ------
+        TypeError
+            `params` is a single array. Nothing has changed.
+        """
+        arrays = list(listed(params, "params"))
+        for i, array in enumerate(arrays):
+            if not (isinstance(array, np.ndarray) or is_tensor(array)):
+                raise TypeError(
+                    f"params[{i}] must be a numpy.ndarray or a torch.Tensor. "
+                    f"Received: {type(array).__name__}"
                 )
-            arrays[i][...] = value
+        with self._lock:
+            self._to_exclude = arrays
 
-    def _step_arrays(self, params: Sequence[Array], grads: Sequence[Array]) -> None:
-        state = self._state if self._state is not None else self._new_state(params)
-        state.step(params, grads, self._settings, self._iterations + 1)
+    def swap_ema(self) -> None:
+        """Exchange the parameters with their averages, in place; a second call exchanges them back.
+
+        For an evaluation with the averages. Until they are swapped back, whatever steps, builds,
+        copies or saves is refused.
+
+        Raises
+        ------
+        ValueError
+            There are no averages, or no parameters yet.
+        """
+        with self._lock:
+            if self._state is None:
+                raise ValueError(
+                    "swap_ema needs averages: use_ema=True, and a step or build(params) before it. "
+                    "Received: no state"
+                )
+            self._state.swap_ema()
+            self._swapped = not self._swapped
+            _mark_as_changed(self._tensors)
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Return the loss multiplied by `current_loss_scale`.
+
+        For those who take gradients themselves and hand them over: they are unscaled in the step. A
+        loss handed to `get_updates` or `get_gradients` is scaled there.
+
+        Parameters
+        ----------
+        loss : float, array, tensor or callable
+            A callable gives a callable.
+        """
+        return scaled(loss, self.current_loss_scale)
+
+    def _gradients(self, loss: Any, params: Sequence[Any]) -> Sequence[Any]:
+        scale = self.current_loss_scale
+        if scale != 1 and (callable(loss) or is_tensor(loss)):
+            loss = scaled(loss, scale)
+        return gradients(loss, params)
+
+    def _step(
+        self, params: Sequence[Any], grads: Sequence[Any], *, own_gradients: bool = False
+    ) -> None:
+        self._require_not_swapped()
+        options = self._step_options(own_gradients=own_gradients)
+        arrays = gradient_arrays(grads, written=options.zero_grad)
+        if are_plain_arrays(params):
+            self._step_arrays(params, params, arrays, options)
+            self._tensors = ()
+            if arrays is not grads:
+                _mark_as_changed(grads if options.zero_grad else ())
+            return
+        param_arrays = parameter_arrays(params)
+        constraints = _constraints(params)
+        self._step_arrays(params, param_arrays, arrays, options)
+        self._tensors = tuple(filter(is_tensor, params))
+        _mark_as_changed(grads if options.zero_grad else ())
+        _finish(params, param_arrays, constraints)
+
+    def _step_arrays(
+        self,
+        params: Sequence[Any],
+        arrays: Sequence[Array],
+        grads: Sequence[Array],
+        options: Any,
+    ) -> None:
+        if self._state is not None and self._to_exclude is None:
+            self._state.step(arrays, grads, options, self._progress)
+            return
+        state = self._state if self._state is not None else self._new_state(arrays)
+        excluded = self._positions(params)
+        state.exclude(excluded)
+        state.step(arrays, grads, options, self._progress)
         self._state = state
-        self._iterations += 1
+        self._keep_excluded(excluded)
+
+    def _require_not_swapped(self) -> None:
+        if self._swapped:
+            raise ValueError(
+                "the averages must be swapped out first: call swap_ema() again. "
+                "Received: parameters that are swapped with their averages"
+            )
+
+    def _positions(self, params: Sequence[Any]) -> tuple[int, ...]:
+        """Positions without weight decay: those known, or of the arrays still to be found."""
+        if self._to_exclude is None:
+            return self._excluded
+        by_identity = {id(param): i for i, param in enumerate(params)}
+        by_memory = {memory_of(param): i for i, param in enumerate(params)}
+        positions = set()
+        for i, array in enumerate(self._to_exclude):
+            position = by_identity.get(id(array))
+            if position is None and memory_of(array) is not None:
+                position = by_memory.get(memory_of(array))
+            if position is None:
+                raise ValueError(
+                    "exclude_from_weight_decay(params) must name parameters of the optimizer. "
+                    f"Received: params[{i}], of shape {tuple(array.shape)}, is none of them"
+                )
+            positions.add(position)
+        return tuple(sorted(positions))
+
+    def _keep_excluded(self, excluded: tuple[int, ...]) -> None:
+        self._excluded = excluded
+        self._to_exclude = None
 
     def _iterations_array(self) -> Array:
-        array = np.array(self._iterations, dtype=np.int64)
+        array = np.array(self.iterations, dtype=np.int64)
         array.flags.writeable = False
         return array
 
     @staticmethod
-    def _moments(state: State) -> list[Array]:
-        return [array for slot in state.slots for array in slot]
-
-    def _without_placeholders(self, weights: list[Array]) -> list[Array]:
-        """The weights without what Keras 2.1.3 to 2.15 wrote in place of an unused `vhat`."""
-        if self._state is None:
-            return weights
-        count = len(self._state.slots[0])
-        expected = 1 + len(self._moments(self._state))
-        placeholders = weights[expected:]
-        if len(placeholders) == count and all(w.shape == (1,) for w in placeholders):
-            return weights[:expected]
-        return weights
+    def _moments(state: State) -> list[list[Array]]:
+        slots = state.slots
+        return [slots[kind] for kind in _WEIGHT_KINDS if kind in slots]
 
 
 def _unzipped(pairs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -357,9 +683,24 @@ def _constraints(params: Sequence[Any]) -> list[tuple[int, Any]]:
     return constraints
 
 
-def _mark_as_changed(params: Sequence[Any]) -> None:
+def _finish(
+    params: Sequence[Any], arrays: Sequence[Array], constraints: Sequence[tuple[int, Any]]
+) -> None:
+    """Do what comes after a step: torch's bookkeeping, and the constraints."""
+    _mark_as_changed(params)
+    for i, constraint in constraints:
+        value = as_array(constraint(params[i]), f"params[{i}].constraint(...)")
+        if value.shape != arrays[i].shape:
+            raise ValueError(
+                f"params[{i}].constraint must return an array of the parameter's shape, "
+                f"{arrays[i].shape}; the step has been taken. Received: shape={value.shape}"
+            )
+        arrays[i][...] = value
+
+
+def _mark_as_changed(values: Sequence[Any]) -> None:
     """Tell torch of the writes, so that a graph that still needs the old values refuses to run."""
-    tensors = [p for p in params if is_tensor(p)]
+    tensors = [value for value in values if is_tensor(value)]
     if tensors:
         import torch
 
@@ -374,6 +715,11 @@ def _real_array(weight: Any, index: int) -> Array:
             f"weights[{index}] must be an array of real numbers. Received: dtype={array.dtype}"
         )
     return array
+
+
+def _shortest_decimal(value: Array) -> float:
+    """A number as it was written: 0.001, where float32 holds 0.0010000000474974513."""
+    return float(str(value[()]))
 
 
 def _step_count(array: Array) -> int:

@@ -17,6 +17,9 @@
 // is added to the root and is not divided by the bias correction. Algorithm 1 of the paper, and
 // PyTorch, use another epsilon; the two agree where epsilon = eps * sqrt(1 - beta_2^t).
 //
+// Options add stages to this in the same pass: AMSGrad, weight decay, clipping, averages of the
+// parameters, loss scale and accumulation. docs/numerics.md has their formulas and their order.
+//
 // The result is the same to the last bit for every instruction set, thread count and alignment.
 // (Which of the many NaNs a NaN is, IEEE 754 leaves open, and so does this library.)
 #pragma once
@@ -27,12 +30,13 @@
 
 #include "fusedadam/export.hpp"
 #include "fusedadam/options.hpp"
+#include "fusedadam/progress.hpp"
 
 namespace fusedadam {
 
-/// One parameter with its gradient and moments: four contiguous arrays of `size` elements of type T
-/// (float or double), each aligned to alignof(T). The caller owns the memory. `grad` is only read;
-/// param, m and v are updated in place.
+/// One parameter with its gradient and moments: contiguous arrays of `size` elements of type T
+/// (float or double), each aligned to alignof(T). The caller owns the memory. `grad` is only read,
+/// except that the option zero_grad writes to it, const or not; all others are updated in place.
 template <class T>
 struct Tensor {
   T* param = nullptr;
@@ -40,29 +44,52 @@ struct Tensor {
   T* m = nullptr;  ///< first moment, zeros before the first step
   T* v = nullptr;  ///< second moment, zeros before the first step
   std::int64_t size = 0;
+  T* vhat = nullptr;         ///< largest v, zeros before the first step; only read with amsgrad
+  T* ema = nullptr;          ///< average of param, at first equal to it; only read with use_ema
+  T* accumulator = nullptr;  ///< sum of gradients; only with gradient_accumulation_steps > 1
 };
 
 /// A tensor of either precision, for steps over mixed lists.
 using AnyTensor = std::variant<Tensor<float>, Tensor<double>>;
 
+/// Tensors that share their options.
+struct AdamGroup {
+  std::span<const AnyTensor> tensors;
+  AdamOptions options;
+};
+
 /// One Adam step over all tensors, in one parallel region; on the calling thread alone where that
 /// is faster (small steps), inside the caller's own parallel region, and in a forked child.
 ///
 /// @param tensors  any number of tensors of any sizes; a size of 0 is fine.
-/// @param options  hyper-parameters.
+/// @param options  hyper-parameters; neither dynamic_loss_scale nor gradient_accumulation_steps,
+///     which need an AdamProgress.
 /// @param step     t, from 1 to max_iterations + 1.
+/// @return taken, or skipped with skip_nonfinite.
 /// @throws std::invalid_argument  where a pointer is null or misaligned, a size negative or the
-/// step
-///     out of range, or where an array that is written overlaps another array.
-/// @throws std::bad_alloc  no memory for the list of work (some 100 bytes a tensor).
+///     step out of range, or where an array that is written overlaps another array.
+/// @throws std::bad_alloc  no memory for the list of work (some 200 bytes a tensor).
 /// After an exception nothing has been written.
-FUSEDADAM_EXPORT void adam_step(std::span<const Tensor<float>> tensors, const AdamOptions& options,
-                                std::int64_t step);
+FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const Tensor<float>> tensors,
+                                       const AdamOptions& options, std::int64_t step);
 /// @copydoc adam_step
-FUSEDADAM_EXPORT void adam_step(std::span<const Tensor<double>> tensors, const AdamOptions& options,
-                                std::int64_t step);
+FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const Tensor<double>> tensors,
+                                       const AdamOptions& options, std::int64_t step);
 /// @copydoc adam_step
-FUSEDADAM_EXPORT void adam_step(std::span<const AnyTensor> tensors, const AdamOptions& options,
-                                std::int64_t step);
+FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const AnyTensor> tensors,
+                                       const AdamOptions& options, std::int64_t step);
+
+/// The same over groups of tensors, each with its options, still in one parallel region. A norm
+/// that clipnorm bounds is that of all gradients of all groups. loss_scale, dynamic_loss_scale,
+/// skip_nonfinite and gradient_accumulation_steps concern a step as a whole, so that all groups
+/// must agree in them.
+///
+/// @param progress  counts steps and more; updated where no exception is thrown.
+/// @throws std::invalid_argument  also where groups disagree or progress is out of range. Messages
+///     count the tensors of all groups in one list.
+FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const AdamGroup> groups, AdamProgress& progress);
+/// The same for one group of tensors.
+FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const AnyTensor> tensors,
+                                       const AdamOptions& options, AdamProgress& progress);
 
 }  // namespace fusedadam

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The hyper-parameters of Adam; the formula that they enter is in fusedadam/adam.hpp.
+// The hyper-parameters and options of Adam; the formulas that they enter are in docs/numerics.md,
+// and those of the plain step in fusedadam/adam.hpp.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,8 @@
 
 namespace fusedadam {
 
-/// Hyper-parameters, named as in Keras. Plain numbers without units; AdamOptions checks them.
+/// Hyper-parameters, named as in Keras. Plain numbers without units; AdamOptions checks them. What
+/// is off costs nothing.
 struct AdamSettings {
   double lr = 0.001;      ///< step size, finite, >= 0
   double beta_1 = 0.9;    ///< decay rate of the first moment m, 0 < beta_1 < 1
@@ -18,13 +20,58 @@ struct AdamSettings {
   double epsilon = 1e-8;  ///< "epsilon hat", finite, >= 0
   double decay = 0.0;     ///< inverse-time decay of lr per step, finite, >= 0
 
+  /// Divide by the root of the largest v so far, vhat = max(vhat, v), instead of that of v (Reddi
+  /// et al., "On the Convergence of Adam and Beyond"). Tensors then have a vhat.
+  bool amsgrad = false;
+
+  /// Decoupled weight decay (AdamW, Loshchilov and Hutter, arXiv:1711.05101), before the update:
+  /// p -= lr' * weight_decay * p. Finite, >= 0.
+  std::optional<double> weight_decay{};
+
+  /// Classic weight decay, a penalty of l2 / 2 * p^2 in the loss: g += l2 * p. Finite, >= 0.
+  double l2 = 0.0;
+
   /// Upper bound of the GLOBAL Euclidean norm of all gradients of a step: where norm >= clipnorm,
   /// every gradient is multiplied by clipnorm / norm. Finite, >= 0; absent or 0 clips nothing.
   std::optional<double> clipnorm{};
 
-  /// Gradients are clamped to [-clipvalue, clipvalue], after clipnorm. Finite, >= 0; absent or 0
+  /// The same for the norm of each gradient by itself, which later versions of Keras call clipnorm.
+  /// Not beside clipnorm.
+  std::optional<double> clipnorm_per_tensor{};
+
+  /// Gradients are clamped to [-clipvalue, clipvalue], after the norms. Finite, >= 0; absent or 0
   /// clips nothing.
   std::optional<double> clipvalue{};
+
+  /// Keep the exponential moving average of each parameter: after the step,
+  /// ema = ema_momentum * ema + (1 - ema_momentum) * p; the first step takes p itself. Tensors then
+  /// have an ema.
+  bool use_ema = false;
+  double ema_momentum = 0.99;  ///< 0 <= ema_momentum <= 1
+  /// Every so many steps, p = ema after the step. >= 1; only with use_ema.
+  std::optional<std::int64_t> ema_overwrite_frequency{};
+
+  /// What the loss was multiplied by before its gradients were taken; gradients are divided by it
+  /// in the same pass. From 2^-126 to 2^126.
+  std::optional<double> loss_scale{};
+  /// A loss scale that finds itself: AdamProgress::dynamic_loss_scale, doubled after
+  /// loss_scale_growth_interval good steps in a row, halved (to 1 at least) by a step whose
+  /// gradients are not finite, which is skipped. Not beside loss_scale.
+  bool dynamic_loss_scale = false;
+
+  /// A step with a gradient that is not finite is skipped whole.
+  bool skip_nonfinite = false;
+
+  /// Each step uses the mean of this many gradients: of so many calls, only the last one steps.
+  /// >= 1. Above 1, tensors have an accumulator.
+  std::int64_t gradient_accumulation_steps = 1;
+
+  /// Gradients are set to zero in the same pass, also by a call that accumulates or skips. Their
+  /// memory must be writeable.
+  bool zero_grad = false;
+
+  /// Ascend: the step uses -g.
+  bool maximize = false;
 
   /// Store a moment smaller in magnitude than the smallest normal number as zero, on every CPU
   /// alike. A moment whose gradient stays zero otherwise decays into the subnormal range, where
@@ -50,5 +97,8 @@ class FUSEDADAM_EXPORT AdamOptions {
 
 /// Largest count of steps already taken: beyond 2^53 counts are no longer exact in double.
 inline constexpr std::int64_t max_iterations = std::int64_t{1} << 53;
+
+/// Good steps in a row after which a dynamic loss scale doubles.
+inline constexpr std::int64_t loss_scale_growth_interval = 2000;
 
 }  // namespace fusedadam

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+#include "gradients.hpp"
+
+namespace fusedadam::python {
+
+Gradients::Gradients(const py::handle& grads, std::size_t expected)
+    : items_(snapshot(grads, "grads")) {
+  require_same_length(items_, "grads", expected, "params");
+}
+
+void Gradients::attach(std::span<TensorRef> tensors, std::span<const ArrayInfo> params,
+                       const WrittenRanges& written, bool zero) {
+  std::vector<ByteRange> zeroed;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto index = static_cast<std::int64_t>(i);
+    const py::handle item = PyTuple_GET_ITEM(items_.ptr(), static_cast<py::ssize_t>(i));
+    const ArrayInfo grad =
+        zero ? writeable_array(item, "grads", index, to_zero) : float_array(item, "grads", index);
+    require_like(grad, params[i], "grads", "params", index);
+    tensors[i].zeroed = zero ? grad.data : nullptr;
+    if (zero) {
+      tensors[i].grad = grad.data;
+      zeroed.push_back(byte_range(grad, "grads", index));
+      require_disjoint(zeroed.back(), written);
+    } else {
+      tensors[i].grad = readable_elements(grad, written, copies_);
+    }
+  }
+  if (zero) require_disjoint(WrittenRanges(std::move(zeroed)));
+}
+
+}  // namespace fusedadam::python

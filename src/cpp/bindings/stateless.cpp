@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+#include "stateless.hpp"
+
+#include <vector>
+
+#include "adam_plan.hpp"
+#include "convert.hpp"
+#include "gradients.hpp"
+#include "progress.hpp"
+
+namespace fusedadam::python {
+namespace {
+
+// A list of arrays that a step updates beside the parameters.
+struct Companions {
+  const char* name;
+  void* TensorRef::*pointer;
+  py::tuple items;
+};
+
+}  // namespace
+
+void adam_step(const py::handle& params, const py::handle& grads, const py::handle& m,
+               const py::handle& v, const py::handle& vhat, const py::handle& ema,
+               const AdamOptions& options, const py::handle& step) {
+  const std::int64_t step_number = to_int64(step, "step");
+  check_step(step_number);
+  const py::tuple param_items = snapshot(params, "params");
+  const std::size_t count = param_items.size();
+  std::vector<Companions> companions;
+  const auto add = [&](const char* name, void* TensorRef::*pointer, const py::handle& list) {
+    companions.push_back({name, pointer, snapshot(list, name)});
+    require_same_length(companions.back().items, name, count, "params");
+  };
+  add("m", &TensorRef::m, m);
+  add("v", &TensorRef::v, v);
+  if (!vhat.is_none()) add("vhat", &TensorRef::vhat, vhat);
+  if (!ema.is_none()) add("ema", &TensorRef::ema, ema);
+  Gradients gradients(grads, count);
+
+  std::vector<ArrayInfo> infos;
+  std::vector<ByteRange> ranges;
+  std::vector<TensorRef> tensors;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto index = static_cast<std::int64_t>(i);
+    infos.push_back(writeable_array(param_items[i], "params", index));
+    const ArrayInfo& param = infos.back();
+    ranges.push_back(byte_range(param, "params", index));
+    TensorRef& tensor = tensors.emplace_back(
+        TensorRef{.precision = param.precision, .param = param.data, .size = param.size});
+    for (const Companions& companion : companions) {
+      const ArrayInfo info = writeable_array(companion.items[i], companion.name, index);
+      require_like(info, param, companion.name, "params", index);
+      ranges.push_back(byte_range(info, companion.name, index));
+      tensor.*companion.pointer = info.data;
+    }
+  }
+  const WrittenRanges written(std::move(ranges));
+  require_disjoint(written);
+  gradients.attach(tensors, infos, written, options.settings().zero_grad);
+
+  AdamPlan plan(std::move(tensors));
+  AdamProgress progress{.iterations = step_number - 1};
+  // Safe without the GIL: from here on only raw memory is touched, of arrays that the tuples keep
+  // alive.
+  const py::gil_scoped_release release;
+  plan.step(std::span(&options, 1), progress);
+}
+
+py::list clip_gradients(const py::handle& params, const py::handle& grads,
+                        const AdamOptions& options, const AdamProgress& progress) {
+  const py::tuple items = snapshot(params, "params");
+  Gradients gradients(grads, items.size());
+  py::list clipped;
+  std::vector<ArrayInfo> infos;
+  std::vector<TensorRef> tensors;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    infos.push_back(float_array(items[i], "params", static_cast<std::int64_t>(i)));
+    py::array out = empty_like(infos.back());
+    tensors.push_back({.precision = infos.back().precision,
+                       .param = out.mutable_data(),
+                       .size = infos.back().size});
+    clipped.append(std::move(out));
+  }
+  gradients.attach(tensors, infos, WrittenRanges(), false);
+  const TensorList list(std::move(tensors));
+  const double loss_scale = current_loss_scale(progress, options.settings());
+  bool changed = false;
+  {
+    // Safe without the GIL, as above.
+    const py::gil_scoped_release release;
+    changed = fusedadam::clip_gradients(list, options, loss_scale);
+  }
+  return changed ? clipped : py::list(py::reinterpret_borrow<py::object>(grads));
+}
+
+double global_norm(const py::handle& arrays) {
+  const py::tuple items = snapshot(arrays, "arrays");
+  const WrittenRanges written;  // nothing is
+  std::vector<py::object> copies;
+  std::vector<TensorRef> tensors;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const ArrayInfo info = float_array(items[i], "arrays", static_cast<std::int64_t>(i));
+    tensors.push_back({.precision = info.precision,
+                       .grad = readable_elements(info, written, copies),
+                       .size = info.size});
+  }
+  const TensorList list(std::move(tensors));
+  // Safe without the GIL, as above.
+  const py::gil_scoped_release release;
+  return fusedadam::global_norm(list);
+}
+
+}  // namespace fusedadam::python

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+//
+// Functions over arrays that the caller holds.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "fusedadam/options.hpp"
+#include "fusedadam/progress.hpp"
+
+namespace fusedadam::python {
+
+namespace py = pybind11;
+
+// One step over lists of arrays; vhat and ema may be None where the options need none.
+void adam_step(const py::handle& params, const py::handle& grads, const py::handle& m,
+               const py::handle& v, const py::handle& vhat, const py::handle& ema,
+               const AdamOptions& options, const py::handle& step);
+
+// The gradients of these parameters as a step with these options would use them: new arrays if it
+// changes any, else those given.
+py::list clip_gradients(const py::handle& params, const py::handle& grads,
+                        const AdamOptions& options, const AdamProgress& progress);
+
+double global_norm(const py::handle& arrays);
+
+}  // namespace fusedadam::python

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+//
+// A pass over all tensors of a step, in either precision.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+
+#include "float_environment.hpp"
+#include "fusedadam/threads.hpp"
+#include "kernel_table.hpp"
+#include "parallel.hpp"
+#include "tensor_list.hpp"
+
+namespace fusedadam {
+
+template <class T>
+const Kernels<T>& kernels_of(const KernelTable& table) noexcept {
+  if constexpr (std::same_as<T, float>) {
+    return table.f32;
+  } else {
+    return table.f64;
+  }
+}
+
+// Calls body.operator()<T>(index, first element, end element), T being the tensor's element type,
+// for each piece of each tensor, on as many threads as are worth it, each in the default
+// floating-point environment.
+template <class Body>
+void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) {
+  const int parts = list.worthwhile_parts(get_num_threads());
+  parallel_for(parts, [&](int part) {
+    const DefaultFloatEnvironment environment;
+    list.for_each_piece(part, parts, edge,
+                        [&](std::size_t index, std::int64_t first, std::int64_t end) {
+                          if (list.tensors()[index].precision == Precision::f32) {
+                            body.template operator()<float>(index, first, end);
+                          } else {
+                            body.template operator()<double>(index, first, end);
+                          }
+                        });
+  });
+}
+
+}  // namespace fusedadam

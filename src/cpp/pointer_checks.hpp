@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT
+//
+// What can be wrong with memory that a C++ caller describes by pointers.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "byte_ranges.hpp"
+#include "fusedadam/options.hpp"
+#include "tensor_list.hpp"
+
+namespace fusedadam {
+
+// @throws std::invalid_argument  where `size` elements cannot lie there; naming `name`
+void check_pointer(const void* data, std::int64_t size, Precision precision,
+                   const std::string& name);
+
+// The size of a tensor and the arrays that a step with these options writes, but for the gradient;
+// these are added to `written`. @throws std::invalid_argument  naming "TENSOR.member"
+void check_written(const TensorRef& tensor, const AdamSettings& options, const std::string& name,
+                   std::int64_t index, std::vector<ByteRange>& written);
+
+// No two that are written overlap, nor one that is written and one that is read.
+// @throws std::invalid_argument  naming both
+void require_apart(std::vector<ByteRange> written, std::span<const ByteRange> read,
+                   const std::function<std::string(const ByteRange&)>& name);
+
+}  // namespace fusedadam

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+#include "progress.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "messages.hpp"
+
+namespace fusedadam {
+namespace {
+
+constexpr double largest_loss_scale = 0x1p126;
+
+[[noreturn]] void refuse(const std::string& rule, const char* name, const std::string& value) {
+  throw std::invalid_argument(broken_rule(rule, std::string(name) + '=' + value));
+}
+
+bool is_count(std::int64_t value) noexcept { return value >= 0 && value <= max_iterations; }
+
+}  // namespace
+
+void check_progress(const AdamProgress& p, const AdamSettings& settings) {
+  const struct {
+    const char* name;
+    std::int64_t value;
+  } counts[] = {{"iterations", p.iterations},
+                {"skipped_steps", p.skipped_steps},
+                {"good_steps", p.good_steps}};
+  for (const auto& count : counts) {
+    if (is_count(count.value)) continue;
+    refuse(std::string(count.name) + " must be >= 0 and <= 2**53", count.name,
+           std::to_string(count.value));
+  }
+  if (p.accumulated < 0 || p.accumulated >= settings.gradient_accumulation_steps) {
+    refuse("accumulated must be >= 0 and < gradient_accumulation_steps, " +
+               std::to_string(settings.gradient_accumulation_steps),
+           "accumulated", std::to_string(p.accumulated));
+  }
+  if (!(p.dynamic_loss_scale >= 1 && p.dynamic_loss_scale <= largest_loss_scale)) {
+    refuse("dynamic_loss_scale must be >= 1 and <= 2**126", "dynamic_loss_scale",
+           format_number(p.dynamic_loss_scale));
+  }
+}
+
+void check_step(std::int64_t step) {
+  if (step < 1 || step > max_iterations + 1) {
+    refuse("step must be >= 1 and <= 2**53 + 1", "step", std::to_string(step));
+  }
+}
+
+bool completes_a_step(const AdamProgress& progress, const AdamSettings& settings) noexcept {
+  return progress.accumulated + 1 >= settings.gradient_accumulation_steps;
+}
+
+double current_loss_scale(const AdamProgress& progress, const AdamSettings& settings) noexcept {
+  return settings.dynamic_loss_scale ? progress.dynamic_loss_scale
+                                     : settings.loss_scale.value_or(1);
+}
+
+AdamProgress after(StepOutcome outcome, const AdamProgress& progress,
+                   const AdamSettings& settings) noexcept {
+  AdamProgress next = progress;
+  if (outcome == StepOutcome::accumulated) {
+    ++next.accumulated;
+    return next;
+  }
+  next.accumulated = 0;
+  if (outcome == StepOutcome::taken) {
+    ++next.iterations;
+  } else {
+    ++next.skipped_steps;
+  }
+  if (!settings.dynamic_loss_scale) return next;
+  if (outcome == StepOutcome::skipped) {
+    next.dynamic_loss_scale = std::max(1.0, progress.dynamic_loss_scale / 2);
+    next.good_steps = 0;
+  } else if (++next.good_steps >= loss_scale_growth_interval) {
+    next.dynamic_loss_scale = std::min(largest_loss_scale, progress.dynamic_loss_scale * 2);
+    next.good_steps = 0;
+  }
+  return next;
+}
+
+}  // namespace fusedadam

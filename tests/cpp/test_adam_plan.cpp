@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT
+//
+// The prepared form of a step: what bindings use.
+#include "adam_plan.hpp"
+
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+
+#include "references.hpp"
+#include "training.hpp"
+
+namespace fusedadam {
+namespace {
+
+// What a plan keeps between calls must not show: norms on and off, cycles begun and ended.
+TEST(AdamPlan, StepsTheSameTensorsManyTimes) {
+  AdamSettings accumulating = everything;
+  accumulating.gradient_accumulation_steps = 2;
+  const AdamSettings per_tensor{.clipnorm_per_tensor = 0.25, .skip_nonfinite = true};
+  const AdamSettings calls[] = {everything, {},           per_tensor,   accumulating,
+                                everything, accumulating, accumulating, per_tensor};
+  std::vector<reference::AnyArrays> actual = mixed_tensors(7);
+  std::vector<reference::AnyArrays> expected = actual;
+  AdamPlan plan(references_of(actual, {}));
+  AdamProgress progress;
+  AdamProgress expected_progress;
+  std::uint64_t call = 0;
+  for (const AdamSettings& settings : calls) {
+    new_gradients(actual, ++call);
+    new_gradients(expected, call);
+    set_num_threads(thread_counts[call % 4]);
+    // A cycle that other settings do not know begins again.
+    if (settings.gradient_accumulation_steps == 1) {
+      progress.accumulated = expected_progress.accumulated = 0;
+    }
+    std::ranges::copy(references_of(actual, settings), plan.tensors().begin());
+    const AdamOptions options(settings);
+    ASSERT_EQ(plan.step(std::span(&options, 1), progress),
+              reference::step(expected, settings, expected_progress));
+    ASSERT_TRUE(same_bits(actual, expected)) << "call " << call;
+    ASSERT_EQ(progress, expected_progress) << "call " << call;
+  }
+}
+
+// Averages begin as the parameters; zeros are touched and stay zeros.
+TEST(AdamPlan, BeginsTheState) {
+  const std::vector<float> zeros(100000);
+  reference::Arrays<float> arrays{std::vector<float>(100000, 1),
+                                  std::vector<float>(100000, 2),
+                                  zeros,
+                                  zeros,
+                                  zeros,
+                                  zeros,
+                                  zeros};
+  for (const bool averages : {true, false}) {
+    for (const int threads : thread_counts) {
+      set_num_threads(threads);
+      std::vector<reference::AnyArrays> actual{arrays, trained_arrays<double>(0, 1)};
+      std::vector<reference::AnyArrays> expected = actual;
+      auto& expected_ema = std::get<reference::Arrays<float>>(expected[0]).ema;
+      if (averages) expected_ema = arrays.param;
+      AdamPlan(
+          references_of(actual,
+                        {.amsgrad = true, .use_ema = averages, .gradient_accumulation_steps = 2}))
+          .begin();
+      ASSERT_TRUE(same_bits(actual, expected)) << threads;
+    }
+  }
+}
+
+TEST(AdamPlan, SwapsParametersAndAverages) {
+  const std::vector<reference::AnyArrays> before = mixed_tensors(11);
+  std::vector<reference::AnyArrays> swapped = before;
+  for (auto& any : swapped) {
+    std::visit([](auto& arrays) { std::swap(arrays.param, arrays.ema); }, any);
+  }
+  for (const int threads : thread_counts) {
+    set_num_threads(threads);
+    std::vector<reference::AnyArrays> actual = before;
+    const AdamPlan plan(references_of(actual, {.use_ema = true}));
+    plan.swap_averages();
+    ASSERT_TRUE(same_bits(actual, swapped)) << threads;
+    plan.swap_averages();
+    ASSERT_TRUE(same_bits(actual, before)) << threads;
+  }
+}
+
+TEST(AdamPlan, RefusesProgressOutOfRange) {
+  std::vector<reference::AnyArrays> actual = mixed_tensors(7);
+  const std::vector<reference::AnyArrays> before = actual;
+  AdamPlan plan(references_of(actual, {}));
+  const AdamOptions options;
+  for (const AdamProgress& bad : {AdamProgress{.iterations = -1}, {.accumulated = 1}}) {
+    AdamProgress progress = bad;
+    EXPECT_THROW(plan.step(std::span(&options, 1), progress), std::invalid_argument);
+    EXPECT_EQ(progress, bad);
+    EXPECT_TRUE(same_bits(actual, before));
+  }
+}
+
+// ---- the gradient stage alone ------------------------------------------------------------------
+
+// For each tensor as many elements, to be overwritten.
+std::vector<reference::AnyArrays> targets_for(const std::vector<reference::AnyArrays>& gradients) {
+  std::vector<reference::AnyArrays> targets = gradients;
+  for (auto& any : targets) {
+    std::visit([](auto& arrays) { std::ranges::fill(arrays.param, 7); }, any);
+  }
+  return targets;
+}
+
+TEST(ClipGradients, EqualsTheGradientStageOfAStep) {
+  std::vector<NamedSettings> all = step_settings();
+  std::ranges::copy(progress_settings(), std::back_inserter(all));
+  const std::vector<reference::AnyArrays> gradients = mixed_tensors(31);
+  for (const auto& [name, asked] : all) {
+    SCOPED_TRACE(name);
+    const double loss_scale = asked.dynamic_loss_scale ? 512 : asked.loss_scale.value_or(1);
+    // Neither ascent nor a mean of several gradients is part of it.
+    AdamSettings settings = asked;
+    settings.maximize = false;
+    settings.gradient_accumulation_steps = 1;
+    const bool scaled = settings.loss_scale || settings.dynamic_loss_scale;
+    const std::vector<reference::AnyArrays> expected = reference::clipped(
+        gradients, settings, scaled ? std::optional<double>(1 / loss_scale) : std::nullopt);
+    for (const int threads : thread_counts) {
+      set_num_threads(threads);
+      std::vector<reference::AnyArrays> actual = targets_for(gradients);
+      const bool clipped = clip_gradients(TensorList(references_of(actual, {})), asked, loss_scale);
+      for (std::size_t i = 0; i < actual.size(); ++i) {
+        std::visit(
+            [&]<class T>(reference::Arrays<T>& arrays) {
+              const auto& wanted = std::get<reference::Arrays<T>>(expected[i]).grad;
+              const auto& before = std::get<reference::Arrays<T>>(gradients[i]).grad;
+              ASSERT_TRUE(same_bits(arrays.grad, before));
+              if (clipped) {
+                ASSERT_TRUE(same_bits(arrays.param, wanted)) << threads;
+              } else {
+                ASSERT_TRUE(same_bits(before, wanted)) << threads;
+                ASSERT_EQ(std::ranges::count(arrays.param, T(7)), std::ssize(arrays.param));
+              }
+            },
+            actual[i]);
+      }
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(ClipGradients, GivesThePublishedNumbers) {
+  const std::vector<double> g0{3, 4};
+  const std::vector<double> g1{12};
+  std::vector<double> out0(2);
+  std::vector<double> out1(1);
+  const TensorList list(
+      {{.precision = Precision::f64, .param = out0.data(), .grad = g0.data(), .size = 2},
+       {.precision = Precision::f64, .param = out1.data(), .grad = g1.data(), .size = 1}});
+  ASSERT_TRUE(clip_gradients(list, AdamSettings{.clipnorm = 0.5}, 1));
+  EXPECT_NEAR(out0[0], .11538462, 6e-9);
+  EXPECT_NEAR(out0[1], .15384615, 6e-9);
+  EXPECT_NEAR(out1[0], .46153846, 6e-9);
+  // The norm is 13: not less than clipnorm, so that the scale of 1 still counts as one.
+  EXPECT_TRUE(clip_gradients(list, AdamSettings{.clipnorm = 13}, 1));
+  EXPECT_TRUE(same_bits(out0, g0));
+  // Of the one tensor it is 5, of the other 12.
+  ASSERT_TRUE(clip_gradients(list, AdamSettings{.clipnorm_per_tensor = 6}, 1));
+  EXPECT_TRUE(same_bits(out0, g0));
+  EXPECT_EQ(out1[0], 6);
+  ASSERT_TRUE(clip_gradients(list, (AdamSettings{.clipvalue = 1, .loss_scale = 4}), 4));
+  EXPECT_EQ(out0, (std::vector<double>{0.75, 1}));
+  EXPECT_EQ(out1[0], 1);
+}
+
+TEST(ClipGradients, WritesNothingWhereThereIsNothingToClip) {
+  const std::vector<float> grad{3, 4};
+  std::vector<float> out{-1, -1};
+  const TensorList list({{.param = out.data(), .grad = grad.data(), .size = 2}});
+  for (const AdamSettings& settings : {AdamSettings{},
+                                       {.clipnorm = 5.001},
+                                       {.clipnorm = 0, .clipvalue = 0},
+                                       {.clipnorm_per_tensor = 5.001},
+                                       {.weight_decay = 0.5, .l2 = 0.5, .maximize = true}}) {
+    EXPECT_FALSE(clip_gradients(list, settings, 1));
+  }
+  EXPECT_EQ(out, (std::vector<float>{-1, -1}));
+}
+
+}  // namespace
+}  // namespace fusedadam
