@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: MIT
+"""An optimizer's whole state in one safetensors file; docs/checkpoints.md has the format.
+
+Files are read and written here, and no formula is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, overload
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from fusedadam.arrays import Array, listed, parameter_arrays
+from fusedadam.atomic_file import replace_file
+
+_FORMAT: Final = "fusedadam"
+_VERSION: Final = "1"
+_DTYPES: Final = {"float32": "F32", "float64": "F64"}
+
+# The limit of the safetensors library; more is no header.
+_MAX_HEADER_BYTES: Final = 100_000_000
+_MAX_COUNT: Final = 2**63 - 1
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+class SavesItself(Protocol):
+    """What `save` needs of an optimizer."""
+
+    _lock: Any
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Return `config`, `progress`, `excluded` and `slots`: the live arrays by kind."""
+
+
+class Restorable(SavesItself, Protocol):
+    """What `load` needs of an optimizer's class."""
+
+    def build(self, params: Iterable[Any]) -> None:
+        """Start fresh state for these parameters."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Make an optimizer without state, or raise where a setting breaks its rule."""
+
+    @classmethod
+    def _restored(
+        cls,
+        config: dict[str, Any],
+        lr: Any,
+        params: Sequence[Array],
+        progress: dict[str, Any],
+        excluded: list[int],
+        slots: Any,
+    ) -> Any:
+        """Make an optimizer with this state, which is checked first and then copied."""
+
+
+_Optimizer = TypeVar("_Optimizer", bound=Restorable)
+
+
+# ---- save
+
+
+def save(optimizer: SavesItself, path: PathLike) -> None:
+    """Write the whole state to `path`: at any instant there is the old file or the new one."""
+    with optimizer._lock:
+        snapshot = optimizer._snapshot()
+        _check_flat(snapshot["config"])
+        metadata = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "optimizer": type(optimizer).__name__,
+            "config": json.dumps(snapshot["config"], allow_nan=False),
+            "progress": json.dumps(snapshot["progress"], allow_nan=False),
+            "excluded": json.dumps(snapshot["excluded"]),
+        }
+        tensors = {
+            f"{kind}.{i}": array
+            for kind, arrays in snapshot["slots"].items()
+            for i, array in enumerate(arrays)
+        }
+        # The wider first, so that every array in the file is aligned to its elements.
+        names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
+        header = _header(metadata, {name: tensors[name] for name in names})
+        # Not by safetensors' own writer: version 0.8 writes to a temporary file of its own, which a
+        # kill leaves behind under a name that is nobody's, with mode 0600, and renames it unflushed.
+        replace_file(os.fsdecode(path), [header, *(tensors[name].data for name in names)])
+
+
+def _check_flat(config: dict[str, Any]) -> None:
+    """Refuse to write a configuration that `load` would refuse."""
+    for name, value in config.items():
+        if not (value is None or isinstance(value, (bool, int, float, str))):
+            raise TypeError(
+                f"The configuration must consist of numbers, strings and None to be saved. "
+                f"Received: {name}={reprlib.repr(value)}"
+            )
+
+
+def _header(metadata: dict[str, str], tensors: dict[str, Array]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name, array in tensors.items():
+        header[name] = {
+            "dtype": _DTYPES[array.dtype.name],
+            "shape": array.shape,
+            "data_offsets": (offset, offset + array.nbytes),
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+# ---- load
+
+
+def load(
+    cls: type[_Optimizer], path: PathLike, params: Iterable[Any], lr: Any = None
+) -> _Optimizer:
+    """Make the optimizer that was saved, for these parameters, which are not written to.
+
+    Parameters
+    ----------
+    cls : type
+        The class of the optimizer that was saved.
+    path : str or os.PathLike
+        A file that `save` wrote.
+    params : iterable of numpy.ndarray or torch.Tensor
+        Parameters of the number, shapes and dtypes of those that were saved.
+    lr : float or callable, optional
+        Replaces the saved one; needed where that is a schedule, since no file may name code to run.
+
+    Raises
+    ------
+    ValueError
+        The file is truncated, of another origin or of a later version, or does not fit `params`.
+    TypeError
+        A parameter is no array, or `lr` neither a number nor a callable.
+    OSError
+        The file cannot be read; FileNotFoundError where there is none.
+    """
+    path = os.fsdecode(path)
+    arrays = _checked_arrays(params)
+    if isinstance(lr, str):
+        raise TypeError(f"lr must be a number or a callable. Received: {lr!r}")
+    # The system's own errors, before safetensors makes all of them FileNotFoundError.
+    Path(path).open("rb").close()
+    try:
+        opened = safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise _refused(path, _why_unreadable(path, error)) from error
+    with opened as file:
+        checkpoint = _read_metadata(path, file.metadata() or {}, cls.__name__)
+        config = checkpoint.config
+        if isinstance(config.get("lr"), str):
+            if not callable(lr):
+                raise ValueError(  # noqa: TRY004 (the file asks for it, not the type of lr)
+                    f"lr must be given as a callable where a schedule was saved: {path!r} names "
+                    f"{reprlib.repr(config['lr'])}, which is not imported. Received: lr={lr!r}"
+                )
+            config["lr"] = 0.0  # any number: `lr` takes its place
+        with _refusing(path):
+            blank = cls.from_config(config)
+            blank.build([])
+            expected = blank._snapshot()
+        # What is missing would be a default, without a word.
+        if expected["config"] != config:
+            raise _refused(path, "this file is damaged: 'config' is not what get_config returns")
+        if expected["progress"].keys() != checkpoint.progress.keys():
+            raise _refused(path, "this file is damaged: 'progress' has more or fewer counts")
+        if lr is not None:
+            cls.from_config(config | {"lr": lr})
+        slots = _slots(path, file, list(expected["slots"]), arrays)
+        if not slots and arrays and checkpoint.progress.get("iterations"):
+            # Not the file of an optimizer that was yet to be built: that would have no steps.
+            raise _other_count(path, 0, len(arrays))
+        if any(position >= len(arrays) for position in checkpoint.excluded):
+            raise _refused(path, "this file is damaged: an excluded parameter does not exist")
+        with _refusing(path):
+            restored: _Optimizer = cls._restored(
+                config, lr, arrays, checkpoint.progress, checkpoint.excluded, slots
+            )
+        return restored
+
+
+def _checked_arrays(params: Iterable[Any]) -> Sequence[Array]:
+    arrays: Sequence[Array] = parameter_arrays(listed(params, "params"))
+    for i, array in enumerate(arrays):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(
+                f"params[{i}] must be a numpy.ndarray or a torch.Tensor. "
+                f"Received: {type(array).__name__}"
+            )
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(
+                f"params[{i}] must be float32 or float64. Received: dtype={array.dtype}"
+            )
+    return arrays
+
+
+def _refused(path: str, reason: str) -> ValueError:
+    return ValueError(
+        f"path must be that of a whole checkpoint of fusedadam; {reason}. Received: {path!r}"
+    )
+
+
+@contextlib.contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Blame the file for what is refused."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Cannot load {path!r}: {error}") from error
+
+
+def _why_unreadable(path: str, error: SafetensorError) -> str:
+    """Tell truncated from foreign and damaged. Only the words depend on this."""
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        if len(start) == 9 and (length > _MAX_HEADER_BYTES or start[8:] != b"{"):
+            return "this is no safetensors file"
+        if len(start) < 9 or size < 8 + length:
+            return f"this file is truncated, in its header: it has {size} bytes"
+        ends = re.findall(rb'"data_offsets":\[[0-9]+,([0-9]{1,19})\]', file.read(length - 1))
+    whole = 8 + length + max(map(int, ends), default=0)
+    if size < whole:
+        return f"this file is truncated: it has {size} bytes of {whole}"
+    return f"this file is damaged: {error}"
+
+
+class _Metadata(NamedTuple):
+    config: dict[str, Any]
+    progress: dict[str, Any]
+    excluded: list[int]
+
+
+def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Metadata:
+    if metadata.get("format") != _FORMAT:
+        raise _refused(path, "this safetensors file is none, it was written by something else")
+    version = metadata.get("version")
+    if version != _VERSION:
+        raise _refused(
+            path,
+            f"this file is of format version {reprlib.repr(version)}, of a later fusedadam than "
+            f"this one, which reads version {_VERSION}",
+        )
+    if metadata.get("optimizer") != optimizer:
+        raise _refused(
+            path,
+            f"this file is of an optimizer {reprlib.repr(metadata.get('optimizer'))}, not of "
+            f"{optimizer!r}",
+        )
+    config, progress, excluded = (
+        _parsed(path, metadata, name) for name in ("config", "progress", "excluded")
+    )
+    if not isinstance(config, dict) or not all(map(_is_setting, config.values())):
+        raise _refused(path, "this file is damaged: 'config' has something else than settings")
+    if not isinstance(progress, dict) or not all(map(_is_count, progress.values())):
+        raise _refused(path, "this file is damaged: 'progress' has something else than counts")
+    if (
+        not isinstance(excluded, list)
+        or not all(map(_is_position, excluded))
+        or len(set(excluded)) < len(excluded)
+    ):
+        raise _refused(path, "this file is damaged: 'excluded' has something else than positions")
+    return _Metadata(config, progress, excluded)
+
+
+def _parsed(path: str, metadata: dict[str, str], name: str) -> Any:
+    if name not in metadata:
+        raise _refused(path, f"this file is damaged: {name!r} is missing")
+    try:
+        return json.loads(metadata[name])
+    except (ValueError, RecursionError) as error:
+        raise _refused(path, f"this file is damaged: {name!r} is no JSON") from error
+
+
+def _is_setting(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (bool, str)) or _is_integer(value)
+
+
+def _is_count(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value) and value >= 0
+    return _is_position(value)
+
+
+def _is_position(value: object) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    # bool is an int too. Integers of JSON have no limit; those of the core do.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_COUNT
+
+
+def _slots(
+    path: str, file: Any, kinds: list[str], params: Sequence[Array]
+) -> dict[str, Sequence[Array]]:
+    """The arrays of each kind, each read when it is asked for; checked against the parameters."""
+    names = set(file.keys())
+    if not names:
+        return {}
+    # Not by the numbers in the names, which may be of any size.
+    count = max((sum(name.startswith(f"{kind}.") for name in names) for kind in kinds), default=0)
+    odd = names ^ {f"{kind}.{i}" for kind in kinds for i in range(count)}
+    if odd:
+        name = min(odd)
+        what = "should not be there" if name in names else "is missing"
+        raise _refused(path, f"this file is damaged: the tensor {reprlib.repr(name)} {what}")
+    if count != len(params):
+        raise _other_count(path, count, len(params))
+    for kind in kinds:
+        for i, param in enumerate(params):
+            name = f"{kind}.{i}"
+            entry = file.get_slice(name)
+            shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
+            if shape != param.shape:
+                raise ValueError(
+                    f"params[{i}] must have the shape of {name} in {path!r}, {shape}. "
+                    f"Received: shape={param.shape}"
+                )
+            if dtype != _DTYPES[param.dtype.name]:
+                raise ValueError(
+                    f"params[{i}] must have the dtype of {name} in {path!r}, {dtype}. "
+                    f"Received: dtype={param.dtype}"
+                )
+    return {kind: _Tensors(file, kind, count) for kind in kinds}
+
+
+def _other_count(path: str, saved: int, given: int) -> ValueError:
+    return ValueError(
+        f"params must be as many as were saved: {path!r} has the state of {saved}. "
+        f"Received: {given}"
+    )
+
+
+class _Tensors(Sequence[Array]):
+    """The arrays of one kind in an open file. Reading one at a time, memory holds no second state."""
+
+    def __init__(self, file: Any, kind: str, count: int) -> None:
+        self._file = file
+        self._kind = kind
+        self._indices = range(count)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Array]: ...
+    def __getitem__(self, index: int | slice) -> Array | list[Array]:
+        if isinstance(index, slice):
+            return [self[i] for i in self._indices[index]]
+        array: Array = self._file.get_tensor(f"{self._kind}.{self._indices[index]}")
+        return array

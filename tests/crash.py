@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""Saves by many processes, killed at random instants. For an interpreter of its own (see below)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from fusedadam import Adam
+from helpers import Array
+
+# 3.3 MB a checkpoint, so that most of a save is writing.
+_SHAPES_AND_DTYPES = [
+    *[((100, 1000), "float32")] * 2,
+    ((100_000,), "float64"),
+    ((17,), "float32"),
+    ((), "float64"),
+    ((0, 3), "float32"),
+]
+
+
+def parameters() -> list[Array]:
+    return [np.ones(*of) for of in _SHAPES_AND_DTYPES]
+
+
+def numbered(optimizer: Adam, number: int) -> None:
+    """Give every element of the state, and the count of steps, this value."""
+    moments = [np.full_like(weight, number) for weight in optimizer.weights[1:]]
+    optimizer.set_weights([number, *moments])
+
+
+def number_of(path: Path) -> int:
+    """The number of the state in a checkpoint; fails unless it is one whole state."""
+    loaded = Adam.load(path, parameters())
+    count, *moments = loaded.weights
+    assert len(moments) == 2 * len(_SHAPES_AND_DTYPES)
+    for moment in moments:
+        assert np.all(moment == count), f"{path} mixes {count} with {np.unique(moment)}"
+    return int(count)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Fork a process that does this; its id. Only for processes of one thread."""
+    assert threading.active_count() == 1
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    except Exception:  # noqa: BLE001 (whatever it is, the parent gets to know)
+        traceback.print_exc()
+    finally:
+        # Nothing of what the parent has yet to do, such as its buffered output, is the child's.
+        os._exit(status)
+
+
+def _save_on_and_on(optimizer: Adam, path: Path, first: int) -> NoReturn:
+    for number in itertools.count(first):
+        numbered(optimizer, number)
+        optimizer.save(path)
+    raise AssertionError("itertools.count ended")
+
+
+def kill_savers(path: Path, kills: int, seed: int) -> dict[str, int]:
+    """Kill processes while they save to `path`, each at a random instant; what was seen.
+
+    After each kill the file must load, and hold a state that was saved, none older than before.
+    """
+    instants = random.Random(seed)
+    optimizer = Adam()
+    optimizer.build(parameters())
+    durations = []
+    for number in range(5):
+        start = time.perf_counter()
+        numbered(optimizer, number)
+        optimizer.save(path)
+        durations.append(time.perf_counter() - start)
+    number = number_of(path)
+    duration = sorted(durations)[2]
+
+    unfinished = most_left = 0
+    for _ in range(kills):
+        first = number + 1
+        child = forked(lambda first=first: _save_on_and_on(optimizer, path, first))  # type: ignore[misc]
+        time.sleep(instants.uniform(0.0, 3.0 * duration))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), f"a save failed: status {status}"
+        left = [file for file in path.parent.iterdir() if file != path]
+        unfinished += bool(left)
+        most_left = max(most_left, len(left))
+        found = number_of(path)
+        assert found >= number, f"number {found} is back, after {number}"
+        number = found
+    return {"unfinished": unfinished, "most_left": most_left, "last": number}
+
+
+def save_at_once(path: Path, writers: int, saves: int) -> None:
+    """Save to one path from several processes while loading from it; nobody may fail."""
+    optimizer = Adam()
+    optimizer.build(parameters()[-3:])
+
+    def write() -> None:
+        for _ in range(saves):
+            optimizer.save(path)
+
+    optimizer.save(path)
+    running = {forked(write) for _ in range(writers)}
+    while running:
+        Adam.load(path, parameters()[-3:])
+        for child in list(running):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                assert status == 0
+                running.remove(child)
