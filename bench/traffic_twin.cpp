@@ -3,8 +3,10 @@
 
 namespace {
 
+using fusedadam::TensorStreams;
+
 template <class T>
-void twin_step(const fusedadam::TensorStreams<T>& streams, std::size_t n) {
+void step(const TensorStreams<T>& streams, std::size_t n) {
   T* __restrict param = streams.param;
   const T* __restrict grad = streams.grad;
   T* __restrict m = streams.m;
@@ -17,6 +19,37 @@ void twin_step(const fusedadam::TensorStreams<T>& streams, std::size_t n) {
   }
 }
 
+inline std::uint32_t bits(float x) { return __builtin_bit_cast(std::uint32_t, x); }
+inline std::uint64_t bits(double x) { return __builtin_bit_cast(std::uint64_t, x); }
+
+// The sum of the bits: a compiler may reorder additions of integers, and so vectorises them.
+template <class T>
+std::uint64_t read(const T* grad, std::size_t n) {
+  decltype(bits(T())) sum = 0;
+  for (std::size_t i = 0; i < n; ++i) sum += bits(grad[i]);
+  return sum;
+}
+
+// Parameters, because Clang takes the promise of __restrict from nothing else; without it, so many
+// arrays are too many for a vectorised loop.
+template <class T>
+void tail_of(T* __restrict param, T* __restrict grad, T* __restrict m, T* __restrict v,
+             T* __restrict ema, std::size_t n, T next_grad) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const T g = grad[i];
+    grad[i] = next_grad;
+    param[i] = param[i] + g;
+    m[i] = m[i] + g;
+    v[i] = v[i] + g;
+    ema[i] = ema[i] + g;
+  }
+}
+
+template <class T>
+void tail(const TensorStreams<T>& s, std::size_t n, T next_grad) {
+  tail_of(s.param, s.zeroed, s.m, s.v, s.ema, n, next_grad);
+}
+
 }  // namespace
 
 #define FUSEDADAM_JOIN(a, b) a##b
@@ -25,6 +58,9 @@ void twin_step(const fusedadam::TensorStreams<T>& streams, std::size_t n) {
 namespace fusedadam::bench {
 
 extern const TrafficTwin FUSEDADAM_TWIN(FUSEDADAM_ISA);
-const TrafficTwin FUSEDADAM_TWIN(FUSEDADAM_ISA) = {&twin_step<float>, &twin_step<double>};
+const TrafficTwin FUSEDADAM_TWIN(FUSEDADAM_ISA) = {
+    {&step<float>, &read<float>, &tail<float>},
+    {&step<double>, &read<double>, &tail<double>},
+};
 
 }  // namespace fusedadam::bench
