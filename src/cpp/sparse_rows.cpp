@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "sparse_rows.hpp"
 
+#include <array>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -21,6 +22,31 @@ void check(std::span<const Index> indices, std::int64_t row_count) {
   }
 }
 
+// A gradient by the row that it belongs to and its place in the list.
+struct Entry {
+  std::int64_t row;
+  std::size_t place;
+};
+
+// By row, and those of one row in the order in which they came: digit by digit, the lowest first,
+// so that the time is proportional to the number of entries.
+std::vector<Entry> sorted_by_row(std::vector<Entry> entries, std::int64_t largest_row) {
+  constexpr int digit_bits = 11;
+  constexpr std::size_t digits = std::size_t{1} << digit_bits;
+  std::vector<Entry> sorted(entries.size());
+  for (int shift = 0; shift < 63 && (largest_row >> shift) != 0; shift += digit_bits) {
+    const auto digit = [shift](const Entry& entry) {
+      return static_cast<std::size_t>(entry.row >> shift) % digits;
+    };
+    std::array<std::size_t, digits> next{};
+    for (const Entry& entry : entries) ++next[digit(entry)];
+    std::exclusive_scan(next.begin(), next.end(), next.begin(), std::size_t{0});
+    for (const Entry& entry : entries) sorted[next[digit(entry)]++] = entry;
+    entries.swap(sorted);
+  }
+  return entries;
+}
+
 template <class T, class Index>
 SummedRows<T> sum(std::span<const Index> indices, const T* grad_rows, std::int64_t row_size) {
   SummedRows<T> summed;
@@ -30,24 +56,27 @@ SummedRows<T> sum(std::span<const Index> indices, const T* grad_rows, std::int64
     summed.rows.assign(indices.begin(), indices.end());
     return summed;
   }
-  // Stable: gradients of a row stay in the order in which they came.
-  std::vector<std::size_t> order(indices.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order, {}, [&](std::size_t i) { return indices[i]; });
+  std::vector<Entry> entries;
+  entries.reserve(indices.size());
+  for (std::size_t i = 0; i < indices.size(); ++i) entries.push_back({indices[i], i});
+  entries = sorted_by_row(std::move(entries), std::ranges::max(indices));
 
-  const auto width = static_cast<std::size_t>(row_size);
-  for (const std::size_t i : order) {
-    if (summed.rows.empty() || summed.rows.back() != indices[i]) summed.rows.push_back(indices[i]);
+  for (const Entry& entry : entries) {
+    if (summed.rows.empty() || summed.rows.back() != entry.row) summed.rows.push_back(entry.row);
   }
+  const auto width = static_cast<std::size_t>(row_size);
   summed.grads.resize(summed.rows.size() * width);
-  T* row = summed.grads.data();
-  for (std::size_t k = 0; k < order.size(); ++k) {
-    const T* grad = grad_rows + order[k] * width;
-    if (k == 0 || indices[order[k - 1]] != indices[order[k]]) {
-      if (k != 0) row += width;
-      std::copy_n(grad, width, row);
+  T* next = summed.grads.data();
+  T* total = nullptr;  // of the row of the entry before
+  std::int64_t row = -1;
+  for (const Entry& entry : entries) {
+    const T* grad = grad_rows + entry.place * width;
+    if (entry.row == row) {
+      std::transform(total, total + width, grad, total, [](T a, T b) { return a + b; });
     } else {
-      std::transform(row, row + width, grad, row, [](T a, T b) { return a + b; });
+      row = entry.row;
+      total = next;
+      next = std::copy_n(grad, width, next);
     }
   }
   return summed;
