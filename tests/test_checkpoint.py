@@ -504,6 +504,22 @@ def edited(path: Path, edit: Callable[[Edited], None]) -> None:
     file.write(path)
 
 
+def test_save_before_excluded_parameters_are_found(tmp_path: Path) -> None:
+    kernel, bias = np.ones(3), np.ones(2)
+    adam = Adam(weight_decay=0.1)
+    adam.build([kernel, bias])
+    adam.exclude_from_weight_decay([bias])
+    with pytest.raises(ValueError, match=r"exclude_from_weight_decay.* Received: 1 "):
+        adam.save(tmp_path / "adam")
+    assert list(tmp_path.iterdir()) == []
+    adam.apply_gradients([(np.zeros(3), kernel), (np.zeros(2), bias)])
+    adam.save(tmp_path / "adam")
+    resumed = Adam.load(tmp_path / "adam", [kernel, bias])
+    resumed.apply_gradients([(np.zeros(3), kernel), (np.zeros(2), bias)])
+    assert (kernel < 1).all()
+    assert (bias == 1).all()
+
+
 @pytest.mark.parametrize(("edit", "reason"), EDITS.values(), ids=EDITS)
 def test_changed_file_is_refused(
     path: Path, refused: Callable[[str], None], edit: Callable[[Edited], None], reason: str

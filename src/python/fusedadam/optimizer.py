@@ -270,7 +270,8 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            `lr` is a schedule that no name imports, or the averages are swapped in.
+            `lr` is a schedule that no name imports, the averages are swapped in, or parameters to
+            be excluded from weight decay are still to be found.
         TypeError
             The configuration of a subclass holds more than numbers, strings and None.
         OSError
@@ -311,11 +312,17 @@ class Optimizer(ABC):
     def _snapshot(self) -> dict[str, Any]:
         """What a checkpoint holds. The arrays are live: `_lock` must be held while they are used."""
         self._require_not_swapped()
+        if self._to_exclude:
+            raise ValueError(
+                "exclude_from_weight_decay(params) must be followed by a step or by build(params), "
+                "which find their positions, before save. "
+                f"Received: {len(self._to_exclude)} parameters still to be found"
+            )
         slots = {} if self._state is None else self._state.slots
         return {
             "config": self.get_config(),
             "progress": self._progress.as_dict(),
-            "excluded": list(self._excluded),
+            "excluded": list(self._excluded if self._to_exclude is None else ()),
             "slots": slots,
         }
 
