@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""Keras 3 beside: the same formula and options, and its lists of weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fusedadam import Adam
+from helpers import FLOATS, Array, values
+
+keras: Any = pytest.importorskip("keras")
+
+# Of Keras' own, on its torch backend.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SHAPES = [(6, 4), (4,), ()]
+STEPS = 20
+# Keras forms lr_t in the parameter's precision, from its own powers of beta: in float32 that is
+# wrong by 2,000 roundings at the first step, where 1 - beta_2**t cancels. Updates are of the size
+# of lr, 0.01 here, and add up.
+ATOL = {"float32": 1e-4, "float64": 1e-10}
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"amsgrad": True},
+    {"weight_decay": 0.1},
+    {"use_ema": True, "ema_momentum": 0.9},
+    {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 4},
+    {"clipvalue": 0.01},
+    {"clipnorm": 0.5},
+    {"global_clipnorm": 0.5},
+    {"loss_scale_factor": 256.0},
+]
+# Under the names of this package, where they differ.
+OURS = {
+    "clipnorm": "clipnorm_per_tensor",
+    "global_clipnorm": "clipnorm",
+    "loss_scale_factor": "loss_scale",
+}
+
+
+class Pair:
+    """The same parameters, stepped by both with the same gradients."""
+
+    def __init__(self, rng: np.random.Generator, dtype: str, options: dict[str, Any]) -> None:
+        self.rng = rng
+        self.dtype = dtype
+        self.ours = [values(rng, shape, dtype) for shape in SHAPES]
+        self.variables = [keras.Variable(p.copy(), dtype=dtype) for p in self.ours]
+        self.theirs = keras.optimizers.Adam(learning_rate=0.01, epsilon=1e-8, **options)
+        self.theirs.build(self.variables)
+        self.adam = Adam(lr=0.01, **{OURS.get(name, name): v for name, v in options.items()})
+
+    def step(self, count: int, *, ours: bool = True) -> None:
+        for _ in range(count):
+            grads = [values(self.rng, shape, self.dtype) for shape in SHAPES]
+            tensors = [keras.ops.convert_to_tensor(g) for g in grads]
+            self.theirs.apply(tensors, self.variables)
+            if ours:
+                self.adam.apply_gradients(zip(grads, self.ours, strict=True))
+
+    def check(self) -> None:
+        close(self.ours, self.variables, self.dtype)
+
+
+def close(ours: list[Array], theirs: list[Any], dtype: str) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, keras.ops.convert_to_numpy(b), rtol=1e-5, atol=ATOL[dtype])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_mean_the_same(
+    rng: np.random.Generator, dtype: str, options: dict[str, Any]
+) -> None:
+    pair = Pair(rng, dtype, options)
+    pair.step(STEPS)
+    pair.check()
+    if pair.adam.use_ema:
+        averages = [v for v in pair.theirs.variables if "average" in v.path]
+        close(pair.adam.ema, averages, dtype)
+
+
+def test_mean_of_accumulated_gradients(rng: np.random.Generator) -> None:
+    pair = Pair(rng, "float64", {"gradient_accumulation_steps": 4})
+    # Keras counts calls, and corrects the bias by that count: only where it is small in effect do
+    # the two agree, so that what is compared is the moments.
+    pair.step(4)
+    momentums = [v for v in pair.theirs.variables if "momentum" in v.path]
+    close(pair.adam.weights[1 : 1 + len(SHAPES)], momentums, "float64")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_training_goes_on_from_its_weights(
+    rng: np.random.Generator, dtype: str, amsgrad: bool
+) -> None:
+    pair = Pair(rng, dtype, {"amsgrad": amsgrad})
+    pair.step(STEPS, ours=False)
+    for p, variable in zip(pair.ours, pair.variables, strict=True):
+        p[...] = keras.ops.convert_to_numpy(variable)
+    pair.adam.lr = 0.5
+    pair.adam.build(pair.ours)
+    pair.adam.set_weights([keras.ops.convert_to_numpy(v) for v in pair.theirs.variables])
+    assert pair.adam.iterations == STEPS
+    assert pair.adam.lr == 0.01
+    pair.step(STEPS)
+    pair.check()
