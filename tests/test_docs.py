@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import re
@@ -14,6 +15,7 @@ import fusedadam
 import fusedadam.adam
 import numpy as np
 import pytest
+from fusedadam._core import AdamOptions
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,6 +74,17 @@ def test_readme_table_names_every_public_member() -> None:
     assert [
         name for name in members if f"`{name}" not in README and f".{name}(" not in README
     ] == []
+
+
+def test_readme_table_gives_every_option_and_its_default() -> None:
+    table = README.partition("## Options\n")[2].partition("\n## ")[0]
+    named = re.findall(
+        r"(\w+)=([^,`]+)", "".join(re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE))
+    )
+    defaults = AdamOptions().as_dict()
+    for name in ("lr", "beta_1", "beta_2", "epsilon", "decay"):
+        del defaults[name]
+    assert {name: ast.literal_eval(value) for name, value in named} == defaults
 
 
 def test_public_names_are_those_of_all() -> None:
