@@ -19,8 +19,8 @@ SHAPES = [(6, 4), (4,), ()]
 STEPS = 20
 # Keras forms lr_t in the parameter's precision, from its own powers of beta: in float32 that is
 # wrong by 2,000 roundings at the first step, where 1 - beta_2**t cancels. Updates are of the size
-# of lr, 0.01 here, and add up.
-ATOL = {"float32": 1e-4, "float64": 1e-10}
+# of lr, 0.01 here, and add up. On the TensorFlow backend beta passes through float32 in any case.
+ATOL = {"float32": 1e-4, "float64": 1e-5}
 
 OPTIONS: list[dict[str, Any]] = [
     {},
