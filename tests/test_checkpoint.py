@@ -1071,6 +1071,18 @@ def test_nothing_is_saved_while_the_averages_are_swapped_in(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_load_does_not_call_the_schedule(path: Path) -> None:
+    param = np.ones(3)
+    adam = Adam(lr=SCHEDULE)
+    adam.apply_gradients([(np.ones(3), param)])
+    adam.save(path)
+
+    def schedule(iterations: int) -> float:
+        raise AssertionError(iterations)
+
+    assert Adam.load(path, [param], lr=schedule).lr is schedule
+
+
 def test_schedule_without_a_name_is_not_saved(path: Path) -> None:
     with pytest.raises(ValueError, match="lr"):
         Adam(lr=lambda iterations: 1.0 / (1 + iterations)).save(path)

@@ -180,6 +180,8 @@ class Adam(Optimizer):
     array([0.90000006, 2.09999994])
     """
 
+    _options: _core.AdamOptions
+
     beta_1 = _HyperParameter[float]("beta_1", "Decay rate of the first moment.")
     beta_2 = _HyperParameter[float]("beta_2", "Decay rate of the second moment.")
     epsilon = _HyperParameter[float]("epsilon", "Added to the root of the second moment.")

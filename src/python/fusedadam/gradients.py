@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def are_given(loss: Any) -> bool:
+def are_given(loss: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a loss is the gradients themselves, and not something to take them of."""
     return isinstance(loss, Sequence) and not isinstance(loss, (str, bytes))
 
@@ -41,8 +41,7 @@ def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
     if callable(loss):
         return _by_autograd(loss, params)
     if are_given(loss):
-        given: Sequence[Any] = loss
-        return given
+        return loss
     raise TypeError(
         "loss must be a callable loss(params) written with autograd.numpy, a scalar torch.Tensor, "
         f"or a sequence of arrays (the gradients themselves). Received: {type(loss).__name__}"

@@ -86,6 +86,8 @@ class Optimizer(ABC):
     """
 
     _state: State | None
+    # What a subclass hands to its state, but for a schedule.
+    _options: Any
 
     def __init__(self) -> None:
         self._lock = new_lock()
@@ -339,7 +341,7 @@ class Optimizer(ABC):
         """Make an optimizer from what `_snapshot` gave."""
         optimizer = cls(**(config if lr is None else config | {"lr": lr}))
         optimizer._progress = AdamProgress(progress)
-        optimizer._progress.require_valid_for(optimizer._step_options())
+        optimizer._progress.require_valid_for(optimizer._options)
         state = optimizer._new_state(parameter_arrays(params))
         state.exclude(excluded)
         for kind, arrays in slots.items():
@@ -530,7 +532,7 @@ class Optimizer(ABC):
         Raises
         ------
         TypeError
-            `params` is a single array. Nothing has changed.
+            `params` is a single array, or something in it is none. Nothing has changed.
         """
         arrays = list(listed(params, "params"))
         for i, array in enumerate(arrays):
@@ -588,17 +590,17 @@ class Optimizer(ABC):
         self._require_not_swapped()
         options = self._step_options(own_gradients=own_gradients)
         arrays = gradient_arrays(grads, written=options.zero_grad)
+        zeroed = grads if options.zero_grad and arrays is not grads else ()
         if are_plain_arrays(params):
             self._step_arrays(params, params, arrays, options)
             self._tensors = ()
-            if arrays is not grads:
-                _mark_as_changed(grads if options.zero_grad else ())
+            _mark_as_changed(zeroed)
             return
         param_arrays = parameter_arrays(params)
         constraints = _constraints(params)
         self._step_arrays(params, param_arrays, arrays, options)
         self._tensors = tuple(filter(is_tensor, params))
-        _mark_as_changed(grads if options.zero_grad else ())
+        _mark_as_changed(zeroed)
         _finish(params, param_arrays, constraints)
 
     def _step_arrays(
