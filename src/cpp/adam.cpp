@@ -49,9 +49,9 @@ void check_tensors(std::span<const TensorRef> tensors, std::span<const AdamOptio
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const TensorRef& tensor = tensors[i];
     const auto index = static_cast<std::int64_t>(i);
-    const std::string name = element_name("tensors", index);
+    const auto name = [index] { return element_name("tensors", index); };
     check_written(tensor, groups[tensor.group].settings(), name, index, written);
-    check_pointer(tensor.grad, tensor.size, tensor.precision, name + ".grad");
+    check_pointer(tensor.grad, tensor.size, tensor.precision, [&] { return name() + ".grad"; });
     (tensor.zeroed == nullptr ? read : written)
         .push_back(
             byte_range(tensor.grad, tensor.size * item_size(tensor.precision), "grad", index));

@@ -21,8 +21,9 @@ double global_norm(std::span<const AnyArray> arrays) {
         },
         any);
     const TensorRef& array = tensors.back();
-    check_pointer(array.grad, array.size, array.precision,
-                  element_name("arrays", static_cast<std::int64_t>(tensors.size()) - 1));
+    check_pointer(array.grad, array.size, array.precision, [&] {
+      return element_name("arrays", static_cast<std::int64_t>(tensors.size()) - 1);
+    });
   }
   return global_norm(TensorList(std::move(tensors)));
 }

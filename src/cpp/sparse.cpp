@@ -27,7 +27,8 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
                         .ema = settings.use_ema ? tensor.table.ema : nullptr};
   std::vector<ByteRange> written;
   std::vector<ByteRange> read;
-  check_written(table, settings, "table", 0, written);
+  check_written(
+      table, settings, [] { return "table"; }, 0, written);
   if (tensor.row_size < 1 || table.size % tensor.row_size != 0) {
     throw std::invalid_argument(
         broken_rule("row_size must be >= 1 and divide table.size, " + std::to_string(table.size),
@@ -38,7 +39,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
   std::visit(
       [&]<class Index>(std::span<const Index> list) {
         check_pointer(list.data(), count, sizeof(Index) == 4 ? Precision::f32 : Precision::f64,
-                      "indices");
+                      [] { return "indices"; });
       },
       tensor.indices);
   check_indices(tensor.indices, table.size / tensor.row_size);
@@ -49,7 +50,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
                     std::to_string(count) + " rows of " + std::to_string(tensor.row_size)));
   }
   const std::int64_t grads = count * tensor.row_size;
-  check_pointer(tensor.grad_rows, grads, table.precision, "grad_rows");
+  check_pointer(tensor.grad_rows, grads, table.precision, [] { return "grad_rows"; });
   (settings.zero_grad ? written : read)
       .push_back(byte_range(tensor.grad_rows, grads * item_size(table.precision), "grad_rows", 0));
   require_apart(std::move(written), read, [](const ByteRange& range) {
