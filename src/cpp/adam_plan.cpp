@@ -102,7 +102,7 @@ StepOutcome AdamPlan::step(std::span<const AdamOptions> groups, AdamProgress& pr
   constants.reserve(groups.size());
   for (const AdamOptions& group : groups) {
     const AdamSettings& settings = group.settings();
-    constants.emplace_back(settings, step_scalars(settings, progress.iterations + 1),
+    constants.emplace_back(settings, step_scalars(settings, progress.iterations + 1, powers_),
                            current_loss_scale(progress, common), sums_);
   }
   if (may_skip && !all_finite(list_, sums_)) {

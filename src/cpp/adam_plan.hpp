@@ -11,6 +11,7 @@
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 #include "norm_pass.hpp"
+#include "step_scalars.hpp"
 #include "tensor_list.hpp"
 
 namespace fusedadam {
@@ -40,6 +41,7 @@ class AdamPlan {
 
  private:
   TensorList list_;
+  BetaPowers powers_;
   GradientSums sums_;  // kept between steps, empty until one needs a norm
 };
 

@@ -103,11 +103,22 @@ double to_double(const Wide& x) noexcept {
 
 }  // namespace
 
-double power(double base, std::int64_t exponent) noexcept {
-  DoubleDouble result{};
-  if (!square_and_multiply(DoubleDouble{base, 0.0}, exponent, result)) return 0.0;
-  // Each squaring doubles the relative error and each product adds one: below 2 * exponent * 2^-103
-  // in all.
+double power(double base, std::int64_t exponent) noexcept { return RunningPower()(base, exponent); }
+
+double RunningPower::operator()(double base, std::int64_t exponent) noexcept {
+  DoubleDouble result{high_, low_};
+  if (base == base_ && exponent == exponent_ + 1) {
+    result = result * DoubleDouble{base, 0.0};
+  } else if (base != base_ || exponent != exponent_) {
+    if (!square_and_multiply(DoubleDouble{base, 0.0}, exponent, result)) result = {};
+  }
+  base_ = base;
+  exponent_ = exponent;
+  high_ = result.high;
+  low_ = result.low;
+  if (is_negligible(result)) return 0.0;
+  // The relative errors of two factors add up, and each product adds one more: in whatever order,
+  // below 2 * exponent * 2^-103 in all.
   const double error = result.high * static_cast<double>(exponent) * 0x1p-102;
   const bool certain = result.high + (result.low - error) == result.high + (result.low + error);
   return certain ? result.high : power_wide(base, exponent);

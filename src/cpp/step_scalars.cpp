@@ -6,19 +6,23 @@
 
 #include <cmath>
 
-#include "power.hpp"
-
 namespace fusedadam {
 
-StepScalars step_scalars(const AdamSettings& s, std::int64_t step) noexcept {
+StepScalars step_scalars(const AdamSettings& s, std::int64_t step, BetaPowers& powers) noexcept {
   const auto iterations = static_cast<double>(step - 1);
   const double lr = s.decay == 0 ? s.lr : s.lr * (1 / (1 + s.decay * iterations));
   return {
-      .lr_t = lr * (std::sqrt(1 - power(s.beta_2, step)) / (1 - power(s.beta_1, step))),
+      .lr_t =
+          lr * (std::sqrt(1 - powers.beta_2(s.beta_2, step)) / (1 - powers.beta_1(s.beta_1, step))),
       .weight_decay = lr * s.weight_decay.value_or(0),
       .ema_momentum = step == 1 ? 0 : s.ema_momentum,
       .overwrite_param = s.ema_overwrite_frequency && step % *s.ema_overwrite_frequency == 0,
   };
+}
+
+StepScalars step_scalars(const AdamSettings& settings, std::int64_t step) noexcept {
+  BetaPowers powers;
+  return step_scalars(settings, step, powers);
 }
 
 bool clips_by_global_norm(const AdamSettings& settings) noexcept {

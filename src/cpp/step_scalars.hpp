@@ -9,6 +9,7 @@
 
 #include "fusedadam/options.hpp"
 #include "kernel_table.hpp"
+#include "power.hpp"
 
 namespace fusedadam {
 
@@ -20,6 +21,16 @@ struct StepScalars {
   bool overwrite_param;
 };
 
+// What one step leaves for the scalars of the next; of no influence on their values.
+struct BetaPowers {
+  RunningPower beta_1;
+  RunningPower beta_2;
+};
+
+StepScalars step_scalars(const AdamSettings& settings, std::int64_t step,
+                         BetaPowers& powers) noexcept;
+
+// A step by itself.
 StepScalars step_scalars(const AdamSettings& settings, std::int64_t step) noexcept;
 
 // Whether the settings clip by a norm; 0 clips nothing, as in Keras.

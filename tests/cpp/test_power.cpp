@@ -28,6 +28,30 @@ TEST(Power, EqualsExactIntegersForTheFirstSteps) {
   }
 }
 
+TEST(RunningPower, GivesTheBitsOfPowerInWhateverOrder) {
+  for (const double beta : {0.9, 0.999, 1 - 0x1p-53, 0.5, 0x1.8p-1, 1e-3}) {
+    RunningPower running;
+    for (std::int64_t t = 1; t <= 3000; ++t) {
+      ASSERT_TRUE(same_bits(running(beta, t), power(beta, t))) << beta << '^' << t;
+    }
+    for (const std::int64_t t : {3000, 3001, 2999, 100000, 100001, 1, 2}) {
+      ASSERT_TRUE(same_bits(running(beta, t), power(beta, t))) << beta << '^' << t;
+    }
+    // Another base at the exponent that would come next.
+    ASSERT_TRUE(same_bits(running(0.95, 3), power(0.95, 3)));
+    ASSERT_TRUE(same_bits(running(0.99, 3), power(0.99, 3)));
+  }
+}
+
+TEST(RunningPower, StaysCorrectlyRoundedOverAMillionSteps) {
+  RunningPower running;
+  for (std::int64_t t = 1; t <= 1'000'000; ++t) {
+    const double result = running(0.9999, t);
+    if (t % 9973 != 0) continue;
+    ASSERT_TRUE(same_bits(result, power_wide(0.9999, t))) << t;
+  }
+}
+
 TEST(Power, OfOneIsTheBase) {
   for (const double base : {0.9, 0.1, 0x1p-199, 0x1p-200, 1 - 0x1p-53}) expect_both(base, 1, base);
 }
