@@ -202,6 +202,52 @@ def test_one_gradient_for_two_parameters(rng: np.random.Generator) -> None:
     assert_all_same_bits(params, reference.params)
 
 
+def test_gradient_in_its_old_memory_for_new_parameters(rng: np.random.Generator) -> None:
+    """A gradient found apart from the old parameters is looked at anew beside other ones."""
+    g = values(rng, 101, "float32")
+    params = [values(rng, 100, "float32")]
+    optimizer = Adam()
+    reference = oracle.OracleAdam(params)
+    for _ in range(2):
+        reference.step([g[:-1].copy()])
+        optimizer.apply_gradients([(g[:-1], params[0])])
+    p = g[1:]
+    reference.params = [p.copy()]
+    reference.step([g[:-1].copy()])
+    optimizer.apply_gradients([(g[:-1], p)])
+    assert_same_bits(p, reference.params[0])
+    assert_all_same_bits(optimizer.weights, reference.weights())
+
+
+def test_zeroed_gradient_that_was_refused_is_looked_at_anew(rng: np.random.Generator) -> None:
+    buffer = values(rng, 101, "float32")
+    p, g = buffer[:-1], buffer[1:]
+    optimizer = Adam(zero_grad=True)
+    optimizer.build([p])
+    with pytest.raises(ValueError, match=r"grads\[0\] must not overlap"):
+        optimizer.apply_gradients([(g, p)])
+    optimizer.zero_grad = False
+    reference = oracle.OracleAdam([p.copy()])
+    reference.step([g.copy()])
+    optimizer.apply_gradients([(g, p)])
+    assert_same_bits(p, reference.params[0])
+
+
+def test_gradient_changed_in_place_between_steps(rng: np.random.Generator) -> None:
+    p, g = values(rng, (4, 5), "float32"), values(rng, (4, 5), "float32")
+    optimizer = Adam()
+    optimizer.apply_gradients([(g, p)])
+    before = p.copy()
+    g.shape = (5, 4)  # type: ignore[misc]
+    with pytest.raises(ValueError, match=r"grads\[0\] must have the shape"):
+        optimizer.apply_gradients([(g, p)])
+    g.shape = (4, 5)  # type: ignore[misc]
+    g.dtype = np.dtype("int32")  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"grads\[0\] must be float32 or float64"):
+        optimizer.apply_gradients([(g, p)])
+    assert_same_bits(p, before)
+
+
 # -- parameters -------------------------------------------------------------------------------
 
 

@@ -156,6 +156,8 @@ void AdamState::bind(const py::tuple& params, bool is_list) {
   }
   if (!rebound) return;
 
+  // Found to be apart from other parameters than these.
+  for (TensorRef& tensor : plan_.tensors()) tensor.grad = nullptr;
   std::vector<ByteRange> ranges;
   ranges.reserve((1 + kinds_.size()) * slots_.size());
   for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -174,11 +176,23 @@ void AdamState::bind(const py::tuple& params, bool is_list) {
 
 void AdamState::step(const py::handle& params, const py::handle& grads, const AdamOptions& options,
                      AdamProgress& progress) {
+  step_arrays(snapshot(params, "params"), grads, options, progress);
+}
+
+bool AdamState::step_pairs(const py::handle& pairs, const AdamOptions& options,
+                           AdamProgress& progress) {
+  const std::optional<PlainPairs> columns = plain_pairs(pairs);
+  if (!columns) return false;
+  step_arrays(columns->params, columns->grads, options, progress);
+  return true;
+}
+
+void AdamState::step_arrays(const py::tuple& params, const py::handle& grads,
+                            const AdamOptions& options, AdamProgress& progress) {
   require_kinds(options);
-  const py::tuple items = snapshot(params, "params");
-  require_same_length(items, "params", slots_.size(), "those that the moments were built for",
+  require_same_length(params, "params", slots_.size(), "those that the moments were built for",
                       rebuild_hint);
-  bind(items, true);
+  bind(params, true);
   Gradients gradients(grads, slots_.size());
   gradients.attach(plan_.tensors(), params_, written_, options.settings().zero_grad);
   const std::span<const AdamOptions> groups = groups_for(options);

@@ -33,6 +33,10 @@ class AdamState {
   void step(const py::handle& params, const py::handle& grads, const AdamOptions& options,
             AdamProgress& progress);
 
+  // The same with the gradients and parameters of pairs. Does nothing and returns false where these
+  // are not plain_pairs().
+  bool step_pairs(const py::handle& pairs, const AdamOptions& options, AdamProgress& progress);
+
   // The same from gradients of rows of the only parameter. @throws  before the first write.
   void step_rows(const py::handle& indices, const py::handle& grad_rows, const py::handle& param,
                  const AdamOptions& options, AdamProgress& progress, bool lazy);
@@ -66,6 +70,8 @@ class AdamState {
   static std::vector<Kind> kinds_for(const AdamSettings& settings);
   // `is_list`: whether errors name them as params[i], or the only one as param.
   void bind(const py::tuple& params, bool is_list);
+  void step_arrays(const py::tuple& params, const py::handle& grads, const AdamOptions& options,
+                   AdamProgress& progress);
   // The options of each group: those given, and for excluded parameters those without decay. Valid
   // until the next call.
   std::span<const AdamOptions> groups_for(const AdamOptions& options);

@@ -219,6 +219,15 @@ bool unchanged(const py::handle& object, const ArrayInfo& info) noexcept {
          (array->flags & in_place_flags) == in_place_flags;
 }
 
+bool is_readable_at(const py::handle& object, const void* data,
+                    const ArrayInfo& expected) noexcept {
+  if (!py::isinstance<py::array>(object)) return false;
+  const auto* array = array_proxy(object.ptr());
+  return array->data == data && array->descr == expected.dtype.ptr() &&
+         std::ranges::equal(shape_of(array), expected.shape) &&
+         (array->flags & readable_flags) == readable_flags;
+}
+
 py::dtype dtype_of(Precision precision) {
   return precision == Precision::f32 ? py::dtype::of<float>() : py::dtype::of<double>();
 }
@@ -243,6 +252,25 @@ py::tuple snapshot(const py::handle& sequence, const char* name) {
   PyErr_Clear();
   throw py::type_error(
       broken_rule(std::string(name) + " must be a sequence of arrays", received(sequence, name)));
+}
+
+std::optional<PlainPairs> plain_pairs(const py::handle& pairs) {
+  const auto is_plain = [array_type = npy_api::get().PyArray_Type_](PyObject* object) {
+    return Py_TYPE(object) == array_type;
+  };
+  const auto items = py::reinterpret_steal<py::tuple>(PySequence_Tuple(pairs.ptr()));
+  if (!items) throw py::error_already_set();
+  PlainPairs columns{py::tuple(items.size()), py::tuple(items.size())};
+  for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(items.ptr()); ++i) {
+    PyObject* pair = PyTuple_GET_ITEM(items.ptr(), i);
+    if (PyTuple_Check(pair) == 0 || PyTuple_GET_SIZE(pair) != 2) return std::nullopt;
+    PyObject* grad = PyTuple_GET_ITEM(pair, 0);
+    PyObject* param = PyTuple_GET_ITEM(pair, 1);
+    if (!is_plain(grad) || !is_plain(param)) return std::nullopt;
+    PyTuple_SET_ITEM(columns.grads.ptr(), i, py::handle(grad).inc_ref().ptr());
+    PyTuple_SET_ITEM(columns.params.ptr(), i, py::handle(param).inc_ref().ptr());
+  }
+  return columns;
 }
 
 void require_same_length(const py::tuple& items, const char* list, std::size_t expected,

@@ -7,6 +7,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -87,6 +88,10 @@ void require_disjoint(const ByteRange& range, const WrittenRanges& written);
 // The shape of `info` must not be borrowed from the array, which may change it in place.
 bool unchanged(const py::handle& object, const ArrayInfo& info) noexcept;
 
+// Whether the object is a readable array with its elements at `data`, of the shape and the very
+// dtype object of `expected`.
+bool is_readable_at(const py::handle& object, const void* data, const ArrayInfo& expected) noexcept;
+
 py::dtype dtype_of(Precision precision);
 
 // A new, uninitialised array.
@@ -95,6 +100,15 @@ py::array empty_like(const ArrayInfo& info);
 // An owned snapshot of a sequence: its items stay alive whatever other threads do to the sequence.
 // @throws py::type_error  not a sequence
 py::tuple snapshot(const py::handle& sequence, const char* name);
+
+// The two columns of a list or tuple of pairs (gradient, parameter), as owned snapshots. No value
+// where there is anything but tuples of two plain numpy.ndarray, subclasses being none: then there
+// is more to do than this knows.
+struct PlainPairs {
+  py::tuple grads;
+  py::tuple params;
+};
+std::optional<PlainPairs> plain_pairs(const py::handle& pairs);
 
 // @throws py::value_error  naming both lists
 void require_same_length(const py::tuple& items, const char* list, std::size_t expected,

@@ -14,17 +14,20 @@ void Gradients::attach(std::span<TensorRef> tensors, std::span<const ArrayInfo> 
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const auto index = static_cast<std::int64_t>(i);
     const py::handle item = PyTuple_GET_ITEM(items_.ptr(), static_cast<py::ssize_t>(i));
-    const ArrayInfo grad =
-        zero ? writeable_array(item, "grads", index, to_zero) : float_array(item, "grads", index);
-    require_like(grad, params[i], "grads", "params", index);
-    tensors[i].zeroed = zero ? grad.data : nullptr;
+    TensorRef& tensor = tensors[i];
     if (zero) {
-      tensors[i].grad = grad.data;
+      const ArrayInfo grad = writeable_array(item, "grads", index, to_zero);
+      require_like(grad, params[i], "grads", "params", index);
       zeroed.push_back(byte_range(grad, "grads", index));
       require_disjoint(zeroed.back(), written);
-    } else {
-      tensors[i].grad = readable_elements(grad, written, copies_);
+      tensor.grad = tensor.zeroed = grad.data;
+      continue;
     }
+    tensor.zeroed = nullptr;
+    if (tensor.grad != nullptr && is_readable_at(item, tensor.grad, params[i])) continue;
+    const ArrayInfo grad = float_array(item, "grads", index);
+    require_like(grad, params[i], "grads", "params", index);
+    tensor.grad = readable_elements(grad, written, copies_);
   }
   if (zero) require_disjoint(WrittenRanges(std::move(zeroed)));
 }

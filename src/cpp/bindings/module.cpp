@@ -52,6 +52,14 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       .def("require_kinds", &AdamState::require_kinds, arg("options"))
       .def("exclude", &AdamState::exclude, arg("positions"))
       .def("step", &AdamState::step, arg("params"), arg("grads"), arg("options"), arg("progress"))
+      .def(
+          "step_pairs",
+          [](AdamState& self, const py::handle& pairs, const AdamOptions& options,
+             AdamProgress& progress) -> std::optional<std::int64_t> {
+            if (!self.step_pairs(pairs, options, progress)) return std::nullopt;
+            return progress.iterations;
+          },
+          arg("pairs"), arg("options"), arg("progress"))
       .def("step_rows", &AdamState::step_rows, arg("indices"), arg("grad_rows"), arg("param"),
            arg("options"), arg("progress"), arg("lazy"))
       .def("unbind", &AdamState::unbind)

@@ -113,6 +113,14 @@ class AdamState:
         options: AdamOptions,
         progress: AdamProgress,
     ) -> None: ...
+    def step_pairs(
+        self,
+        pairs: Sequence[tuple[Any, Any]],
+        options: AdamOptions,
+        progress: AdamProgress,
+    ) -> int | None:
+        """Step, and return the number of steps taken; None, and do nothing, if not all are plain."""
+
     def step_rows(
         self,
         indices: _Array,

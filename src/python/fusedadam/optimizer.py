@@ -49,6 +49,12 @@ class State(Protocol):
     ) -> None:
         """Step all parameters in place and count it, or raise before the first write."""
 
+    def step_pairs(self, pairs: Sequence[Any], options: Any, progress: AdamProgress) -> int | None:
+        """Step pairs (gradient, parameter) and return the number of steps taken.
+
+        None, and nothing is done, where there is anything but tuples of two plain arrays.
+        """
+
     def step_rows(
         self,
         indices: Array,
@@ -436,7 +442,8 @@ class Optimizer(ABC):
         params = listed(params, "params")
         grads = self._gradients(loss, params)
         with self._lock:
-            self._step(params, grads, own_gradients=not are_given(loss))
+            self._require_not_swapped()
+            self._step(params, grads, self._step_options(own_gradients=not are_given(loss)))
             assert self._state is not None
             m, v, *vhat = self._moments(self._state)
             updates: list[Any] = [self._iterations_array()]
@@ -463,9 +470,18 @@ class Optimizer(ABC):
         TypeError, ValueError
             As for `get_gradients` and `build`. Nothing has changed.
         """
-        grads, params = _unzipped(listed(grads_and_vars, "grads_and_vars"))
+        pairs = listed(grads_and_vars, "grads_and_vars")
         with self._lock:
-            self._step(params, grads)
+            self._require_not_swapped()
+            options = self._step_options()
+            # What most steps are, at a tenth of the cost for each tensor.
+            if self._state is not None and self._to_exclude is None:
+                taken = self._state.step_pairs(pairs, options, self._progress)
+                if taken is not None:
+                    self._tensors = ()
+                    return taken
+            grads, params = _unzipped(pairs)
+            self._step(params, grads, options)
             return self.iterations
 
     def apply_sparse(self, indices: Any, grad_rows: Any, param: Any, *, lazy: bool = True) -> int:
@@ -584,11 +600,7 @@ class Optimizer(ABC):
             loss = scaled(loss, scale)
         return gradients(loss, params)
 
-    def _step(
-        self, params: Sequence[Any], grads: Sequence[Any], *, own_gradients: bool = False
-    ) -> None:
-        self._require_not_swapped()
-        options = self._step_options(own_gradients=own_gradients)
+    def _step(self, params: Sequence[Any], grads: Sequence[Any], options: Any) -> None:
         arrays = gradient_arrays(grads, written=options.zero_grad)
         zeroed = grads if options.zero_grad and arrays is not grads else ()
         if are_plain_arrays(params):
