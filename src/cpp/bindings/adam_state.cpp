@@ -8,24 +8,10 @@
 #include "messages.hpp"
 #include "sparse_rows.hpp"
 #include "sparse_step.hpp"
+#include "state_layout.hpp"
 
 namespace fusedadam::python {
 namespace {
-
-constexpr std::size_t padded(std::int64_t bytes) {
-  return (static_cast<std::size_t>(bytes) + Arena::alignment - 1) / Arena::alignment *
-         Arena::alignment;
-}
-
-// How far the arrays of one kind begin behind those of the kind before. Streams that lie a large
-// power of two apart meet on the same banks of the memory: for 64M float32 elements, 256 MiB
-// between m and v make a step 1.8 times slower than any of 256 bytes to 34 MiB more. Half a unit
-// beyond a multiple of the unit is never near one.
-constexpr std::size_t kind_distance(std::size_t bytes) {
-  constexpr std::size_t unit = std::size_t{128} << 10;
-  if (bytes < unit) return bytes;
-  return (bytes + unit - 1) / unit * unit + unit / 2;
-}
 
 // A view of an arena that keeps it alive.
 py::array state_array(const ArrayInfo& like, std::byte* data, const py::capsule& owner) {
@@ -62,7 +48,7 @@ AdamState::AdamState(const py::handle& params, const AdamOptions& options)
   const py::tuple items = snapshot(params, "params");
   std::vector<ArrayInfo> infos;
   std::vector<TensorRef> tensors;
-  std::size_t bytes = 0;
+  std::vector<ParamPlace> places;
   for (std::size_t i = 0; i < items.size(); ++i) {
     infos.push_back(writeable_array(items[i], "params", static_cast<std::int64_t>(i)));
     const ArrayInfo& info = infos.back();
@@ -70,22 +56,22 @@ AdamState::AdamState(const py::handle& params, const AdamOptions& options)
     slot.shape.assign(info.shape.begin(), info.shape.end());
     slot.expected.precision = info.precision;
     tensors.push_back({.precision = info.precision, .size = info.size});
-    bytes += padded(info.bytes());
+    places.push_back(
+        {reinterpret_cast<std::uintptr_t>(info.data), static_cast<std::size_t>(info.bytes())});
   }
   for (Slot& slot : slots_) slot.expected.shape = slot.shape;  // its place is settled now
 
-  const std::size_t distance = kind_distance(bytes);
-  auto arena = std::make_unique<Arena>(distance * (kinds_.size() - 1) + bytes);
+  const StateLayout layout = lay_out_state(places);
+  auto arena = std::make_unique<Arena>(layout.bytes(kinds_.size()));
   std::byte* begin = arena->data();
   const py::capsule owner(arena.release(), [](void* p) { delete static_cast<Arena*>(p); });
   for (const Kind& kind : kinds_) {
-    std::byte* data = begin;
     for (std::size_t i = 0; i < slots_.size(); ++i) {
+      std::byte* data = begin + layout.offsets[i];
       slots_[i].arrays.push_back(state_array(infos[i], data, owner));
       tensors[i].*kind.pointer = data;
-      data += padded(infos[i].bytes());
     }
-    begin += distance;
+    begin += layout.kind_distance;
   }
   params_.resize(slots_.size());
   plan_ = AdamPlan(std::move(tensors));
