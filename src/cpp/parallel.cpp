@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "fusedadam/threads.hpp"
 #include "messages.hpp"
@@ -15,7 +18,6 @@
 #include <omp.h>
 #else
 #include <system_error>
-#include <thread>
 #include <vector>
 #endif
 
@@ -44,19 +46,72 @@ std::atomic<bool> in_forked_child{false};
     pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true); });
 #endif
 
+// The parts of one call: a run of neighbours for each thread, which it takes from the front, and
+// what others have left of theirs once its own are done. On a quiet machine every thread thus works
+// on the same memory at each step; one that comes late, or shares its core, holds up nobody.
+class Parts {
+ public:
+  Parts(int parts, int threads) noexcept : parts_(parts), runs_(std::min(threads, most_runs)) {
+    for (int run = 0; run < runs_; ++run) next_[run].store(first(run), std::memory_order_relaxed);
+  }
+
+  void work(int thread, void (*body)(void*, int), void* context) noexcept {
+    for (int i = 0; i < runs_; ++i) {
+      const int run = (thread + i) % runs_;
+      const int end = first(run + 1);
+      while (next_[run].load(std::memory_order_relaxed) < end) {
+        const int part = next_[run].fetch_add(1, std::memory_order_relaxed);
+        if (part < end) body(context, part);
+      }
+    }
+  }
+
+ private:
+  int first(int run) const noexcept {
+    return static_cast<int>(std::int64_t{parts_} * run / runs_);
+  }
+
+  // More threads than that share runs.
+  static constexpr int most_runs = 256;
+
+  int parts_;
+  int runs_;
+  std::atomic<int> next_[most_runs];  // the part of each run that is next
+};
+
 #if FUSEDADAM_OPENMP
 
 int runtime_threads() { return std::max(1, omp_get_max_threads()); }
 bool in_parallel_region() { return omp_in_parallel() != 0; }
 
-void run_on_threads(int threads, int parts, void (*body)(void*, int), void* context) {
+// The end of a region waits for every thread of it, and libgomp spins there for milliseconds. A
+// thread that slept may have been woken on the very core on which this one would spin: it gets the
+// core if this one sleeps.
+void wait_for_all(const std::atomic<int>& arrived, int threads) {
+  constexpr int spins = 4000;  // a few microseconds, in which a thread that did not sleep is there
+  for (int i = 0; arrived.load(std::memory_order_relaxed) < threads; ++i) {
+    if (i >= spins) std::this_thread::sleep_for(std::chrono::microseconds(10));
+  }
+}
+
+bool run_on_threads(int threads, int parts, void (*body)(void*, int), void* context) {
+  using Clock = std::chrono::steady_clock;
+  Parts work(parts, threads);
+  std::atomic<int> arrived{0};
+  int in_time = threads;
+  const Clock::time_point begin = Clock::now();
+  Clock::time_point out_of_work = begin;
 #pragma omp parallel num_threads(threads)
   {
-    // A runtime may give fewer threads than it was asked for.
-    for (int part = omp_get_thread_num(); part < parts; part += omp_get_num_threads()) {
-      body(context, part);
+    arrived.fetch_add(1, std::memory_order_relaxed);
+    work.work(omp_get_thread_num(), body, context);
+    if (omp_get_thread_num() == 0) {
+      in_time = arrived.load(std::memory_order_relaxed);
+      out_of_work = Clock::now();
     }
+    wait_for_all(arrived, omp_get_num_threads());
   }
+  return Clock::now() - begin <= in_time * (out_of_work - begin);
 }
 
 #else
@@ -64,20 +119,20 @@ void run_on_threads(int threads, int parts, void (*body)(void*, int), void* cont
 int runtime_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 bool in_parallel_region() { return false; }
 
-void run_on_threads(int threads, int parts, void (*body)(void*, int), void* context) {
-  const auto run = [=](int first) {
-    for (int part = first; part < parts; part += threads) body(context, part);
-  };
+bool run_on_threads(int threads, int parts, void (*body)(void*, int), void* context) {
+  Parts work(parts, threads);
+  const auto run = [&](int thread) { work.work(thread, body, context); };
   std::vector<std::jthread> others;
   others.reserve(static_cast<std::size_t>(threads));
   for (int i = 1; i < threads; ++i) {
     try {
       others.emplace_back(run, i);
-    } catch (const std::system_error&) {  // no more threads to be had
-      run(i);
+    } catch (const std::system_error&) {  // no more threads to be had: the others have its parts
+      break;
     }
   }
   run(0);
+  return true;
 }
 
 #endif
@@ -111,13 +166,11 @@ std::string threading_runtime() {
 #endif
 }
 
-void parallel_for(int parts, void (*body)(void*, int), void* context) {
+bool parallel_for(int parts, void (*body)(void*, int), void* context) {
   const int threads = parts > 1 ? std::min(parts, get_num_threads()) : 1;
-  if (threads > 1) {
-    run_on_threads(threads, parts, body, context);
-  } else {
-    for (int part = 0; part < parts; ++part) body(context, part);
-  }
+  if (threads > 1) return run_on_threads(threads, parts, body, context);
+  for (int part = 0; part < parts; ++part) body(context, part);
+  return true;
 }
 
 }  // namespace fusedadam

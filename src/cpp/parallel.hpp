@@ -6,13 +6,16 @@
 namespace fusedadam {
 
 // Calls body(part) once for every part in [0, parts), in any order, on get_num_threads() threads at
-// most, and returns when all are done. One part runs on the calling thread and enters no parallel
-// region. The body must not throw.
-void parallel_for(int parts, void (*body)(void* context, int part), void* context);
+// most, and returns when all are done. Each thread begins with a run of neighbouring parts of its
+// own, the same in each call, and then takes what others have left of theirs. One part runs on the
+// calling thread and enters no parallel region. The body must not throw. Returns whether threads
+// made it faster: false where waiting for them took longer than the parts would have on those that
+// came in time.
+bool parallel_for(int parts, void (*body)(void* context, int part), void* context);
 
 template <class Body>
-void parallel_for(int parts, Body&& body) {
-  parallel_for(
+bool parallel_for(int parts, Body&& body) {
+  return parallel_for(
       parts, [](void* context, int part) { (*static_cast<Body*>(context))(part); }, &body);
 }
 

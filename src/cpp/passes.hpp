@@ -11,6 +11,7 @@
 #include "kernel_table.hpp"
 #include "parallel.hpp"
 #include "tensor_list.hpp"
+#include "thread_policy.hpp"
 
 namespace fusedadam {
 
@@ -23,13 +24,17 @@ const Kernels<T>& kernels_of(const KernelTable& table) noexcept {
   }
 }
 
+// Of all passes of the process: they share its cores.
+inline ThreadPolicy thread_policy;
+
 // Calls body.operator()<T>(index, first element, end element), T being the tensor's element type,
 // for each piece of each tensor, on as many threads as are worth it, each in the default
 // floating-point environment.
 template <class Body>
 void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) {
-  const int parts = list.worthwhile_parts(get_num_threads());
-  parallel_for(parts, [&](int part) {
+  int parts = list.worthwhile_parts(get_num_threads());
+  if (parts > 1 && !thread_policy.wants_threads(list.elements())) parts = 1;
+  const bool threads_helped = parallel_for(parts, [&](int part) {
     const DefaultFloatEnvironment environment;
     list.for_each_piece(part, parts, edge,
                         [&](std::size_t index, std::int64_t first, std::int64_t end) {
@@ -40,6 +45,7 @@ void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) 
                           }
                         });
   });
+  if (parts > 1) thread_policy.learn(list.elements(), threads_helped);
 }
 
 }  // namespace fusedadam

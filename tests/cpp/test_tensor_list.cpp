@@ -134,8 +134,19 @@ TEST(TensorList, SmallStepsAreWorthOneThread) {
   EXPECT_EQ(parts(0, 8), 1);
   EXPECT_EQ(parts(32767, 8), 1);
   EXPECT_EQ(parts(32768, 8), 2);
-  EXPECT_EQ(parts(100 * 32768, 8), 8);
-  EXPECT_EQ(parts(100 * 32768, 1), 1);
+  EXPECT_EQ(parts(3 * 16384, 8), 3);
+  EXPECT_EQ(parts(std::int64_t{1} << 40, 1), 1);
+}
+
+TEST(TensorList, LargeStepsAreWorthSeveralPartsAThread) {
+  const auto parts = [](std::int64_t size, int threads) {
+    return TensorList({tensor(Precision::f64, size)}).worthwhile_parts(threads);
+  };
+  EXPECT_EQ(parts(4 * 65536, 8), 8);
+  EXPECT_EQ(parts(15 * 65536, 8), 8);  // the same number for each thread
+  EXPECT_EQ(parts(16 * 65536, 8), 16);
+  EXPECT_EQ(parts(std::int64_t{1} << 40, 8), 16 * 8);
+  EXPECT_EQ(parts(std::int64_t{1} << 50, 4096), 16 * 4096);
 }
 
 }  // namespace

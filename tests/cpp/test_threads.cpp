@@ -73,9 +73,9 @@ TEST(ThreadingRuntime, HasAName) {
 }
 
 TEST(ParallelFor, RunsEveryPartOnce) {
-  for (const int threads : {1, 2, 5}) {
+  for (const int threads : {1, 2, 5, 300}) {
     set_num_threads(threads);
-    for (const int parts : {0, 1, 2, 3, 5, 8, 100}) {
+    for (const int parts : {0, 1, 2, 3, 5, 8, 100, 3000}) {
       std::vector<std::atomic<int>> runs(static_cast<std::size_t>(parts));
       parallel_for(parts, [&](int part) { ++runs[static_cast<std::size_t>(part)]; });
       for (const auto& count : runs) EXPECT_EQ(count, 1);
@@ -90,13 +90,42 @@ TEST(ParallelFor, RunsOnePartOnTheCallingThread) {
   EXPECT_EQ(id, std::this_thread::get_id());
 }
 
+// Waits, not for ever.
+template <class Condition>
+bool becomes_true(const Condition& condition) {
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > limit) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
 // Otherwise the tests of several threads would test one.
 TEST(ParallelFor, RunsManyPartsOnSeveralThreads) {
   set_num_threads(2);
   std::vector<std::thread::id> ids(2);
-  parallel_for(2,
-               [&](int part) { ids[static_cast<std::size_t>(part)] = std::this_thread::get_id(); });
+  std::atomic<int> begun{0};
+  parallel_for(2, [&](int part) {
+    ids[static_cast<std::size_t>(part)] = std::this_thread::get_id();
+    ++begun;
+    EXPECT_TRUE(becomes_true([&] { return begun == 2; }));
+  });
   EXPECT_NE(ids[0], ids[1]);
+}
+
+TEST(ParallelFor, LeavesThePartsOfADisturbedThreadToTheOthers) {
+  set_num_threads(2);
+  constexpr int parts = 32;
+  for (const int disturbed : {0, 5, 16, 31}) {
+    std::atomic<int> done{0};
+    parallel_for(parts, [&](int part) {
+      // Ends only when all others are done, those of the same run among them.
+      EXPECT_TRUE(part != disturbed || becomes_true([&] { return done == parts - 1; }));
+      ++done;
+    });
+    EXPECT_EQ(done, parts);
+  }
 }
 
 // Different tensors from different threads, while others change what they may change at any time.

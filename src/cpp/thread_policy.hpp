@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+//
+// Whether threads help, learnt from whether they did.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace fusedadam {
+
+// A thread that sleeps, or whose core another library's threads keep busy (BLAS libraries spin for
+// milliseconds after each product), comes only when a small pass would long have been over on one
+// thread, and the end of a parallel region waits for it. After some such regions in a row, passes
+// of that size stay on one thread for a while: for one pass at first, for twice as many each time
+// that it happens again. Results do not depend on it. Safe to use from several threads.
+class ThreadPolicy {
+ public:
+  // Whether a pass over so many elements should use threads.
+  bool wants_threads(std::int64_t elements) noexcept;
+
+  // What a pass over so many elements has shown: whether threads made it faster.
+  void learn(std::int64_t elements, bool threads_helped) noexcept;
+
+  // Regions in a row. More than one, since the first after a pause finds the threads asleep.
+  static constexpr int trials = 3;
+  static constexpr int longest_pause = 2047;  // passes
+
+ private:
+  std::atomic<std::int64_t> elements_{0};  // passes below stay on one thread...
+  std::atomic<int> passes_left_{0};        // ...so many times
+  std::atomic<int> pause_{0};              // how often it was the last time
+  std::atomic<int> failures_{0};           // in a row
+};
+
+}  // namespace fusedadam

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+#include "thread_policy.hpp"
+
+#include <gtest/gtest.h>
+
+namespace fusedadam {
+namespace {
+
+int passes_on_one_thread(ThreadPolicy& policy, std::int64_t elements) {
+  int passes = 0;
+  while (!policy.wants_threads(elements) && passes < 10000) ++passes;
+  return passes;
+}
+
+void fail(ThreadPolicy& policy, int times) {
+  for (int i = 0; i < times * ThreadPolicy::trials; ++i) policy.learn(40000, false);
+}
+
+TEST(ThreadPolicy, UsesThreadsWhileTheyHelp) {
+  ThreadPolicy policy;
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_TRUE(policy.wants_threads(40000));
+    policy.learn(40000, true);
+  }
+}
+
+TEST(ThreadPolicy, PausesLongerEachTimeThatTheyDoNot) {
+  ThreadPolicy policy;
+  for (const int pause : {1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 2047, 2047}) {
+    fail(policy, 1);
+    EXPECT_EQ(passes_on_one_thread(policy, 40000), pause);
+  }
+  static_assert(ThreadPolicy::longest_pause == 2047);
+}
+
+TEST(ThreadPolicy, BeginsAnewOnceTheyHelpAgain) {
+  ThreadPolicy policy;
+  fail(policy, 5);
+  EXPECT_EQ(passes_on_one_thread(policy, 40000), 31);
+  policy.learn(40000, true);
+  EXPECT_TRUE(policy.wants_threads(40000));
+  fail(policy, 1);
+  EXPECT_EQ(passes_on_one_thread(policy, 40000), 1);
+}
+
+TEST(ThreadPolicy, TakesAFewFailuresForChance) {
+  ThreadPolicy policy;
+  for (int i = 1; i < ThreadPolicy::trials; ++i) policy.learn(40000, false);
+  EXPECT_TRUE(policy.wants_threads(40000));
+  policy.learn(40000, true);
+  for (int i = 1; i < ThreadPolicy::trials; ++i) policy.learn(40000, false);
+  EXPECT_TRUE(policy.wants_threads(40000));
+}
+
+TEST(ThreadPolicy, LeavesLargerPassesTheirThreads) {
+  ThreadPolicy policy;
+  fail(policy, 5);
+  EXPECT_TRUE(policy.wants_threads(80000));
+  EXPECT_FALSE(policy.wants_threads(79999));
+  EXPECT_FALSE(policy.wants_threads(100));
+}
+
+}  // namespace
+}  // namespace fusedadam
