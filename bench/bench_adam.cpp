@@ -1,92 +1,59 @@
 // SPDX-License-Identifier: MIT
 //
-// How fast the Adam step is, and what part of the machine's limit that is: every row times a step
-// and its traffic twin in turn over the same memory. Counters: bytes_per_second of the step,
-// twin_bytes_per_second, and of_twin, the median over the rounds of twin time / step time. Run with
-// --help for Google Benchmark's options; docs/benchmarks.md shows how to read the rows.
+// How fast the Adam step is, and what part of the machine's limits that is: every row times a step,
+// its traffic twin and its divisions in turn. Counters, each the median over the rounds:
+//
+//     of_twin     time of the twin, which moves the same bytes, / time of the step
+//     of_divider  time of as many square roots and divisions in L1 / time of the step
+//     of_limit    time of the longer of the two / time of the step: 1 is as fast as can be
+//
+// and median_seconds of a step. The column Time, bytes_per_second, twin_bytes_per_second and
+// items_per_second (elements) are means, which a noisy machine moves. Run with --help for Google
+// Benchmark's options; docs/benchmarks.md shows how to read the rows.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <chrono>
 #include <concepts>
-#include <iostream>
-#include <map>
+#include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "arena.hpp"
+#include "adam_plan.hpp"
 #include "fusedadam/adam.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
-#include "parallel.hpp"
+#include "kernel_table.hpp"
+#include "limits.hpp"
+#include "passes.hpp"
+#include "streams.hpp"
 #include "tensor_list.hpp"
-#include "traffic_twin.hpp"
 
 namespace fusedadam::bench {
-
-#if FUSEDADAM_HAVE_avx512
-extern const TrafficTwin traffic_twin_avx512;
-#endif
-#if FUSEDADAM_HAVE_avx2
-extern const TrafficTwin traffic_twin_avx2;
-#endif
-#if FUSEDADAM_HAVE_neon
-extern const TrafficTwin traffic_twin_neon;
-#endif
-#if FUSEDADAM_HAVE_baseline
-extern const TrafficTwin traffic_twin_baseline;
-#endif
-
 namespace {
 
-const std::map<std::string, const TrafficTwin*, std::less<>> twins = {
-#if FUSEDADAM_HAVE_avx512
-    {"avx512", &traffic_twin_avx512},
-#endif
-#if FUSEDADAM_HAVE_avx2
-    {"avx2", &traffic_twin_avx2},
-#endif
-#if FUSEDADAM_HAVE_neon
-    {"neon", &traffic_twin_neon},
-#endif
-#if FUSEDADAM_HAVE_baseline
-    {"baseline", &traffic_twin_baseline},
-#endif
-};
-
 template <class T>
-const TwinPasses<T>& passes(const TrafficTwin& twin) {
+const auto& of_precision(const auto& table) {
   if constexpr (std::same_as<T, float>) {
-    return twin.f32;
+    return table.f32;
   } else {
-    return twin.f64;
+    return table.f64;
   }
 }
 
-// Runs a pass of a twin as the passes of a step run: body(streams, n) for each piece.
+// Runs a pass of a limit as the passes of a step run: body(streams, n) for each piece.
 template <class T>
 void run_pass(const TensorList& list, TensorList::Edge edge, auto&& body) {
-  const int parts = list.worthwhile_parts(get_num_threads());
-  parallel_for(parts, [&](int part) {
-    list.for_each_piece(part, parts, edge,
-                        [&](std::size_t index, std::int64_t first, std::int64_t end) {
-                          body(list.tensors()[index].template streams<T>(first),
-                               static_cast<std::size_t>(end - first));
-                        });
+  pass_over(list, edge, [&]<class U>(std::size_t index, std::int64_t first, std::int64_t end) {
+    if constexpr (std::same_as<U, T>) {
+      body(list.tensors()[index].template streams<T>(first), static_cast<std::size_t>(end - first));
+    }
   });
 }
 
-// What a family of rows measures: a step, and the passes that move the same bytes.
-template <class T>
-struct Kind {
-  std::string name;
-  AdamSettings settings;
-  T grad;                // of every element, when a step begins
-  std::int64_t streams;  // read or written by a step, each direction and each pass counted
-  void (*twin)(const TensorList& list, const TwinPasses<T>& passes, T grad);
-};
+// ---- the limits --------------------------------------------------------------------------------
 
 template <class T>
 void plain_twin(const TensorList& list, const TwinPasses<T>& twin, T /*grad*/) {
@@ -104,64 +71,76 @@ void tail_twin(const TensorList& list, const TwinPasses<T>& twin, T grad) {
 }
 
 template <class T>
-std::vector<Kind<T>> kinds() {
-  return {
-      // p, m and v in and out, g in. The gradient is small enough that the twin's additions to
-      // values near 1 leave them as they are.
-      {.name = "step", .settings = {}, .grad = T(1e-17), .streams = 7, .twin = &plain_twin<T>},
-      // The norm reads g; then p, m, v, the average and g, in and out. The gradient is large enough
-      // to be clipped at every size, by a factor that leaves no number subnormal.
-      {.name = "tail",
-       .settings = {.weight_decay = 0.01, .clipnorm = 0.1, .use_ema = true, .zero_grad = true},
-       .grad = T(0.01),
-       .streams = 11,
-       .twin = &tail_twin<T>},
-  };
+struct DividerTile {
+  alignas(64) T numerators[tile_size];
+  alignas(64) T squares[tile_size];
+  alignas(64) T quotients[tile_size];
+
+  DividerTile() {
+    std::ranges::fill(numerators, T(1e-3));
+    std::ranges::fill(squares, T(0.5));
+  }
+};
+
+// As many square roots and divisions as a step of these tensors takes, in as many threads.
+template <class T>
+void divide(const TensorList& list, const DividerPass<T>& divider) {
+  run_pass<T>(list, TensorList::Edge::tile, [&](const TensorStreams<T>&, std::size_t n) {
+    thread_local DividerTile<T> tile;
+    for (std::size_t i = 0; i < n; i += tile_size) {
+      divider.divide(tile.quotients, tile.numerators, tile.squares, std::min(n - i, tile_size));
+    }
+  });
 }
 
-// The streams of one tensor, resident before anything is timed. They begin some KiB off multiples
-// of the huge page: streams that lie a power of two apart meet on the same banks of the memory, and
-// then that is what a row shows.
+// ---- the rows ----------------------------------------------------------------------------------
+
+// What a family of rows measures: a step, and the passes that move the same bytes.
 template <class T>
-class Streams {
- public:
-  Streams(const Kind<T>& kind, std::int64_t size)
-      : stride_(bytes(size) + skew), arena_((kind.settings.use_ema ? 5 : 4) * stride_) {
-    T* const grad = stream(1, size, kind.grad);
-    tensor = {.param = stream(0, size, T(1)),
-              .grad = grad,
-              .m = stream(2, size, T(0)),
-              .v = stream(3, size, T(0)),
-              .size = size,
-              .ema = kind.settings.use_ema ? stream(4, size, T(1)) : nullptr};
-    list = TensorList({{.precision = std::same_as<T, float> ? Precision::f32 : Precision::f64,
-                        .param = tensor.param,
-                        .grad = grad,
-                        .m = tensor.m,
-                        .v = tensor.v,
-                        .size = size,
-                        .ema = tensor.ema,
-                        .zeroed = kind.settings.zero_grad ? grad : nullptr}});
-  }
-
-  Tensor<T> tensor;
-  TensorList list;  // the same, for the twin
-
- private:
-  static constexpr std::size_t skew = 64 * 1024 + 64;
-  // Rounded up, so that each stream begins at a cache line.
-  static std::size_t bytes(std::int64_t size) {
-    return (static_cast<std::size_t>(size) * sizeof(T) + 63) / 64 * 64;
-  }
-  T* stream(std::size_t index, std::int64_t size, T value) {
-    T* const begin = reinterpret_cast<T*>(arena_.data() + index * stride_);
-    std::fill_n(begin, size, value);
-    return begin;
-  }
-
-  std::size_t stride_;
-  Arena arena_;
+struct Kind {
+  std::string name;
+  AdamSettings settings;
+  T grad;                // of every element, when a step begins
+  std::int64_t streams;  // read or written by a step, each direction and each pass counted
+  void (*twin)(const TensorList& list, const TwinPasses<T>& passes, T grad);
+  bool is_prepared = false;  // AdamPlan, which Python steps with; else adam_step()
 };
+
+// p, m and v in and out, g in. The gradient is small enough that the twin's additions to values
+// near 1 leave them as they are.
+template <class T>
+const Kind<T> step_kind = {
+    .name = "step", .settings = {}, .grad = T(1e-17), .streams = 7, .twin = &plain_twin<T>};
+
+template <class T>
+const Kind<T> prepared_kind = {.name = "prepared",
+                               .settings = {},
+                               .grad = T(1e-17),
+                               .streams = 7,
+                               .twin = &plain_twin<T>,
+                               .is_prepared = true};
+
+// The norm reads g; then p, m, v, the average and g, in and out. The gradient is large enough to be
+// clipped at every size, by a factor that leaves no number subnormal.
+template <class T>
+const Kind<T> tail_kind = {
+    .name = "tail",
+    .settings = {.weight_decay = 0.01, .clipnorm = 0.1, .use_ema = true, .zero_grad = true},
+    .grad = T(0.01),
+    .streams = 11,
+    .twin = &tail_twin<T>};
+
+// How a row steps: with checks of all tensors at each call, or with tensors prepared once.
+template <class T>
+std::function<void()> stepper(const Kind<T>& kind, const Streams<T>& streams) {
+  if (kind.is_prepared) {
+    return [plan = AdamPlan(streams.references()), options = AdamOptions(kind.settings),
+            progress = AdamProgress()]() mutable { plan.step(std::span(&options, 1), progress); };
+  }
+  return [&streams, options = AdamOptions(kind.settings), step = std::int64_t{0}]() mutable {
+    adam_step(std::span(streams.tensors()), options, ++step);
+  };
+}
 
 double seconds(auto&& work) {
   const auto start = std::chrono::steady_clock::now();
@@ -176,56 +155,95 @@ double median(std::vector<double> values) {
 }
 
 template <class T>
-void bench(benchmark::State& state, const Kind<T>& kind, const std::string& isa, std::int64_t size,
-           int threads) {
+void bench_step(benchmark::State& state, const Kind<T>& kind, const std::string& isa,
+                std::int64_t tensors, std::int64_t size, int threads) {
   set_isa(isa);
   set_num_threads(threads);
-  Streams<T> streams(kind, size);
-  const std::span<const Tensor<T>> tensors(&streams.tensor, 1);
-  const TwinPasses<T>& twin = passes<T>(*twins.at(isa));
-  const AdamOptions options(kind.settings);
-  std::int64_t step = 0;
-  const auto take_step = [&] { adam_step(tensors, options, ++step); };
-  const auto take_twin_step = [&] { kind.twin(streams.list, twin, kind.grad); };
+  const Streams<T> streams(kind.settings, tensors, size, kind.grad);
+  const TensorList list(streams.references());
+  const Limits limits = limits_of(isa);
+  const auto take_step = stepper(kind, streams);
+  const auto take_twin_step = [&] { kind.twin(list, of_precision<T>(limits.twin), kind.grad); };
+  const auto take_divisions = [&] { divide(list, of_precision<T>(limits.divider)); };
   take_step();
   take_twin_step();
+  take_divisions();
 
-  std::vector<double> ratios;
+  std::vector<double> step_times, of_twin, of_divider, of_limit;
   double twin_seconds = 0;
   for ([[maybe_unused]] auto _ : state) {
     const double step_time = seconds(take_step);
     const double twin_time = seconds(take_twin_step);
+    const double divider_time = seconds(take_divisions);
     state.SetIterationTime(step_time);
     twin_seconds += twin_time;
-    ratios.push_back(twin_time / step_time);
+    step_times.push_back(step_time);
+    of_twin.push_back(twin_time / step_time);
+    of_divider.push_back(divider_time / step_time);
+    of_limit.push_back(std::max(twin_time, divider_time) / step_time);
   }
-  const double bytes =
-      static_cast<double>(size * kind.streams) * sizeof(T) * static_cast<double>(ratios.size());
+  const double elements =
+      static_cast<double>(list.elements()) * static_cast<double>(step_times.size());
+  const double bytes = elements * static_cast<double>(kind.streams) * sizeof(T);
+  state.SetItemsProcessed(static_cast<std::int64_t>(elements));
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
   state.counters["twin_bytes_per_second"] = bytes / twin_seconds;
-  state.counters["of_twin"] = median(std::move(ratios));
+  state.counters["median_seconds"] = median(std::move(step_times));
+  state.counters["of_twin"] = median(std::move(of_twin));
+  state.counters["of_divider"] = median(std::move(of_divider));
+  state.counters["of_limit"] = median(std::move(of_limit));
 }
 
 template <class T>
-void register_benchmarks(const std::string& dtype) {
-  const int most_threads = get_num_threads();
-  std::vector<int> thread_counts = {1};
-  for (int n = 2; n < most_threads; n *= 2) thread_counts.push_back(n);
-  if (most_threads > 1) thread_counts.push_back(most_threads);
+void bench_divider(benchmark::State& state, const std::string& isa, std::int64_t size,
+                   int threads) {
+  set_num_threads(threads);
+  const TensorList list({{.precision = precision_of<T>, .size = size}});
+  const Limits limits = limits_of(isa);
+  for ([[maybe_unused]] auto _ : state) {
+    state.SetIterationTime(seconds([&] { divide(list, of_precision<T>(limits.divider)); }));
+  }
+  state.SetItemsProcessed(state.iterations() * size);
+}
 
-  for (const Kind<T>& kind : kinds<T>()) {
-    for (const std::string& isa : supported_isas()) {
-      for (const std::int64_t size :
-           {std::int64_t{1000}, std::int64_t{10000}, std::int64_t{100000}, std::int64_t{1} << 20,
-            std::int64_t{10000000}, std::int64_t{1} << 26, std::int64_t{100000000}}) {
-        for (const int threads : thread_counts) {
-          const std::string name = kind.name + "/" + isa + "/" + dtype +
-                                   "/n:" + std::to_string(size) +
-                                   "/threads:" + std::to_string(threads);
-          benchmark::RegisterBenchmark(name.c_str(), &bench<T>, kind, isa, size, threads)
-              ->UseManualTime();
-        }
-      }
+std::vector<int> thread_counts() {
+  const int most = get_num_threads();
+  std::vector<int> counts = {1};
+  for (int n = 2; n < most; n *= 2) counts.push_back(n);
+  if (most > 1) counts.push_back(most);
+  return counts;
+}
+
+template <class T>
+void register_steps(const Kind<T>& kind, const std::string& prefix, std::int64_t tensors,
+                    const std::vector<std::int64_t>& sizes, const std::string& isa) {
+  for (const std::int64_t size : sizes) {
+    for (const int threads : thread_counts()) {
+      const std::string name = kind.name + '/' + prefix + "n:" + std::to_string(size) +
+                               "/threads:" + std::to_string(threads);
+      benchmark::RegisterBenchmark(name.c_str(), &bench_step<T>, kind, isa, tensors, size, threads)
+          ->UseManualTime();
+    }
+  }
+}
+
+template <class T>
+void register_rows(const std::string& dtype) {
+  const std::vector<std::int64_t> sizes = {1000,     10000,   100000,   1 << 20,
+                                           10000000, 1 << 26, 100000000};
+  for (const std::string& isa : supported_isas()) {
+    const std::string prefix = isa + '/' + dtype + '/';
+    register_steps(step_kind<T>, prefix, 1, sizes, isa);
+    register_steps(tail_kind<T>, prefix, 1, sizes, isa);
+    register_steps(prepared_kind<T>, prefix, 1, {1000, 10000}, isa);
+    for (const Kind<T>& kind : {step_kind<T>, prepared_kind<T>}) {
+      register_steps(kind, prefix + "tensors:1000/", 1000, {1000}, isa);
+      register_steps(kind, prefix + "tensors:100000/", 100000, {100}, isa);
+    }
+    for (const int threads : thread_counts()) {
+      const std::string name = "divider/" + prefix + "n:1048576/threads:" + std::to_string(threads);
+      benchmark::RegisterBenchmark(name.c_str(), &bench_divider<T>, isa, 1 << 20, threads)
+          ->UseManualTime();
     }
   }
 }
@@ -239,8 +257,8 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("fusedadam_threading", fusedadam::threading_runtime());
   benchmark::AddCustomContext("fusedadam_threads", std::to_string(fusedadam::get_num_threads()));
   benchmark::AddCustomContext("fusedadam_best_isa", fusedadam::supported_isas().front());
-  fusedadam::bench::register_benchmarks<float>("float32");
-  fusedadam::bench::register_benchmarks<double>("float64");
+  fusedadam::bench::register_rows<float>("float32");
+  fusedadam::bench::register_rows<double>("float64");
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
 }

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+//
+// The traffic twin as a shared library with a C interface, for bench/run.py: a plain step's or a
+// training tail's passes over the arrays of an optimizer, in the step's own parallel regions and
+// with its division of the work.
+#include <atomic>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <utility>
+#include <vector>
+
+#include "fusedadam/threads.hpp"
+#include "limits.hpp"
+#include "passes.hpp"
+#include "tensor_list.hpp"
+#include "traffic_twin.hpp"
+
+#if defined(_WIN32)
+#define TWIN_EXPORT extern "C" __declspec(dllexport)
+#else
+#define TWIN_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace fusedadam::bench {
+namespace {
+
+template <class T>
+const TwinPasses<T>& passes_of(const TrafficTwin& twin) noexcept {
+  if constexpr (std::same_as<T, float>) {
+    return twin.f32;
+  } else {
+    return twin.f64;
+  }
+}
+
+// What the sums of the norm's pass go to, so that no compiler drops the pass.
+std::atomic<std::uint64_t> sink;
+
+}  // namespace
+}  // namespace fusedadam::bench
+
+namespace bench = fusedadam::bench;
+
+// A step's or, with averages, a tail's passes over some tensors.
+struct Twin {
+  const bench::TrafficTwin& passes;
+  fusedadam::TensorList list;
+  bool is_tail;
+};
+
+// A twin of the step over `count` tensors, all float32 or all float64: an array of addresses for
+// each kind of stream. Without `ema` it is the twin of the plain step, else that of the tail, which
+// zeroes the gradients. Null where this build has no such instruction set, or no memory.
+TWIN_EXPORT Twin* traffic_twin_make(const char* isa, int is_float64, std::int64_t count,
+                                    void* const* param, void* const* grad, void* const* m,
+                                    void* const* v, void* const* ema, const std::int64_t* size) {
+  try {
+    const bench::TrafficTwin& passes = bench::limits_of(isa).twin;
+    std::vector<fusedadam::TensorRef> tensors;
+    tensors.reserve(static_cast<std::size_t>(count));
+    for (std::int64_t i = 0; i < count; ++i) {
+      tensors.push_back(
+          {.precision = is_float64 != 0 ? fusedadam::Precision::f64 : fusedadam::Precision::f32,
+           .param = param[i],
+           .grad = grad[i],
+           .m = m[i],
+           .v = v[i],
+           .size = size[i],
+           .ema = ema == nullptr ? nullptr : ema[i],
+           .zeroed = ema == nullptr ? nullptr : grad[i]});
+    }
+    return new Twin{passes, fusedadam::TensorList(std::move(tensors)), ema != nullptr};
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+TWIN_EXPORT void traffic_twin_free(Twin* twin) { delete twin; }
+
+TWIN_EXPORT void traffic_twin_set_num_threads(int threads) { fusedadam::set_num_threads(threads); }
+
+TWIN_EXPORT void traffic_twin_step(const Twin* twin) {
+  using fusedadam::TensorList;
+  const TensorList& list = twin->list;
+  if (twin->is_tail) {
+    fusedadam::pass_over(list, TensorList::Edge::block,
+                         [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+                           const auto streams = list.tensors()[index].streams<T>(first);
+                           bench::sink +=
+                               bench::passes_of<T>(twin->passes)
+                                   .read(streams.grad, static_cast<std::size_t>(end - first));
+                         });
+  }
+  fusedadam::pass_over(list, TensorList::Edge::tile,
+                       [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+                         const auto streams = list.tensors()[index].streams<T>(first);
+                         const auto n = static_cast<std::size_t>(end - first);
+                         const auto& passes = bench::passes_of<T>(twin->passes);
+                         if (twin->is_tail) {
+                           passes.tail(streams, n, T(0));
+                         } else {
+                           passes.step(streams, n);
+                         }
+                       });
+}
