@@ -238,10 +238,10 @@ def test_gradient_changed_in_place_between_steps(rng: np.random.Generator) -> No
     optimizer = Adam()
     optimizer.apply_gradients([(g, p)])
     before = p.copy()
-    g.shape = (5, 4)  # type: ignore[misc]
+    g.shape = (5, 4)
     with pytest.raises(ValueError, match=r"grads\[0\] must have the shape"):
         optimizer.apply_gradients([(g, p)])
-    g.shape = (4, 5)  # type: ignore[misc]
+    g.shape = (4, 5)
     g.dtype = np.dtype("int32")  # type: ignore[misc]
     with pytest.raises(TypeError, match=r"grads\[0\] must be float32 or float64"):
         optimizer.apply_gradients([(g, p)])

@@ -20,7 +20,8 @@ void ThreadPolicy::learn(std::int64_t elements, bool threads_helped) noexcept {
   }
   if (failures_.fetch_add(1, std::memory_order_relaxed) + 1 < trials) return;
   failures_.store(0, std::memory_order_relaxed);
-  const int pause = std::min(2 * pause_.load(std::memory_order_relaxed) + 1, longest_pause);
+  const int last = pause_.load(std::memory_order_relaxed);
+  const int pause = last == 0 ? first_pause : std::min(growth * last, longest_pause);
   pause_.store(pause, std::memory_order_relaxed);
   elements_.store(2 * elements, std::memory_order_relaxed);
   passes_left_.store(pause, std::memory_order_relaxed);

@@ -11,8 +11,8 @@ namespace fusedadam {
 // A thread that sleeps, or whose core another library's threads keep busy (BLAS libraries spin for
 // milliseconds after each product), comes only when a small pass would long have been over on one
 // thread, and the end of a parallel region waits for it. After some such regions in a row, passes
-// of that size stay on one thread for a while: for one pass at first, for twice as many each time
-// that it happens again. Results do not depend on it. Safe to use from several threads.
+// of that size stay on one thread for a while, which is longer each time that it happens again.
+// Results do not depend on it. Safe to use from several threads.
 class ThreadPolicy {
  public:
   // Whether a pass over so many elements should use threads.
@@ -22,8 +22,12 @@ class ThreadPolicy {
   void learn(std::int64_t elements, bool threads_helped) noexcept;
 
   // Regions in a row. More than one, since the first after a pause finds the threads asleep.
-  static constexpr int trials = 3;
-  static constexpr int longest_pause = 2047;  // passes
+  static constexpr int trials = 2;
+  // Passes. A trial may cost milliseconds, a pass on one thread some 10 microseconds more than on
+  // several: pauses are soon long.
+  static constexpr int first_pause = 16;
+  static constexpr int growth = 8;
+  static constexpr int longest_pause = 2048;
 
  private:
   std::atomic<std::int64_t> elements_{0};  // passes below stay on one thread...
