@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""Whether a contender computes what it should: the formula in float64, and how near it must be."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from peers import Array, Form, Hyper, Peer, Work
+
+STEPS = 5
+# No multiple of any vector length, and one that is divided among threads.
+SIZES = (1, 3, 17, 1_025, 70_001)
+# So large that another form of epsilon, or a step that starts from 0, is far off.
+HYPER = Hyper(lr=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-3)
+
+
+def error(peer: Peer, name: str, work: Work, threads: int) -> str:
+    """Step a contender over a few tensors of odd sizes; return what is wrong with it, or ""."""
+    work = replace(work, sizes=SIZES, hyper=HYPER)
+    contender = peer.make([name], work, threads)[name]
+    expected = Reference(work, contender.form)
+    random = np.random.default_rng(2)
+    for step in range(1, STEPS + 1):
+        # A step of Adam shows changes of scale, and not scale itself.
+        grads = [0.01 * step * random.standard_normal(n).astype(work.dtype) for n in work.sizes]
+        contender.set_grads(grads)
+        contender.step()
+        expected.step(grads)
+    scalars = contender.scalars or work.dtype
+    return differences("parameter", contender.params(), expected.params, work, scalars) or (
+        differences("average", contender.averages(), expected.averages, work, scalars)
+    )
+
+
+def differences(
+    what: str, actual: Sequence[Array], expected: Sequence[Array], work: Work, scalars: str
+) -> str:
+    """Return where arrays differ by more than rounding explains, or ""."""
+    if len(actual) != len(expected):
+        return f"{len(actual)} {what}s of {len(expected)}"
+    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        if a.shape != b.shape or a.dtype != work.dtype:
+            return f"{what} {index} is {a.dtype} {a.shape}, not {work.dtype} {b.shape}"
+        off = float(np.max(np.abs(a.astype(np.float64) - b), initial=0.0))
+        allowed = tolerance(work, b, scalars)
+        if not off <= allowed:
+            return f"{what} {index} is off by {off:.3g}, more than {allowed:.3g}"
+    return ""
+
+
+def tolerance(work: Work, expected: Array, scalars: str) -> float:
+    """Return how far a right answer may be off.
+
+    A step rounds the parameter; and many peers form 1 - beta_2**t in the precision of the tensor, so
+    that the first step's 0.001 has the absolute error of a number near 1.
+    """
+    of_scalars = work.hyper.lr * float(np.finfo(scalars).eps) / (1 - work.hyper.beta_2)
+    largest = float(np.max(np.abs(expected), initial=1.0))
+    return STEPS * (of_scalars + 4 * float(np.finfo(work.dtype).eps) * largest)
+
+
+class Reference:
+    """The formula of the paper in float64, in one of its two forms; or what the twin does."""
+
+    def __init__(self, work: Work, form: Form) -> None:
+        self._work = work
+        self._form = form
+        self._t = 0
+        self.params = [param.astype(np.float64) for param in work.params()]
+        self._m = [np.zeros_like(param) for param in self.params]
+        self._v = [np.zeros_like(param) for param in self.params]
+        self.averages = [] if work.tail is None else [param.copy() for param in self.params]
+
+    def step(self, grads: Sequence[Array]) -> None:
+        """Take a step."""
+        self._t += 1
+        wide = [grad.astype(np.float64) for grad in grads]
+        if self._form == "twin":
+            for array, grad in zip(
+                self.params + self.averages, itertools.cycle(wide), strict=False
+            ):
+                array += grad
+            return
+        tail = self._work.tail
+        if tail is not None:
+            norm = math.sqrt(sum(float(np.sum(grad * grad)) for grad in wide))
+            wide = [grad * min(1.0, tail.clipnorm / norm) for grad in wide]
+            for param in self.params:
+                param -= self._work.hyper.lr * tail.weight_decay * param
+        self._update(wide)
+        if tail is not None:
+            # The first average is the parameter itself.
+            weight = 1.0 if self._t == 1 else 1 - tail.ema_momentum
+            for average, param in zip(self.averages, self.params, strict=True):
+                average += weight * (param - average)
+
+    def _update(self, grads: Sequence[Array]) -> None:
+        hyper = self._work.hyper
+        a = math.sqrt(1 - hyper.beta_2**self._t)
+        b = 1 - hyper.beta_1**self._t
+        for param, grad, m, v in zip(self.params, grads, self._m, self._v, strict=True):
+            m += (1 - hyper.beta_1) * (grad - m)
+            v += (1 - hyper.beta_2) * (grad * grad - v)
+            if self._form == "hat":
+                param -= hyper.lr * a / b * m / (np.sqrt(v) + hyper.epsilon)
+            else:
+                param -= hyper.lr / b * m / (np.sqrt(v) / a + hyper.epsilon)

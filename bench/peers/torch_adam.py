@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""PyTorch's own Adam in its three implementations, and a training tail as its documentation has it.
+
+https://docs.pytorch.org/docs/stable/generated/torch.optim.Adam.html
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from peers import Array, Beginning, Contender, Work
+
+if TYPE_CHECKING:
+    import torch
+
+VARIANTS: dict[str, dict[str, bool]] = {
+    "torch default": {},
+    "torch foreach": {"foreach": True},
+    "torch fused": {"fused": True},
+}
+
+
+def versions() -> dict[str, str]:
+    """Import torch and return its version."""
+    import torch
+
+    return {"torch": torch.__version__}
+
+
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
+    """Run everything."""
+    return ""
+
+
+def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
+    """Make the variants. They share all memory: all that each has to itself is its step count."""
+    import torch
+
+    torch.set_num_threads(threads)
+    params = parameters(work)
+    if work.tail is not None:
+        return {name: TorchTail(work, params) for name in names}
+    steps = {name: TorchStep(work, params, VARIANTS[name]) for name in names}
+    first, *others = steps.values()
+    for other in others:
+        other.share_moments(first)
+    return dict(steps)
+
+
+def beginning(work: Work, threads: int) -> Beginning:
+    """Make the fused variant, over parameters that are there."""
+    import torch
+
+    torch.set_num_threads(threads)
+    params = parameters(work)
+    return lambda: TorchStep(work, params, VARIANTS["torch fused"]).step
+
+
+def parameters(work: Work) -> list[torch.nn.Parameter]:
+    """Return parameters with gradients, in memory of torch's."""
+    import torch
+
+    params = [torch.nn.Parameter(torch.from_numpy(array).clone()) for array in work.params()]
+    for param, grad in zip(params, work.grads(), strict=True):
+        param.grad = torch.from_numpy(grad).clone()
+    return params
+
+
+class TorchTensors(Contender):
+    """What contenders over tensors of torch have in common."""
+
+    form = "algorithm 1"
+
+    def __init__(self, params: list[torch.nn.Parameter]) -> None:
+        self._params = params
+
+    def set_grads(self, grads: Iterable[Array]) -> None:
+        """Copy into the gradients."""
+        for param, values in zip(self._params, grads, strict=True):
+            gradient: Any = param.grad
+            gradient.numpy()[...] = values
+
+    def params(self) -> list[Array]:
+        """Return views."""
+        return [param.detach().numpy() for param in self._params]
+
+
+class TorchStep(TorchTensors):
+    """`torch.optim.Adam.step`."""
+
+    def __init__(
+        self, work: Work, params: list[torch.nn.Parameter], variant: dict[str, bool]
+    ) -> None:
+        import torch
+
+        super().__init__(params)
+        hyper = work.hyper
+        betas = (hyper.beta_1, hyper.beta_2)
+        self._optimizer = torch.optim.Adam(params, hyper.lr, betas, hyper.epsilon, **variant)
+        self._step = self._optimizer.step
+
+    def step(self) -> object:
+        """Step."""
+        return self._step()
+
+    def share_moments(self, other: TorchStep) -> None:
+        """Go on from the state of another, of which it steps once to have one."""
+        if not other._optimizer.state:
+            other.step()
+        for param in self._params:
+            state = other._optimizer.state[param]
+            self._optimizer.state[param] = state | {"step": state["step"].clone()}
+
+
+class TorchTail(TorchTensors):
+    """Clip, step, average, zero."""
+
+    def __init__(self, work: Work, params: list[torch.nn.Parameter]) -> None:
+        import torch
+        from torch.optim import swa_utils
+
+        super().__init__(params)
+        assert work.tail is not None
+        hyper = work.hyper
+        self._clipnorm = work.tail.clipnorm
+        self._clip = torch.nn.utils.clip_grad_norm_
+        self._optimizer = torch.optim.AdamW(
+            params,
+            hyper.lr,
+            (hyper.beta_1, hyper.beta_2),
+            hyper.epsilon,
+            weight_decay=work.tail.weight_decay,
+            fused=True,
+        )
+        self._model = torch.nn.ParameterList(params)
+        moving_average: Any = swa_utils.get_ema_multi_avg_fn
+        average = moving_average(work.tail.ema_momentum)
+        grads = [param.grad for param in params]
+        # AveragedModel copies the model, and would copy the gradients with it.
+        self._optimizer.zero_grad(set_to_none=True)
+        self._averaged = swa_utils.AveragedModel(self._model, multi_avg_fn=average)
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        gc.collect()
+
+    def step(self) -> object:
+        """Take all that comes between the gradients and the next batch."""
+        self._clip(self._params, self._clipnorm)
+        self._optimizer.step()
+        self._averaged.update_parameters(self._model)
+        return self._optimizer.zero_grad(set_to_none=False)
+
+    def averages(self) -> list[Array]:
+        """Return views."""
+        return [param.detach().numpy() for param in self._averaged.parameters()]

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""Contenders take turns, each in a process of its own: A B C A B C ...
+
+What else a machine does changes from minute to minute. Within a round it is nearly the same for all
+contenders, so that the ratio of two of them, formed round by round, holds where no time does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from machine import available_bytes
+from peers import PEERS, TAIL_PEERS, TEMPORARIES, Work, load
+from processes import Worker, WorkerError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from settings import Settings
+    from typing_extensions import Self
+
+ALWAYS = ("fusedadam", "traffic twin")
+# GCC's OpenMP lets its threads spin for 9 ms after a region (measured on 2.6 GHz) before they sleep.
+PAUSE = 0.020
+# From so many seconds a step on, the arrays are far larger than any cache, and no step is spent on
+# filling caches that the other contenders have emptied.
+NO_WARMING = 0.25
+# What the rounds of one case may take, in seconds, and how many there are in any case.
+CASE_SECONDS, LEAST_ROUNDS = 40.0, 3
+QUICK_CASE_SECONDS, QUICK_ROUNDS = 0.5, 2
+# Left to the rest of the machine.
+SPARE_BYTES = 1 << 30
+
+_chosen: frozenset[str] | None = None
+
+
+def choose(names: Iterable[str] | None) -> None:
+    """Let only these contenders take part in this run, beside fusedadam and its twin; None: all."""
+    global _chosen
+    _chosen = None if names is None else frozenset(names).union(ALWAYS)
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """Return those of the names that take part."""
+    return [name for name in names if _chosen is None or name in _chosen]
+
+
+class Case(NamedTuple):
+    """A row of the results: tensors that all have one size."""
+
+    name: str
+    tensors: int
+    elements: int  # of one tensor
+
+
+class Turn(NamedTuple):
+    """What a contender does when it is its turn."""
+
+    worker: Worker
+    steps: int
+    warm: bool
+    seconds: float  # that this takes, roughly
+
+
+class Contest:
+    """Contenders that are timed against one another. As a context manager, it ends their processes."""
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        settings: Settings,
+        *,
+        threads: int | None = None,
+        dtype: str = "float32",
+        tail: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._threads = settings.threads if threads is None else threads
+        self._dtype = dtype
+        self._tail = tail
+        self._modules = TAIL_PEERS if tail else PEERS
+        self._names = chosen(names)
+        self._workers: dict[str, Worker] = {}
+        self._checked: set[str] = set()
+        self._excluded: dict[str, str] = {}  # for good, with the reason
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+    def row(self, case: Case, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Time a case: one row of the results. With `names`, these contenders alone."""
+        entered = [name for name in self._names if names is None or name in names]
+        not_run = self._not_fit(case, entered)
+        ready = self._made(case, [name for name in entered if name not in not_run], not_run)
+        try:
+            turns = self._calibrated(ready, not_run)
+            seconds = self._timed(turns, not_run)
+        finally:
+            self._freed()
+        return {
+            "case": case.name,
+            "dtype": self._dtype,
+            "threads": self._threads,
+            "tensors": case.tensors,
+            "elements": case.elements,
+            "seconds": seconds,
+            "steps": {name: turns[name].steps for name in seconds},
+            "not_run": not_run,
+        }
+
+    def _not_fit(self, case: Case, names: Sequence[str]) -> dict[str, str]:
+        """Return why contenders are not run, as far as that is known before they are started."""
+        work = Work((case.elements,) * case.tensors, self._dtype)
+        reasons = {}
+        array = np.dtype(self._dtype).itemsize * case.tensors * case.elements
+        # One contender at a time steps.
+        temporaries = max((TEMPORARIES.get(name, 0) for name in names), default=0)
+        left = available_bytes() - SPARE_BYTES - temporaries * array
+        # Parameters, gradients, moments; averages, and what gradients are set from.
+        needed = (6 if self._tail else 4) * array
+        holding: set[str] = set()  # contenders in one process share their arrays
+        for name in names:
+            module = self._modules[name]
+            why = self._excluded.get(name) or load(module).limit(name, work)
+            if not why and module not in holding and needed > left:
+                why = f"memory: needs {needed / 2**30:.1f} GiB beside the others"
+            if why:
+                reasons[name] = why
+            elif module not in holding:
+                holding.add(module)
+                left -= needed
+        return reasons
+
+    def _made(self, case: Case, names: Sequence[str], not_run: dict[str, str]) -> dict[str, Worker]:
+        """Have contenders checked, once, and set up for the case, several at a time."""
+        self._started(names)
+        by_module: dict[str, list[str]] = {}
+        for name in names:
+            if name not in self._excluded and self._right(name):
+                by_module.setdefault(self._modules[name], []).append(name)
+            else:
+                not_run[name] = self._excluded[name]
+        work = [case.tensors, case.elements, self._dtype, self._tail]
+        asked = []
+        ready: dict[str, Worker] = {}
+        for module, members in by_module.items():
+            with failing(members, not_run):
+                self._workers[module].send("make", names=members, work=work)
+                asked.append(module)
+        for module in asked:
+            with failing(by_module[module], not_run):
+                self._workers[module].receive()
+                ready |= dict.fromkeys(by_module[module], self._workers[module])
+        return {name: ready[name] for name in names if name in ready}
+
+    def _started(self, names: Sequence[str]) -> None:
+        """Start the processes that do not run yet, all at once."""
+        new: dict[str, Worker] = {}
+        for module in dict.fromkeys(self._modules[name] for name in names):
+            if module not in self._workers or not self._workers[module].alive:
+                new[module] = self._workers[module] = Worker(module, self._threads)
+        for module, worker in new.items():
+            members = [name for name in self._names if self._modules[name] == module]
+            with failing(members, self._excluded):
+                worker.receive()
+
+    def _right(self, name: str) -> bool:
+        """Whether a contender computes what it should. A wrong one is not timed."""
+        if name not in self._checked:
+            self._checked.add(name)
+            with failing([name], self._excluded):
+                worker = self._workers[self._modules[name]]
+                wrong = worker.ask("error", name=name, dtype=self._dtype, tail=self._tail)
+                if wrong:
+                    self._excluded[name] = f"wrong result: {wrong}"
+        return name not in self._excluded
+
+    def _calibrated(self, ready: dict[str, Worker], not_run: dict[str, str]) -> dict[str, Turn]:
+        """Warm up each contender, and find how many steps a timing of it needs."""
+        turns = {}
+        for name, worker in ready.items():
+            with failing([name], not_run):
+                time.sleep(PAUSE)
+                seconds, steps = worker.ask("calibrate", name=name)
+                warm = seconds < NO_WARMING
+                turns[name] = Turn(worker, steps, warm, 2 * PAUSE + seconds * (steps + warm))
+        return turns
+
+    def _timed(self, turns: dict[str, Turn], not_run: dict[str, str]) -> dict[str, list[float]]:
+        """Go round: a turn for each contender."""
+        timings: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(self._rounds(sum(turn.seconds for turn in turns.values()))):
+            for name in list(timings):
+                with failing([name], not_run):
+                    worker, steps, warm, _ = turns[name]
+                    time.sleep(PAUSE)
+                    timings[name].append(worker.ask("time", name=name, steps=steps, warm=warm))
+                if name in not_run:
+                    del timings[name]
+        return timings
+
+    def _rounds(self, seconds: float) -> int:
+        """Return how many rounds are made, each of which takes so long."""
+        if self._settings.quick:
+            return min(self._settings.rounds, QUICK_ROUNDS)
+        most = int(CASE_SECONDS / max(seconds, PAUSE))
+        return min(self._settings.rounds, max(LEAST_ROUNDS, most))
+
+    def _freed(self) -> None:
+        for worker in self._workers.values():
+            if worker.alive:
+                with contextlib.suppress(WorkerError):
+                    worker.ask("free")
+
+
+@contextlib.contextmanager
+def failing(names: Iterable[str], reasons: dict[str, str]) -> Iterator[None]:
+    """Keep what a worker raises as the reason why these contenders are not run."""
+    try:
+        yield
+    except WorkerError as error:
+        reasons |= dict.fromkeys(names, str(error))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""What the results of a run say: medians, ratios round by round, and how figures are written.
+
+A *timed row* is one case as `run.py` writes it: `seconds` has, for each contender, the time of one step in each round. Index i is
+the same round for all of them, so that whatever else the machine did then falls out of a ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+Row: TypeAlias = dict[str, Any]
+
+OURS = "fusedadam"
+TWIN = "traffic twin"
+# In the order of tables and plots.
+PEERS = (
+    "torch fused",
+    "torch foreach",
+    "torch default",
+    "torch",
+    "deepspeed",
+    "numba",
+    "tensorflow ResourceApplyAdam",
+    "keras tensorflow",
+    "keras torch",
+    "optax",
+    "numpy",
+)
+
+# Memory traffic of an element, in bytes: a step reads p, g, m and v, and writes all but g; a
+# training tail reads g once more before (the norm), reads and writes the average and zeroes g.
+STEP_BYTES = {"float32": 28, "float64": 56}
+TAIL_BYTES = {"float32": 44, "float64": 88}
+
+# "1M" is a power of two here and ten to the sixth there.
+SAME_SIZE = 0.1
+
+
+class Spread(NamedTuple):
+    """A median, and the quartiles around it."""
+
+    low: float
+    middle: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return median and quartiles."""
+    low, middle, high = np.quantile(np.asarray(values, np.float64), (0.25, 0.5, 0.75))
+    return Spread(float(low), float(middle), float(high))
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median."""
+    return spread(values).middle
+
+
+def round_by_round(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Return median and quartiles of the ratios that each round has by itself."""
+    if len(numerators) != len(denominators):
+        raise ValueError(
+            "numerators and denominators must have one value a round each. "
+            f"Received: {len(numerators)} and {len(denominators)} values"
+        )
+    return spread([n / d for n, d in zip(numerators, denominators, strict=True)])
+
+
+def ratio(row: Row, contender: str) -> Spread | None:
+    """Return how many times as long as fusedadam this contender takes; None where either is absent.
+
+    For the traffic twin this is the fraction of the limit that is reached.
+    """
+    seconds = row["seconds"]
+    if contender not in seconds or OURS not in seconds:
+        return None
+    return round_by_round(seconds[contender], seconds[OURS])
+
+
+def all_elements(row: Row) -> int:
+    """Return the elements of all tensors of a row together."""
+    return int(row.get("tensors", 1)) * int(row["elements"])
+
+
+def is_about(size: float, wanted: float) -> bool:
+    """Return whether a size is the one that was asked for, be its M 1,000,000 or 1 << 20."""
+    return abs(size - wanted) <= SAME_SIZE * wanted
+
+
+def find(
+    rows: Iterable[Row], *, tensors: int = 1, elements: float, threads: int | None = None
+) -> Row | None:
+    """Return the row of so many tensors of so many elements each; None where there is none."""
+    for row in rows:
+        if (
+            int(row.get("tensors", 1)) == tensors
+            and is_about(row["elements"], elements)
+            and (threads is None or row.get("threads", threads) == threads)
+        ):
+            return row
+    return None
+
+
+def contenders_of(rows: Iterable[Row]) -> list[str]:
+    """Return who was timed in any of these rows: fusedadam, the twin, then the peers in order."""
+    seen = dict.fromkeys(name for row in rows for name in row["seconds"])
+    known = [name for name in (OURS, TWIN, *PEERS) if name in seen]
+    return known + [name for name in seen if name not in known]
+
+
+# ---- how figures are written -------------------------------------------------------------------
+
+
+def digits(value: float, significant: int = 3) -> str:
+    """Write a number with so many significant digits, in full and with thousands set apart."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, significant - 1 - math.floor(math.log10(abs(value))))
+    # 9.996 becomes 10.0 and not 10.00.
+    rounded = round(value, decimals)
+    if rounded != 0:
+        decimals = max(0, significant - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{decimals}f}"
+
+
+def as_time(seconds: float) -> str:
+    """Write a time in the unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if abs(seconds) >= size:
+            return f"{digits(seconds / size)} {unit}"
+    return f"{digits(seconds / 1e-9)} ns"
+
+
+def as_ratio(value: float) -> str:
+    """Write a ratio: two decimals between 0.1 and 10, elsewhere as many as say something."""
+    if abs(value) < 0.095:
+        return digits(value, 2)
+    return f"{value:.2f}" if abs(value) < 9.995 else digits(value)
+
+
+def with_quartiles(figure: Spread) -> str:
+    """Write a ratio with its quartiles: "11.5 (11.2 to 12.1)"."""
+    return f"{as_ratio(figure.middle)} ({as_ratio(figure.low)} to {as_ratio(figure.high)})"
+
+
+def as_error(share: float) -> str:
+    """Write a deviation in percent with its sign, which nothing has none of."""
+    text = f"{100 * share:+.1f} %"
+    return "0.0 %" if text in ("+0.0 %", "-0.0 %") else text
+
+
+def as_count(value: float) -> str:
+    """Write a size short: 1k, 64M, 1B. A power of two counts in its own thousands, as in "64M"."""
+    number = int(value)
+    for suffix, decimal, binary in (
+        ("B", 10**9, 1 << 30),
+        ("M", 10**6, 1 << 20),
+        ("k", 10**3, 1 << 10),
+    ):
+        if number >= binary and number % binary == 0 and number % decimal != 0:
+            return f"{number // binary:,}{suffix}"
+        if number >= decimal:
+            return f"{number / decimal:.4g}{suffix}"
+    return f"{number}"
+
+
+def as_bytes(count: float) -> str:
+    """Write an amount of memory, in decimal units as bandwidths have them."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{digits(count / size)} {unit}"
+    return f"{count:.0f} B"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])

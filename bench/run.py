@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""Measure fusedadam beside every other Adam for CPUs that is installed, and write one JSON file.
+
+    python bench/run.py                                   everything, some 25 minutes on two cores
+    python bench/run.py --quick                           shows that it runs; its figures mean nothing
+    python bench/run.py --only sizes tail                 these sections; the file's others are kept
+    python bench/run.py --only sizes --peers "torch fused" numba
+
+`pip install '.[peers]'` installs the others; what is not there is reported as absent. The machine
+should have nothing else to do. bench/report.py makes tables and plots of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import machine
+import rounds
+import sections
+from peers import PEERS, twin
+from processes import probe
+from settings import Settings
+from tqdm import tqdm
+
+OUTPUT = Path(__file__).parent / "results" / "latest.json"
+FORMAT = 1
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=positive, default=15, help="at most (15)")
+    parser.add_argument("--threads", type=positive, default=machine.usable_cpus())
+    parser.add_argument("--only", nargs="+", choices=sections.NAMES, metavar="SECTION")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=tuple(PEERS),
+        metavar="NAME",
+        help="beside fusedadam, only these",
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes and two rounds")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """Return a number >= 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1. Received: {text}")
+    return number
+
+
+def kept_sections(path: Path, only: list[str] | None) -> dict[str, Any]:
+    """Return the sections of an earlier file, where only some are measured again."""
+    if not only or not path.exists():
+        return {}
+    kept: dict[str, Any] = json.loads(path.read_text())["sections"]
+    return kept
+
+
+def run_sections(names: list[str], settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run sections one after the other under one progress bar; yield the results of each.
+
+    A section that fails says so in its results, and those after it are run.
+    """
+    loaded = {name: sections.load(name) for name in names}
+    total = sum(section.ticks(settings) for section in loaded.values())
+    with tqdm(total=total, unit="case", smoothing=0) as bar:
+        for name, section in loaded.items():
+
+            def tick(words: str, name: str = name) -> None:
+                bar.set_postfix_str(f"{name}: {words}", refresh=False)
+                bar.update()
+
+            try:
+                yield name, section.run(settings, tick)
+            except Exception as error:  # noqa: BLE001 - shown, and the run ends with status 1
+                traceback.print_exc()
+                yield name, {"rows": [], "error": f"{type(error).__name__}: {error}"}
+
+
+def summary(name: str, results: dict[str, Any]) -> str:
+    """Return a few lines: medians of the timed rows, and ratios to fusedadam round by round."""
+    lines = [f"\n{sections.load(name).TITLE}"]
+    if "error" in results:
+        lines.append(f"  failed: {results['error']}")
+    for row in results.get("rows", []):
+        seconds = row.get("seconds")
+        if not isinstance(seconds, dict):
+            lines.append("  " + ", ".join(f"{key} {shown(value)}" for key, value in row.items()))
+            continue
+        ours = seconds.get("fusedadam")
+        cells = []
+        for contender, times in seconds.items():
+            cell = f"{contender} {microseconds(statistics.median(times))}"
+            if ours and contender != "fusedadam":
+                ratios = [theirs / our for theirs, our in zip(times, ours, strict=True)]
+                cell += f" ({statistics.median(ratios):.2f}x)"
+            cells.append(cell)
+        threads = f", {row['threads']} threads" if "threads" in row else ""
+        case = row.get("case") or f"{row.get('elements', 0):,}"
+        lines.append(f"  {case}{threads}: " + ", ".join(cells))
+        lines += [f"    not run: {peer}: {why}" for peer, why in row.get("not_run", {}).items()]
+    return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    """Return a value of a row, times by their median."""
+    if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
+        return microseconds(statistics.median(value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def microseconds(seconds: float) -> str:
+    """Return a time in a unit that suits it."""
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 0.01 else f"{seconds * 1e6:.1f} us"
+
+
+def main() -> int:
+    """Measure, write the file after each section, and print a summary."""
+    args = arguments()
+    settings = Settings(threads=args.threads, rounds=args.rounds, quick=args.quick)
+    names = [name for name in sections.NAMES if not args.only or name in args.only]
+    rounds.choose(args.peers)
+    begin = time.monotonic()
+    if not twin.library_path():
+        print("The traffic twin could not be built: see above.", file=sys.stderr)
+    versions, absent = probe(rounds.chosen(PEERS), settings.threads)
+    for name, why in absent.items():
+        print(f"absent: {name}: {why}", file=sys.stderr)
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "quick": settings.quick,
+        "machine": machine.describe_machine(),
+        "software": machine.describe_software(versions),
+        "threads": settings.threads,
+        "rounds": settings.rounds,
+        "seconds": 0.0,
+        "absent": absent,
+        "sections": kept_sections(args.output, args.only),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    for name, results in run_sections(names, settings):
+        document["sections"][name] = results
+        document["seconds"] = round(time.monotonic() - begin, 1)
+        args.output.write_text(json.dumps(document, indent=1) + "\n")
+    measured = {name: document["sections"][name] for name in names}
+    for name, results in measured.items():
+        print(summary(name, results))
+    print(f"\n{args.output}: {document['seconds']:.0f} s")
+    return 1 if any("error" in results for results in measured.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

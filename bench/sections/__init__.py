@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""The parts of a run, a module each. They are found by name and print nothing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from settings import Results, Settings, Tick
+
+# In the order of a run.
+NAMES = (
+    "sizes",
+    "float64",
+    "many_tensors",
+    "threads",
+    "tail",
+    "first_step",
+    "memory",
+    "large",
+    "calls",
+    "training",
+    "sparse_rows",
+    "imports",
+    "neighbours",
+)
+
+
+class Section(Protocol):
+    """A module of this package."""
+
+    TITLE: str
+
+    def ticks(self, settings: Settings) -> int:
+        """Return how often `run` calls `tick`."""
+
+    def run(self, settings: Settings, tick: Tick) -> Results:
+        """Measure."""
+
+
+def load(name: str) -> Section:
+    """Return a section by its name."""
+    return cast("Section", importlib.import_module(f"sections.{name}"))

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""The targets of the project, once, as data: the work, the bound, and how its figure comes out of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from rows import OURS, TWIN, Spread, as_count, find, median, ratio, round_by_round, spread
+
+Sections: TypeAlias = Mapping[str, Any]
+
+K = 1_000
+M = 1 << 20
+# 1B is ten to the ninth: the 16 GB of the target are 16 bytes an element with its gradient.
+B = 1_000_000_000
+
+
+class NotMeasuredError(Exception):
+    """A figure that these results cannot give, and why."""
+
+
+Figure: TypeAlias = Callable[[Sections], Spread]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure and its bounds, in the figure's unit; None where there is no such bound."""
+
+    work: str
+    rule: str
+    section: str
+    figure: Figure
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = ""
+
+    def met(self, value: float) -> bool:
+        """Return whether a figure, unrounded, is within the bounds."""
+        return (self.at_least is None or value >= self.at_least) and (
+            self.at_most is None or value <= self.at_most
+        )
+
+
+# ---- how figures are computed ------------------------------------------------------------------
+
+
+def rows_of(sections: Sections, section: str) -> list[Any]:
+    """Return the rows of a section."""
+    if section not in sections:
+        raise NotMeasuredError(f"no section {section} in this run")
+    return list(sections[section]["rows"])
+
+
+def row_of(sections: Sections, section: str, tensors: int, elements: int) -> Any:
+    """Return a case of a section."""
+    row = find(rows_of(sections, section), tensors=tensors, elements=elements)
+    if row is None:
+        raise NotMeasuredError(
+            f"no case {tensors:,} x {as_count(elements)} in {section} of this run"
+        )
+    return row
+
+
+def times(peer: str, section: str, tensors: int, elements: int) -> Figure:
+    """Return the figure peer / fusedadam, round by round."""
+
+    def figure(sections: Sections) -> Spread:
+        row = row_of(sections, section, tensors, elements)
+        result = ratio(row, peer)
+        if result is None:
+            raise NotMeasuredError(row.get("not_run", {}).get(peer, f"{peer} was not run"))
+        return result
+
+    return figure
+
+
+def microseconds(section: str, tensors: int, elements: int) -> Figure:
+    """Return the figure microseconds of a step."""
+
+    def figure(sections: Sections) -> Spread:
+        row = row_of(sections, section, tensors, elements)
+        return spread([1e6 * seconds for seconds in row["seconds"][OURS]])
+
+    return figure
+
+
+def first_over_later(memory: str, *, with_build: bool) -> Figure:
+    """Return the figure first step / later step, the first one with or without `build`."""
+
+    def figure(sections: Sections) -> Spread:
+        for row in rows_of(sections, "first_step"):
+            if row["contender"] == OURS and row["memory"] == memory:
+                build = row["build"] if with_build else [0.0] * len(row["first"])
+                first = [b + f for b, f in zip(build, row["first"], strict=True)]
+                return round_by_round(first, row["later"])
+        raise NotMeasuredError(f"no first step on {memory} memory in this run")
+
+    return figure
+
+
+def megabytes_beyond(elements: int) -> Figure:
+    """Return the figure megabytes at peak beyond parameters, gradients and moments."""
+
+    def figure(sections: Sections) -> Spread:
+        for row in rows_of(sections, "memory"):
+            if row["contender"] == OURS and find([row], elements=elements):
+                return spread([beyond_expected(row) / 1e6])
+        raise NotMeasuredError(f"no peak at {as_count(elements)} in this run")
+
+    return figure
+
+
+def beyond_expected(row: Any) -> int:
+    """Return bytes at peak beyond the process itself and parameters, gradients and moments."""
+    return int(row["peak_bytes"] - row["baseline_bytes"] - row["expected_bytes"])
+
+
+def time_per_element_over(elements: int, base: int) -> Figure:
+    """Return the figure time per element at one size over that at another; medians, since their rounds are not the same."""
+
+    def figure(sections: Sections) -> Spread:
+        rows = [*rows_of(sections, "large"), *sections.get("sizes", {}).get("rows", [])]
+        per_element = []
+        for size in (elements, base):
+            row = find(rows, elements=size)
+            if row is None:
+                raise NotMeasuredError(f"no step of {as_count(size)} in this run")
+            per_element.append(median(row["seconds"][OURS]) / row["elements"])
+        return spread([per_element[0] / per_element[1]])
+
+    return figure
+
+
+def import_milliseconds(sections: Sections) -> Spread:
+    """Return the figure milliseconds that `import fusedadam` takes beyond `import numpy`."""
+    for row in rows_of(sections, "imports"):
+        if row["package"] == OURS:
+            return spread([1e3 * seconds for seconds in row["seconds"]])
+    raise NotMeasuredError("no import of fusedadam in this run")
+
+
+# ---- the targets -------------------------------------------------------------------------------
+
+
+def against(
+    peer: str, bound: float, work: str, section: str, tensors: int, elements: int
+) -> Target:
+    """Return the target of being so many times as fast as a peer, or reaching so much of the twin."""
+    rule = f"at least {bound:g} of the twin" if peer == TWIN else f"at least {bound:g} x {peer}"
+    return Target(work, rule, section, times(peer, section, tensors, elements), at_least=bound)
+
+
+TARGETS = (
+    *(
+        against(peer, bound, f"one tensor, {name}", "sizes", 1, elements)
+        for name, elements in (("64M", 64 * M), ("256M", 256 * M))
+        for peer, bound in ((TWIN, 0.97), ("torch fused", 1.0), ("deepspeed", 1.0))
+    ),
+    against("torch fused", 2.0, "one tensor, 1M (in cache)", "sizes", 1, M),
+    against("deepspeed", 1.2, "one tensor, 1M (in cache)", "sizes", 1, M),
+    against("numba", 0.9, "one tensor, 1M (in cache)", "sizes", 1, M),
+    against("torch fused", 10.0, "one tensor, 10k", "sizes", 1, 10 * K),
+    Target(
+        "one tensor, 1k, from Python",
+        "at most 2.5 us a call",
+        "sizes",
+        microseconds("sizes", 1, K),
+        at_most=2.5,
+        unit="us",
+    ),
+    against("torch fused", 20.0, "1,000 tensors x 1,000", "many_tensors", 1_000, K),
+    against("deepspeed", 20.0, "1,000 tensors x 1,000", "many_tensors", 1_000, K),
+    against("torch fused", 20.0, "100,000 tensors x 100", "many_tensors", 100_000, 100),
+    against(TWIN, 0.97, "float64, 32M", "float64", 1, 32 * M),
+    against("torch", 1.6, "training tail, 64M", "tail", 1, 64 * M),
+    *(
+        target
+        for memory in ("fresh", "recycled")
+        for target in (
+            Target(
+                f"first step, 64M, {memory} memory",
+                "`build` and first step together at most 3 x a later one",
+                "first_step",
+                first_over_later(memory, with_build=True),
+                at_most=3.0,
+            ),
+            Target(
+                f"first step, 64M, {memory} memory",
+                "first step after `build` at most 1.2 x a later one",
+                "first_step",
+                first_over_later(memory, with_build=False),
+                at_most=1.2,
+            ),
+        )
+    ),
+    Target(
+        "peak memory, 256M",
+        "parameters + gradients + moments + at most 64 MB",
+        "memory",
+        megabytes_beyond(256 * M),
+        at_most=64.0,
+        unit="MB",
+    ),
+    Target(
+        "1B parameters",
+        "time grows linearly from 64M within 10 %",
+        "large",
+        time_per_element_over(B, 64 * M),
+        at_least=0.9,
+        at_most=1.1,
+    ),
+    Target(
+        "`import fusedadam`",
+        "at most 60 ms beyond `import numpy`",
+        "imports",
+        import_milliseconds,
+        at_most=60.0,
+        unit="ms",
+    ),
+)

@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: MIT
+"""The report of a benchmark: tables, targets and the marked parts of a page, from results made up here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+import report
+from cost_model import CostModel
+from plots import PLOTS
+from report import ReportError, make_report, markers, with_part
+from rows import as_bytes, as_count, as_error, as_ratio, as_time, digits, ratio, round_by_round
+from tables import machine_part, targets_part, timed_part
+from targets import TARGETS, Target, times
+
+MODEL = CostModel(
+    call=2.5e-6,
+    fork=3e-6,
+    tensor_cached=1.8e-7,
+    tensor_memory=3.8e-7,
+    rate=3e9,
+    core_bandwidth=42e9,
+    memory_bandwidth=55e9,
+    cache=28e6,
+)
+# Peers by their fixed cost of a call and of a tensor, and by their time on memory over ours.
+PEERS = {
+    "torch default": (9e-5, 2.5e-5, 3.5),
+    "torch foreach": (1.5e-4, 1.8e-5, 3.1),
+    "torch fused": (3.3e-5, 6e-6, 1.08),
+    "tensorflow ResourceApplyAdam": (1.1e-4, 4e-5, 1.6),
+    "keras torch": (4e-4, 6e-5, 17.0),
+    "optax": (4e-5, 2e-5, 1.9),
+    "numba": (2e-6, 8e-7, 1.12),
+    "numpy": (2e-5, 1.8e-5, 12.0),
+}
+ABSENT = {"deepspeed": "ModuleNotFoundError: No module named 'deepspeed'\n(not installed)"}
+
+
+def timed_row(
+    rng: np.random.Generator, tensors: int, elements: int, *, threads: int = 2, wide: bool = False
+) -> dict[str, Any]:
+    """A row as `run.py` writes it: the weather of a round slows all contenders down alike."""
+    rounds = 9
+    weather = 1 + 0.3 * rng.random(rounds)
+    n = tensors * elements
+    width = 2 if wide else 1
+    ours = MODEL.seconds(width * n, tensors=tensors, threads=threads)
+    bound = MODEL.work(width * n, threads)
+    seconds = {"fusedadam": ours, "traffic twin": 0.98 * width * n / 3e9 / threads}
+    seconds["traffic twin"] = max(
+        seconds["traffic twin"] * 0.7, 0.98 * MODEL.work(width * n, threads) if n > 4e6 else 0
+    )
+    for peer, (call, tensor, slower) in PEERS.items():
+        seconds[peer] = call + tensors * tensor + slower * bound
+    not_run = dict(ABSENT)
+    if tensors >= 10_000:
+        for peer in ("keras torch", "optax"):
+            del seconds[peer]
+            not_run[peer] = "would take minutes to compile."
+    return {
+        "case": f"{tensors:,} x {elements:,}",
+        "dtype": "float64" if wide else "float32",
+        "threads": threads,
+        "tensors": tensors,
+        "elements": elements,
+        "seconds": {
+            name: list(t * weather * (1 + 0.02 * rng.random(rounds))) for name, t in seconds.items()
+        },
+        "steps": dict.fromkeys(seconds, 3),
+        "not_run": not_run,
+    }
+
+
+def sample() -> dict[str, Any]:
+    """Results of a run, with every section."""
+    rng = np.random.default_rng(4)
+
+    def noise(seconds: float) -> list[float]:
+        return [seconds * (1 + 0.1 * float(x)) for x in rng.random(9)]
+
+    sizes = [100, 1_000, 10_000, 100_000, 1 << 20, 10_000_000, 1 << 26, 100_000_000, 1 << 28]
+    tail = {"fusedadam": 0.0566, "traffic twin": 0.0535, "torch": 0.0871}
+    gradients = {"numpy": 4.1, "torch": 1.9}
+    optimizers = [("numpy", "numpy formula", 1.4), ("numpy", "fusedadam", 0.11)]
+    optimizers += [("torch", "torch default", 0.9), ("torch", "fusedadam", 0.12)]
+    sections: dict[str, Any] = {
+        "sizes": {"rows": [timed_row(rng, 1, n) for n in sizes]},
+        "float64": {"rows": [timed_row(rng, 1, 1 << 25, wide=True)]},
+        "many_tensors": {
+            "rows": [timed_row(rng, 10**k, 1_000) for k in range(6)]
+            + [timed_row(rng, 100_000, 100)]
+        },
+        "threads": {
+            "rows": [
+                timed_row(rng, k, n, threads=t)
+                for k, n in ((1, 1 << 20), (1, 1 << 26), (1_000, 1_000))
+                for t in (1, 2)
+            ]
+        },
+        "tail": {
+            "rows": [
+                {
+                    "case": f"tail, 1 x {name}",
+                    "dtype": "float32",
+                    "threads": 2,
+                    "tensors": 1,
+                    "elements": n,
+                    "seconds": {k: noise(t * n / (1 << 26)) for k, t in tail.items()},
+                }
+                for name, n in (("1M", 1 << 20), ("64M", 1 << 26))
+            ]
+        },
+        "first_step": {
+            "rows": [
+                {
+                    "case": "64M",
+                    "elements": 1 << 26,
+                    "memory": memory,
+                    "contender": contender,
+                    "build": noise(build),
+                    "first": noise(first),
+                    "later": noise(0.031),
+                }
+                for memory, contender, build, first in (
+                    ("fresh", "fusedadam", 0.07, 0.034),
+                    ("fresh", "torch fused", 0.0001, 0.21),
+                    ("recycled", "fusedadam", 0.02, 0.033),
+                    ("recycled", "torch fused", 0.0001, 0.12),
+                )
+            ]
+        },
+        "memory": {
+            "rows": [
+                {
+                    "contender": contender,
+                    "elements": 1 << 28,
+                    "peak_bytes": (16 << 28) + 50_000_000 + rest,
+                    "baseline_bytes": 50_000_000,
+                    "expected_bytes": 16 << 28,
+                }
+                for contender, rest in (
+                    ("fusedadam", 3_000_000),
+                    ("torch fused", 140_000_000),
+                    ("numpy", 3_200_000_000),
+                )
+            ],
+            "not_run": [
+                {"contender": "optax", "elements": 1 << 28, "reason": "memory: needs 9 GiB"}
+            ],
+        },
+        "large": {
+            "rows": [
+                {
+                    "elements": n,
+                    "seconds": {
+                        "fusedadam": noise(MODEL.seconds(n, threads=2)),
+                        "traffic twin": noise(28 * n / 56e9),
+                    },
+                }
+                for n in (1 << 26, 1 << 28, 1_000_000_000)
+            ],
+            "not_run": {},
+        },
+        "calls": {
+            "rows": [
+                timed_row(rng, k, n) for k in (1, 10, 1_000, 100_000) for n in (1, 100, 1_000)
+            ],
+            "profile": [
+                {"part": "Python: arguments", "microseconds": 0.6},
+                {"part": "compare pointers and shapes", "microseconds": 0.9},
+                {"part": "step of 1,000 elements", "microseconds": 0.5},
+            ],
+            "profile_within": [{"part": "a method", "microseconds": 0.03}],
+        },
+        "training": {
+            "rows": [
+                {
+                    "framework": framework,
+                    "optimizer": optimizer,
+                    "gradient_seconds": noise(gradients[framework]),
+                    "optimizer_seconds": noise(steps),
+                    "accuracy": 0.975,
+                }
+                for framework, optimizer, steps in optimizers
+            ]
+        },
+        "sparse_rows": {
+            "rows": [
+                {
+                    "table_rows": 1_000_000,
+                    "rows": 1_000,
+                    "width": 64,
+                    "seconds": {"lazy": noise(4.2e-4), "dense": noise(0.034)},
+                }
+            ]
+        },
+        "imports": {
+            "rows": [
+                {"package": "numpy", "seconds": noise(0.09)},
+                {"package": "fusedadam", "seconds": noise(0.04)},
+            ],
+            "parts": [{"module": "autograd", "own_seconds": 0.004, "seconds_with_imports": 0.02}],
+        },
+        "neighbours": {
+            "rows": [
+                {"case": "alone", "seconds": {"fusedadam": noise(0.03)}},
+                {"case": "beside torch", "seconds": {"step": noise(0.03), "product": noise(0.1)}},
+            ],
+            "not_run": {"beside numpy": "why not"},
+        },
+    }
+    return {
+        "format": 1,
+        "date": "2026-11-25",
+        "quick": False,
+        "machine": {"cpu": "AMD EPYC", "cores": 2, "memory_gib": 23.4, "governor": None},
+        "software": {"python": "3.11.7", "fusedadam": {"version": "0.1.0", "isa": "avx512"}},
+        "threads": 2,
+        "rounds": 9,
+        "seconds": 1234.5,
+        "absent": ABSENT,
+        "sections": sections,
+    }
+
+
+NAMES = ["machine", "targets", *sample()["sections"], "cost_model"]
+
+
+def page_of(names: list[str]) -> str:
+    """A page with text around its parts."""
+    parts = "".join(
+        f"## {n}\n\n<!-- begin {n} -->\nold {n}\n<!-- end {n} -->\n\nAfter {n}.\n\n" for n in names
+    )
+    return f"# Benchmarks\n\n{parts}"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """Results, a page and a README."""
+    docs, readme = tmp_path / "docs/benchmarks.md", tmp_path / "README.md"
+    docs.parent.mkdir()
+    docs.write_text(page_of(NAMES), encoding="utf-8")
+    readme.write_text(page_of(["figures"]), encoding="utf-8")
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(sample()), encoding="utf-8")
+    return {
+        "results": results,
+        "docs": docs,
+        "readme": readme,
+        "plots": tmp_path / "docs/benchmarks",
+    }
+
+
+def run(files: dict[str, Path], *more: str) -> int:
+    """The command on these files."""
+    options = [f"--{name}={path}" for name, path in files.items() if name != "results"]
+    return report.main([str(files["results"]), *options, *more])
+
+
+# ---- figures -----------------------------------------------------------------------------------
+
+
+def test_ratio_is_the_median_of_each_rounds_own() -> None:
+    # The medians of the times are both 2; in most rounds the peer takes three times as long.
+    row = {
+        "seconds": {
+            "fusedadam": [1.0, 2.0, 9.0, 1.0, 4.0],
+            "torch fused": [3.0, 1.0, 2.0, 3.0, 12.0],
+        }
+    }
+    figure = ratio(row, "torch fused")
+    assert figure is not None
+    assert figure.middle == 3.0
+    assert figure.low == 0.5
+    assert figure.high == 3.0
+    assert ratio(row, "deepspeed") is None
+
+
+def test_rounds_must_be_the_same_ones() -> None:
+    with pytest.raises(ValueError, match=r"one value a round each\. Received: 2 and 3 values"):
+        round_by_round([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (digits(9.996), "10.0"),
+        (digits(0.0), "0"),
+        (digits(123456.0), "123,456"),
+        (as_time(2.494e-6), "2.49 us"),
+        (as_time(0.0285), "28.5 ms"),
+        (as_time(3e-8), "30.0 ns"),
+        (as_ratio(0.9694), "0.97"),
+        (as_ratio(0.00432), "0.0043"),
+        (as_error(-0.0001), "0.0 %"),
+        (as_error(0.0251), "+2.5 %"),
+        (as_ratio(11.52), "11.5"),
+        (as_count(1 << 26), "64M"),
+        (as_count(1_000_000), "1M"),
+        (as_count(1_000_000_000), "1B"),
+        (as_count(128_000), "128k"),
+        (as_count(1 << 15), "32k"),
+        (as_count(300), "300"),
+        (as_bytes(1.6e12), "1.60 TB"),
+    ],
+)
+def test_figures_are_written_to_be_read(written: str, expected: str) -> None:
+    assert written == expected
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+def test_timed_table_has_time_traffic_ratios_and_reasons() -> None:
+    rows = [
+        {
+            "case": "1 x 1M",
+            "dtype": "float32",
+            "elements": 1_000_000,
+            "seconds": {
+                "fusedadam": [1e-3, 1e-3, 1e-3],
+                "traffic twin": [9e-4, 9e-4, 9e-4],
+                "torch fused": [2e-3, 3e-3, 4e-3],
+            },
+            "not_run": {**ABSENT, "optax": "does not compile\nhere."},
+        },
+        {
+            "case": "1 x 2M",
+            "dtype": "float32",
+            "elements": 2_000_000,
+            "seconds": {"fusedadam": [1e-3], "traffic twin": [1e-3]},
+            "not_run": ABSENT,
+        },
+    ]
+    lines = timed_part(rows).splitlines()
+    assert lines == [
+        "| case | fusedadam | GB/s | of the twin | torch fused / fusedadam | deepspeed / fusedadam | optax / fusedadam |",
+        "|---|---|---|---|---|---|---|",
+        "| 1 x 1M | 1.00 ms | 28.0 | 0.90 (0.90 to 0.90) | 3.00 (2.50 to 3.50) | — | — |",
+        "| 1 x 2M | 1.00 ms | 56.0 | 1.00 (1.00 to 1.00) | — | — | — |",
+        "",
+        "- not run: deepspeed (ModuleNotFoundError: No module named 'deepspeed' (not installed))",
+        "- not run on 1 x 1M: optax (does not compile here)",
+        "- not run on 1 x 2M: torch fused, optax (not among the contenders there)",
+    ]
+
+
+def test_targets_are_met_missed_or_not_measured() -> None:
+    row = {
+        "tensors": 1,
+        "elements": 10_000,
+        "seconds": {"fusedadam": [1.0, 1.0], "torch fused": [8.0, 12.0], "numba": [0.9, 0.898]},
+        "not_run": ABSENT,
+    }
+    targets = [
+        Target(peer, f"at least {bound} x", "sizes", times(peer, "sizes", 1, 10_000), bound)
+        for peer, bound in (("torch fused", 10.0), ("numba", 0.9), ("deepspeed", 1.0))
+    ]
+    text = targets_part({"sizes": {"rows": [row]}}, targets)
+    assert text.splitlines()[2:] == [
+        "| torch fused | at least 10.0 x | 10.0 (9.00 to 11.0) | met |",
+        # By the figure, and not by what its two decimals round to.
+        "| numba | at least 0.9 x | 0.90 (0.90 to 0.90) | **MISSED** |",
+        "| deepspeed | at least 1.0 x | — | not measured: ModuleNotFoundError: No module named 'deepspeed' (not installed) |",
+        "",
+        "1 met, 1 missed, 1 not measured.",
+    ]
+
+
+def test_every_target_has_a_figure_in_full_results() -> None:
+    document = sample()
+    for target in TARGETS:
+        if "deepspeed" not in target.rule:
+            target.figure(document["sections"])
+
+
+def test_a_size_is_found_by_its_elements_and_not_by_its_name() -> None:
+    figure = times("torch fused", "sizes", 1, 1 << 26)
+    for elements in (64_000_000, 1 << 26):
+        row = {"elements": elements, "seconds": {"fusedadam": [1.0], "torch fused": [2.0]}}
+        assert figure({"sizes": {"rows": [row]}}).middle == 2.0
+
+
+def test_a_quick_run_says_so() -> None:
+    assert "no figure here means anything" in machine_part({**sample(), "quick": True})
+    assert "no figure here means anything" not in machine_part(sample())
+
+
+def test_machine_is_described_in_words() -> None:
+    lines = machine_part(sample()).splitlines()
+    assert "| memory (GiB) | 23.4 |" in lines
+    assert "| governor | unknown |" in lines
+    assert "| software | python 3.11.7, fusedadam (version 0.1.0, isa avx512) |" in lines
+    assert "| duration | 20.6 minutes |" in lines
+
+
+# ---- pages -------------------------------------------------------------------------------------
+
+
+def test_parts_are_replaced_and_the_text_around_them_is_not(files: dict[str, Path]) -> None:
+    assert run(files) == 0
+    text = files["docs"].read_text(encoding="utf-8")
+    assert markers(text) == NAMES
+    for name in NAMES:
+        assert f"\nold {name}\n" not in text
+        assert f"<!-- end {name} -->\n\nAfter {name}.\n\n" in text
+        text = with_part(text, name, "")
+    emptied = page_of(NAMES)
+    for name in NAMES:
+        emptied = with_part(emptied, name, "")
+    assert text == emptied
+    assert "old figures" not in files["readme"].read_text(encoding="utf-8")
+
+
+def test_plots_are_drawn_and_shown(files: dict[str, Path]) -> None:
+    assert run(files) == 0
+    text = files["docs"].read_text(encoding="utf-8")
+    drawn = sorted(files["plots"].iterdir())
+    assert len(drawn) == len(PLOTS) + 1
+    for plot in drawn:
+        png = plot.read_bytes()
+        assert png.startswith(b"\x89PNG")
+        # The width is the first number of the first chunk.
+        assert abs(int.from_bytes(png[16:20], "big") - 1200) <= 10
+        assert len(png) < 150_000
+        assert f"](benchmarks/{plot.name})" in text
+    assert "](docs/benchmarks/sizes.png)" in files["readme"].read_text(encoding="utf-8")
+
+
+def test_the_same_results_change_nothing_again(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(files, "--check") == 1
+    assert "old sizes" in files["docs"].read_text(encoding="utf-8")
+    assert not files["plots"].exists()
+    assert run(files) == 0
+    assert run(files, "--check") == 0
+    capsys.readouterr()
+    (files["plots"] / "sizes.png").unlink()
+    assert run(files, "--check") == 1
+    assert "missing: " in capsys.readouterr().out
+
+
+def test_what_a_run_lacks_is_kept_and_said(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = sample()
+    for name in ("memory", "threads"):
+        del document["sections"][name]
+    files["results"].write_text(json.dumps(document), encoding="utf-8")
+    assert run(files) == 0
+    text = files["docs"].read_text(encoding="utf-8")
+    for name in ("memory", "threads", "targets", "cost_model"):
+        assert f"\nold {name}\n" in text
+    assert "shown as an earlier one had it: targets, threads, memory, cost_model." in text
+    out = capsys.readouterr().out
+    assert "note: memory: kept as it was, since these results do not have it" in out
+    assert "note: targets: kept as it was, since these results lack memory" in out
+    assert "note: cost_model: kept as it was, since these results lack threads" in out
+
+
+def test_a_section_without_a_place_is_an_error(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = page_of([name for name in NAMES if name != "tail"])
+    files["docs"].write_text(page, encoding="utf-8")
+    assert run(files) == 2
+    assert "must have a line <!-- begin tail -->" in capsys.readouterr().err
+    assert files["docs"].read_text(encoding="utf-8") == page
+
+
+def test_a_section_that_no_table_is_for_is_an_error(files: dict[str, Path]) -> None:
+    document = sample()
+    document["sections"]["weather"] = {"rows": []}
+    with pytest.raises(ReportError, match=r"sections must be among .* Received: weather"):
+        make_report(document, files["docs"], files["plots"], None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- begin a -->\n",
+        "<!-- begin a -->\n<!-- begin b -->\n<!-- end a -->\n<!-- end b -->\n",
+        "<!-- begin a -->\n<!-- end a -->\n<!-- begin a -->\n<!-- end a -->\n",
+    ],
+)
+def test_broken_markers_are_refused(text: str) -> None:
+    with pytest.raises(ReportError, match="<!-- begin a --> must be"):
+        markers(text)
+
+
+def test_results_of_another_format_are_refused(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files["results"].write_text('{"format": 2}', encoding="utf-8")
+    assert run(files) == 2
+    assert "must have format 1. Received: 2" in capsys.readouterr().err

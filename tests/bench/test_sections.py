@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""Sections of the benchmark that run a few rounds of small work: what they return has the form that the report reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import child
+import fusedadam
+import pytest
+import sections
+from helpers import running
+from sections import calls, imports, training
+from settings import Results, Settings
+
+ROUNDS = 2
+SETTINGS = Settings(threads=2, rounds=ROUNDS, quick=True)
+
+ABSENT = "ModuleNotFoundError: No module named 'torch'"
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Sections set the number of threads of this process."""
+    with running(threads=fusedadam.get_num_threads()):
+        yield
+
+
+def results_of(name: str, capfd: pytest.CaptureFixture[str]) -> Results:
+    """What a section returns, as the file has it; it ticks as often as it says, and prints nothing."""
+    section = sections.load(name)
+    ticked: list[str] = []
+    results = section.run(SETTINGS, ticked.append)
+    assert len(ticked) == section.ticks(SETTINGS)
+    assert all(ticked)
+    assert section.TITLE
+    assert capfd.readouterr() == ("", "")
+    copy: Results = json.loads(json.dumps(results))
+    return copy
+
+
+def check_seconds(seconds: list[float], count: int = ROUNDS) -> None:
+    """One time a round."""
+    assert len(seconds) == count
+    assert all(0 < value < math.inf for value in seconds)
+
+
+def check_timed(row: dict[str, Any]) -> None:
+    """A timed row."""
+    assert row["case"]
+    assert row["dtype"] == "float32"
+    assert row["threads"] == SETTINGS.threads
+    assert row["seconds"]
+    for values in row["seconds"].values():
+        check_seconds(values)
+
+
+def test_calls(capfd: pytest.CaptureFixture[str]) -> None:
+    results = results_of("calls", capfd)
+    for row in results["rows"]:
+        check_timed(row)
+        contenders = {"fusedadam", "fresh gradients", "get_updates"}
+        assert set(row["seconds"]) == contenders | ({"adam_step"} if row["tensors"] == 1 else set())
+        assert set(row["steps"]) == set(row["seconds"])
+        assert row["case"] == f"{row['tensors']:,} x {row['elements']:,}"
+    for parts in (results["profile"], results["profile_within"]):
+        assert all(part["part"] and math.isfinite(part["microseconds"]) for part in parts)
+
+
+def test_parts_of_a_call_add_up_to_it() -> None:
+    for part, following in zip(calls.PARTS, calls.PARTS[1:], strict=False):
+        assert part.without == following.call
+    assert calls.PARTS[-1].without == "pass"
+
+
+@pytest.mark.parametrize("torch_is_here", [True, False])
+def test_training(
+    torch_is_here: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch_is_here:
+        without_torch(monkeypatch)
+    results = results_of("training", capfd)
+    missing = {
+        framework
+        for framework, modules in training.NEEDS.items()
+        if child.absence(*modules) is not None
+    }
+    assert set(results["not_run"]) == {f"training in {framework}" for framework in missing}
+    assert all(reason.startswith("ModuleNotFoundError") for reason in results["not_run"].values())
+    optimizers = {"numpy": training.NUMPY_TRAININGS, "torch": training.TORCH_TRAININGS}
+    assert [(row["framework"], row["optimizer"]) for row in results["rows"]] == [
+        (framework, optimizer)
+        for framework, names in optimizers.items()
+        for optimizer in names
+        if framework not in missing
+    ]
+    for row in results["rows"]:
+        check_seconds(row["gradient_seconds"], training.epochs(SETTINGS))
+        check_seconds(row["optimizer_seconds"], training.epochs(SETTINGS))
+        assert row["accuracy"] >= training.REQUIRED_ACCURACY
+
+
+def test_sparse_rows(capfd: pytest.CaptureFixture[str]) -> None:
+    for row in results_of("sparse_rows", capfd)["rows"]:
+        check_timed(row)
+        assert set(row["seconds"]) == {"lazy", "dense"}
+        assert 0 < row["rows"] < row["table_rows"]
+
+
+def test_imports(capfd: pytest.CaptureFixture[str]) -> None:
+    results = results_of("imports", capfd)
+    assert [row["package"] for row in results["rows"]] == ["numpy", "fusedadam"]
+    for row in results["rows"]:
+        check_seconds(row["seconds"])
+    own = [part["own_seconds"] for part in results["parts"]]
+    assert own == sorted(own, reverse=True)
+    assert "fusedadam._core" in {line.module for line in imports.trace()}
+
+
+@pytest.mark.parametrize("torch_is_here", [True, False])
+def test_neighbours(
+    torch_is_here: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch_is_here:
+        without_torch(monkeypatch)
+    results = results_of("neighbours", capfd)
+    for row in results["rows"]:
+        check_timed(row)
+    cases = {row["case"] for row in results["rows"]}
+    by_torch = 2  # orders of imports
+    if child.absence("torch") is None:
+        assert not results["not_run"]
+        assert sum("torch" in case for case in cases) == by_torch
+    else:
+        assert list(results["not_run"].values()) == [ABSENT] * by_torch
+        assert not cases & set(results["not_run"])
+    assert any("products of numpy" in case for case in cases)
+
+
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sections find no torch."""
+    absence = child.absence
+
+    def without(*modules: str) -> str | None:
+        return ABSENT if "torch" in modules else absence(*modules)
+
+    monkeypatch.setattr(child, "absence", without)
+
+
+# ---- processes of their own --------------------------------------------------------------------
+
+
+def test_a_child_has_the_variables_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDADAM_TEST_KEPT", "kept")
+    monkeypatch.setenv("FUSEDADAM_TEST_REMOVED", "old")
+    environment = {"FUSEDADAM_TEST_REMOVED": None, "FUSEDADAM_TEST_NEW": "new"}
+    values = {
+        name: child.call(os.getenv, f"FUSEDADAM_TEST_{name}", environment=environment)
+        for name in ("KEPT", "REMOVED", "NEW")
+    }
+    assert values == {"KEPT": "kept", "REMOVED": None, "NEW": "new"}
+
+
+def test_what_a_child_prints_is_no_part_of_its_answer() -> None:
+    assert child.call(print, "from a library") is None
+
+
+def test_an_error_in_a_child_is_one_here() -> None:
+    with pytest.raises(RuntimeError, match=r"must end well.*exit status 1\n(?s:.*)JSONDecodeError"):
+        child.call(json.loads, "{")
+    with pytest.raises(RuntimeError, match="exit status 3"):
+        child.run_python(["-c", "import sys; sys.exit(3)"])
+
+
+def test_absence_names_the_module() -> None:
+    assert child.absence("json", "os") is None
+    assert child.absence("json", "no_such_module") == (
+        "ModuleNotFoundError: No module named 'no_such_module'"
+    )
