@@ -81,6 +81,13 @@ def ratio(row: Row, contender: str) -> Spread | None:
     return round_by_round(seconds[contender], seconds[OURS])
 
 
+def growth(row: Row) -> Spread:
+    """Return the time an element of a large step over that of a step of its first `part` elements."""
+    seconds, size = row["seconds"], all_elements(row)
+    part = [t * (size / row["part"]) for t in seconds["part"]]
+    return round_by_round(seconds[OURS], part)
+
+
 def all_elements(row: Row) -> int:
     """Return the elements of all tensors of a row together."""
     return int(row.get("tensors", 1)) * int(row["elements"])
