@@ -27,7 +27,6 @@
 #include "fusedadam/threads.hpp"
 #include "kernel_table.hpp"
 #include "limits.hpp"
-#include "passes.hpp"
 #include "streams.hpp"
 #include "tensor_list.hpp"
 
@@ -43,31 +42,22 @@ const auto& of_precision(const auto& table) {
   }
 }
 
-// Runs a pass of a limit as the passes of a step run: body(streams, n) for each piece.
-template <class T>
-void run_pass(const TensorList& list, TensorList::Edge edge, auto&& body) {
-  pass_over(list, edge, [&]<class U>(std::size_t index, std::int64_t first, std::int64_t end) {
-    if constexpr (std::same_as<U, T>) {
-      body(list.tensors()[index].template streams<T>(first), static_cast<std::size_t>(end - first));
-    }
-  });
-}
-
 // ---- the limits --------------------------------------------------------------------------------
 
 template <class T>
 void plain_twin(const TensorList& list, const TwinPasses<T>& twin, T /*grad*/) {
-  run_pass<T>(list, TensorList::Edge::tile,
-              [&](const TensorStreams<T>& streams, std::size_t n) { twin.step(streams, n); });
+  run_limit<T>(list, TensorList::Edge::tile,
+               [&](const TensorStreams<T>& streams, std::size_t n) { twin.step(streams, n); });
 }
 
 template <class T>
 void tail_twin(const TensorList& list, const TwinPasses<T>& twin, T grad) {
-  run_pass<T>(list, TensorList::Edge::block, [&](const TensorStreams<T>& streams, std::size_t n) {
+  run_limit<T>(list, TensorList::Edge::block, [&](const TensorStreams<T>& streams, std::size_t n) {
     benchmark::DoNotOptimize(twin.read(streams.grad, n));
   });
-  run_pass<T>(list, TensorList::Edge::tile,
-              [&](const TensorStreams<T>& streams, std::size_t n) { twin.tail(streams, n, grad); });
+  run_limit<T>(list, TensorList::Edge::tile, [&](const TensorStreams<T>& streams, std::size_t n) {
+    twin.tail(streams, n, grad);
+  });
 }
 
 template <class T>
@@ -85,7 +75,7 @@ struct DividerTile {
 // As many square roots and divisions as a step of these tensors takes, in as many threads.
 template <class T>
 void divide(const TensorList& list, const DividerPass<T>& divider) {
-  run_pass<T>(list, TensorList::Edge::tile, [&](const TensorStreams<T>&, std::size_t n) {
+  run_limit<T>(list, TensorList::Edge::tile, [&](const TensorStreams<T>&, std::size_t n) {
     thread_local DividerTile<T> tile;
     for (std::size_t i = 0; i < n; i += tile_size) {
       divider.divide(tile.quotients, tile.numerators, tile.squares, std::min(n - i, tile_size));

@@ -3,9 +3,15 @@
 // What bounds a step on this machine, for each instruction set: memory and the divider.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <string_view>
 
 #include "divider.hpp"
+#include "float_environment.hpp"
+#include "fusedadam/threads.hpp"
+#include "parallel.hpp"
+#include "tensor_list.hpp"
 #include "traffic_twin.hpp"
 
 namespace fusedadam::bench {
@@ -17,5 +23,21 @@ struct Limits {
 
 // @throws std::out_of_range  not an instruction set of this build
 Limits limits_of(std::string_view isa);
+
+// Runs a pass of a limit over float or double tensors, all of type T, as those of a step run:
+// body(streams, n) for each piece. On all threads in any case: a step may have learnt that they do
+// not help, and that is no limit of the machine.
+template <class T, class Body>
+void run_limit(const TensorList& list, TensorList::Edge edge, const Body& body) {
+  const int parts = list.worthwhile_parts(get_num_threads());
+  parallel_for(parts, [&](int part) {
+    const DefaultFloatEnvironment environment;
+    list.for_each_piece(part, parts, edge,
+                        [&](std::size_t index, std::int64_t first, std::int64_t end) {
+                          body(list.tensors()[index].template streams<T>(first),
+                               static_cast<std::size_t>(end - first));
+                        });
+  });
+}
 
 }  // namespace fusedadam::bench

@@ -13,7 +13,6 @@
 
 #include "fusedadam/threads.hpp"
 #include "limits.hpp"
-#include "passes.hpp"
 #include "tensor_list.hpp"
 #include "traffic_twin.hpp"
 
@@ -47,8 +46,32 @@ namespace bench = fusedadam::bench;
 struct Twin {
   const bench::TrafficTwin& passes;
   fusedadam::TensorList list;
+  bool is_float64;
   bool is_tail;
 };
+
+namespace fusedadam::bench {
+namespace {
+
+template <class T>
+void step(const Twin& twin) {
+  const TwinPasses<T>& passes = passes_of<T>(twin.passes);
+  if (!twin.is_tail) {
+    run_limit<T>(twin.list, TensorList::Edge::tile,
+                 [&](const TensorStreams<T>& streams, std::size_t n) { passes.step(streams, n); });
+    return;
+  }
+  run_limit<T>(twin.list, TensorList::Edge::block,
+               [&](const TensorStreams<T>& streams, std::size_t n) {
+                 sink += passes.read(streams.grad, n);
+               });
+  run_limit<T>(
+      twin.list, TensorList::Edge::tile,
+      [&](const TensorStreams<T>& streams, std::size_t n) { passes.tail(streams, n, T(0)); });
+}
+
+}  // namespace
+}  // namespace fusedadam::bench
 
 // A twin of the step over `count` tensors, all float32 or all float64: an array of addresses for
 // each kind of stream. Without `ema` it is the twin of the plain step, else that of the tail, which
@@ -71,7 +94,8 @@ TWIN_EXPORT Twin* traffic_twin_make(const char* isa, int is_float64, std::int64_
            .ema = ema == nullptr ? nullptr : ema[i],
            .zeroed = ema == nullptr ? nullptr : grad[i]});
     }
-    return new Twin{passes, fusedadam::TensorList(std::move(tensors)), ema != nullptr};
+    return new Twin{passes, fusedadam::TensorList(std::move(tensors)), is_float64 != 0,
+                    ema != nullptr};
   } catch (const std::exception&) {
     return nullptr;
   }
@@ -82,26 +106,9 @@ TWIN_EXPORT void traffic_twin_free(Twin* twin) { delete twin; }
 TWIN_EXPORT void traffic_twin_set_num_threads(int threads) { fusedadam::set_num_threads(threads); }
 
 TWIN_EXPORT void traffic_twin_step(const Twin* twin) {
-  using fusedadam::TensorList;
-  const TensorList& list = twin->list;
-  if (twin->is_tail) {
-    fusedadam::pass_over(list, TensorList::Edge::block,
-                         [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-                           const auto streams = list.tensors()[index].streams<T>(first);
-                           bench::sink +=
-                               bench::passes_of<T>(twin->passes)
-                                   .read(streams.grad, static_cast<std::size_t>(end - first));
-                         });
+  if (twin->is_float64) {
+    bench::step<double>(*twin);
+  } else {
+    bench::step<float>(*twin);
   }
-  fusedadam::pass_over(list, TensorList::Edge::tile,
-                       [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-                         const auto streams = list.tensors()[index].streams<T>(first);
-                         const auto n = static_cast<std::size_t>(end - first);
-                         const auto& passes = bench::passes_of<T>(twin->passes);
-                         if (twin->is_tail) {
-                           passes.tail(streams, n, T(0));
-                         } else {
-                           passes.step(streams, n);
-                         }
-                       });
 }

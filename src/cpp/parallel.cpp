@@ -67,9 +67,7 @@ class Parts {
   }
 
  private:
-  int first(int run) const noexcept {
-    return static_cast<int>(std::int64_t{parts_} * run / runs_);
-  }
+  int first(int run) const noexcept { return static_cast<int>(std::int64_t{parts_} * run / runs_); }
 
   // More threads than that share runs.
   static constexpr int most_runs = 256;
