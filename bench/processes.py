@@ -54,6 +54,8 @@ class Worker:
             text=True,
             env=os.environ
             | dict.fromkeys(THREAD_VARIABLES, str(threads))
+            # Compilers of peers look for programs that were installed beside this interpreter (ninja).
+            | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
             | {twin.LIBRARY_VARIABLE: twin.library_path()},
         )
         atexit.register(self.close)
