@@ -23,7 +23,7 @@ class ThreadPolicy {
 
   // Regions in a row. More than one, since the first after a pause finds the threads asleep.
   static constexpr int trials = 2;
-  // Passes. A trial may cost milliseconds, a pass on one thread some 10 microseconds more than on
+  // Passes. A trial may cost milliseconds, a small pass on one thread microseconds more than on
   // several: pauses are soon long.
   static constexpr int first_pause = 16;
   static constexpr int growth = 8;

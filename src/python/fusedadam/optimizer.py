@@ -474,7 +474,7 @@ class Optimizer(ABC):
         with self._lock:
             self._require_not_swapped()
             options = self._step_options()
-            # What most steps are, at a tenth of the cost for each tensor.
+            # What most steps are: no work in Python for each tensor.
             if self._state is not None and self._to_exclude is None:
                 taken = self._state.step_pairs(pairs, options, self._progress)
                 if taken is not None:
