@@ -33,15 +33,6 @@
 namespace fusedadam::bench {
 namespace {
 
-template <class T>
-const auto& of_precision(const auto& table) {
-  if constexpr (std::same_as<T, float>) {
-    return table.f32;
-  } else {
-    return table.f64;
-  }
-}
-
 // ---- the limits --------------------------------------------------------------------------------
 
 template <class T>

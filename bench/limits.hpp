@@ -3,6 +3,7 @@
 // What bounds a step on this machine, for each instruction set: memory and the divider.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -23,6 +24,16 @@ struct Limits {
 
 // @throws std::out_of_range  not an instruction set of this build
 Limits limits_of(std::string_view isa);
+
+// The passes of a twin, or the loop of a divider, for elements of type T.
+template <class T>
+const auto& of_precision(const auto& limit) {
+  if constexpr (std::same_as<T, float>) {
+    return limit.f32;
+  } else {
+    return limit.f64;
+  }
+}
 
 // Runs a pass of a limit over float or double tensors, all of type T, as those of a step run:
 // body(streams, n) for each piece. On all threads in any case: a step may have learnt that they do

@@ -4,7 +4,6 @@
 // training tail's passes over the arrays of an optimizer, in the step's own parallel regions and
 // with its division of the work.
 #include <atomic>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -24,15 +23,6 @@
 
 namespace fusedadam::bench {
 namespace {
-
-template <class T>
-const TwinPasses<T>& passes_of(const TrafficTwin& twin) noexcept {
-  if constexpr (std::same_as<T, float>) {
-    return twin.f32;
-  } else {
-    return twin.f64;
-  }
-}
 
 // What the sums of the norm's pass go to, so that no compiler drops the pass.
 std::atomic<std::uint64_t> sink;
@@ -55,7 +45,7 @@ namespace {
 
 template <class T>
 void step(const Twin& twin) {
-  const TwinPasses<T>& passes = passes_of<T>(twin.passes);
+  const TwinPasses<T>& passes = of_precision<T>(twin.passes);
   if (!twin.is_tail) {
     run_limit<T>(twin.list, TensorList::Edge::tile,
                  [&](const TensorStreams<T>& streams, std::size_t n) { passes.step(streams, n); });
