@@ -26,7 +26,7 @@ from typing import Any
 import machine
 import rounds
 import sections
-from peers import PEERS, twin
+from peers import PEERS, TAIL_PEERS, twin
 from processes import probe
 from settings import Settings
 from tqdm import tqdm
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         nargs="+",
-        choices=tuple(PEERS),
+        choices=tuple(PEERS | TAIL_PEERS),
         metavar="NAME",
         help="beside fusedadam, only these",
     )
