@@ -40,7 +40,7 @@ _DECIMAL = decimal.Context(
 
 
 def power(beta: float, t: int) -> float:
-    """Return ``beta**t``, correctly rounded to float64, for ``0 < beta < 1`` and ``t >= 0``.
+    """Return ``beta**t``, correctly rounded to float64, for ``0 <= beta < 1`` and ``t >= 0``.
 
     A small power is an exact fraction, which Python rounds once. A large one would have millions of
     digits: it is taken to 120 digits, far more than the 38 that a `t` below 2**63 can cost
@@ -80,6 +80,7 @@ def adam_step(
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-8,
+    bias_corrected_epsilon: bool = False,
     decay: float = 0.0,
     vhat: Array | None = None,
     ema: Array | None = None,
@@ -96,7 +97,8 @@ def adam_step(
     b1, one_minus_b1 = T(beta_1), T(1.0 - beta_1)
     b2, one_minus_b2 = T(beta_2), T(1.0 - beta_2)
     decayed_lr = decayed(lr, decay, step - 1)
-    rate, eps = T(lr_t(decayed_lr, beta_1, beta_2, step)), T(epsilon)
+    rate = T(lr_t(decayed_lr, beta_1, beta_2, step))
+    eps = T(epsilon * math.sqrt(1.0 - power(beta_2, step)) if bias_corrected_epsilon else epsilon)
 
     if l2:
         g = g + (T(l2) * p)
@@ -236,6 +238,7 @@ class OracleAdam:
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
+        bias_corrected_epsilon: bool = False,
         decay: float = 0.0,
         amsgrad: bool = False,
         weight_decay: float | None = None,
@@ -269,6 +272,7 @@ class OracleAdam:
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
+        self.bias_corrected_epsilon = bias_corrected_epsilon
         self.decay = decay
         self.amsgrad = amsgrad
         self.weight_decay = weight_decay
@@ -390,6 +394,7 @@ class OracleAdam:
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
+            bias_corrected_epsilon=self.bias_corrected_epsilon,
             decay=self.decay,
             ema_momentum=self.ema_momentum,
             weight_decay=self.weight_decay if decays else None,

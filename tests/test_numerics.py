@@ -350,6 +350,7 @@ def test_hyper_parameters_may_change_between_steps(rng: np.random.Generator) -> 
         {"beta_1": 0.3},
         {"beta_2": 0.4},
         {"epsilon": 0.1},
+        {"bias_corrected_epsilon": True},
         {"decay": 0.7},
         {"clipnorm": 0.2},
         {"clipvalue": 0.01},

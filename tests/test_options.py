@@ -46,6 +46,7 @@ SHAPES: ShapesAndDtypes = [
 LARGE: ShapesAndDtypes = [*SHAPES, ((70_001,), "float32"), ((7, 5_001), "float64")]
 
 ALONE: list[dict[str, Any]] = [
+    {"bias_corrected_epsilon": True, "epsilon": 1e-3},
     {"amsgrad": True},
     {"amsgrad": True, "beta_2": 0.5},
     {"weight_decay": 0.1},
@@ -963,6 +964,7 @@ def test_schedule_without_a_name_works_but_cannot_be_saved(
 # -- configuration ----------------------------------------------------------------------------
 
 SETTINGS: dict[str, tuple[Any, Any]] = {  # off, on
+    "bias_corrected_epsilon": (False, True),
     "amsgrad": (False, True),
     "weight_decay": (None, 0.25),
     "l2": (0.0, 0.25),

@@ -59,9 +59,10 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
             {},
             optional={
                 "lr": st.one_of(st.floats(0, 1), positive),
-                "beta_1": unit_open,
-                "beta_2": unit_open,
+                "beta_1": st.one_of(st.just(0.0), unit_open),
+                "beta_2": st.one_of(st.just(0.0), unit_open),
                 "epsilon": st.one_of(st.floats(0, 1), positive),
+                "bias_corrected_epsilon": st.booleans(),
                 "flush_denormals": st.booleans(),
             },
         )

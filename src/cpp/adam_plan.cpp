@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "dispatch.hpp"
 #include "passes.hpp"
@@ -46,8 +47,8 @@ class GroupConstants {
   AdamConstants<double> f64_;
 };
 
-bool clips_by_a_norm(const AdamOptions& options) noexcept {
-  return clips_by_global_norm(options.settings()) || clips_per_tensor(options.settings());
+bool clips_by_a_norm(const AdamSettings& settings) noexcept {
+  return clips_by_global_norm(settings) || clips_per_tensor(settings);
 }
 
 void accumulate(const TensorList& list, bool first_of_mean) {
@@ -81,34 +82,55 @@ AdamPlan::AdamPlan(std::vector<TensorRef> tensors) : list_(std::move(tensors)) {
 StepOutcome AdamPlan::step(std::span<const AdamOptions> groups, AdamProgress& progress) {
   const AdamSettings& common = groups.front().settings();
   check_progress(progress, common);
-  const KernelTable& kernels = active_kernels();
   const DefaultFloatEnvironment environment;
-  const auto finish = [&](StepOutcome outcome) {
-    progress = after(outcome, progress, common);
-    return outcome;
-  };
-
-  if (!completes_a_step(progress, common)) {
+  StepOutcome outcome = StepOutcome::accumulated;
+  if (completes_a_step(progress, common)) {
+    const auto group = [&](std::size_t i) {
+      return std::pair<const AdamSettings&, std::int64_t>(groups[i].settings(),
+                                                          progress.iterations);
+    };
+    outcome = take(groups.size(), group, current_loss_scale(progress, common));
+  } else {
     accumulate(list_, progress.accumulated == 0);
-    return finish(StepOutcome::accumulated);
   }
+  progress = after(outcome, progress, common);
+  return outcome;
+}
 
+StepOutcome AdamPlan::step(std::span<const CountedOptions> groups) {
+  if (groups.empty()) return StepOutcome::taken;
+  const DefaultFloatEnvironment environment;
+  const auto group = [&](std::size_t i) {
+    return std::pair<const AdamSettings&, std::int64_t>(groups[i].options.settings(),
+                                                        groups[i].iterations);
+  };
+  return take(groups.size(), group, groups.front().options.settings().loss_scale.value_or(1));
+}
+
+// `group(i)` gives the settings of a group and its iterations.
+template <class Group>
+StepOutcome AdamPlan::take(std::size_t groups, const Group& group, double loss_scale) {
+  const AdamSettings& common = group(0).first;
   const bool may_skip = common.skip_nonfinite || common.dynamic_loss_scale;
-  if (may_skip || std::ranges::any_of(groups, clips_by_a_norm)) {
+  bool needs_norms = may_skip;
+  for (std::size_t i = 0; i < groups; ++i) needs_norms |= clips_by_a_norm(group(i).first);
+  if (needs_norms) {
     reserve(list_, sums_);
     sum_gradients(list_, sums_);
   }
+  powers_.resize(groups);
   std::vector<GroupConstants> constants;
-  constants.reserve(groups.size());
-  for (const AdamOptions& group : groups) {
-    const AdamSettings& settings = group.settings();
-    constants.emplace_back(settings, step_scalars(settings, progress.iterations + 1, powers_),
-                           current_loss_scale(progress, common), sums_);
+  constants.reserve(groups);
+  for (std::size_t i = 0; i < groups; ++i) {
+    const auto& [settings, iterations] = group(i);
+    constants.emplace_back(settings, step_scalars(settings, iterations + 1, powers_[i]), loss_scale,
+                           sums_);
   }
   if (may_skip && !all_finite(list_, sums_)) {
     zero_gradients(list_);
-    return finish(StepOutcome::skipped);
+    return StepOutcome::skipped;
   }
+  const KernelTable& kernels = active_kernels();
 
   pass_over(list_, Edge::tile,
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
@@ -119,7 +141,7 @@ StepOutcome AdamPlan::step(std::span<const AdamOptions> groups, AdamProgress& pr
                                              kernels_of<T>(kernels).step(streams, n, c);
                                            });
             });
-  return finish(StepOutcome::taken);
+  return StepOutcome::taken;
 }
 
 void AdamPlan::begin() const {
@@ -152,7 +174,7 @@ bool clip_gradients(const TensorList& list, const AdamOptions& options, double l
   const KernelTable& kernels = active_kernels();
   const DefaultFloatEnvironment environment;
   GradientSums sums;
-  if (clips_by_a_norm(options)) {
+  if (clips_by_a_norm(settings)) {
     reserve(list, sums);
     sum_gradients(list, sums);
   }

@@ -16,6 +16,12 @@
 
 namespace fusedadam {
 
+// Options that a group of tensors shares, and the number of steps that these have taken.
+struct CountedOptions {
+  AdamOptions options;
+  std::int64_t iterations = 0;
+};
+
 class AdamPlan {
  public:
   AdamPlan() = default;
@@ -32,6 +38,11 @@ class AdamPlan {
   // @throws std::bad_alloc  before anything is written.
   StepOutcome step(std::span<const AdamOptions> groups, AdamProgress& progress);
 
+  // The same where each group counts for itself. One call is one step: no group accumulates
+  // gradients or has a dynamic loss scale; loss_scale and skip_nonfinite are those of the first.
+  // @throws std::bad_alloc  before anything is written.
+  StepOutcome step(std::span<const CountedOptions> groups);
+
   // Touches each page of the state first on the thread that will step it. Averages begin as their
   // parameters, everything else must be zeros.
   void begin() const;
@@ -40,9 +51,12 @@ class AdamPlan {
   void swap_averages() const;
 
  private:
+  template <class Group>
+  StepOutcome take(std::size_t groups, const Group& group, double loss_scale);
+
   TensorList list_;
-  BetaPowers powers_;
-  GradientSums sums_;  // kept between steps, empty until one needs a norm
+  std::vector<BetaPowers> powers_;  // of each group
+  GradientSums sums_;               // kept between steps, empty until one needs a norm
 };
 
 // What the gradient stage of a step makes of the gradients, written to the tensors' `param`: each

@@ -21,7 +21,7 @@ void require_not_negative(const char* name, double value) {
 }
 
 void require_fraction(const char* name, double value) {
-  require(value > 0 && value < 1, "must be > 0 and < 1", name, value);
+  require(value >= 0 && value < 1, "must be >= 0 and < 1", name, value);
 }
 
 void require_clip(const char* name, const std::optional<double>& value) {

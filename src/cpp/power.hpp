@@ -5,7 +5,7 @@
 
 namespace fusedadam {
 
-// base^exponent for 0 < base < 1 and exponent >= 1, correctly rounded: libm's pow() differs in the
+// base^exponent for 0 <= base < 1 and exponent >= 1, correctly rounded: libm's pow() differs in the
 // last bit from machine to machine. A result below 2^-200 is returned as 0, since 1 - result, for
 // which it is meant, is 1 from 2^-54 downwards.
 double power(double base, std::int64_t exponent) noexcept;

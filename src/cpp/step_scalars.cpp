@@ -11,9 +11,10 @@ namespace fusedadam {
 StepScalars step_scalars(const AdamSettings& s, std::int64_t step, BetaPowers& powers) noexcept {
   const auto iterations = static_cast<double>(step - 1);
   const double lr = s.decay == 0 ? s.lr : s.lr * (1 / (1 + s.decay * iterations));
+  const double root = std::sqrt(1 - powers.beta_2(s.beta_2, step));
   return {
-      .lr_t =
-          lr * (std::sqrt(1 - powers.beta_2(s.beta_2, step)) / (1 - powers.beta_1(s.beta_1, step))),
+      .lr_t = lr * (root / (1 - powers.beta_1(s.beta_1, step))),
+      .epsilon = s.bias_corrected_epsilon ? s.epsilon * root : s.epsilon,
       .weight_decay = lr * s.weight_decay.value_or(0),
       .ema_momentum = step == 1 ? 0 : s.ema_momentum,
       .overwrite_param = s.ema_overwrite_frequency && step % *s.ema_overwrite_frequency == 0,
@@ -57,7 +58,7 @@ AdamConstants<T> make_constants(const AdamSettings& s, const StepScalars& scalar
       .beta_2 = static_cast<T>(s.beta_2),
       .one_minus_beta_2 = static_cast<T>(1 - s.beta_2),
       .lr_t = static_cast<T>(scalars.lr_t),
-      .epsilon = static_cast<T>(s.epsilon),
+      .epsilon = static_cast<T>(scalars.epsilon),
       .grad_scale = static_cast<T>(gradient_scale.value_or(1)),
       .clip_value = static_cast<T>(clip_value),
       .l2 = static_cast<T>(s.l2),

@@ -16,6 +16,7 @@ namespace fusedadam {
 // Those that all tensors of a group share; the formulas are in docs/numerics.md.
 struct StepScalars {
   double lr_t;
+  double epsilon;
   double weight_decay;  // lr' * weight_decay
   double ema_momentum;  // 0 in the first step
   bool overwrite_param;

@@ -51,6 +51,11 @@ inline double lr_t(const AdamSettings& s, std::int64_t step) {
   return decayed_lr(s, step) * correction;
 }
 
+// Of Algorithm 1 of the paper, where asked for.
+inline double epsilon(const AdamSettings& s, std::int64_t step) {
+  return s.bias_corrected_epsilon ? s.epsilon * std::sqrt(1 - power(s.beta_2, step)) : s.epsilon;
+}
+
 // What one gradient counts, of a loss with this scale; no value where nothing is to be unscaled.
 inline std::optional<double> unscaling(const AdamSettings& s, const AdamProgress& progress) {
   if (!s.loss_scale && !s.dynamic_loss_scale && s.gradient_accumulation_steps == 1) return {};
@@ -101,7 +106,7 @@ Constants<T> constants(const AdamSettings& s, std::int64_t step, std::optional<d
           .beta_2 = static_cast<T>(s.beta_2),
           .one_minus_beta_2 = static_cast<T>(1 - s.beta_2),
           .lr_t = static_cast<T>(lr_t(s, step)),
-          .epsilon = static_cast<T>(s.epsilon),
+          .epsilon = static_cast<T>(epsilon(s, step)),
           .factor = factor ? std::optional<T>(static_cast<T>(*factor)) : std::nullopt,
           .clamp = positive(clipvalue, clipvalue),
           .l2 = positive(s.l2, s.l2),

@@ -34,6 +34,7 @@ inline bool bit(const Natural& n, std::int64_t position) {
 
 // base^exponent, rounded once to nearest, ties to even. Below 2^-200 it is 0.
 inline double power(double base, std::int64_t exponent) {
+  if (base == 0) return 0;
   int scale = 0;
   const auto mantissa = static_cast<std::uint64_t>(std::ldexp(std::frexp(base, &scale), 53));
   const Natural factor{static_cast<std::uint32_t>(mantissa),

@@ -21,6 +21,7 @@ constexpr AdamSettings everything{.lr = 0.02,
                                   .beta_1 = 0.8,
                                   .beta_2 = 0.97,
                                   .epsilon = 1e-5,
+                                  .bias_corrected_epsilon = true,
                                   .decay = 0.125,
                                   .amsgrad = true,
                                   .weight_decay = 0.04,
@@ -43,6 +44,9 @@ inline std::vector<NamedSettings> step_settings() {
   everything_per_tensor.clipnorm_per_tensor = 1.0;
   return {
       {"plain", {}},
+      {"bias_corrected_epsilon", {.epsilon = 1e-3, .bias_corrected_epsilon = true}},
+      {"beta_1 of 0", {.beta_1 = 0}},
+      {"betas of 0", {.beta_1 = 0, .beta_2 = 0}},
       {"decay", {.decay = 0.125}},
       {"amsgrad", {.amsgrad = true}},
       {"weight_decay", {.decay = 0.5, .weight_decay = 0.1}},
@@ -105,9 +109,10 @@ inline AdamSettings drawn_common_settings(Random& random) {
 // Those of a tensor, added to these.
 inline AdamSettings drawn_settings(Random& random, AdamSettings s) {
   s.lr = drawn(random, 1e-4, 1);
-  s.beta_1 = drawn(random, 0.1, 0.99);
+  s.beta_1 = one_in(random, 8) ? 0 : drawn(random, 0.1, 0.99);
   s.beta_2 = drawn(random, 0.1, 0.9999);
   s.epsilon = one_in(random, 8) ? 0 : drawn(random, 1e-10, 1e-2);
+  s.bias_corrected_epsilon = one_in(random, 3);
   if (one_in(random, 3)) s.decay = drawn(random, 1e-3, 1);
   s.amsgrad = one_in(random, 2);
   if (one_in(random, 2)) s.weight_decay = one_in(random, 4) ? 0 : drawn(random, 1e-4, 1);

@@ -99,6 +99,63 @@ TEST(AdamPlan, RefusesProgressOutOfRange) {
   }
 }
 
+// ---- groups that count for themselves ----------------------------------------------------------
+
+// Each with its own number of steps, as the reference steps it by itself.
+TEST(CountedGroups, EqualStepsOfEachByItself) {
+  const AdamSettings settings[] = {
+      {.lr = 0.1, .bias_corrected_epsilon = true},
+      {.amsgrad = true, .weight_decay = 0.1, .clipnorm_per_tensor = 0.5},
+      {.use_ema = true, .maximize = true},
+  };
+  std::int64_t iterations[] = {0, 41, 7};
+  std::vector<std::vector<reference::AnyArrays>> actual{mixed_tensors(1), mixed_tensors(2),
+                                                        mixed_tensors(3)};
+  std::vector<std::vector<reference::AnyArrays>> expected = actual;
+  const auto references = [&] {
+    std::vector<TensorRef> tensors;
+    for (std::uint32_t i = 0; i < 3; ++i) {
+      for (TensorRef tensor : references_of(actual[i], settings[i])) {
+        tensor.group = i;
+        tensors.push_back(tensor);
+      }
+    }
+    return tensors;
+  };
+  AdamPlan plan(references());
+  for (std::uint64_t call = 0; call < 4; ++call) {
+    set_num_threads(thread_counts[call]);
+    std::vector<CountedOptions> groups;
+    for (std::size_t i = 0; i < 3; ++i) {
+      new_gradients(actual[i], 100 * call + i);
+      new_gradients(expected[i], 100 * call + i);
+      groups.push_back({settings[i], iterations[i]});
+      AdamProgress progress{.iterations = iterations[i]++};
+      reference::step(expected[i], settings[i], progress);
+    }
+    std::ranges::copy(references(), plan.tensors().begin());
+    ASSERT_EQ(plan.step(groups), StepOutcome::taken);
+    for (std::size_t i = 0; i < 3; ++i) {
+      ASSERT_TRUE(same_bits(actual[i], expected[i])) << "group " << i << ", call " << call;
+    }
+  }
+}
+
+TEST(CountedGroups, SkipAsAWhole) {
+  std::vector<reference::AnyArrays> actual = mixed_tensors(5);
+  std::visit([](auto& arrays) { arrays.grad.front() = std::numeric_limits<float>::infinity(); },
+             actual.back());
+  const std::vector<reference::AnyArrays> before = actual;
+  AdamPlan plan(references_of(actual, {}));
+  const CountedOptions groups[] = {{AdamSettings{.skip_nonfinite = true}, 3}, {{}, 4}};
+  EXPECT_EQ(plan.step(groups), StepOutcome::skipped);
+  EXPECT_TRUE(same_bits(actual, before));
+}
+
+TEST(CountedGroups, MayBeNone) {
+  EXPECT_EQ(AdamPlan().step(std::span<const CountedOptions>()), StepOutcome::taken);
+}
+
 // ---- the gradient stage alone ------------------------------------------------------------------
 
 // For each tensor as many elements, to be overwritten.

@@ -52,6 +52,11 @@ TEST(RunningPower, StaysCorrectlyRoundedOverAMillionSteps) {
   }
 }
 
+TEST(RunningPower, OfZeroIsZero) {
+  RunningPower running;
+  for (const std::int64_t t : {1, 2, 3, 100, 7}) EXPECT_TRUE(same_bits(running(0.0, t), 0.0)) << t;
+}
+
 TEST(Power, OfOneIsTheBase) {
   for (const double base : {0.9, 0.1, 0x1p-199, 0x1p-200, 1 - 0x1p-53}) expect_both(base, 1, base);
 }

@@ -122,12 +122,15 @@ TEST(ClipsByNorm, SaysWhichNorm) {
 
 // ---- constants ---------------------------------------------------------------------------------
 
-constexpr StepScalars scalars{
-    .lr_t = 0.0123, .weight_decay = 0.0007, .ema_momentum = 0.9, .overwrite_param = true};
+constexpr StepScalars scalars{.lr_t = 0.0123,
+                              .epsilon = 1e-7,
+                              .weight_decay = 0.0007,
+                              .ema_momentum = 0.9,
+                              .overwrite_param = true};
 
 TEST(MakeConstants, FormsInDoubleAndRoundsOnce) {
   const AdamSettings settings{
-      .epsilon = 1e-7, .weight_decay = 0.07, .l2 = 0.3, .clipvalue = 0.1, .flush_denormals = false};
+      .weight_decay = 0.07, .l2 = 0.3, .clipvalue = 0.1, .flush_denormals = false};
   const AdamConstants<float> f32 = make_constants<float>(settings, scalars, 0.3);
   EXPECT_EQ(f32.beta_1, 0.9F);
   EXPECT_EQ(f32.beta_2, 0.999F);

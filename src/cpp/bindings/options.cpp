@@ -89,6 +89,7 @@ constexpr Field<S> settings_table[] = {
     field<&S::beta_2, S>("beta_2"),
     field<&S::decay, S>("decay"),
     field<&S::epsilon, S>("epsilon"),
+    field<&S::bias_corrected_epsilon, S>("bias_corrected_epsilon"),
     field<&S::amsgrad, S>("amsgrad"),
     field<&S::weight_decay, S>("weight_decay"),
     field<&S::l2, S>("l2"),

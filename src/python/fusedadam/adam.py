@@ -30,6 +30,7 @@ _STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
 class AdamKeywords(TypedDict, total=False):
     """The keyword-only arguments of `Adam`."""
 
+    bias_corrected_epsilon: bool
     amsgrad: bool
     weight_decay: float | None
     l2: float
@@ -88,7 +89,7 @@ class Adam(Optimizer):
 
     elementwise, in the parameter's own precision. `epsilon` is the "epsilon hat" of [1]_, in the
     formula just before its section 2.1: it is not divided by the bias correction. PyTorch and optax
-    use the paper's Algorithm 1; to get their results, pass `eps * sqrt(1 - beta_2**t)`.
+    use the paper's Algorithm 1; `bias_corrected_epsilon` gives their results.
 
     The options add stages to this in the same pass over memory; their formulas, and the order of
     the stages, are in `docs/numerics.md`.
@@ -107,6 +108,9 @@ class Adam(Optimizer):
     decay : float, default 0.0
         Inverse-time decay of `lr`, per step, >= 0. The first step takes `lr` whole.
     **options
+        bias_corrected_epsilon : bool, default False
+            `epsilon` is that of Algorithm 1 of [1]_: step t adds
+            :math:`\epsilon \sqrt{1 - \beta_2^t}` to the root.
         amsgrad : bool, default False
             Divide by the root of the largest v so far, :math:`\hat v = \max(\hat v, v)`.
         weight_decay : float, optional
@@ -186,6 +190,9 @@ class Adam(Optimizer):
     beta_2 = _HyperParameter[float]("beta_2", "Decay rate of the second moment.")
     epsilon = _HyperParameter[float]("epsilon", "Added to the root of the second moment.")
     decay = _HyperParameter[float]("decay", "Inverse-time decay of `lr`, per step.")
+    bias_corrected_epsilon = _HyperParameter[bool](
+        "bias_corrected_epsilon", "Whether epsilon is that of the paper's Algorithm 1."
+    )
     amsgrad = _HyperParameter[bool]("amsgrad", "Whether the largest v so far is used.")
     weight_decay = _HyperParameter["float | None"]("weight_decay", "Decoupled weight decay.")
     l2 = _HyperParameter[float]("l2", "Classic weight decay.")
@@ -234,9 +241,11 @@ class Adam(Optimizer):
         self._schedule: Schedule | None = None
         if callable(lr):
             self._schedule, lr = lr, _DEFAULT_LR
-        self._options = _core.AdamOptions(
-            {"lr": lr, "beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "decay": decay}
-            | options
+        self._options = _keras_options(
+            _core.AdamOptions(
+                {"lr": lr, "beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "decay": decay}
+                | options
+            )
         )
 
     @property
@@ -305,7 +314,7 @@ class Adam(Optimizer):
         }
 
     def _configure(self, option: str, value: Any) -> None:
-        options = self._options.changed({option: value})
+        options = _keras_options(self._options.changed({option: value}))
         if option in _STRUCTURAL and self._state is not None:
             old, new = (getattr(o, option) for o in (self._options, options))
             if old != new:
@@ -334,6 +343,14 @@ class Adam(Optimizer):
         return _core.clip_gradients(params, grads, self._options, self._progress)
 
 
+def _keras_options(options: _core.AdamOptions) -> _core.AdamOptions:
+    """Keras is stricter than the step, which takes betas of 0 as PyTorch does."""
+    for name in ("beta_1", "beta_2"):
+        if getattr(options, name) == 0:
+            raise ValueError(f"{name} must be > 0 and < 1. Received: {name}=0.0")
+    return options
+
+
 def adam_step(
     params: Array | Sequence[Array],
     grads: Array | Sequence[Array],
@@ -347,6 +364,7 @@ def adam_step(
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-8,
+    bias_corrected_epsilon: bool = False,
     decay: float = 0.0,
     ema_momentum: float = 0.99,
     weight_decay: float | None = None,
@@ -374,7 +392,9 @@ def adam_step(
         Largest second moments, zeros before the first step: turns `amsgrad` on. Updated in place.
     ema : numpy.ndarray or sequence of numpy.ndarray, optional
         Averages of the parameters: turns `use_ema` on. Updated in place.
-    lr, beta_1, beta_2, epsilon, decay, ema_momentum, weight_decay, l2, clipnorm
+    beta_1, beta_2 : float
+        As for `Adam`, and 0 is allowed.
+    lr, epsilon, bias_corrected_epsilon, decay, ema_momentum, weight_decay, l2, clipnorm
         As for `Adam`.
     clipnorm_per_tensor, clipvalue, zero_grad, maximize, flush_denormals
         As for `Adam`.
@@ -402,6 +422,7 @@ def adam_step(
             "beta_1": beta_1,
             "beta_2": beta_2,
             "epsilon": epsilon,
+            "bias_corrected_epsilon": bias_corrected_epsilon,
             "decay": decay,
             "amsgrad": vhat is not None,
             "use_ema": ema is not None,

@@ -15,9 +15,12 @@ namespace fusedadam {
 /// is off costs nothing.
 struct AdamSettings {
   double lr = 0.001;      ///< step size, finite, >= 0
-  double beta_1 = 0.9;    ///< decay rate of the first moment m, 0 < beta_1 < 1
-  double beta_2 = 0.999;  ///< decay rate of the second moment v, 0 < beta_2 < 1
+  double beta_1 = 0.9;    ///< decay rate of the first moment m, 0 <= beta_1 < 1
+  double beta_2 = 0.999;  ///< decay rate of the second moment v, 0 <= beta_2 < 1
   double epsilon = 1e-8;  ///< "epsilon hat", finite, >= 0
+  /// epsilon is that of Algorithm 1 of the paper, as in PyTorch, optax and DeepSpeed: step t adds
+  /// epsilon * sqrt(1 - beta_2^t) to the root.
+  bool bias_corrected_epsilon = false;
   double decay = 0.0;     ///< inverse-time decay of lr per step, finite, >= 0
 
   /// Divide by the root of the largest v so far, vhat = max(vhat, v), instead of that of v (Reddi
