@@ -8,7 +8,7 @@
 #include "messages.hpp"
 #include "sparse_rows.hpp"
 #include "sparse_step.hpp"
-#include "state_layout.hpp"
+#include "state_memory.hpp"
 
 namespace fusedadam::python {
 namespace {
@@ -61,17 +61,13 @@ AdamState::AdamState(const py::handle& params, const AdamOptions& options)
   }
   for (Slot& slot : slots_) slot.expected.shape = slot.shape;  // its place is settled now
 
-  const StateLayout layout = lay_out_state(places);
-  auto arena = std::make_unique<Arena>(layout.bytes(kinds_.size()));
-  std::byte* begin = arena->data();
-  const py::capsule owner(arena.release(), [](void* p) { delete static_cast<Arena*>(p); });
-  for (const Kind& kind : kinds_) {
+  const StateMemory memory(places, kinds_.size());
+  for (std::size_t kind = 0; kind < kinds_.size(); ++kind) {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
-      std::byte* data = begin + layout.offsets[i];
-      slots_[i].arrays.push_back(state_array(infos[i], data, owner));
-      tensors[i].*kind.pointer = data;
+      std::byte* data = memory.at(kind, i);
+      slots_[i].arrays.push_back(state_array(infos[i], data, memory.owner()));
+      tensors[i].*kinds_[kind].pointer = data;
     }
-    begin += layout.kind_distance;
   }
   params_.resize(slots_.size());
   plan_ = AdamPlan(std::move(tensors));

@@ -4,12 +4,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "adam_plan.hpp"
-#include "arena.hpp"
 #include "arrays.hpp"
 
 namespace fusedadam::python {

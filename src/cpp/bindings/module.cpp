@@ -11,7 +11,9 @@
 #include "fusedadam/threads.hpp"
 #include "messages.hpp"
 #include "options.hpp"
+#include "state_memory.hpp"
 #include "stateless.hpp"
+#include "tensor_plan.hpp"
 
 namespace fusedadam::python {
 namespace {
@@ -65,6 +67,27 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       .def("unbind", &AdamState::unbind)
       .def("swap_ema", &AdamState::swap_averages)
       .def_property_readonly("slots", &AdamState::slots);
+
+  module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("kinds"));
+  py::class_<TensorPlan>(module, "TensorPlan")
+      .def(py::init<py::object, py::dict>(), arg("copy_like"), arg("names") = py::dict())
+      .def(
+          "step",
+          [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,
+             const std::vector<AdamOptions>& options, AdamProgress& progress) {
+            self.step({std::move(params), std::move(grads), std::move(state), std::move(groups)},
+                      options, progress);
+          },
+          arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"), arg("progress"))
+      .def(
+          "step_counted",
+          [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,
+             const std::vector<AdamOptions>& options) {
+            return self.step_counted(
+                {std::move(params), std::move(grads), std::move(state), std::move(groups)},
+                options);
+          },
+          arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"));
 
   module.def("adam_step", &python::adam_step, arg("params"), arg("grads"), arg("m"), arg("v"),
              arg("vhat"), arg("ema"), arg("options"), arg("step"));

@@ -4,7 +4,7 @@
 Use it through the package, whose classes own the state and hold the locks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, SupportsIndex, TypeAlias, final
 
 import numpy.typing as npt
@@ -136,6 +136,50 @@ class AdamState:
     def swap_ema(self) -> None: ...
     @property
     def slots(self) -> dict[str, list[_Array]]: ...
+
+@final
+class TensorPlan:
+    """A step over CPU tensors of torch, whose memory others own. Not for two threads.
+
+    Every list has an item for each parameter. A gradient that is None leaves its parameter alone.
+    `state` has lists of tensors, "m", "v" and as the options need them "vhat", "ema",
+    "accumulator"; or it is a list with a dict for each parameter, whose keys `names` tells.
+    `groups` has positions in `options`. `copy_like(gradient, parameter)` copies into the
+    parameter's layout.
+
+    Raises
+    ------
+    ValueError
+        A tensor is not what it must be; named by its list and index. Nothing has changed.
+    """
+
+    def __init__(
+        self, copy_like: Callable[[Any, Any], Any], names: dict[str, str] = ...
+    ) -> None: ...
+    def step(
+        self,
+        params: list[Any],
+        grads: list[Any],
+        state: dict[str, list[Any]] | list[dict[str, Any]],
+        groups: list[int],
+        options: Sequence[AdamOptions],
+        progress: AdamProgress,
+    ) -> None: ...
+    def step_counted(
+        self,
+        params: list[Any],
+        grads: list[Any],
+        state: dict[str, list[Any]] | list[dict[str, Any]],
+        groups: list[int],
+        options: Sequence[AdamOptions],
+    ) -> int:
+        """Step, and count it in the state "step" of each parameter, a tensor of one element.
+
+        Returns the number of parameters that had a gradient.
+        """
+
+def allocate_state(params: list[Any], positions: list[int], kinds: int) -> list[list[_Array]]:
+    """Zeros for tensors of torch: `kinds` lists of flat arrays. Errors name `positions`."""
 
 def adam_step(
     params: Sequence[_Array],

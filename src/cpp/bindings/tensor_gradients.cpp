@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+#include "tensor_gradients.hpp"
+
+#include <algorithm>
+
+#include "arrays.hpp"
+#include "messages.hpp"
+
+namespace fusedadam::python {
+namespace {
+
+constexpr const char* list_name = "grads";
+
+[[noreturn]] void refuse(const std::string& rule, const py::handle& grad, std::size_t index) {
+  throw py::value_error(
+      broken_rule(element_name(list_name, static_cast<std::int64_t>(index)) + ' ' + rule,
+                  describe_tensor(grad)));
+}
+
+bool is_sparse_tensor(const py::handle& grad) {
+  return py::getattr(grad, "is_sparse", py::bool_(false)).ptr() == Py_True;
+}
+
+// Whether torch has still to negate what is in memory, as in the imaginary part of a conjugate:
+// such a view of complex numbers has gaps, unless it is of a single one.
+bool is_negated(const py::handle& grad, const TensorView& view) {
+  return view.size == 1 && py::hasattr(grad, "is_neg") && grad.attr("is_neg")().cast<bool>();
+}
+
+}  // namespace
+
+void TensorGradients::attach(const py::handle& grad, const py::handle& param,
+                             const TensorView& param_view, std::size_t index, bool zero,
+                             TensorRef& tensor) {
+  tensor.zeroed = nullptr;
+  const std::optional<TensorView> view = reader_.read(grad);
+  if (!view && is_sparse_tensor(grad)) {
+    tensor.grad = nullptr;
+    attach_rows(grad, param_view, index);
+    if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
+    return;
+  }
+  if (!view || view->precision != param_view.precision ||
+      !std::ranges::equal(view->shape, param_view.shape)) {
+    refuse("must be a CPU tensor of the shape and dtype of its parameter", grad, index);
+  }
+  const ByteRange range =
+      fusedadam::byte_range(view->data, view->bytes(), list_name, static_cast<std::int64_t>(index));
+  const bool apart = view->data == tensor.grad || written_.find(range) == nullptr;
+  if (zero && !apart) {
+    refuse("must not overlap a tensor that is updated, so that it can be zeroed", grad, index);
+  }
+  ranges_.push_back(range);
+  zeroes_ = zeroes_ || zero;
+  if (apart && same_layout(*view, param_view) && !is_negated(grad, *view)) {
+    tensor.grad = view->data;
+    if (zero) tensor.zeroed = view->data;
+    return;
+  }
+  kept_.push_back(copy_like_(grad, param));
+  const std::optional<TensorView> copy = reader_.read(kept_.back());
+  if (!copy || copy->size != param_view.size) refuse("must be readable", grad, index);
+  tensor.grad = copy->data;
+  if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
+}
+
+void TensorGradients::attach_rows(const py::handle& grad, const TensorView& param,
+                                  std::size_t index) {
+  if (grad.attr("sparse_dim")().cast<std::int64_t>() != 1 || param.shape.empty()) {
+    refuse("must be of whole rows, with one sparse dimension", grad, index);
+  }
+  if (!is_contiguous(param)) {
+    refuse("must be dense, since its parameter is not contiguous", grad, index);
+  }
+  kept_.push_back(grad.attr("_values")().attr("contiguous")());
+  const std::optional<TensorView> values = reader_.read(kept_.back());
+  if (!values || values->precision != param.precision ||
+      !std::ranges::equal(values->shape.subspan(1), param.shape.subspan(1))) {
+    refuse("must have the row shape and dtype of its parameter", grad, index);
+  }
+  if (param.size == 0) return;
+  Rows& rows = rows_.emplace_back();
+  rows.index = index;
+  rows.grads = values->data;
+  rows.row_size = 1;
+  for (const std::int64_t extent : param.shape.subspan(1)) rows.row_size *= extent;
+  kept_.push_back(grad.attr("_indices")().attr("reshape")(-1).attr("numpy")());
+  rows.indices = index_array(kept_.back(), kept_).indices;
+  check_indices(rows.indices, param.shape[0]);
+}
+
+void TensorGradients::require_zeroed_apart() const {
+  if (zeroes_) require_disjoint(WrittenRanges(ranges_));
+}
+
+bool TensorGradients::is_of_rows(std::size_t index) const noexcept {
+  return std::ranges::find(rows_, index, &Rows::index) != rows_.end();
+}
+
+std::vector<TensorRef> TensorGradients::with_rows(std::span<const TensorRef> tensors) {
+  std::vector<TensorRef> all(tensors.begin(), tensors.end());
+  for (Rows& rows : rows_) {
+    TensorRef& tensor = all[rows.index];
+    const auto sum = [&]<class T>(SummedRows<T> summed) {
+      tensor.grad = summed.grads.empty() ? rows.grads : summed.grads.data();
+      rows.map.rows = summed.rows;
+      rows.summed = std::move(summed);  // moves no elements
+    };
+    if (tensor.precision == Precision::f32) {
+      sum(sum_rows(rows.indices, static_cast<const float*>(rows.grads), rows.row_size));
+    } else {
+      sum(sum_rows(rows.indices, static_cast<const double*>(rows.grads), rows.row_size));
+    }
+    rows.map.row_size = rows.row_size;
+    rows.map.mode = SparseMode::lazy;
+    tensor.rows = &rows.map;
+    tensor.size = gradient_size(tensor);
+  }
+  return all;
+}
+
+void TensorGradients::zero_the_rest() const {
+  for (const py::object& grad : to_zero_) grad.attr("zero_")();
+}
+
+}  // namespace fusedadam::python

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: MIT
+#include "tensor_plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <tuple>
+
+#include "arrays.hpp"
+#include "float_environment.hpp"
+#include "messages.hpp"
+
+namespace fusedadam::python {
+namespace {
+
+py::handle item(const py::list& list, std::size_t index) {
+  return PyList_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(index));
+}
+
+std::string name_of(const char* list, std::size_t index) {
+  return element_name(list, static_cast<std::int64_t>(index));
+}
+
+[[noreturn]] void refuse(const char* list, std::size_t index, const std::string& rule,
+                         const py::handle& tensor) {
+  throw py::value_error(broken_rule(name_of(list, index) + ' ' + rule, describe_tensor(tensor)));
+}
+
+void require_length(const py::list& list, const char* name, std::size_t expected) {
+  if (list.size() == expected) return;
+  throw py::value_error(broken_rule(
+      std::string(name) + " must have an item for each of " + std::to_string(expected) + " params",
+      std::to_string(list.size())));
+}
+
+// One kind of state, in either form.
+class Column {
+ public:
+  // @throws py::value_error  not one for each parameter
+  Column(const TensorPlan::Tensors& tensors, const py::dict& names, const char* kind) {
+    PyObject* const found = PyDict_Check(tensors.state.ptr())
+                                ? PyDict_GetItemString(tensors.state.ptr(), kind)
+                                : tensors.state.ptr();
+    if (found == nullptr || !PyList_Check(found)) return;
+    list_ = found;
+    require_length(py::reinterpret_borrow<py::list>(list_), "state", tensors.params.size());
+    if (found == tensors.state.ptr()) name_ = PyDict_GetItemString(names.ptr(), kind);
+  }
+
+  // @throws py::value_error  it is not there
+  py::handle operator[](std::size_t index) const {
+    const py::handle in_list =
+        list_ ? PyList_GET_ITEM(list_.ptr(), static_cast<py::ssize_t>(index)) : nullptr;
+    if (!name_) return in_list ? in_list : py::handle(Py_None);
+    const py::handle tensor = PyDict_GetItemWithError(in_list.ptr(), name_.ptr());
+    if (tensor) return tensor;
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    throw py::value_error(broken_rule(
+        "the state of " + name_of("params", index) + " must hold " + name_.cast<std::string>(),
+        py::repr(py::list(py::reinterpret_borrow<py::object>(in_list))).cast<std::string>()));
+  }
+
+ private:
+  py::handle list_;
+  py::handle name_;  // where the items of the list are dicts
+};
+
+bool always(const AdamSettings& /*settings*/) { return true; }
+bool amsgrad(const AdamSettings& settings) { return settings.amsgrad; }
+bool use_ema(const AdamSettings& settings) { return settings.use_ema; }
+bool accumulates(const AdamSettings& settings) { return settings.gradient_accumulation_steps > 1; }
+
+}  // namespace
+
+const TensorPlan::Kind TensorPlan::kinds[] = {
+    {"m", &TensorRef::m, &always},
+    {"v", &TensorRef::v, &always},
+    {"vhat", &TensorRef::vhat, &amsgrad},
+    {"ema", &TensorRef::ema, &use_ema},
+    {"accumulator", &TensorRef::accumulator, &accumulates}};
+
+bool TensorPlan::Param::is(const TensorView& view) const noexcept {
+  return present && view.data == data && view.precision == precision &&
+         std::ranges::equal(view.shape, shape) && std::ranges::equal(view.strides, strides);
+}
+
+std::int64_t TensorPlan::Counter::count(std::size_t index) const {
+  const double count = precision == Precision::f32 ? static_cast<double>(*static_cast<float*>(data))
+                                                   : *static_cast<double*>(data);
+  if (!(count >= 0 && count <= static_cast<double>(max_iterations)) || count != std::floor(count)) {
+    throw py::value_error(
+        broken_rule(name_of("step", index) + " must be a whole number >= 0 and <= 2**53",
+                    format_number(count)));
+  }
+  return static_cast<std::int64_t>(count);
+}
+
+// A float32 stays at 2^24, as torch's own addition leaves it.
+void TensorPlan::Counter::set(std::int64_t count) const noexcept {
+  if (precision == Precision::f32) {
+    *static_cast<float*>(data) = static_cast<float>(count);
+  } else {
+    *static_cast<double*>(data) = static_cast<double>(count);
+  }
+}
+
+void TensorPlan::find_groups(const Tensors& tensors, const std::vector<AdamOptions>& options) {
+  const std::size_t count = tensors.params.size();
+  require_length(tensors.grads, "grads", count);
+  require_length(tensors.groups, "groups", count);
+  groups_.resize(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t group = PyLong_AsSize_t(item(tensors.groups, i).ptr());
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (group >= options.size()) {
+      throw py::value_error(broken_rule(name_of("groups", i) +
+                                            " must be below the number of options, " +
+                                            std::to_string(options.size()),
+                                        std::to_string(group)));
+    }
+    groups_[i] = static_cast<std::uint32_t>(group);
+  }
+}
+
+bool TensorPlan::needs(const Kind& kind, std::size_t index,
+                       const std::vector<AdamOptions>& options) const {
+  return kind.needed(options[groups_[index]].settings());
+}
+
+bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options) {
+  const std::size_t count = tensors.params.size();
+  if (params_.size() != count) return false;
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool present = !item(tensors.grads, i).is_none();
+    if (present != params_[i].present) return false;
+    if (!present) continue;
+    const std::optional<TensorView> view = params_reader_.read(item(tensors.params, i));
+    if (!view || !params_[i].is(*view)) return false;
+  }
+  for (std::size_t k = 0; k < std::size(kinds); ++k) {
+    const Column column(tensors, names_, kinds[k].name);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (!params_[i].present) continue;
+      const StateTensor& known = state_[k][i];
+      if (known.present != needs(kinds[k], i, options)) return false;
+      if (!known.present) continue;
+      const auto view = state_reader_.read(column[i]);
+      if (!view || view->data != known.data || view->size != known.size ||
+          view->precision != known.precision ||
+          (view->size > 1 && !same_layout(*view, params_[i].view()))) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+void TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& options) {
+  find_groups(tensors, options);
+  if (is_bound(tensors, options)) return;
+
+  const std::size_t count = tensors.params.size();
+  std::vector<Param> params(count);
+  std::vector<TensorRef> refs(count);
+  std::vector<ByteRange> ranges;
+  const auto add_range = [&](const TensorView& view, const char* list, std::size_t index) {
+    ranges.push_back(
+        fusedadam::byte_range(view.data, view.bytes(), list, static_cast<std::int64_t>(index)));
+  };
+  for (std::size_t i = 0; i < count; ++i) {
+    if (item(tensors.grads, i).is_none()) continue;
+    const py::handle tensor = item(tensors.params, i);
+    const TensorView view = steppable(params_reader_, tensor, static_cast<std::int64_t>(i));
+    params[i] = {.present = true,
+                 .data = view.data,
+                 .precision = view.precision,
+                 .shape = {view.shape.begin(), view.shape.end()},
+                 .strides = {view.strides.begin(), view.strides.end()},
+                 .size = view.size};
+    refs[i].precision = view.precision;
+    refs[i].size = view.size;
+    refs[i].param = view.data;
+    add_range(view, "params", i);
+  }
+
+  std::vector<std::vector<StateTensor>> state;
+  for (const Kind& kind : kinds) {
+    const Column column(tensors, names_, kind.name);
+    std::vector<StateTensor>& of_kind = state.emplace_back(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (!params[i].present || !needs(kind, i, options)) continue;
+      const py::handle tensor = column[i];
+      const std::optional<TensorView> view = state_reader_.read(tensor);
+      const TensorView param = params[i].view();
+      if (!view || view->precision != param.precision ||
+          !std::ranges::equal(view->shape, param.shape) || !same_layout(*view, param)) {
+        refuse(kind.name, i,
+               "must be a CPU tensor of the shape, dtype and strides of its parameter", tensor);
+      }
+      of_kind[i] = {view->data, view->size, view->precision, true};
+      refs[i].*kind.pointer = view->data;
+      add_range(*view, kind.name, i);
+    }
+  }
+
+  WrittenRanges written(std::move(ranges));
+  require_disjoint(written);
+  plan_ = AdamPlan(std::move(refs));
+  written_ = std::move(written);
+  params_ = std::move(params);
+  state_ = std::move(state);
+  counters_.clear();
+}
+
+void TensorPlan::bind_counters(const Tensors& tensors) {
+  const Column column(tensors, names_, "step");
+  TensorReader reader;
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < params_.size(); ++i) {
+    if (!params_[i].present) continue;
+    const py::handle tensor = column[i];
+    if (next == counters_.size()) counters_.emplace_back();
+    Counter& counter = counters_[next++];
+    if (tensor.is(counter.tensor)) continue;
+    const std::optional<TensorView> view = reader.read(tensor);
+    if (!view || view->size != 1) {
+      refuse("step", i, "must be a CPU tensor of one float32 or float64", tensor);
+    }
+    counter = {py::reinterpret_borrow<py::object>(tensor), tensor.attr("untyped_storage")(),
+               view->data, view->precision};
+  }
+}
+
+void TensorPlan::attach_gradients(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                                  TensorGradients& gradients) {
+  for (std::size_t i = 0; i < params_.size(); ++i) {
+    TensorRef& tensor = plan_.tensors()[i];
+    tensor.group = groups_[i];
+    if (!params_[i].present) continue;
+    gradients.attach(item(tensors.grads, i), item(tensors.params, i), params_[i].view(), i,
+                     options[groups_[i]].settings().zero_grad, tensor);
+  }
+  gradients.require_zeroed_apart();
+}
+
+void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                      AdamProgress& progress) {
+  bind(tensors, options);
+  if (options.empty()) return;
+  TensorGradients gradients(copy_like_, written_);
+  attach_gradients(tensors, options, gradients);
+  if (gradients.any_of_rows()) {
+    throw py::value_error(broken_rule("grads must be dense", "a sparse gradient"));
+  }
+  AdamProgress counts = progress;
+  {
+    // Only raw memory is touched, of tensors that the caller keeps alive.
+    const py::gil_scoped_release release;
+    plan_.step(options, counts);
+  }
+  progress = counts;
+  gradients.zero_the_rest();
+}
+
+std::size_t TensorPlan::step_counted(const Tensors& tensors,
+                                     const std::vector<AdamOptions>& options) {
+  bind(tensors, options);
+  bind_counters(tensors);
+  TensorGradients gradients(copy_like_, written_);
+  attach_gradients(tensors, options, gradients);
+
+  // Tensors share their constants that share options, count and the meaning of epsilon.
+  using Key = std::tuple<std::uint32_t, std::int64_t, bool>;
+  std::map<Key, std::uint32_t> group_of;
+  std::vector<CountedOptions> groups;
+  std::vector<std::int64_t> counts;
+  counts.reserve(counters_.size());
+  auto last = group_of.end();
+  for (std::size_t i = 0; i < params_.size(); ++i) {
+    if (!params_[i].present) continue;
+    counts.push_back(counters_[counts.size()].count(i));
+    TensorRef& tensor = plan_.tensors()[i];
+    const bool of_rows = gradients.any_of_rows() && gradients.is_of_rows(i);
+    const Key key{tensor.group, counts.back(), of_rows};
+    if (last == group_of.end() || last->first != key) {
+      bool is_new = false;
+      std::tie(last, is_new) = group_of.try_emplace(key, static_cast<std::uint32_t>(groups.size()));
+      if (is_new) {
+        AdamSettings settings = options[tensor.group].settings();
+        if (of_rows) settings.bias_corrected_epsilon = false;
+        groups.push_back({AdamOptions(settings), counts.back()});
+      }
+    }
+    tensor.group = last->second;
+  }
+
+  {
+    // As above.
+    const py::gil_scoped_release release;
+    if (gradients.any_of_rows()) {
+      const DefaultFloatEnvironment environment;
+      AdamPlan(gradients.with_rows(plan_.tensors())).step(groups);
+    } else {
+      plan_.step(groups);
+    }
+  }
+  for (std::size_t i = 0; i < counts.size(); ++i) counters_[i].set(counts[i] + 1);
+  gradients.zero_the_rest();
+  return counts.size();
+}
+
+}  // namespace fusedadam::python

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "adam_plan.hpp"
+#include "byte_ranges.hpp"
+#include "tensor_gradients.hpp"
+#include "tensor_view.hpp"
+
+namespace fusedadam::python {
+
+// A step over tensors of torch whose memory, state included, belongs to others. Tensors are looked
+// at before every step, and checked again where they have moved; the tensor that counts steps is
+// known by its object. Not for use by two threads at once.
+class TensorPlan {
+ public:
+  // The tensors of a step; lists have an item for each parameter.
+  struct Tensors {
+    py::list params;
+    py::list grads;    // None: the parameter takes no part
+    py::object state;  // {"m": [a tensor, ...], ...} or [{"exp_avg": a tensor, ...}, ...]
+    py::list groups;   // positions in the list of options
+  };
+
+  // `copy_like` as for TensorGradients. `names` are those of kinds of state where a dict has the
+  // state of a parameter: {"m": "exp_avg", ...}, and "step".
+  TensorPlan(py::object copy_like, py::dict names)
+      : copy_like_(std::move(copy_like)), names_(std::move(names)) {}
+
+  // One call, which takes a step, accumulates or skips. @throws  before the first write.
+  void step(const Tensors& tensors, const std::vector<AdamOptions>& options,
+            AdamProgress& progress);
+
+  // The same where each parameter counts its own steps, in a tensor of one element of its state
+  // that is raised by one. Gradients of rows step these alone, with "epsilon hat" as
+  // torch.optim.SparseAdam. Returns the number of parameters that took part.
+  std::size_t step_counted(const Tensors& tensors, const std::vector<AdamOptions>& options);
+
+ private:
+  // A kind of state.
+  struct Kind {
+    const char* name;
+    void* TensorRef::*pointer;
+    bool (*needed)(const AdamSettings& settings);
+  };
+  static const Kind kinds[];
+
+  // A parameter as it was when it was checked, or one that takes no part.
+  struct Param {
+    bool present = false;
+    void* data = nullptr;
+    Precision precision = Precision::f32;
+    std::vector<std::int64_t> shape;
+    std::vector<std::int64_t> strides;
+    std::int64_t size = 0;
+
+    bool is(const TensorView& view) const noexcept;
+    TensorView view() const noexcept { return {data, precision, shape, strides, size}; }
+  };
+
+  // A tensor of the state, or none.
+  struct StateTensor {
+    void* data = nullptr;
+    std::int64_t size = 0;
+    Precision precision = Precision::f32;
+    bool present = false;
+  };
+
+  // The steps that a parameter has taken, as its tensor counts them.
+  struct Counter {
+    py::object tensor;
+    py::object storage;  // keeps the memory alive
+    void* data = nullptr;
+    Precision precision = Precision::f32;
+
+    // @throws py::value_error  no count
+    std::int64_t count(std::size_t index) const;
+    void set(std::int64_t count) const noexcept;
+  };
+
+  void find_groups(const Tensors& tensors, const std::vector<AdamOptions>& options);
+  // Points the tensors of plan_ to the memory of everything but gradients.
+  void bind(const Tensors& tensors, const std::vector<AdamOptions>& options);
+  bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options);
+  bool needs(const Kind& kind, std::size_t index, const std::vector<AdamOptions>& options) const;
+  // Those of the parameters that take part.
+  void bind_counters(const Tensors& tensors);
+  void attach_gradients(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                        TensorGradients& gradients);
+
+  py::object copy_like_;
+  py::dict names_;
+  TensorReader params_reader_;
+  TensorReader state_reader_;
+  std::vector<std::uint32_t> groups_;
+  std::vector<Param> params_;
+  std::vector<std::vector<StateTensor>> state_;  // of each kind
+  std::vector<Counter> counters_;                // of the parameters that take part
+  AdamPlan plan_;
+  WrittenRanges written_;
+};
+
+}  // namespace fusedadam::python

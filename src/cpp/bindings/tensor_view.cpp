@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+#include "tensor_view.hpp"
+
+#include <algorithm>
+
+#include "messages.hpp"
+
+namespace fusedadam::python {
+namespace {
+
+// The parts of the DLPack ABI that are used here, of major version 1.
+struct DlpackTensor {
+  void* data;
+  std::int32_t device_type;
+  std::int32_t device_id;
+  std::int32_t ndim;
+  std::uint8_t dtype_code;
+  std::uint8_t dtype_bits;
+  std::uint16_t dtype_lanes;
+  std::int64_t* shape;
+  std::int64_t* strides;
+  std::uint64_t byte_offset;
+};
+
+struct DlpackExchangeApi {
+  std::uint32_t major_version;
+  std::uint32_t minor_version;
+  DlpackExchangeApi* previous_api;
+  void* unused[3];
+  int (*tensor_from_object)(void* object, void* tensor);
+};
+
+constexpr std::int32_t dlpack_cpu = 1;
+constexpr std::uint8_t dlpack_float = 2;
+
+std::optional<Precision> precision_of(const DlpackTensor& tensor) {
+  if (tensor.dtype_code != dlpack_float || tensor.dtype_lanes != 1) return std::nullopt;
+  if (tensor.dtype_bits == 32) return Precision::f32;
+  if (tensor.dtype_bits == 64) return Precision::f64;
+  return std::nullopt;
+}
+
+void set_size(TensorView& view) {
+  view.size = 1;
+  for (const std::int64_t extent : view.shape) view.size *= extent;
+}
+
+// Null where the type has none, or one of another ABI.
+auto exchange_function(PyTypeObject* type) -> int (*)(void*, void*) {
+  const py::object capsule =
+      py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
+  auto* api =
+      static_cast<DlpackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  while (api != nullptr && api->major_version != 1) api = api->previous_api;
+  return api == nullptr ? nullptr : api->tensor_from_object;
+}
+
+// Whether the elements fill one stretch of memory, in whatever order.
+bool is_dense(const TensorView& view) {
+  if (view.size <= 1) return true;
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < view.shape.size(); ++i) {
+    if (view.shape[i] != 1) order.push_back(i);
+  }
+  std::ranges::sort(order, {}, [&](std::size_t i) { return view.strides[i]; });
+  std::int64_t expected = 1;
+  for (const std::size_t i : order) {
+    if (view.strides[i] != expected) return false;
+    expected *= view.shape[i];
+  }
+  return true;
+}
+
+}  // namespace
+
+TensorView steppable(TensorReader& reader, const py::handle& param, std::int64_t index) {
+  const auto refuse = [&](const char* rule) {
+    throw py::value_error(
+        broken_rule(element_name("params", index) + ' ' + rule, describe_tensor(param)));
+  };
+  const std::optional<TensorView> view = reader.read(param);
+  if (!view) refuse("must be a strided CPU tensor of float32 or float64");
+  if (!is_dense(*view)) {
+    refuse("must fill its memory without gaps or overlaps, to be updated in place");
+  }
+  return *view;
+}
+
+std::optional<TensorView> TensorReader::read(const py::handle& object) {
+  if (Py_TYPE(object.ptr()) != type_) {
+    type_ = Py_TYPE(object.ptr());
+    describe_ = exchange_function(type_);
+  }
+  if (describe_ == nullptr) return read_attributes(object);
+  DlpackTensor tensor{};
+  if (describe_(object.ptr(), &tensor) != 0) {  // sparse, quantised, on no device ...
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  const std::optional<Precision> precision = precision_of(tensor);
+  if (!precision || tensor.device_type != dlpack_cpu) return std::nullopt;
+  const auto ndim = static_cast<std::size_t>(tensor.ndim);
+  TensorView view{.data = static_cast<char*>(tensor.data) + tensor.byte_offset,
+                  .precision = *precision,
+                  .shape = {tensor.shape, ndim},
+                  .strides = {tensor.strides, ndim}};
+  set_size(view);
+  if (tensor.data == nullptr && view.size != 0) return std::nullopt;
+  return view;
+}
+
+std::optional<TensorView> TensorReader::read_attributes(const py::handle& object) {
+  if (!py::hasattr(object, "data_ptr")) return std::nullopt;
+  const auto text = [&](const char* name) {
+    return py::str(py::getattr(object, name, py::none())).cast<std::string>();
+  };
+  const std::string dtype = text("dtype");
+  if (text("layout") != "torch.strided" || text("device") != "cpu" ||
+      (dtype != "torch.float32" && dtype != "torch.float64")) {
+    return std::nullopt;
+  }
+  const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
+  const auto strides = object.attr("stride")().cast<std::vector<std::int64_t>>();
+  extents_ = shape;
+  extents_.insert(extents_.end(), strides.begin(), strides.end());
+  TensorView view{.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>()),
+                  .precision = dtype == "torch.float32" ? Precision::f32 : Precision::f64,
+                  .shape = {extents_.data(), shape.size()},
+                  .strides = {extents_.data() + shape.size(), strides.size()}};
+  set_size(view);
+  return view;
+}
+
+bool same_layout(const TensorView& a, const TensorView& b) noexcept {
+  if (a.size <= 1) return true;
+  for (std::size_t i = 0; i < a.shape.size(); ++i) {
+    if (a.shape[i] != 1 && a.strides[i] != b.strides[i]) return false;
+  }
+  return true;
+}
+
+bool is_contiguous(const TensorView& view) noexcept {
+  if (view.size <= 1) return true;
+  std::int64_t expected = 1;
+  for (std::size_t i = view.shape.size(); i-- > 0;) {
+    if (view.shape[i] == 1) continue;
+    if (view.strides[i] != expected) return false;
+    expected *= view.shape[i];
+  }
+  return true;
+}
+
+std::string describe_tensor(const py::handle& object) {
+  std::string text = Py_TYPE(object.ptr())->tp_name;
+  for (const char* name : {"dtype", "device", "layout", "shape"}) {
+    if (!py::hasattr(object, name)) continue;
+    text += std::string(", ") + name + '=' + py::str(object.attr(name)).cast<std::string>();
+  }
+  try {
+    text += ", stride=" + py::str(object.attr("stride")()).cast<std::string>();
+  } catch (const py::error_already_set&) {  // what is sparse has none
+  }
+  return text;
+}
+
+}  // namespace fusedadam::python

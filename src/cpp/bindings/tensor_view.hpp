@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+//
+// What a tensor of torch is: where its elements lie, and how. This module does not link to torch,
+// so that one build of it serves every version.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tensor_list.hpp"
+
+namespace fusedadam::python {
+
+namespace py = pybind11;
+
+// A strided CPU tensor of float32 or float64. Shape and strides (in elements) are borrowed from the
+// tensor or from the reader.
+struct TensorView {
+  void* data = nullptr;
+  Precision precision = Precision::f32;
+  std::span<const std::int64_t> shape;
+  std::span<const std::int64_t> strides;
+  std::int64_t size = 0;
+
+  std::int64_t bytes() const noexcept { return size * item_size(precision); }
+};
+
+// Reads tensors, best many of one type in a row.
+class TensorReader {
+ public:
+  // No value where the object is something else. Valid until the next call, while the tensor lives.
+  std::optional<TensorView> read(const py::handle& object);
+
+ private:
+  // Of the DLPack C exchange API (dmlc.github.io/dlpack, version 1.3), which torch has from 2.10
+  // on.
+  using Describe = int (*)(void* object, void* tensor);
+
+  std::optional<TensorView> read_attributes(const py::handle& object);
+
+  PyTypeObject* type_ = nullptr;  // that `describe_` is of
+  Describe describe_ = nullptr;   // null: ask for one attribute after the other
+  std::vector<std::int64_t> extents_;
+};
+
+// One that can be updated in place.
+// @throws py::value_error  naming params[index]
+TensorView steppable(TensorReader& reader, const py::handle& param, std::int64_t index);
+
+// Whether two tensors of one shape have their elements in the same order in memory. Strides of
+// dimensions of one element, or of tensors of no more, are of no meaning.
+bool same_layout(const TensorView& a, const TensorView& b) noexcept;
+
+// Whether that order is that of C.
+bool is_contiguous(const TensorView& view) noexcept;
+
+// "float32", "torch.Size([2, 3]), ..." of whatever object: for the end of a message.
+std::string describe_tensor(const py::handle& object);
+
+}  // namespace fusedadam::python

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""`torch.optim.Adam` and `AdamW`, stepped by the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from fusedadam.torch.fused_step import FusedStep
+
+
+class Adam(FusedStep, torch.optim.Adam):
+    r"""`torch.optim.Adam` for CPU tensors, all of them stepped in one pass over their memory.
+
+    Settings, state and checkpoints are those of `torch.optim.Adam`, of which this is a subclass:
+    Algorithm 1 of [1]_, where step :math:`t` of a parameter is
+
+    .. math::
+
+        g &= \pm g + weight\_decay \cdot p \\
+        m &= \beta_1 m + (1 - \beta_1) g \\
+        v &= \beta_2 v + (1 - \beta_2) g^2 \\
+        p &= p - lr \, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + eps}
+
+    Parameters
+    ----------
+    params : iterable
+        float32 or float64 tensors on the CPU, named tensors, or groups with settings of their own.
+        They may have any strides that leave neither gaps nor overlaps.
+    lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay
+        As for `torch.optim.Adam`.
+    foreach, fused : bool, optional
+        Accepted, without influence.
+    capturable, differentiable : bool, default False
+        Must be False.
+    max_grad_norm : float, optional
+        Bound of the norm of all gradients of the step that this process holds: where the norm is
+        not below it, they are multiplied by `max_grad_norm / norm` as they are used. The gradients
+        themselves stay as they are. 0 bounds nothing.
+    ema_decay : float, optional
+        Keep an average of each parameter, `ema` in its state: after a step,
+        :math:`ema = ema\_decay \cdot ema + (1 - ema\_decay) \, p`; the first step takes p itself.
+        See `swap_ema`.
+    zero_grad_in_step : bool, default False
+        Set the gradients to zero as they are used.
+
+    Raises
+    ------
+    ValueError
+        A setting is out of range, or one that must be False is not.
+
+    Notes
+    -----
+    A sparse gradient, as `torch.nn.Embedding(sparse=True)` has them, steps the rows that it names
+    alone, as `torch.optim.SparseAdam` does (whose `eps` has no bias correction).
+
+    Results have the same bits for every instruction set and thread count. Moments smaller in
+    magnitude than the smallest normal number become zero.
+
+    References
+    ----------
+    .. [1] D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization",
+       https://arxiv.org/abs/1412.6980
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        zero_grad_in_step: bool = False,
+        **later: Any,
+    ) -> None:
+        self._use_extras(
+            max_grad_norm=max_grad_norm, ema_decay=ema_decay, zero_grad_in_step=zero_grad_in_step
+        )
+        # decoupled_weight_decay, and whatever else is newer than torch 2.6, is torch's to know.
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            **later,
+        )
+        self.defaults.update(self._extras)
+
+
+class AdamW(FusedStep, torch.optim.AdamW):
+    r"""`torch.optim.AdamW` for CPU tensors, all of them stepped in one pass over their memory.
+
+    As `Adam`, but for the weight decay, which leaves the gradient alone [1]_: before the update,
+    :math:`p = p - lr \cdot weight\_decay \cdot p`.
+
+    Parameters
+    ----------
+    params : iterable
+        As for `Adam`.
+    lr, betas, eps, weight_decay, amsgrad, maximize
+        As for `torch.optim.AdamW`.
+    foreach, fused, capturable, differentiable, max_grad_norm, ema_decay, zero_grad_in_step
+        As for `Adam`.
+
+    Raises
+    ------
+    ValueError
+        A setting is out of range, or one that must be False is not.
+
+    References
+    ----------
+    .. [1] I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization",
+       https://arxiv.org/abs/1711.05101
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        zero_grad_in_step: bool = False,
+    ) -> None:
+        self._use_extras(
+            max_grad_norm=max_grad_norm, ema_decay=ema_decay, zero_grad_in_step=zero_grad_in_step
+        )
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self.defaults.update(self._extras)

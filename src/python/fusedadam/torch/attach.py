@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Steps inside of the backward pass, each parameter as soon as its gradient is complete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusedadam import _core
+from fusedadam.torch.fused_step import FusedStep
+from fusedadam.torch.state import new_plan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Attachment:
+    """What `attach` returns: `remove()` ends it, and so does leaving its `with` block."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Leave gradients and steps to the caller again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
+    """Let `backward` step each parameter once its gradient is complete, and free the gradient.
+
+    No more than a few gradients are then in memory at a time. The results are those of
+    `optimizer.step()` after `backward`; that call, if it stays in the loop, finds no gradients and
+    does nothing. Settings and learning rates are read at each step, so schedulers work. Each
+    `backward` is a step: gradients do not accumulate. Step hooks of the optimizer are not called.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its parameters that the optimizer has, and that require gradients, are stepped.
+    optimizer : Adam or AdamW
+        Of this module.
+
+    Returns
+    -------
+    Attachment
+        Its `remove()` ends it.
+
+    Raises
+    ------
+    TypeError
+        The optimizer is none of this module.
+    ValueError
+        `max_grad_norm` is on: the norm of all gradients is known after the backward pass only. Or
+        no parameter of the model is one of the optimizer.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module. Received: {type(model).__name__}")
+    if not isinstance(optimizer, FusedStep):
+        raise TypeError(
+            "optimizer must be a fusedadam.torch.Adam or AdamW. "
+            f"Received: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        )
+    group_of = {
+        param: index
+        for index, group in enumerate(optimizer.param_groups)
+        for param in group["params"]
+    }
+    params = [p for p in model.parameters() if p.requires_grad and p in group_of]
+    if not params:
+        raise ValueError(
+            "model must have parameters that require gradients and are the optimizer's. "
+            f"Received: a {type(model).__name__} with none"
+        )
+    for index in range(len(optimizer.param_groups)):
+        _require_no_norm(optimizer, index)
+
+    def hook(param: torch.Tensor) -> None:
+        _require_no_norm(optimizer, group_of[param])
+        optimizer._step([param], [group_of[param]], plans[param])
+        param.grad = None
+        # Without it, a learning rate scheduler warns that nobody has called step().
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    plans: dict[torch.Tensor, _core.TensorPlan] = {param: new_plan() for param in params}
+    register = torch.Tensor.register_post_accumulate_grad_hook
+    return Attachment([register(param, hook) for param in params])
+
+
+def _require_no_norm(optimizer: FusedStep, index: int) -> None:
+    bound = optimizer.param_groups[index]["max_grad_norm"]
+    if bound:
+        raise ValueError(
+            "max_grad_norm must be None where steps are taken before all gradients are known. "
+            f"Received: max_grad_norm={bound!r}"
+        )

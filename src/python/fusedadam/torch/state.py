@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""What the optimizer keeps for a parameter, under the names that torch's own Adam uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from fusedadam import _core
+from fusedadam.torch.local import any_distributed, copy_like
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The kernel's kinds of state as torch calls them. "ema" is ours.
+NAMES: Final = {
+    "m": "exp_avg",
+    "v": "exp_avg_sq",
+    "vhat": "max_exp_avg_sq",
+    "ema": "ema",
+    "step": "step",
+}
+
+# Of a parameter that has no gradient, and so takes no part in a step.
+ABSENT: Final[dict[str, Any]] = {"step": None}
+
+
+def new_plan() -> _core.TensorPlan:
+    """Return a plan for steps over such state."""
+    return _core.TensorPlan(copy_like, NAMES)
+
+
+def new_states(
+    params: Sequence[Tensor], positions: Sequence[int], group: Mapping[str, Any]
+) -> list[dict[str, Tensor]]:
+    """Return the state of parameters of one group before their first step.
+
+    `positions` are those that an error names them by.
+
+    Raises
+    ------
+    ValueError
+        A parameter that cannot be updated in place.
+    """
+    names = [NAMES["m"], NAMES["v"]]
+    if group["amsgrad"]:
+        names.append(NAMES["vhat"])
+    averaged = group["ema_decay"] is not None
+    if averaged:
+        names.append(NAMES["ema"])
+    states: list[dict[str, Tensor]] = [{"step": _counter(0)} for _ in params]
+    if any_distributed(params):
+        for state, param in zip(states, params, strict=True):
+            state.update({name: torch.zeros_like(param, requires_grad=False) for name in names})
+    else:
+        columns = _core.allocate_state(list(params), list(positions), len(names))
+        for name, column in zip(names, columns, strict=True):
+            for state, param, array in zip(states, params, column, strict=True):
+                # In the memory layout of the parameter, and no view of another tensor.
+                storage = torch.from_numpy(array).untyped_storage()
+                state[name] = torch.empty(0, dtype=param.dtype, device="cpu").set_(
+                    storage, 0, param.shape, param.stride()
+                )
+    if averaged:
+        for state, param in zip(states, params, strict=True):
+            state[NAMES["ema"]].copy_(param)
+    return states
+
+
+def new_average(param: Tensor) -> Tensor:
+    """Return an average that begins as its parameter."""
+    return param.detach().clone()
+
+
+def conform(state: dict[str, Any], param: Tensor) -> bool:
+    """Give state that came from elsewhere the form that steps work on; whether it had another.
+
+    That is the memory layout of the parameter, and a count of steps in a tensor on the CPU.
+    """
+    changed = False
+    step = state.get("step")
+    if step is not None and not (
+        isinstance(step, torch.Tensor)
+        and step.device.type == "cpu"
+        and step.dtype in (torch.float32, torch.float64)
+    ):
+        state["step"] = _counter(float(step))
+        changed = True
+    for name in NAMES.values():
+        value = state.get(name)
+        if not isinstance(value, torch.Tensor) or any_distributed([value, param]):
+            continue
+        if value.shape == param.shape and value.stride() != param.stride():
+            state[name] = copy_like(value, param)
+            changed = True
+    return changed
+
+
+def _counter(count: float) -> Tensor:
+    double = torch.get_default_dtype() == torch.float64
+    dtype = torch.float64 if double else torch.float32
+    return torch.tensor(float(count), dtype=dtype, device="cpu")
