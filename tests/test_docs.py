@@ -15,6 +15,7 @@ import fusedadam
 import fusedadam.adam
 import numpy as np
 import pytest
+from fresh_python import output_of
 from fusedadam._core import AdamOptions
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,10 @@ PYTHON_BLOCKS = [
 ]
 
 
+# Frameworks that an example imports.
+NEEDS = re.compile(r"^import (torch|keras)$", re.MULTILINE)
+
+
 def run(code: str, directory: Path) -> dict[str, Any]:
     """Run an example as a user would, from a file; what it left behind."""
     file = directory / "example.py"
@@ -42,9 +47,17 @@ def run(code: str, directory: Path) -> dict[str, Any]:
     return runpy.run_path(str(file))
 
 
-@pytest.mark.parametrize("code", PYTHON_BLOCKS)
+@pytest.mark.parametrize("code", [code for code in PYTHON_BLOCKS if not NEEDS.search(code.values[0])])
 def test_python_example_runs(code: str, tmp_path: Path) -> None:
     run(code, tmp_path)
+
+
+@pytest.mark.parametrize("code", [code for code in PYTHON_BLOCKS if NEEDS.search(code.values[0])])
+def test_python_example_of_a_framework_runs(code: str) -> None:
+    for framework in NEEDS.findall(code):
+        pytest.importorskip(framework)
+    # A process of its own: the backend of Keras is chosen when it is imported.
+    output_of(code)
 
 
 def test_readme_fit_finds_the_line(tmp_path: Path) -> None:
