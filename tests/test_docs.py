@@ -29,15 +29,18 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-PYTHON_BLOCKS = [
-    pytest.param(code, id=f"{page.name}-{i}")
-    for page in PAGES
-    for i, code in enumerate(blocks(page, "python"))
-]
-
-
 # Frameworks that an example imports.
 NEEDS = re.compile(r"^import (torch|keras)$", re.MULTILINE)
+
+
+def examples(*, of_a_framework: bool) -> list[Any]:
+    """The examples of all pages that need a framework, or none."""
+    return [
+        pytest.param(code, id=f"{page.name}-{i}")
+        for page in PAGES
+        for i, code in enumerate(blocks(page, "python"))
+        if bool(NEEDS.search(code)) == of_a_framework
+    ]
 
 
 def run(code: str, directory: Path) -> dict[str, Any]:
@@ -47,12 +50,12 @@ def run(code: str, directory: Path) -> dict[str, Any]:
     return runpy.run_path(str(file))
 
 
-@pytest.mark.parametrize("code", [code for code in PYTHON_BLOCKS if not NEEDS.search(code.values[0])])
+@pytest.mark.parametrize("code", examples(of_a_framework=False))
 def test_python_example_runs(code: str, tmp_path: Path) -> None:
     run(code, tmp_path)
 
 
-@pytest.mark.parametrize("code", [code for code in PYTHON_BLOCKS if NEEDS.search(code.values[0])])
+@pytest.mark.parametrize("code", examples(of_a_framework=True))
 def test_python_example_of_a_framework_runs(code: str) -> None:
     for framework in NEEDS.findall(code):
         pytest.importorskip(framework)
