@@ -81,7 +81,7 @@ void check_loss_scale(const AdamSettings& s) {
 }  // namespace
 
 AdamOptions::AdamOptions(const AdamSettings& settings) : settings_(settings) {
-  require_not_negative("lr", settings.lr);
+  require(std::isfinite(settings.lr), "must be finite", "lr", settings.lr);
   require_fraction("beta_1", settings.beta_1);
   require_fraction("beta_2", settings.beta_2);
   require_not_negative("epsilon", settings.epsilon);

@@ -45,6 +45,7 @@ inline std::vector<NamedSettings> step_settings() {
   return {
       {"plain", {}},
       {"bias_corrected_epsilon", {.epsilon = 1e-3, .bias_corrected_epsilon = true}},
+      {"lr below 0", {.lr = -0.01, .weight_decay = 0.1}},
       {"beta_1 of 0", {.beta_1 = 0}},
       {"betas of 0", {.beta_1 = 0, .beta_2 = 0}},
       {"decay", {.decay = 0.125}},

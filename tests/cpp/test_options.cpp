@@ -18,10 +18,9 @@ TEST(AdamOptions, RefusesSettingsOutOfRange) {
     AdamSettings settings;
     const char* message;
   } cases[] = {
-      {{.lr = -1}, "lr must be finite and >= 0. Received: lr=-1.0"},
-      {{.lr = nan}, "lr must be finite and >= 0. Received: lr=nan"},
-      {{.lr = inf}, "lr must be finite and >= 0. Received: lr=inf"},
-      {{.lr = -inf}, "lr must be finite and >= 0. Received: lr=-inf"},
+      {{.lr = nan}, "lr must be finite. Received: lr=nan"},
+      {{.lr = inf}, "lr must be finite. Received: lr=inf"},
+      {{.lr = -inf}, "lr must be finite. Received: lr=-inf"},
       {{.beta_1 = 1}, "beta_1 must be >= 0 and < 1. Received: beta_1=1.0"},
       {{.beta_1 = nan}, "beta_1 must be >= 0 and < 1. Received: beta_1=nan"},
       {{.beta_1 = -0.9}, "beta_1 must be >= 0 and < 1. Received: beta_1=-0.9"},

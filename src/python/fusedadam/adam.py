@@ -331,7 +331,7 @@ class Adam(Optimizer):
     def _step_options(self, *, own_gradients: bool = False) -> _core.AdamOptions:
         options = self._options
         if self._schedule is not None:
-            options = options.changed({"lr": self._schedule(self.iterations)})
+            options = _descending(options.changed({"lr": self._schedule(self.iterations)}))
         if own_gradients and options.zero_grad:
             options = options.changed({"zero_grad": False})
         return options
@@ -343,8 +343,16 @@ class Adam(Optimizer):
         return _core.clip_gradients(params, grads, self._options, self._progress)
 
 
+def _descending(options: _core.AdamOptions) -> _core.AdamOptions:
+    """A step may also ascend, by an `lr` below 0, where a schedule of PyTorch ends there."""
+    if options.lr < 0:
+        raise ValueError(f"lr must be finite and >= 0. Received: lr={options.lr!r}")
+    return options
+
+
 def _keras_options(options: _core.AdamOptions) -> _core.AdamOptions:
     """Keras is stricter than the step, which takes betas of 0 as PyTorch does."""
+    _descending(options)
     for name in ("beta_1", "beta_2"):
         if getattr(options, name) == 0:
             raise ValueError(f"{name} must be > 0 and < 1. Received: {name}=0.0")
@@ -416,27 +424,26 @@ def adam_step(
     >>> w
     array([0.999, 1.   , 1.001])
     """
-    options = _core.AdamOptions(
-        {
-            "lr": lr,
-            "beta_1": beta_1,
-            "beta_2": beta_2,
-            "epsilon": epsilon,
-            "bias_corrected_epsilon": bias_corrected_epsilon,
-            "decay": decay,
-            "amsgrad": vhat is not None,
-            "use_ema": ema is not None,
-            "ema_momentum": ema_momentum,
-            "weight_decay": weight_decay,
-            "l2": l2,
-            "clipnorm": clipnorm,
-            "clipnorm_per_tensor": clipnorm_per_tensor,
-            "clipvalue": clipvalue,
-            "zero_grad": zero_grad,
-            "maximize": maximize,
-            "flush_denormals": flush_denormals,
-        }
-    )
+    settings = {
+        "lr": lr,
+        "beta_1": beta_1,
+        "beta_2": beta_2,
+        "epsilon": epsilon,
+        "bias_corrected_epsilon": bias_corrected_epsilon,
+        "decay": decay,
+        "amsgrad": vhat is not None,
+        "use_ema": ema is not None,
+        "ema_momentum": ema_momentum,
+        "weight_decay": weight_decay,
+        "l2": l2,
+        "clipnorm": clipnorm,
+        "clipnorm_per_tensor": clipnorm_per_tensor,
+        "clipvalue": clipvalue,
+        "zero_grad": zero_grad,
+        "maximize": maximize,
+        "flush_denormals": flush_denormals,
+    }
+    options = _descending(_core.AdamOptions(settings))
     single = isinstance(params, np.ndarray)
 
     def items(arrays: Any, name: str) -> Any:

@@ -14,7 +14,7 @@ namespace fusedadam {
 /// Hyper-parameters, named as in Keras. Plain numbers without units; AdamOptions checks them. What
 /// is off costs nothing.
 struct AdamSettings {
-  double lr = 0.001;      ///< step size, finite, >= 0
+  double lr = 0.001;      ///< step size, finite; schedules may end below 0
   double beta_1 = 0.9;    ///< decay rate of the first moment m, 0 <= beta_1 < 1
   double beta_2 = 0.999;  ///< decay rate of the second moment v, 0 <= beta_2 < 1
   double epsilon = 1e-8;  ///< "epsilon hat", finite, >= 0

@@ -91,7 +91,7 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         optimizer._opt_called = True  # type: ignore[attr-defined]
 
     plans: dict[torch.Tensor, _core.TensorPlan] = {param: new_plan() for param in params}
-    register = torch.Tensor.register_post_accumulate_grad_hook
+    register: Any = torch.Tensor.register_post_accumulate_grad_hook  # without annotations in torch
     return Attachment([register(param, hook) for param in params])
 
 

@@ -251,7 +251,7 @@ def _checked_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
             "ema_momentum": 0.0 if ema_decay is None else ema_decay,
             "zero_grad": bool(settings["zero_grad_in_step"]),
             "loss_scale": settings["loss_scale"],
-            "flush_denormals": settings["eps"] >= _SMALLEST_EPS_TO_FLUSH,
+            "flush_denormals": bool(settings["eps"] >= _SMALLEST_EPS_TO_FLUSH),
         }
     )
 
