@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: MIT
+"""`fusedadam.torch.attach`: steps within the backward pass, and gradients that are gone after it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from fresh_python import output_of
+from helpers import assert_same_bits
+
+torch: Any = pytest.importorskip("torch")
+
+from fusedadam.torch import Adam, AdamW, attach
+from torch_helpers import (
+    KINDS,
+    array,
+    assert_everything_same_bits,
+    everything,
+)
+
+
+def model_of(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 1)
+    )
+
+
+def loss_of(model: Any, i: int) -> Any:
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(i))
+    return (model(x) - x.sum(1, keepdim=True)).square().mean()
+
+
+def backward_and_step(model: Any, optimizer: Any, i: int) -> None:
+    optimizer.zero_grad()
+    loss_of(model, i).backward()
+    optimizer.step()
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "amsgrad, averages and decay": {"amsgrad": True, "ema_decay": 0.9, "weight_decay": 0.1},
+    "lr as a tensor": {"lr": torch.tensor(0.05)},
+    "zero_grad_in_step": {"zero_grad_in_step": True},
+    "max_grad_norm 0, which is off": {"max_grad_norm": 0.0},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bits_as_backward_and_step(kind: Any, options: dict[str, Any]) -> None:
+    model, twin = model_of(), model_of()
+    optimizer, reference = (kind(m.parameters(), **copy.deepcopy(options)) for m in (model, twin))
+    attach(model, optimizer)
+    for i in range(5):
+        loss_of(model, i).backward()
+        assert all(p.grad is None for p in model.parameters())
+        backward_and_step(twin, reference, i)
+        assert_everything_same_bits(everything(optimizer), everything(reference), f"step {i}")
+
+
+def test_with_groups_and_a_scheduler() -> None:
+    def groups(model: Any) -> list[dict[str, Any]]:
+        return [
+            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for p in model.parameters() if p.dim() == 1], "lr": 0.1},
+        ]
+
+    model, twin = model_of(), model_of()
+    optimizer, reference = (AdamW(groups(m), lr=0.01) for m in (model, twin))
+    pair = [
+        torch.optim.lr_scheduler.OneCycleLR(o, 0.2, total_steps=9) for o in (optimizer, reference)
+    ]
+    attach(model, optimizer)
+    for i in range(8):
+        loss_of(model, i).backward()
+        backward_and_step(twin, reference, i)
+        # Warnings are errors: the scheduler must see that steps were taken.
+        for scheduler in pair:
+            scheduler.step()
+        assert_everything_same_bits(everything(optimizer), everything(reference), f"step {i}")
+
+
+def test_remove_restores() -> None:
+    model, twin = model_of(), model_of()
+    optimizer, reference = Adam(model.parameters()), Adam(twin.parameters())
+    handle = attach(model, optimizer)
+    loss_of(model, 0).backward()
+    backward_and_step(twin, reference, 0)
+    handle.remove()
+    handle.remove()
+    before = everything(optimizer)
+    loss_of(model, 1).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert_everything_same_bits(everything(optimizer), before)
+    optimizer.step()
+    backward_and_step(twin, reference, 1)
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+    optimizer.zero_grad()
+    attach(model, optimizer)
+    loss_of(model, 2).backward()
+    backward_and_step(twin, reference, 2)
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+
+
+def test_as_a_context() -> None:
+    model = model_of()
+    optimizer = Adam(model.parameters())
+    with attach(model, optimizer) as handle:
+        assert hasattr(handle, "remove")
+        loss_of(model, 0).backward()
+    assert [s["step"] for s in everything(optimizer)] == [1] * 6
+    with pytest.raises(KeyError), attach(model, optimizer):
+        raise KeyError
+    loss_of(model, 1).backward()
+    assert [s["step"] for s in everything(optimizer)] == [1] * 6
+    assert all(p.grad is not None for p in model.parameters())
+
+
+class Tied(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(9, 4)
+        self.head = torch.nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, words: Any) -> Any:
+        return self.head(torch.tanh(self.embedding(words)))
+
+
+def test_tied_weights() -> None:
+    torch.manual_seed(0)
+    model = Tied()
+    twin = copy.deepcopy(model)
+    optimizer, reference = AdamW(model.parameters()), AdamW(twin.parameters())
+    attach(model, optimizer)
+    words = torch.tensor([1, 2, 2, 8])
+    for _ in range(4):
+        model(words).square().sum().backward()
+        reference.zero_grad()
+        twin(words).square().sum().backward()
+        reference.step()
+    assert [s["step"] for s in everything(optimizer)] == [4]
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+
+
+def test_sparse_gradients() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Embedding(9, 4, sparse=True)
+    twin = copy.deepcopy(model)
+    optimizer, reference = Adam(model.parameters()), Adam(twin.parameters())
+    attach(model, optimizer)
+    for i in range(3):
+        words = torch.tensor([i, 2, 2, 8])
+        model(words).square().sum().backward()
+        assert model.weight.grad is None
+        reference.zero_grad()
+        twin(words).square().sum().backward()
+        reference.step()
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+
+
+def test_parameters_of_others_are_untouched() -> None:
+    model, twin = model_of(), model_of()
+    own = list(model[0].parameters())
+    optimizer, reference = Adam(own), Adam(twin[0].parameters())
+    kept = array(model[2].weight)
+    attach(model, optimizer)
+    loss_of(model, 0).backward()
+    backward_and_step(twin, reference, 0)
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+    assert all(p.grad is None for p in own)
+    assert model[2].weight.grad is not None
+    assert_same_bits(array(model[2].weight), kept)
+
+
+def test_part_of_the_optimizer() -> None:
+    # Parameters that are not of this model keep waiting for `step`.
+    model, other = model_of(), torch.nn.Parameter(torch.ones(3))
+    optimizer = Adam([*model.parameters(), other], lr=0.5)
+    attach(model, optimizer)
+    other.grad = torch.ones(3)
+    loss_of(model, 0).backward()
+    assert other.tolist() == [1.0] * 3
+    assert other.grad is not None
+    assert other not in optimizer.state or not optimizer.state[other].get("step", 0)
+    optimizer.step()
+    np.testing.assert_allclose(array(other), 0.5, rtol=1e-6)
+    assert [s["step"] for s in everything(optimizer)] == [1] * 7
+
+
+def test_frozen_parameters() -> None:
+    model, twin = model_of(), model_of()
+    for m in (model, twin):
+        m[0].requires_grad_(False)
+    optimizer, reference = AdamW(model.parameters()), AdamW(twin.parameters())
+    attach(model, optimizer)
+    for i in range(2):
+        loss_of(model, i).backward()
+        backward_and_step(twin, reference, i)
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+
+
+def test_parameter_used_by_a_part_of_the_steps() -> None:
+    model, twin = model_of(), model_of()
+    optimizer, reference = Adam(model.parameters()), Adam(twin.parameters())
+    attach(model, optimizer)
+    for i in range(4):
+        for m in (model, twin):
+            x = torch.ones(2, 4) * i
+            y = m[0](x) if i % 2 else m[3](m[2](m[0](x)))
+            y.square().sum().backward()
+        reference.step()
+        reference.zero_grad()
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+    assert [s["step"] for s in everything(optimizer)] == [4, 4, 2, 2, 2, 2]
+
+
+def test_settings_changed_while_attached() -> None:
+    model, twin = model_of(), model_of()
+    optimizer, reference = Adam(model.parameters()), Adam(twin.parameters())
+    attach(model, optimizer)
+    for i, lr in enumerate([0.1, 0.01, 0.5]):
+        optimizer.param_groups[0]["lr"] = reference.param_groups[0]["lr"] = lr
+        loss_of(model, i).backward()
+        backward_and_step(twin, reference, i)
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+
+
+def test_checkpoint_loaded_while_attached() -> None:
+    model = model_of()
+    optimizer = Adam(model.parameters())
+    attach(model, optimizer)
+    loss_of(model, 0).backward()
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    loss_of(model, 1).backward()
+    expected = everything(optimizer)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    loss_of(model, 1).backward()
+    assert_everything_same_bits(everything(optimizer), expected)
+
+
+def test_attached_twice_steps_once() -> None:
+    model = model_of()
+    optimizer = Adam(model.parameters())
+    attach(model, optimizer)
+    with contextlib.suppress(ValueError):
+        attach(model, optimizer)
+    loss_of(model, 0).backward()
+    assert [s["step"] for s in everything(optimizer)] == [1] * 6
+
+
+def test_group_added_later_needs_attaching() -> None:
+    model = model_of()
+    optimizer = Adam(model[0].parameters())
+    handle = attach(model, optimizer)
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    handle.remove()
+    attach(model, optimizer)
+    loss_of(model, 0).backward()
+    assert [s["step"] for s in everything(optimizer)] == [1] * 4
+
+
+def test_stale_graph_is_noticed() -> None:
+    # The first backward steps weights that the second graph has saved.
+    model = model_of()
+    attach(model, Adam(model.parameters()))
+    stale = loss_of(model, 0)
+    loss_of(model, 1).backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norm_of_all_gradients_is_refused(kind: Any) -> None:
+    model = model_of()
+    optimizer = kind(model.parameters(), max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=r"(?s)max_grad_norm.*Received: .+"):
+        attach(model, optimizer)
+    loss_of(model, 0).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_norm_switched_on_while_attached() -> None:
+    model = model_of()
+    optimizer = Adam(model.parameters())
+    attach(model, optimizer)
+    optimizer.param_groups[0]["max_grad_norm"] = 1.0
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match="max_grad_norm"):
+        loss_of(model, 0).backward()
+    assert_everything_same_bits(everything(optimizer), before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: (list(m.parameters()), Adam(m.parameters())),
+        lambda m: (m, torch.optim.Adam(m.parameters())),
+        lambda m: (m, "adam"),
+    ],
+    ids=["no module", "torch's optimizer", "no optimizer"],
+)
+def test_arguments(make: Callable[[Any], tuple[Any, Any]]) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"(?s)(model|optimizer).*Received: .+"):
+        attach(*make(model_of()))
+
+
+def test_error_of_a_step_ends_the_backward() -> None:
+    model = model_of()
+    optimizer = Adam(model.parameters())
+    attach(model, optimizer)
+    loss_of(model, 0).backward()
+    optimizer.state[model[0].weight]["exp_avg"] = torch.zeros(3)
+    before = array(model[0].weight)
+    with pytest.raises((ValueError, RuntimeError), match="shape"):
+        loss_of(model, 1).backward()
+    assert_same_bits(array(model[0].weight), before)
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+LAYERS, SIZE = 24, 1024
+GRADIENTS_MB = LAYERS * SIZE * SIZE * 4 / 2**20
+
+
+def peak_mb(*, attached: bool) -> float:
+    """The peak of resident memory of a training step, above what was there before it.
+
+    In a process of its own, with all state allocated. Not `ru_maxrss`, which a process takes over
+    from the one that started it. One step goes before, so that the allocator is warm.
+    """
+    code = f"""
+        import re, torch
+        from pathlib import Path
+        from fusedadam.torch import AdamW, attach
+
+        torch.set_num_threads(1)
+        model = torch.nn.Sequential(
+            *(torch.nn.Linear({SIZE}, {SIZE}, bias=False) for _ in range({LAYERS}))
+        )
+        optimizer = AdamW(model.parameters())
+        for p in model.parameters():
+            optimizer.state[p] = {{
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }}
+            for t in optimizer.state[p].values():
+                t.add_(0)  # touched, so that it is resident
+        if {attached}:
+            attach(model, optimizer)
+        x = torch.ones(2, {SIZE})
+
+        def train():
+            model(x).sum().backward()
+            if not {attached}:
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def status(name):
+            return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+        train()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = status("VmRSS")
+        train()
+        print((status("VmHWM") - before) / 1024)
+    """
+    return float(output_of(code))
+
+
+def test_gradients_need_no_memory() -> None:
+    without, attached = peak_mb(attached=False), peak_mb(attached=True)
+    # Of 24 layers, the gradient of one or two is there at a time.
+    assert without > 0.9 * GRADIENTS_MB
+    assert attached < 0.25 * GRADIENTS_MB
