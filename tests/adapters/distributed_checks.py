@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: MIT
+"""What must hold of the adapter in several processes, as functions that each rank runs."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.distributed.checkpoint
+from distributed_training import (
+    CLIP,
+    STEPS,
+    Training,
+    close,
+    compare_all,
+    compare_models,
+    compare_states,
+    ddp,
+    fsdp,
+    groups_of,
+    new_model,
+    one_process,
+    same_bits,
+    whole,
+    zero,
+)
+from fusedadam.torch import AdamW, attach
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+# Not all names of these modules are exported as type checkers want it.
+dist: Any = torch.distributed
+dcp: Any = torch.distributed.checkpoint
+
+SAVED = 6  # steps before a checkpoint
+
+Run: TypeAlias = Callable[[int, Path], None]
+
+
+class Check(NamedTuple):
+    """What so many ranks do together; it raises where something is wrong."""
+
+    ranks: int
+    run: Run
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def on_ranks(ranks: int) -> Callable[[Run], Run]:
+    """Make a check of a function of the rank and a directory that all of them share."""
+
+    def add(run: Run) -> Run:
+        CHECKS[run.__name__] = Check(ranks, run)
+        return run
+
+    return add
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each rank has here."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+# ---- DDP and ZeRO --------------------------------------------------------------------------------
+
+
+def zero_equals_one_process(rank: int, *, views: bool) -> None:
+    one = one_process()
+    one.run(STEPS, [0, 1], 2, CLIP)
+    sharded = zero(views=views)
+    sharded.run(STEPS, [rank], 2, CLIP)
+    compare_all(same_bits, sharded, one)
+
+    shares = gathered(list(sharded.state()))
+    assert sorted(itertools.chain(*shares)) == sorted(one.names().values())
+    held = sum(s["exp_avg"].numel() for s in sharded.state().values())
+    total = sum(p.numel() for p in one.names())
+    # Half of it, as far as whole parameters can be dealt out.
+    assert abs(2 * held - total) <= 0.05 * total, f"{held} of {total} elements"
+
+
+@on_ranks(2)
+def zero_by_parameter(rank: int, _: Path) -> None:
+    zero_equals_one_process(rank, views=False)
+
+
+@on_ranks(2)
+def zero_with_parameters_in_buckets(rank: int, _: Path) -> None:
+    zero_equals_one_process(rank, views=True)
+
+
+@on_ranks(2)
+def zero_is_close_to_the_whole_batch(rank: int, _: Path) -> None:
+    one = one_process(torch.float64)
+    one.run(STEPS, [0], 1, CLIP)
+    sharded = zero(torch.float64)
+    sharded.run(STEPS, [rank], 2, CLIP)
+    compare_all(close, sharded, one)
+
+
+@on_ranks(2)
+def zero_steps_rows(rank: int, _: Path) -> None:
+    # Close, since each rank sums the gradients of a row that it met twice before they are added.
+    # Without clipping, which torch has not for sparse gradients.
+    one = one_process(torch.float64, sparse=True)
+    one.run(STEPS, [0, 1], 2)
+    sharded = zero(torch.float64, sparse=True)
+    sharded.run(STEPS, [rank], 2)
+    compare_all(close, sharded, one)
+
+
+def load_into(training: Training, saved: dict[str, Any]) -> Training:
+    saved = copy.deepcopy(saved)  # ZeRO drops from it what belongs to other ranks
+    model = training.model
+    (model.module if isinstance(model, DistributedDataParallel) else model).load_state_dict(
+        saved["model"]
+    )
+    training.optimizer.load_state_dict(saved["optimizer"])
+    training.schedule.load_state_dict(saved["schedule"])
+    training.steps = saved["steps"]
+    return training
+
+
+def assert_same_state_dict(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert actual["param_groups"] == expected["param_groups"]
+    assert list(actual["state"]) == list(expected["state"])
+    for index, state in expected["state"].items():
+        assert list(actual["state"][index]) == list(state)
+        for key, tensor in state.items():
+            same_bits(actual["state"][index][key], tensor, f"{key} of parameter {index}")
+
+
+@on_ranks(2)
+def zero_consolidates_and_loads(rank: int, directory: Path) -> None:
+    one = one_process(torch.float64)
+    one.run(SAVED, [0, 1], 2)
+    sharded = zero(torch.float64)
+    sharded.run(SAVED, [rank], 2)
+    sharded.optimizer.consolidate_state_dict(to=0)
+    if rank == 0:
+        assert_same_state_dict(sharded.optimizer.state_dict(), one.optimizer.state_dict())
+        saved = {
+            "model": sharded.model.module.state_dict(),
+            "optimizer": sharded.optimizer.state_dict(),
+            "schedule": sharded.schedule.state_dict(),
+            "steps": SAVED,
+        }
+        torch.save(saved, directory / "zero.pt")
+    dist.barrier()
+    saved = torch.load(directory / "zero.pt")
+
+    one.run(STEPS, [0, 1], 2)
+    resumed = load_into(zero(torch.float64, views=True), saved)
+    resumed.run(STEPS, [rank], 2)
+    compare_all(same_bits, resumed, one)
+    unsharded = load_into(one_process(torch.float64), saved)
+    unsharded.run(STEPS, [0, 1], 2)
+    compare_all(same_bits, unsharded, one)
+    model = new_model(torch.float64)
+    torchs = load_into(Training(model, torch.optim.AdamW(groups_of(model))), saved)
+    torchs.run(STEPS, [0, 1], 2)
+    compare_models(close, torchs, one)
+
+
+@on_ranks(3)
+def zero_goes_on_with_three_ranks(rank: int, directory: Path) -> None:
+    saved = torch.load(directory / "zero.pt")
+    one = load_into(one_process(torch.float64), saved)
+    resumed = load_into(zero(torch.float64), saved)
+    one.run(STEPS, [0], 1)
+    resumed.run(STEPS, [rank], 3)
+    compare_all(close, resumed, one)
+
+
+@on_ranks(2)
+def max_grad_norm_bounds_what_a_process_holds(rank: int, _: Path) -> None:
+    one = one_process(max_grad_norm=CLIP)
+    one.run(STEPS, [0, 1], 2)
+
+    # All gradients, under DDP alone.
+    replica = ddp(max_grad_norm=CLIP)
+    replica.run(STEPS, [rank], 2)
+    compare_all(same_bits, replica, one)
+
+    # Those of its share, under ZeRO: as if each share were a model of its own.
+    sharded = zero(max_grad_norm=CLIP)
+    sharded.run(1, [rank], 2)
+    alone = one_process(max_grad_norm=CLIP)
+    for group in alone.optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if alone.names()[p] in sharded.state()]
+    alone.run(1, [0, 1], 2)
+    compare_states(same_bits, sharded, alone)
+    one = one_process(max_grad_norm=CLIP)
+    one.run(1, [0, 1], 2)
+    for name, state in sharded.state().items():
+        assert state["exp_avg"].abs().max() > one.state()[name]["exp_avg"].abs().max()
+
+
+@on_ranks(2)
+def zero_passes_the_extras_on(rank: int, _: Path) -> None:
+    extras: dict[str, Any] = {"ema_decay": 0.9, "zero_grad_in_step": True}
+    one = one_process(**extras)
+    one.run(STEPS, [0, 1], 2)
+    sharded = zero(**extras)
+    sharded.run(STEPS, [rank], 2)
+    compare_all(same_bits, sharded, one)
+    for p, name in sharded.names().items():
+        assert p.grad is not None
+        assert ("ema" in one.state()[name]) is True
+        # A rank's optimizer knows the gradients of its share; zero_grad() is for the others'.
+        assert bool((p.grad == 0).all()) is (name in sharded.state())
+
+
+# ---- FSDP2 ---------------------------------------------------------------------------------------
+
+
+@on_ranks(2)
+def fsdp_equals_one_process(rank: int, _: Path) -> None:
+    one = one_process()
+    one.run(STEPS, [0, 1], 2)
+    sharded = fsdp()
+    sharded.run(STEPS, [rank], 2)
+    compare_all(same_bits, sharded, one)
+
+    for p, name in sharded.names().items():
+        assert isinstance(p, DTensor)
+        moments = {k: t for k, t in sharded.state()[name].items() if k != "step"}
+        for key, moment in moments.items():
+            assert isinstance(moment, DTensor), f"{key} of {name}"
+            assert (moment.placements, moment.device_mesh) == (p.placements, p.device_mesh)
+            assert moment.to_local().shape == p.to_local().shape
+    # A shard without elements is among them.
+    assert 0 in itertools.chain(*gathered([p.to_local().numel() for p in sharded.names()]))
+
+
+@on_ranks(2)
+def fsdp_is_close_to_the_whole_batch_with_clipping(rank: int, _: Path) -> None:
+    one = one_process(torch.float64)
+    one.run(STEPS, [0], 1, CLIP)
+    sharded = fsdp(torch.float64)
+    sharded.run(STEPS, [rank], 2, CLIP)
+    compare_all(close, sharded, one)
+
+
+@on_ranks(2)
+def fsdp_refuses_max_grad_norm(rank: int, _: Path) -> None:
+    sharded = fsdp(max_grad_norm=CLIP)
+    before = [whole(p).clone() for p in sharded.names()]
+    try:
+        sharded.run(1, [rank], 2)
+    except ValueError as error:
+        message = str(error)
+    else:
+        raise AssertionError("no ValueError")
+    assert "max_grad_norm" in message
+    assert "clip_grad_norm_" in message
+    for p, old in zip(sharded.names(), before, strict=True):
+        same_bits(p, old, sharded.names()[p])
+
+
+@on_ranks(2)
+def fsdp_keeps_averages_of_the_parameters(rank: int, _: Path) -> None:
+    one = one_process(ema_decay=0.9)
+    one.run(STEPS, [0, 1], 2)
+    sharded = fsdp(ema_decay=0.9)
+    sharded.run(STEPS, [rank], 2)
+    compare_all(same_bits, sharded, one)
+    one.optimizer.swap_ema()
+    sharded.optimizer.swap_ema()
+    compare_all(same_bits, sharded, one)
+
+
+@on_ranks(2)
+def fsdp_steps_in_the_backward_pass(rank: int, _: Path) -> None:
+    one = one_process()
+    one.run(STEPS, [0, 1], 2)
+    sharded = fsdp()
+    assert isinstance(sharded.optimizer, AdamW)
+    with attach(sharded.model, sharded.optimizer):
+        sharded.run(STEPS, [rank], 2)
+    compare_all(same_bits, sharded, one)
+    assert all(p.grad is None for p in sharded.names())
+
+
+# ---- torch.distributed.checkpoint ----------------------------------------------------------------
+
+
+def checkpoint_of(training: Training) -> dict[str, Any]:
+    model, optimizer = get_state_dict(training.model, training.optimizer)
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": training.schedule.state_dict(),
+        "steps": training.steps,
+    }
+
+
+def resume(training: Training, path: Path, planner: Any = None) -> Training:
+    saved = checkpoint_of(training)
+    dcp.load(saved, checkpoint_id=path, planner=planner)
+    set_state_dict(
+        training.model,
+        training.optimizer,
+        model_state_dict=saved["model"],
+        optim_state_dict=saved["optimizer"],
+    )
+    training.schedule.load_state_dict(saved["schedule"])
+    training.steps = saved["steps"]
+    return training
+
+
+@on_ranks(2)
+def checkpoint_is_loaded_by_two_ranks(rank: int, directory: Path) -> None:
+    one = one_process(torch.float64)
+    one.run(SAVED, [0, 1], 2)
+    sharded = fsdp(torch.float64)
+    sharded.run(SAVED, [rank], 2)
+    dcp.save(checkpoint_of(sharded), checkpoint_id=directory / "fsdp")
+    one.run(STEPS, [0, 1], 2)
+    for new in (fsdp, ddp):
+        resumed = resume(new(torch.float64), directory / "fsdp")
+        resumed.run(STEPS, [rank], 2)
+        compare_all(same_bits, resumed, one)
+
+
+@on_ranks(1)
+def checkpoint_is_loaded_by_one_rank(_: int, directory: Path) -> None:
+    expected = one_process(torch.float64)
+    expected.run(STEPS, [0, 1], 2)
+    for new in (one_process, fsdp):
+        resumed = resume(new(torch.float64), directory / "fsdp")
+        resumed.run(STEPS, [0, 1], 2)
+        compare_all(same_bits, resumed, expected)
+
+
+@on_ranks(3)
+def checkpoint_is_loaded_by_three_ranks(rank: int, directory: Path) -> None:
+    saved = one_process(torch.float64)
+    saved.run(SAVED, [0, 1], 2)
+    resumed = resume(fsdp(torch.float64), directory / "fsdp")
+    compare_all(same_bits, resumed, saved)
+    saved.run(STEPS, [0], 1)
+    resumed.run(STEPS, [rank], 3)
+    compare_all(close, resumed, saved)
+
+
+@on_ranks(2)
+def checkpoint_of_torch_is_loaded(rank: int, directory: Path) -> None:
+    before = fsdp(torch.float64, torch.optim.AdamW)
+    before.run(SAVED, [rank], 2)
+    dcp.save(checkpoint_of(before), checkpoint_id=directory / "by-torch")
+    # It lacks the settings that torch does not know.
+    planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
+    after = resume(fsdp(torch.float64), directory / "by-torch", planner)
+    go_on_alike(rank, before, after)
+
+
+@on_ranks(2)
+def checkpoint_is_loaded_by_torch(rank: int, directory: Path) -> None:
+    before = fsdp(torch.float64)
+    before.run(SAVED, [rank], 2)
+    dcp.save(checkpoint_of(before), checkpoint_id=directory / "for-torch")
+    after = resume(fsdp(torch.float64, torch.optim.AdamW), directory / "for-torch")
+    go_on_alike(rank, after, before)
+
+
+def go_on_alike(rank: int, torchs: Training, ours: Training) -> None:
+    compare_models(same_bits, torchs, ours)
+    compare_states(same_bits, torchs, ours)
+    torchs.run(STEPS, [rank], 2)
+    ours.run(STEPS, [rank], 2)
+    compare_models(close, torchs, ours)
+
+
+def tensors_of(training: Training) -> dict[str, Any]:
+    """The tensors of model and optimizer by names, so that each rank saves and loads its share."""
+    return {
+        "model": get_model_state_dict(training.model),
+        "state": get_optimizer_state_dict(training.model, training.local_optimizer())["state"],
+    }
+
+
+@on_ranks(2)
+def zero_and_fsdp_load_the_same_checkpoint(rank: int, directory: Path) -> None:
+    one = one_process()
+    one.run(SAVED, [0, 1], 2)
+    for name, saving, loading in (("by-zero", zero, fsdp), ("for-zero", fsdp, zero)):
+        before = saving()
+        before.run(SAVED, [rank], 2)
+        dcp.save(tensors_of(before), checkpoint_id=directory / name)
+        after = loading()
+        dcp.load(tensors_of(after), checkpoint_id=directory / name)
+        after.steps = SAVED
+        compare_models(same_bits, after, one)
+        compare_states(same_bits, after, one)
+
+
+@on_ranks(3)
+def zero_loads_shares_onto_three_ranks(_: int, directory: Path) -> None:
+    one = one_process()
+    one.run(SAVED, [0, 1], 2)
+    resumed = zero()
+    dcp.load(tensors_of(resumed), checkpoint_id=directory / "by-zero")
+    resumed.steps = SAVED
+    compare_models(same_bits, resumed, one)
+    compare_states(same_bits, resumed, one)
