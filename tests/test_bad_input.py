@@ -839,7 +839,15 @@ AT_LEAST_0 = ["lr", "learning_rate", "epsilon", "decay", "l2"]
 BETAS = ["beta_1", "beta_2"]
 CLIPS = ["clipnorm", "clipnorm_per_tensor", "clipvalue"]
 MAY_BE_NONE = [*CLIPS, "weight_decay"]
-SWITCHES = ["bias_corrected_epsilon", "amsgrad", "use_ema", "skip_nonfinite", "zero_grad", "maximize", "flush_denormals"]
+SWITCHES = [
+    "bias_corrected_epsilon",
+    "amsgrad",
+    "use_ema",
+    "skip_nonfinite",
+    "zero_grad",
+    "maximize",
+    "flush_denormals",
+]
 COUNTS = ["ema_overwrite_frequency", "gradient_accumulation_steps"]
 
 

@@ -47,6 +47,9 @@ if keras.backend.backend() == "torch":
 
 __all__ = ["Adam", "AdamW"]
 
+# Up to 3.8, what is overridden here counts the call too.
+_COUNTS_CALLS: Final = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 9)
+
 _Function = TypeVar("_Function")
 
 # Where Keras keeps what the kernel knows under these names.
@@ -132,7 +135,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
         if self.built:
             return
         for variable in var_list:
-            if not self._overwrite_variable_with_gradient(variable):
+            if not getattr(variable, "overwrite_with_gradient", False):
                 _require_steppable(variable)
         super().build(var_list)
         for name in _STATE.values():
@@ -191,6 +194,8 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
             frequency = self.ema_overwrite_frequency
             if frequency and (iterations + 1) % frequency == 0:
                 self._overwrite_model_variables_with_average_value(self._trainable_variables)
+        if _COUNTS_CALLS:
+            self._iterations.assign_add(1)
 
     def _backend_reset_gradient_accumulators(self) -> None:
         with torch.no_grad():
