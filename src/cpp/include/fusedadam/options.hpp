@@ -21,7 +21,7 @@ struct AdamSettings {
   /// epsilon is that of Algorithm 1 of the paper, as in PyTorch, optax and DeepSpeed: step t adds
   /// epsilon * sqrt(1 - beta_2^t) to the root.
   bool bias_corrected_epsilon = false;
-  double decay = 0.0;     ///< inverse-time decay of lr per step, finite, >= 0
+  double decay = 0.0;  ///< inverse-time decay of lr per step, finite, >= 0
 
   /// Divide by the root of the largest v so far, vhat = max(vhat, v), instead of that of v (Reddi
   /// et al., "On the Convergence of Adam and Beyond"). Tensors then have a vhat.
