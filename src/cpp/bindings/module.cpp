@@ -25,6 +25,15 @@ void set_isa_by_name(const py::handle& name) {
   set_isa(name.cast<std::string>());
 }
 
+// Whether two lists hold the very same objects, which Python asks of each by a call.
+bool same_objects(const py::list& a, const py::list& b) {
+  if (a.size() != b.size()) return false;
+  for (py::ssize_t i = 0; i < PyList_GET_SIZE(a.ptr()); ++i) {
+    if (PyList_GET_ITEM(a.ptr(), i) != PyList_GET_ITEM(b.ptr(), i)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace fusedadam::python
 
@@ -68,6 +77,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       .def("swap_ema", &AdamState::swap_averages)
       .def_property_readonly("slots", &AdamState::slots);
 
+  module.def("same_objects", &same_objects, arg("a"), arg("b"));
   module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("kinds"));
   py::class_<TensorPlan>(module, "TensorPlan")
       .def(py::init<py::object, py::dict>(), arg("copy_like"), arg("names") = py::dict())

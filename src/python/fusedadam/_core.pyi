@@ -178,6 +178,7 @@ class TensorPlan:
         Returns the number of parameters that had a gradient.
         """
 
+def same_objects(a: list[Any], b: list[Any]) -> bool: ...
 def allocate_state(params: list[Any], positions: list[int], kinds: int) -> list[list[_Array]]:
     """Zeros for tensors of torch: `kinds` lists of flat arrays. Errors name `positions`."""
 

@@ -47,8 +47,8 @@ if keras.backend.backend() == "torch":
 
 __all__ = ["Adam", "AdamW"]
 
-# Up to 3.8, what is overridden here counts the call too.
-_COUNTS_CALLS: Final = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 9)
+# Up to Keras 3.9, `_backend_apply_gradients` counts the call, too.
+_COUNTS_CALLS: Final = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10)
 
 _Function = TypeVar("_Function")
 

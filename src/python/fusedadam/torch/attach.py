@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,7 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
     `optimizer.step()` after `backward`; that call, if it stays in the loop, finds no gradients and
     does nothing. Settings and learning rates are read at each step, so schedulers work. Each
     `backward` is a step: gradients do not accumulate. Step hooks of the optimizer are not called.
+    The state of all these parameters begins with this call.
 
     Parameters
     ----------
@@ -59,8 +61,8 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
     TypeError
         The optimizer is none of this module.
     ValueError
-        `max_grad_norm` is on: the norm of all gradients is known after the backward pass only. Or
-        no parameter of the model is one of the optimizer.
+        A parameter cannot be stepped in place; no parameter of the model is one of the optimizer; or
+        `max_grad_norm` is on: the norm of all gradients is known after the backward pass only.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module. Received: {type(model).__name__}")
@@ -74,7 +76,9 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         for index, group in enumerate(optimizer.param_groups)
         for param in group["params"]
     }
-    params = [p for p in model.parameters() if p.requires_grad and p in group_of]
+    params: list[torch.Tensor] = [
+        p for p in model.parameters() if p.requires_grad and p in group_of
+    ]
     if not params:
         raise ValueError(
             "model must have parameters that require gradients and are the optimizer's. "
@@ -90,6 +94,12 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         # Without it, a learning rate scheduler warns that nobody has called step().
         optimizer._opt_called = True  # type: ignore[attr-defined]
 
+    # Now, in one piece: for each parameter by itself, pages would be rounded up.
+    with contextlib.ExitStack() as undo, torch.no_grad():
+        groups = [group_of[param] for param in params]
+        without = [i for i, param in enumerate(params) if not optimizer.state.get(param)]
+        optimizer._begin(params, groups, without, undo)
+        undo.pop_all()
     plans: dict[torch.Tensor, _core.TensorPlan] = {param: new_plan() for param in params}
     register: Any = torch.Tensor.register_post_accumulate_grad_hook  # without annotations in torch
     return Attachment([register(param, hook) for param in params])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -158,31 +158,41 @@ class FusedStep(torch.optim.Optimizer):
         if (
             averages == self._known_averages
             and all(self._known_states)
-            and _same(self._known_params, params)
-            and _same(self._known_states, own.values())
+            and _core.same_objects(self._known_params, params)
+            and _core.same_objects(self._known_states, list(own.values()))
         ):
             return self._known_states
         states = [
             ABSENT if grad is None else own[param]
             for param, grad in zip(params, grads, strict=True)
         ]
-        new: dict[int, list[int]] = {}
+        self._begin(params, groups, [i for i, state in enumerate(states) if not state], undo)
         for i, state in enumerate(states):
-            if not state:
-                undo.callback(own.pop, params[i], None)
-                new.setdefault(groups[i], []).append(i)
-            elif averages[groups[i]] and state is not ABSENT and "ema" not in state:
+            if averages[groups[i]] and state is not ABSENT and "ema" not in state:
                 # State of an optimizer that kept no averages.
                 undo.callback(state.pop, "ema", None)
                 state["ema"] = new_average(params[i])
-        for index, positions in new.items():
-            begun = new_states([params[i] for i in positions], positions, self.param_groups[index])
-            for i, state in zip(positions, begun, strict=True):
-                states[i].update(state)
-        if len(own) == len(params) and _same(list(own), params):
+        if len(own) == len(params) and _core.same_objects(list(own), params):
             self._known_params, self._known_states = params, states
             self._known_averages = averages
         return states
+
+    def _begin(
+        self,
+        params: list[Tensor],
+        groups: list[int],
+        positions: list[int],
+        undo: contextlib.ExitStack,
+    ) -> None:
+        """Begin the state of the parameters at these positions, all in one piece of memory."""
+        by_group: dict[int, list[int]] = {}
+        for i in positions:
+            by_group.setdefault(groups[i], []).append(i)
+            undo.callback(self.state.pop, params[i], None)
+        for index, members in by_group.items():
+            begun = new_states([params[i] for i in members], members, self.param_groups[index])
+            for i, state in zip(members, begun, strict=True):
+                self.state[params[i]].update(state)
 
     # ---- settings
 
@@ -257,11 +267,6 @@ def _checked_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
 
 
 # ---- the call of the kernel
-
-
-def _same(known: Collection[Any], given: Collection[Any]) -> bool:
-    """Whether these are the same objects in the same order."""
-    return len(known) == len(given) and all(map(operator.is_, known, given))
 
 
 def _call(
