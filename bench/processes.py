@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peers import PEERS, twin
+from peers import ADAPTERS, PEERS, twin
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -126,7 +126,7 @@ def probe(names: Iterable[str], threads: int) -> tuple[dict[str, str], dict[str,
     """Start each peer once: return the versions of what is there, and why contenders are absent."""
     modules: dict[str, list[str]] = {}
     for name in names:
-        modules.setdefault(PEERS[name], []).append(name)
+        modules.setdefault((PEERS | ADAPTERS)[name], []).append(name)
     versions: dict[str, str] = {}
     absent: dict[str, str] = {}
     workers = {module: Worker(module, threads) for module in modules}

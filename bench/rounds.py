@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from machine import available_bytes
-from peers import PEERS, TAIL_PEERS, TEMPORARIES, Work, load
+from peers import ADAPTERS, PEERS, TAIL_PEERS, TEMPORARIES, Work, load
 from processes import Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from settings import Settings
     from typing_extensions import Self
 
-ALWAYS = ("fusedadam", "traffic twin")
+ALWAYS = ("fusedadam", "traffic twin", *ADAPTERS)
 # GCC's OpenMP lets its threads spin for 9 ms after a region (measured on 2.6 GHz) before they sleep.
 PAUSE = 0.020
 # From so many seconds a step on, the arrays are far larger than any cache, and no step is spent on
@@ -50,11 +50,17 @@ def chosen(names: Iterable[str]) -> list[str]:
 
 
 class Case(NamedTuple):
-    """A row of the results: tensors that all have one size."""
+    """A row of the results: tensors that all have one size, or those of a model."""
 
     name: str
     tensors: int
-    elements: int  # of one tensor
+    elements: int  # of one tensor; their mean, rounded, where they differ
+    differing: tuple[int, ...] = ()  # the elements of each, where they differ
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The elements of each tensor."""
+        return self.differing or (self.elements,) * self.tensors
 
 
 class Turn(NamedTuple):
@@ -82,7 +88,7 @@ class Contest:
         self._threads = settings.threads if threads is None else threads
         self._dtype = dtype
         self._tail = tail
-        self._modules = TAIL_PEERS if tail else PEERS
+        self._modules = TAIL_PEERS if tail else PEERS | ADAPTERS
         self._names = chosen(names)
         self._workers: dict[str, Worker] = {}
         self._checked: set[str] = set()
@@ -123,9 +129,9 @@ class Contest:
 
     def _not_fit(self, case: Case, names: Sequence[str]) -> dict[str, str]:
         """Return why contenders are not run, as far as that is known before they are started."""
-        work = Work((case.elements,) * case.tensors, self._dtype)
+        work = Work(case.sizes, self._dtype)
         reasons = {}
-        array = np.dtype(self._dtype).itemsize * case.tensors * case.elements
+        array = np.dtype(self._dtype).itemsize * sum(case.sizes)
         # One contender at a time steps.
         temporaries = max((TEMPORARIES.get(name, 0) for name in names), default=0)
         left = available_bytes() - SPARE_BYTES - temporaries * array
@@ -153,7 +159,7 @@ class Contest:
                 by_module.setdefault(self._modules[name], []).append(name)
             else:
                 not_run[name] = self._excluded[name]
-        work = [case.tensors, case.elements, self._dtype, self._tail]
+        work = [case.tensors, case.elements, self._dtype, self._tail, case.differing]
         asked = []
         ready: dict[str, Worker] = {}
         for module, members in by_module.items():

@@ -70,15 +70,16 @@ def round_by_round(numerators: Sequence[float], denominators: Sequence[float]) -
     return spread([n / d for n, d in zip(numerators, denominators, strict=True)])
 
 
-def ratio(row: Row, contender: str) -> Spread | None:
+def ratio(row: Row, contender: str, ours: str = OURS) -> Spread | None:
     """Return how many times as long as fusedadam this contender takes; None where either is absent.
 
-    For the traffic twin this is the fraction of the limit that is reached.
+    For the traffic twin this is the fraction of the limit that is reached. `ours` is who takes part
+    for fusedadam: an adapter has a name of its own.
     """
     seconds = row["seconds"]
-    if contender not in seconds or OURS not in seconds:
+    if contender not in seconds or ours not in seconds:
         return None
-    return round_by_round(seconds[contender], seconds[OURS])
+    return round_by_round(seconds[contender], seconds[ours])
 
 
 def growth(row: Row) -> Spread:

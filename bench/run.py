@@ -26,7 +26,7 @@ from typing import Any
 import machine
 import rounds
 import sections
-from peers import PEERS, TAIL_PEERS, twin
+from peers import ADAPTERS, PEERS, TAIL_PEERS, twin
 from processes import probe
 from settings import Settings
 from tqdm import tqdm
@@ -102,11 +102,13 @@ def summary(name: str, results: dict[str, Any]) -> str:
         if not isinstance(seconds, dict):
             lines.append("  " + ", ".join(f"{key} {shown(value)}" for key, value in row.items()))
             continue
-        ours = seconds.get("fusedadam")
+        # Of all that is ours, one contender takes part in a case.
+        us = next((name for name in ("fusedadam", *ADAPTERS) if name in seconds), "")
+        ours = seconds.get(us)
         cells = []
         for contender, times in seconds.items():
             cell = f"{contender} {microseconds(statistics.median(times))}"
-            if ours and contender != "fusedadam":
+            if ours and contender != us:
                 ratios = [theirs / our for theirs, our in zip(times, ours, strict=True)]
                 cell += f" ({statistics.median(ratios):.2f}x)"
             cells.append(cell)
@@ -138,7 +140,7 @@ def main() -> int:
     begin = time.monotonic()
     if not twin.library_path():
         print("The traffic twin could not be built: see above.", file=sys.stderr)
-    versions, absent = probe(rounds.chosen(PEERS), settings.threads)
+    versions, absent = probe(rounds.chosen(PEERS | ADAPTERS), settings.threads)
     for name, why in absent.items():
         print(f"absent: {name}: {why}", file=sys.stderr)
     document: dict[str, Any] = {

@@ -43,43 +43,45 @@ def timed_part(
     rows: Sequence[Row],
     bytes_of: Mapping[str, int] = STEP_BYTES,
     more: Mapping[str, Callable[[Row], str]] | None = None,
+    ours: str = OURS,
 ) -> str:
     """Return a table of timed rows: ours in seconds, the others as ratios, and below it why a peer is a dash."""
     extra = more or {}
-    peers = peers_of(rows)
-    header = ["case", *extra, OURS, "GB/s"]
+    peers = peers_of(rows, ours)
+    header = ["case", *extra, ours, "GB/s"]
     # A column of the twin only where it was run.
     twin = any(TWIN in row["seconds"] for row in rows)
-    header += [*(["of the twin"] if twin else []), *(f"{peer} / {OURS}" for peer in peers)]
+    header += [*(["of the twin"] if twin else []), *(f"{peer} / {ours}" for peer in peers)]
     cells = []
     for row in rows:
-        line = [row["case"], *(cell(row) for cell in extra.values()), *our_cells(row, bytes_of)]
-        line += [ratio_cell(row, TWIN)] if twin else []
-        line += [ratio_cell(row, peer) for peer in peers]
+        line = [row["case"], *(cell(row) for cell in extra.values())]
+        line += our_cells(row, bytes_of, ours)
+        line += [ratio_cell(row, TWIN, ours)] if twin else []
+        line += [ratio_cell(row, peer, ours) for peer in peers]
         cells.append(line)
-    return "\n\n".join([table(header, cells), *reasons(rows, peers)])
+    return "\n\n".join([table(header, cells), *reasons(rows, [ours, *peers])])
 
 
-def our_cells(row: Row, bytes_of: Mapping[str, int]) -> list[str]:
+def our_cells(row: Row, bytes_of: Mapping[str, int], ours: str) -> list[str]:
     """Return the median time of fusedadam, and the traffic that this makes."""
-    if OURS not in row["seconds"]:
+    if ours not in row["seconds"]:
         return [DASH, DASH]
-    seconds = median(row["seconds"][OURS])
+    seconds = median(row["seconds"][ours])
     traffic = bytes_of[row["dtype"]] * all_elements(row) / seconds
     return [as_time(seconds), digits(traffic / 1e9)]
 
 
-def ratio_cell(row: Row, contender: str) -> str:
+def ratio_cell(row: Row, contender: str, ours: str) -> str:
     """Return contender / fusedadam with its quartiles, or a dash."""
-    figure = ratio(row, contender)
+    figure = ratio(row, contender, ours)
     return DASH if figure is None else with_quartiles(figure)
 
 
-def peers_of(rows: Sequence[Row]) -> list[str]:
+def peers_of(rows: Sequence[Row], ours: str) -> list[str]:
     """Return the columns: who was timed, or was meant to be."""
     named = {name for row in rows for name in (*row["seconds"], *row.get("not_run", {}))}
     known = [peer for peer in PEERS if peer in named]
-    return known + sorted(named - {OURS, TWIN, *known})
+    return known + sorted(named - {ours, TWIN, *known})
 
 
 def reasons(rows: Sequence[Row], peers: Sequence[str]) -> list[str]:
@@ -319,6 +321,36 @@ def neighbours_part(results: Results) -> str:
     return with_reasons("\n\n".join(tables), results)
 
 
+def adapters_part(results: Results) -> str:
+    """Return a table of steps for each adapter, and one of peaks."""
+    adapters = dict.fromkeys(row["adapter"] for row in timed_rows(results))
+    parts = [
+        timed_part([row for row in timed_rows(results) if row["adapter"] == adapter], ours=adapter)
+        for adapter in adapters
+    ]
+    peaks = [
+        [
+            row["contender"],
+            as_count(row["elements"]),
+            as_bytes(row["expected_bytes"]),
+            as_bytes(row["peak_bytes"] - row["baseline_bytes"]),
+            as_bytes(beyond_expected(row)),
+        ]
+        for row in results["rows"]
+        if "attached" in row
+    ]
+    if peaks:
+        header = ["training", "parameters", "parameters and moments", "at peak", "beyond"]
+        parts.append(table(header, peaks))
+    lines = [f"- not run: {name} ({one_line(why)})" for name, why in results["not_run"].items()]
+    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
+
+
+def timed_rows(results: Results) -> list[Row]:
+    """Return the rows that have times."""
+    return [row for row in results["rows"] if "seconds" in row]
+
+
 def time_with_quartiles(seconds: Sequence[float]) -> str:
     """Return a time with its quartiles."""
     low, middle, high = spread(seconds)
@@ -471,4 +503,5 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "sparse_rows": sparse_rows_part,
     "imports": imports_part,
     "neighbours": neighbours_part,
+    "adapters": adapters_part,
 }

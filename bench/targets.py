@@ -129,6 +129,42 @@ def growth_of(elements: int) -> Figure:
     return figure
 
 
+def adapter_times(peer: str, adapter: str, tensors: int, elements: int) -> Figure:
+    """Return the figure peer / adapter, round by round."""
+
+    def figure(sections: Sections) -> Spread:
+        rows = [row for row in rows_of(sections, "adapters") if row.get("adapter") == adapter]
+        row = find(rows, tensors=tensors, elements=elements)
+        if row is None:
+            raise NotMeasuredError(
+                f"no case {tensors:,} x {as_count(elements)} of {adapter} in this run"
+            )
+        result = ratio(row, peer, adapter)
+        if result is None:
+            not_run = row.get("not_run", {})
+            reasons = [not_run[name] for name in (adapter, peer) if name in not_run]
+            raise NotMeasuredError(reasons[0] if reasons else f"{peer} was not run")
+        return result
+
+    return figure
+
+
+def gradients_saved(elements: int) -> Figure:
+    """Return the figure peak without `attach` less that with it, all gradients being 1."""
+
+    def figure(sections: Sections) -> Spread:
+        peaks = {
+            row["attached"]: beyond_expected(row) / (4 * row["elements"])
+            for row in rows_of(sections, "adapters")
+            if "attached" in row and find([row], elements=elements)
+        }
+        if peaks.keys() != {False, True}:
+            raise NotMeasuredError(f"no two peaks at {as_count(elements)} in this run")
+        return spread([peaks[False] - peaks[True]])
+
+    return figure
+
+
 def import_milliseconds(sections: Sections) -> Spread:
     """Return the figure milliseconds that `import fusedadam` takes beyond `import numpy`."""
     for row in rows_of(sections, "imports"):
@@ -146,6 +182,15 @@ def against(
     """Return the target of being so many times as fast as a peer, or reaching so much of the twin."""
     rule = f"at least {bound:g} of the twin" if peer == TWIN else f"at least {bound:g} x {peer}"
     return Target(work, rule, section, times(peer, section, tensors, elements), at_least=bound)
+
+
+def adapter_against(
+    peer: str, bound: float, work: str, adapter: str, tensors: int, elements: int
+) -> Target:
+    """Return the target of being so many times as fast as a framework's own optimizer."""
+    figure = adapter_times(peer, adapter, tensors, elements)
+    rule = f"at least {bound:g} x {peer}"
+    return Target(f"`{adapter}`, {work}", rule, "adapters", figure, at_least=bound)
 
 
 TARGETS = (
@@ -214,5 +259,17 @@ TARGETS = (
         import_milliseconds,
         at_most=60.0,
         unit="ms",
+    ),
+    adapter_against("torch fused", 8.0, "1,000 tensors x 1,000", "fusedadam.torch", 1_000, K),
+    adapter_against("torch fused", 1.0, "one tensor, 64M", "fusedadam.torch", 1, 64 * M),
+    # The mean of the model's 40 variables.
+    adapter_against("keras torch", 5.0, "a model of 10M", "fusedadam.keras", 40, 250 * K),
+    # A few gradients of 24 layers are there at a time, or freed and kept by the C library.
+    Target(
+        "`fusedadam.torch.attach`, 100M",
+        "peak memory lower by at least 0.8 of the gradients",
+        "adapters",
+        gradients_saved(100_000_000),
+        at_least=0.8,
     ),
 )

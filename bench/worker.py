@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,11 +159,14 @@ class Worker:
         return baseline, process_bytes("VmHWM")
 
 
-def work_of(tensors: int, elements: int, dtype: str, tail: bool) -> Work:
-    """Return what a command describes."""
+def work_of(
+    tensors: int, elements: int, dtype: str, tail: bool, differing: Sequence[int] = ()
+) -> Work:
+    """Return what a command describes; `differing`: the size of each tensor, where they differ."""
     from peers import Tail, Work
 
-    return Work((elements,) * tensors, dtype, tail=Tail() if tail else None)
+    sizes = tuple(differing) or (elements,) * tensors
+    return Work(sizes, dtype, tail=Tail() if tail else None)
 
 
 def seconds_of(step: Callable[[], object], steps: int) -> float:

@@ -41,6 +41,12 @@ TAIL_PEERS = {
     "torch": "torch_adam",
 }
 
+# The library behind the interfaces of frameworks. They are timed in a section of their own.
+ADAPTERS = {
+    "fusedadam.torch": "fusedadam_torch",
+    "fusedadam.keras": "fusedadam_keras",
+}
+
 # Arrays of the size of the parameters that a step holds for a while, beside those that it has to have
 # (measured). The others hold none.
 TEMPORARIES = {

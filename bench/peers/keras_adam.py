@@ -22,12 +22,15 @@ def keras(backend: str) -> Any:
     return keras
 
 
-def optimizer(work: Work, params: list[Any]) -> Any:
-    """Return a built optimizer; its own scalars are of the precision that its parameters have."""
+def optimizer(work: Work, params: list[Any], kind: Any = None) -> Any:
+    """Return a built optimizer; its own scalars are of the precision that its parameters have.
+
+    `kind` is its class, Keras' own Adam where it is None.
+    """
     module: Any = keras(os.environ["KERAS_BACKEND"])
     module.config.set_floatx(work.dtype)
     hyper = work.hyper
-    adam = module.optimizers.Adam(
+    adam = (kind or module.optimizers.Adam)(
         learning_rate=hyper.lr,
         beta_1=hyper.beta_1,
         beta_2=hyper.beta_2,

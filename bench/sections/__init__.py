@@ -24,6 +24,7 @@ NAMES = (
     "sparse_rows",
     "imports",
     "neighbours",
+    "adapters",
 )
 
 

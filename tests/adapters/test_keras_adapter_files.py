@@ -147,7 +147,7 @@ def test_parameters_of_a_torch_module() -> None:
     for optimizer in pair("AdamW", learning_rate=0.01):
         keras.utils.set_random_seed(5)
         layer = torch.nn.Linear(5, 2)
-        model = keras.Sequential([keras.layers.TorchModuleWrapper(layer, output_shape=(None, 2))])
+        model = keras.Sequential([keras.layers.TorchModuleWrapper(layer)])
         model.compile(optimizer=optimizer, loss="mse")
         fit(model, epochs=2)
         results.append([p.detach().numpy().copy() for p in layer.parameters()])

@@ -11,10 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rounds
-from peers import PEERS, TAIL_PEERS, Tail, Work, fusedadam_adam, load, numpy_adam, reference, twin
+from peers import (
+    ADAPTERS,
+    PEERS,
+    TAIL_PEERS,
+    Tail,
+    Work,
+    fusedadam_adam,
+    load,
+    numpy_adam,
+    reference,
+    twin,
+)
 from processes import Worker, WorkerError, probe
 from rounds import Case, Contest
 from settings import Settings
+from worker import work_of
 
 BENCH = Path(rounds.__file__).parent
 FRAMEWORKS = {"torch", "deepspeed", "tensorflow", "keras", "jax", "optax", "numba", "fusedadam"}
@@ -28,7 +40,8 @@ def no_twin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_adapters_are_read_without_their_peers() -> None:
-    modules = [f"peers.{module}" for module in {*PEERS.values(), *TAIL_PEERS.values()}]
+    names = {*PEERS.values(), *TAIL_PEERS.values(), *ADAPTERS.values()}
+    modules = [f"peers.{module}" for module in names]
     code = f"""
 import importlib, sys
 for module in {modules}:
@@ -41,15 +54,28 @@ print(*{FRAMEWORKS}.intersection(sys.modules))
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PEERS | ADAPTERS)
 def test_adapters_know_their_limits(name: str) -> None:
-    assert load(PEERS[name]).limit(name, Work((1000,))) == ""
+    assert load((PEERS | ADAPTERS)[name]).limit(name, Work((1000,))) == ""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["fusedadam", "numpy"])
 def test_a_right_contender_is_right(name: str, dtype: str) -> None:
     assert reference.error(load(PEERS[name]), name, Work((), dtype), threads=2) == ""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "needs"), [("fusedadam.torch", ["torch"]), ("fusedadam.keras", ["keras", "torch"])]
+)
+def test_the_library_is_right_behind_a_framework(name: str, needs: list[str], dtype: str) -> None:
+    for module in needs:
+        pytest.importorskip(module)
+    # A process chooses the backend of Keras once.
+    with Worker(ADAPTERS[name], threads=2) as worker:
+        assert worker.receive().keys() == {"fusedadam", *needs}
+        assert worker.ask("error", name=name, dtype=dtype, tail=False) == ""
 
 
 def test_the_tail_is_right() -> None:
@@ -97,6 +123,23 @@ def test_a_row_has_a_time_of_each_contender_in_each_round(contest: Contest) -> N
     assert row["steps"].keys() == row["seconds"].keys()
     assert row["not_run"].keys() == {"traffic twin"}
     assert (row["tensors"], row["elements"], row["threads"]) == (3, 100, 1)
+
+
+def test_tensors_may_differ_in_size(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+    send = Worker.send
+
+    def record(self: Worker, command: str, **arguments: object) -> None:
+        sent.append(arguments.get("work"))
+        send(self, command, **arguments)
+
+    monkeypatch.setattr(Worker, "send", record)
+    row = contest.row(Case("a model", 3, 41, (100, 20, 3)), ["fusedadam", "numpy"])
+    assert row["seconds"].keys() == {"fusedadam", "numpy"}
+    assert (row["tensors"], row["elements"]) == (3, 41)
+    work = next(work for work in sent if isinstance(work, list))
+    assert work_of(*work).sizes == (100, 20, 3)
+    assert work_of(2, 5, "float32", False).sizes == (5, 5)
 
 
 def test_a_contender_that_does_not_fit_into_memory_is_named(

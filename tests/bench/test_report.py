@@ -17,8 +17,8 @@ from cost_model import CostModel
 from plots import PLOTS
 from report import ReportError, make_report, markers, with_part
 from rows import as_bytes, as_count, as_error, as_ratio, as_time, digits, ratio, round_by_round
-from tables import machine_part, targets_part, timed_part
-from targets import TARGETS, Target, times
+from tables import adapters_part, machine_part, targets_part, timed_part
+from targets import TARGETS, NotMeasuredError, Target, adapter_times, gradients_saved, times
 
 MODEL = CostModel(
     call=2.5e-6,
@@ -218,6 +218,38 @@ def sample() -> dict[str, Any]:
             "not_run": {"beside numpy": "why not"},
         },
     }
+    sections["adapters"] = {
+        "rows": [
+            *(
+                {
+                    "adapter": adapter,
+                    "case": f"{tensors} x {elements}",
+                    "dtype": "float32",
+                    "tensors": tensors,
+                    "elements": elements,
+                    "seconds": {adapter: noise(1e-3)} | {peer: noise(9e-3) for peer in peers},
+                    "not_run": {},
+                }
+                for adapter, tensors, elements, peers in (
+                    ("fusedadam.torch", 1_000, 1_000, ("torch fused", "torch default")),
+                    ("fusedadam.torch", 1, 1 << 26, ("torch fused", "torch default")),
+                    ("fusedadam.keras", 40, 249_279, ("keras torch",)),
+                )
+            ),
+            *(
+                {
+                    "contender": f"attached: {attached}",
+                    "attached": attached,
+                    "elements": 100_712_448,
+                    "peak_bytes": 1_608_549_376 + rest,
+                    "baseline_bytes": 400_000_000,
+                    "expected_bytes": 12 * 100_712_448,
+                }
+                for attached, rest in ((False, 410_000_000), (True, 20_000_000))
+            ),
+        ],
+        "not_run": {"a training": "why not."},
+    }
     return {
         "format": 1,
         "date": "2026-11-25",
@@ -381,6 +413,75 @@ def test_every_target_has_a_figure_in_full_results() -> None:
     for target in TARGETS:
         if "deepspeed" not in target.rule:
             target.figure(document["sections"])
+
+
+def test_a_table_of_an_adapter_names_it_and_what_was_not_run() -> None:
+    row = {
+        "adapter": "fusedadam.torch",
+        "case": "1 x 1M",
+        "dtype": "float32",
+        "elements": 1_000_000,
+        "seconds": {"fusedadam.torch": [1e-3, 1e-3], "torch fused": [2e-3, 2e-3]},
+        "not_run": {},
+    }
+    absent = {
+        "adapter": "fusedadam.keras",
+        "case": "a model",
+        "dtype": "float32",
+        "elements": 1_000_000,
+        "seconds": {},
+        "not_run": dict.fromkeys(("fusedadam.keras", "keras torch"), "no keras"),
+    }
+    peak = {
+        "contender": "attach",
+        "attached": True,
+        "elements": 1_000_000,
+        "peak_bytes": 113_000_000,
+        "baseline_bytes": 100_000_000,
+        "expected_bytes": 12_000_000,
+    }
+    results = {"rows": [row, absent, peak], "not_run": {"backward, then step": "no memory."}}
+    assert adapters_part(results).splitlines() == [
+        "| case | fusedadam.torch | GB/s | torch fused / fusedadam.torch |",
+        "|---|---|---|---|",
+        "| 1 x 1M | 1.00 ms | 28.0 | 2.00 (2.00 to 2.00) |",
+        "",
+        "| case | fusedadam.keras | GB/s | keras torch / fusedadam.keras |",
+        "|---|---|---|---|",
+        "| a model | — | — | — |",
+        "",
+        "- not run: fusedadam.keras, keras torch (no keras)",
+        "",
+        "| training | parameters | parameters and moments | at peak | beyond |",
+        "|---|---|---|---|---|",
+        "| attach | 1M | 12.0 MB | 13.0 MB | 1.00 MB |",
+        "",
+        "- not run: backward, then step (no memory)",
+    ]
+
+
+def test_what_attach_saves_is_counted_in_gradients() -> None:
+    rows = sample()["sections"]["adapters"]["rows"]
+    figure = gradients_saved(100_000_000)
+    saved = figure({"adapters": {"rows": rows}}).middle
+    assert saved == pytest.approx(390_000_000 / (4 * 100_712_448))
+    with pytest.raises(NotMeasuredError, match="no two peaks at 100M"):
+        figure({"adapters": {"rows": rows[:-1]}})
+
+
+def test_an_adapter_that_was_not_run_says_why() -> None:
+    row = {
+        "adapter": "fusedadam.keras",
+        "tensors": 40,
+        "elements": 250_000,
+        "seconds": {"keras torch": [1.0]},
+        "not_run": {"fusedadam.keras": "wrong result: off"},
+    }
+    figure = adapter_times("keras torch", "fusedadam.keras", 40, 250_000)
+    with pytest.raises(NotMeasuredError, match="wrong result: off"):
+        figure({"adapters": {"rows": [row]}})
+    with pytest.raises(NotMeasuredError, match="no section adapters"):
+        figure({})
 
 
 def test_a_size_is_found_by_its_elements_and_not_by_its_name() -> None:

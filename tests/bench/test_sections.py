@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import child
@@ -14,7 +15,8 @@ import fusedadam
 import pytest
 import sections
 from helpers import running
-from sections import calls, imports, training
+from peers import twin
+from sections import adapters, calls, imports, training
 from settings import Results, Settings
 
 ROUNDS = 2
@@ -139,6 +141,50 @@ def test_neighbours(
         assert list(results["not_run"].values()) == [ABSENT] * by_torch
         assert not cases & set(results["not_run"])
     assert any("products of numpy" in case for case in cases)
+
+
+def test_adapters(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twin, "library_path", str)  # none is needed here, and nothing is compiled
+    # Contests look for nothing: their processes tell what they could not import.
+    here = {name: child.absence(name) is None for name in ("keras", "torch")}
+    results = results_of("adapters", capfd)
+    timed = [row for row in results["rows"] if "seconds" in row]
+    assert [row["case"] for row in timed] == [case.name for _, case in adapters.cases(SETTINGS)]
+    for row in timed:
+        contenders = {row["adapter"], *adapters.BESIDE[row["adapter"]]}
+        assert row["seconds"].keys() | row["not_run"].keys() == contenders
+        assert not row["seconds"].keys() & row["not_run"].keys()
+        assert all("ModuleNotFoundError" in why for why in row["not_run"].values())
+        if here["torch"] and (here["keras"] or row["adapter"] == adapters.TORCH):
+            check_timed(row)
+    peaks = [row for row in results["rows"] if "seconds" not in row]
+    assert len(peaks) + len(results["not_run"]) == len(adapters.TRAININGS)
+    if here["torch"] and adapters.RESET_PEAK.exists():
+        assert [row["attached"] for row in peaks] == [False, True]
+    for row in peaks:
+        assert 0 < row["baseline_bytes"] < row["peak_bytes"]
+
+
+def test_no_peak_without_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_torch(monkeypatch)
+    monkeypatch.setattr(adapters, "RESET_PEAK", tmp_path)
+    rows, not_run = adapters.peak_rows(SETTINGS, lambda _words: None)
+    assert (rows, not_run) == ([], dict.fromkeys(adapters.TRAININGS, ABSENT))
+
+
+def test_trainings_that_differ_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0, 1.1])
+    monkeypatch.setattr(adapters, "absent", lambda _elements: "")
+    monkeypatch.setattr(child, "call", lambda *_: (1, 2, next(losses)))
+    rows, not_run = adapters.peak_rows(SETTINGS, lambda _words: None)
+    assert rows == []
+    assert set(not_run) == set(adapters.TRAININGS)
+    assert all(why.startswith("wrong result") for why in not_run.values())
+
+
+def test_the_model_has_the_size_of_its_target() -> None:
+    assert len(adapters.MODEL) == 40
+    assert sum(adapters.MODEL) == pytest.approx(10_000_000, rel=0.01)
 
 
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
