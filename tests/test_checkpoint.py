@@ -427,7 +427,7 @@ EDITS: dict[str, tuple[Callable[[Edited], None], str]] = {
     "unknown setting": (rejson("config", momentum=0.5), "momentum"),
     "setting out of range": (
         rejson("config", beta_2=1.0),
-        "beta_2 must be > 0 and < 1. Received: beta_2=1.0",
+        "beta_2 must be >= 0 and < 1. Received: beta_2=1.0",
     ),
     "setting too large": (rejson("config", lr=10**30), "'config' has something else than settings"),
     "setting not finite": (rejson("config", lr=math.inf), "something else than settings"),

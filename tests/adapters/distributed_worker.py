@@ -46,6 +46,8 @@ def outcome_of(name: str, rank: int, directory: Path) -> str | None:
             world_size=ranks,
             timeout=timedelta(seconds=EXCHANGE_LIMIT_S),
         )
+        # No rank fails, and leaves, while another has yet to reach it.
+        dist.barrier()
         run(rank, directory)
     except BaseException:  # noqa: BLE001 - torch's CheckpointException is no Exception
         return traceback.format_exc()
