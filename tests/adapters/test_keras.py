@@ -85,8 +85,6 @@ def test_options_mean_the_same(
 
 def test_mean_of_accumulated_gradients(rng: np.random.Generator) -> None:
     pair = Pair(rng, "float64", {"gradient_accumulation_steps": 4})
-    # Keras counts calls, and corrects the bias by that count: only where it is small in effect do
-    # the two agree, so that what is compared is the moments.
     pair.step(4)
     momentums = [v for v in pair.theirs.variables if "momentum" in v.path]
     close(pair.adam.weights[1 : 1 + len(SHAPES)], momentums, "float64")

@@ -43,6 +43,7 @@ if keras.backend.backend() == "torch":
     import torch
 
     from fusedadam._core import TensorPlan
+    from fusedadam.torch.fused_step import flushes
     from fusedadam.torch.local import copy_like
 
 __all__ = ["Adam", "AdamW"]
@@ -227,8 +228,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
             "use_ema": use_ema,
             "loss_scale": self._prepared.loss_scale,
             "gradient_accumulation_steps": self.gradient_accumulation_steps or None,
-            # Where nothing keeps the denominator from zero, Keras relies on subnormal numbers.
-            "flush_denormals": self.epsilon != 0,
+            "flush_denormals": flushes(self.epsilon),
         }
         if use_ema:
             settings["ema_momentum"] = self.ema_momentum

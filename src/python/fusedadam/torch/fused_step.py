@@ -26,9 +26,7 @@ _EXTRAS: Final[dict[str, Any]] = {
     "zero_grad_in_step": False,
 }
 
-# From here on it makes no difference to an update whether subnormal moments become zero: the root of
-# the smallest normal float32 is 1e-19. torch keeps them, so that a smaller eps works there too.
-_SMALLEST_EPS_TO_FLUSH: Final = 1e-12
+_SMALLEST_EPSILON_TO_FLUSH: Final = 1e-12
 
 
 class FusedStep(torch.optim.Optimizer):
@@ -223,6 +221,15 @@ class FusedStep(torch.optim.Optimizer):
         return known[1]
 
 
+def flushes(epsilon: float) -> bool:
+    """Whether subnormal moments may become zero beside this epsilon, of a framework that keeps them.
+
+    From 1e-12 on it makes no difference to an update: the root of the smallest normal float32 is
+    1e-19. Below, a second moment of zero might divide by next to nothing.
+    """
+    return bool(epsilon >= _SMALLEST_EPSILON_TO_FLUSH)
+
+
 def _checked_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
     for name, reason in (
         ("capturable", "a step on the CPU is not captured in a graph"),
@@ -261,7 +268,7 @@ def _checked_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
             "ema_momentum": 0.0 if ema_decay is None else ema_decay,
             "zero_grad": bool(settings["zero_grad_in_step"]),
             "loss_scale": settings["loss_scale"],
-            "flush_denormals": bool(settings["eps"] >= _SMALLEST_EPS_TO_FLUSH),
+            "flush_denormals": flushes(settings["eps"]),
         }
     )
 
