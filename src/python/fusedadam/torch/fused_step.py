@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -47,6 +48,10 @@ class FusedStep(torch.optim.Optimizer):
         self._known_params: list[Tensor] = []
         self._known_states: list[dict[str, Any]] = []
         self._known_averages: list[bool] = []
+        self._known_distributed = False
+        # Of each group the number of parameters; of each parameter the group.
+        self._known_sizes: list[int] = []
+        self._known_groups: list[int] = []
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own; those not named are the optimizer's."""
@@ -108,12 +113,12 @@ class FusedStep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        params: list[Tensor] = []
-        groups: list[int] = []
-        for index, group in enumerate(self.param_groups):
-            params += group["params"]
-            groups += [index] * len(group["params"])
-        self._step(params, groups, self._plan)
+        lists = [group["params"] for group in self.param_groups]
+        sizes = list(map(len, lists))
+        if sizes != self._known_sizes:
+            self._known_sizes = sizes
+            self._known_groups = [i for i, size in enumerate(sizes) for _ in range(size)]
+        self._step(list(itertools.chain(*lists)), self._known_groups, self._plan)
         return loss
 
     @torch.no_grad()
@@ -129,14 +134,16 @@ class FusedStep(torch.optim.Optimizer):
             options = [self._options_of(i, scale) for i in range(len(self.param_groups))]
             grads = list(map(operator.attrgetter("grad"), params))
             states = self._states(params, grads, groups, undo)
+            known = states is self._known_states
+            distributed = self._known_distributed if known else any_distributed(params)
             try:
-                stepped = _call(plan, params, grads, states, groups, options)
+                stepped = _call(plan, params, grads, states, groups, options, distributed)
             except ValueError:
                 # Somebody gave a parameter or its state another layout: torch's steps allow that.
                 changed = [conform(s, p) for s, p in zip(states, params, strict=True) if s]
                 if not any(changed):
                     raise
-                stepped = _call(plan, params, grads, states, groups, options)
+                stepped = _call(plan, params, grads, states, groups, options, distributed)
             undo.pop_all()
         torch.autograd.graph.increment_version(stepped)
         if scale is not None or any(option.zero_grad for option in options):
@@ -173,6 +180,7 @@ class FusedStep(torch.optim.Optimizer):
         if len(own) == len(params) and _core.same_objects(list(own), params):
             self._known_params, self._known_states = params, states
             self._known_averages = averages
+            self._known_distributed = any_distributed(params)
         return states
 
     def _begin(
@@ -283,9 +291,10 @@ def _call(
     states: list[dict[str, Any]],
     groups: list[int],
     options: list[_core.AdamOptions],
+    distributed: bool,
 ) -> list[Any]:
     """Call the kernel, and return the tensors whose memory it has changed."""
-    if any_distributed(params):
+    if distributed:
         if any(option.clipnorm for option in options):
             raise ValueError(
                 "max_grad_norm must be None for DTensors, whose norm no process knows alone: use "
