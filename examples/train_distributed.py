@@ -223,11 +223,9 @@ class Training:
         }
 
 
-def save(training: Training, directory: Path) -> Path:
+def save(training: Training, directory: Path) -> None:
     """Write a checkpoint of its own for this step."""
-    path = directory / f"step-{training.step:06}"
-    dcp.save(training.checkpoint(), checkpoint_id=path)
-    return path
+    dcp.save(training.checkpoint(), checkpoint_id=directory / f"step-{training.step:06}")
 
 
 def resume(training: Training, path: Path) -> None:
