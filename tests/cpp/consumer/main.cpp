@@ -95,8 +95,8 @@ bool sparse_rows() {
 
 bool refuses() {
   try {
-    fusedadam::adam_step(std::span<const fusedadam::AnyTensor>(), fusedadam::AdamSettings{.lr = -1},
-                         4);
+    fusedadam::adam_step(std::span<const fusedadam::AnyTensor>(),
+                         fusedadam::AdamSettings{.lr = NAN}, 4);
     return false;
   } catch (const std::invalid_argument& error) {
     std::printf("refused as it should be: %s\n", error.what());
