@@ -84,8 +84,10 @@ void TensorGradients::attach_rows(const py::handle& grad, const TensorView& para
   rows.grads = values->data;
   rows.row_size = 1;
   for (const std::int64_t extent : param.shape.subspan(1)) rows.row_size *= extent;
-  kept_.push_back(grad.attr("_indices")().attr("reshape")(-1).attr("numpy")());
-  rows.indices = index_array(kept_.back(), kept_).indices;
+  // Not by a reference into kept_, which may grow in the call.
+  const py::object indices = grad.attr("_indices")().attr("reshape")(-1).attr("numpy")();
+  rows.indices = index_array(indices, kept_).indices;
+  kept_.push_back(indices);
   check_indices(rows.indices, param.shape[0]);
 }
 

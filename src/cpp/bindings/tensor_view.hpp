@@ -59,7 +59,7 @@ bool same_layout(const TensorView& a, const TensorView& b) noexcept;
 // Whether that order is that of C.
 bool is_contiguous(const TensorView& view) noexcept;
 
-// "float32", "torch.Size([2, 3]), ..." of whatever object: for the end of a message.
+// "Tensor, dtype=torch.float16, device=cpu, ..." of whatever object: for the end of a message.
 std::string describe_tensor(const py::handle& object);
 
 }  // namespace fusedadam::python
