@@ -57,7 +57,7 @@ class Adam(FusedStep, torch.optim.Adam):
     alone, as `torch.optim.SparseAdam` does (whose `eps` has no bias correction).
 
     Results have the same bits for every instruction set and thread count. Moments smaller in
-    magnitude than the smallest normal number become zero.
+    magnitude than the smallest normal number become zero, unless `eps` is below 1e-12.
 
     References
     ----------
