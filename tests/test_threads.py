@@ -378,26 +378,70 @@ def test_fork_waits_for_a_step_of_the_same_optimizer() -> None:
     # Else the child would inherit the lock of a thread that it lacks, or moments half stepped.
     code = f"""{SETUP}{FORK}
     import threading
-    p, g = arrays(LARGE)
-    optimizer, stop = Adam(), threading.Event()
+
+    def forked_while_it_steps():
+        p, g = arrays(LARGE)
+        optimizer, stop = Adam(), threading.Event()
+
+        def keep_stepping():
+            while not stop.is_set():
+                optimizer.apply_gradients([(g, p)])
+
+        def work():
+            twin, q = Adam(), arrays(LARGE)[0]
+            for _ in range(optimizer.apply_gradients([(g, p)])):
+                twin.apply_gradients([(g, q)])
+            assert_all_same_bits([p, *optimizer.weights], [q, *twin.weights])
+
+        thread = threading.Thread(target=keep_stepping)
+        thread.start()
+        try:
+            while not optimizer.iterations:
+                time.sleep(0.001)
+            return in_child(work)
+        finally:
+            stop.set()
+            thread.join()
+
+    # An optimizer each, so that none has taken more steps than its child can soon repeat.
+    print(*(forked_while_it_steps() for _ in range(10)))
+    """
+    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 10)
+
+
+@needs_fork
+def test_fork_while_the_step_of_one_optimizer_needs_another() -> None:
+    # To hold the lock of one and wait for the other's would be to wait for oneself.
+    code = f"""{SETUP}{FORK}
+    import itertools, threading
+    p, g = arrays(SMALL)
+    inner, stop = Adam(), threading.Event()
+
+    def schedule(step):
+        # What another thread does meanwhile, if the fork holds what it needs.
+        time.sleep(0.001)
+        inner.apply_gradients([(g, p.copy())])
+        Adam()  # makes a new lock
+        return 0.001
+
+    outer = Adam(lr=schedule)
 
     def keep_stepping():
         while not stop.is_set():
-            optimizer.apply_gradients([(g, p)])
+            outer.apply_gradients([(g, p)])
 
     thread = threading.Thread(target=keep_stepping)
     thread.start()
 
     def work():
-        twin, q = Adam(), arrays(LARGE)[0]
-        for _ in range(optimizer.apply_gradients([(g, p)])):
-            twin.apply_gradients([(g, q)])
-        assert_all_same_bits([p, *optimizer.weights], [q, *twin.weights])
+        q = p.copy()
+        inner.apply_gradients([(g, q)])
+        outer.apply_gradients([(g, q)])
 
-    print(*(in_child(work) for _ in range(10)))
+    print(*(in_child(work, limit_s=10) for _ in range(20)))
     stop.set()
     """
-    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 10)
+    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 20)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
