@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import pytest
 import torch
 import torch.distributed.checkpoint
 from distributed_training import (
@@ -293,6 +294,21 @@ def fsdp_steps_in_the_backward_pass(rank: int, _: Path) -> None:
         sharded.run(STEPS, [rank], 2)
     compare_all(same_bits, sharded, one)
     assert all(p.grad is None for p in sharded.names())
+
+
+@on_ranks(2)
+def attach_refuses_ddp(rank: int, _: Path) -> None:
+    training = ddp()
+    assert isinstance(training.optimizer, AdamW)
+    for model in (training.model, torch.nn.Sequential(torch.nn.ReLU(), training.model)):
+        with pytest.raises(TypeError, match=r"^model .*DistributedDataParallel.*Received: .+"):
+            attach(model, training.optimizer)
+    assert not training.optimizer.state
+    # Nothing was hooked: it goes on with the gradients of all ranks.
+    one = one_process()
+    one.run(STEPS, [0, 1], 2)
+    training.run(STEPS, [rank], 2)
+    compare_all(same_bits, training, one)
 
 
 # ---- torch.distributed.checkpoint ----------------------------------------------------------------

@@ -59,7 +59,8 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
     Raises
     ------
     TypeError
-        The optimizer is none of this module.
+        The optimizer is none of this module; or a module of the model is a DistributedDataParallel,
+        which averages the gradients of all ranks only after these steps.
     ValueError
         A parameter cannot be stepped in place; no parameter of the model is one of the optimizer; or
         `max_grad_norm` is on: the norm of all gradients is known after the backward pass only.
@@ -71,6 +72,13 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
             "optimizer must be a fusedadam.torch.Adam or AdamW. "
             f"Received: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
         )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                "model must have no DistributedDataParallel in it: the ranks would step by gradients "
+                "of their own, before these are averaged. Received: one "
+                + (f"as module {name!r}" if name else "as the model itself")
+            )
     group_of = {
         param: index
         for index, group in enumerate(optimizer.param_groups)
