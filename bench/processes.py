@@ -40,14 +40,18 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A process of `worker.py`. It is ready when `receive` has returned its first answer."""
+    """A process of `worker.py`. It is ready when `receive` has returned its first answer.
 
-    def __init__(self, module: str, threads: int) -> None:
+    It runs on as many CPUs as it has threads; `first_cpu` counts from 0 among those of this process.
+    """
+
+    def __init__(self, module: str, threads: int, first_cpu: int = 0) -> None:
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        own = cpus[first_cpu : first_cpu + threads]
         script = Path(__file__).with_name("worker.py")
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
-            [sys.executable, str(script), module, str(threads), json.dumps(cpus[:threads])],
+            [sys.executable, str(script), module, str(threads), json.dumps(own or cpus)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Measure fusedadam beside every other Adam for CPUs that is installed, and write one JSON file.
 
-    python bench/run.py                                   everything, 16 minutes on two cores
+    python bench/run.py                                   everything, 17 minutes on two cores
     python bench/run.py --quick                           shows that it runs; its figures mean nothing
     python bench/run.py --only sizes tail                 these sections; the file's others are kept
     python bench/run.py --only sizes --peers "torch fused" numba
@@ -67,8 +67,8 @@ def kept_sections(path: Path, only: list[str] | None) -> dict[str, Any]:
     """Return the sections of an earlier file, where only some are measured again."""
     if not only or not path.exists():
         return {}
-    kept: dict[str, Any] = json.loads(path.read_text())["sections"]
-    return kept
+    document = json.loads(path.read_text())
+    return {name: {"date": document["date"], **kept} for name, kept in document["sections"].items()}
 
 
 def run_sections(names: list[str], settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -157,7 +157,7 @@ def main() -> int:
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for name, results in run_sections(names, settings):
-        document["sections"][name] = results
+        document["sections"][name] = {"date": document["date"], **results}
         document["seconds"] = round(time.monotonic() - begin, 1)
         args.output.write_text(json.dumps(document, indent=1) + "\n")
     measured = {name: document["sections"][name] for name in names}

@@ -306,8 +306,8 @@ def imports_part(results: Results) -> str:
     return text
 
 
-def neighbours_part(results: Results) -> str:
-    """Return tables of steps beside other work: one for the rows that have the same columns."""
+def times_part(results: Results) -> str:
+    """Return tables of times with their quartiles: one for the rows that have the same columns."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in results["rows"]:
         groups.setdefault(tuple(contenders_of([row])), []).append(row)
@@ -342,8 +342,8 @@ def adapters_part(results: Results) -> str:
     if peaks:
         header = ["training", "parameters", "parameters and moments", "at peak", "beyond"]
         parts.append(table(header, peaks))
-    lines = [f"- not run: {name} ({one_line(why)})" for name, why in results["not_run"].items()]
-    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
+    # Those of the rows stand below their tables.
+    return with_reasons("\n\n".join(parts), {**results, "rows": []})
 
 
 def timed_rows(results: Results) -> list[Row]:
@@ -405,12 +405,12 @@ def targets_part(sections: Sections, targets: Sequence[Target] = TARGETS) -> str
 
 def machine_part(document: Mapping[str, Any], kept: Sequence[str] = ()) -> str:
     """Return date, machine, software and how it was measured; `kept`: parts of the page from an earlier run."""
-    rows = [["date", str(document["date"])]]
+    rows = [["date", dates(document)]]
     rows += [[words(key), plain(value)] for key, value in document["machine"].items()]
     rows.append(["software", plain(document["software"])])
     rows.append(["threads", str(document["threads"])])
     rows.append(["rounds", str(document["rounds"])])
-    rows.append(["duration", f"{document['seconds'] / 60:.1f} minutes"])
+    rows.append(["duration of this run", f"{document['seconds'] / 60:.1f} minutes"])
     rows += [[f"absent: {name}", one_line(why)] for name, why in document["absent"].items()]
     parts = [table(["", ""], rows)]
     if document["quick"]:
@@ -420,6 +420,22 @@ def machine_part(document: Mapping[str, Any], kept: Sequence[str] = ()) -> str:
     if kept:
         parts.append(f"Not in this run, and shown as an earlier one had it: {', '.join(kept)}.")
     return "\n\n".join(parts)
+
+
+def dates(document: Mapping[str, Any]) -> str:
+    """Return when it was measured, and what of it at another time."""
+    days: dict[str, list[str]] = {}
+    for name in document["sections"]:
+        days.setdefault(date_of(document, name), []).append(name)
+    days.pop(document["date"], None)
+    earlier = [f"{', '.join(names)}: {day}" for day, names in sorted(days.items())]
+    return "; ".join([document["date"], *earlier])
+
+
+def date_of(document: Mapping[str, Any], section: str) -> str:
+    """Return when a section was measured: it may be kept from an earlier run."""
+    day: str = document["sections"][section].get("date", document["date"])
+    return day
 
 
 def words(key: str) -> str:
@@ -479,7 +495,8 @@ def figures_part(document: Mapping[str, Any]) -> str:
         )
     machine = document["machine"]
     header = ["float32", OURS, "of memory traffic alone", "x torch fused", "x DeepSpeed"]
-    where = f"{document['date']}, {plain(machine['cpu'])}, {document['threads']} threads."
+    days = sorted({date_of(document, section) for _, section, *_ in HEADLINES})
+    where = f"{', '.join(days)}, {plain(machine['cpu'])}, {document['threads']} threads."
     return "\n\n".join([table(header, rows), where])
 
 
@@ -502,6 +519,8 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "training": training_part,
     "sparse_rows": sparse_rows_part,
     "imports": imports_part,
-    "neighbours": neighbours_part,
+    "neighbours": times_part,
     "adapters": adapters_part,
+    "callbacks": times_part,
+    "ranks": times_part,
 }

@@ -25,6 +25,8 @@ NAMES = (
     "imports",
     "neighbours",
     "adapters",
+    "callbacks",
+    "ranks",
 )
 
 

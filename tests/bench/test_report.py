@@ -17,7 +17,7 @@ from cost_model import CostModel
 from plots import PLOTS
 from report import ReportError, make_report, markers, with_part
 from rows import as_bytes, as_count, as_error, as_ratio, as_time, digits, ratio, round_by_round
-from tables import adapters_part, machine_part, targets_part, timed_part
+from tables import adapters_part, figures_part, machine_part, targets_part, timed_part
 from targets import TARGETS, NotMeasuredError, Target, adapter_times, gradients_saved, times
 
 MODEL = CostModel(
@@ -218,6 +218,12 @@ def sample() -> dict[str, Any]:
             "not_run": {"beside numpy": "why not"},
         },
     }
+    for name, contenders in (
+        ("callbacks", ("keras", "callback")),
+        ("ranks", ("one process", "2 processes")),
+    ):
+        seconds = {contender: noise(0.03) for contender in contenders}
+        sections[name] = {"rows": [{"case": name, "seconds": seconds}], "not_run": {}}
     sections["adapters"] = {
         "rows": [
             *(
@@ -496,12 +502,22 @@ def test_a_quick_run_says_so() -> None:
     assert "no figure here means anything" not in machine_part(sample())
 
 
+def test_a_section_of_another_day_says_so() -> None:
+    document = sample()
+    assert "| date | 2026-11-25 |" in machine_part(document).splitlines()
+    document["sections"]["tail"]["date"] = document["sections"]["calls"]["date"] = "2026-11-24"
+    document["sections"]["sizes"]["date"] = "2026-11-25"
+    lines = machine_part(document).splitlines()
+    assert "| date | 2026-11-25; tail, calls: 2026-11-24 |" in lines
+    assert figures_part(document).endswith("2026-11-24, 2026-11-25, AMD EPYC, 2 threads.")
+
+
 def test_machine_is_described_in_words() -> None:
     lines = machine_part(sample()).splitlines()
     assert "| memory (GiB) | 23.4 |" in lines
     assert "| governor | unknown |" in lines
     assert "| software | python 3.11.7, fusedadam (version 0.1.0, isa avx512) |" in lines
-    assert "| duration | 20.6 minutes |" in lines
+    assert "| duration of this run | 20.6 minutes |" in lines
 
 
 # ---- pages -------------------------------------------------------------------------------------

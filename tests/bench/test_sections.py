@@ -12,11 +12,12 @@ from typing import Any
 
 import child
 import fusedadam
+import numpy as np
 import pytest
 import sections
 from helpers import running
-from peers import twin
-from sections import adapters, calls, imports, training
+from peers import Work, twin
+from sections import adapters, callbacks, calls, imports, ranks, training
 from settings import Results, Settings
 
 ROUNDS = 2
@@ -163,6 +164,41 @@ def test_adapters(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         assert [row["attached"] for row in peaks] == [False, True]
     for row in peaks:
         assert 0 < row["baseline_bytes"] < row["peak_bytes"]
+
+
+def test_callbacks(capfd: pytest.CaptureFixture[str]) -> None:
+    results = results_of("callbacks", capfd)
+    missing = [name for name, needs in callbacks.NEEDS.items() if child.absence(*needs) is not None]
+    assert list(results["not_run"]) == [f"Keras on {name}" for name in missing]
+    assert len(results["rows"]) + len(missing) == len(callbacks.NEEDS)
+    for row in results["rows"]:
+        check_timed(row)
+        assert {name.split(",")[0] for name in row["seconds"]} == {"keras", "callback"}
+
+
+def test_a_callback_that_computes_something_else_is_not_shown() -> None:
+    work = Work((3,))
+    right = np.ones(3, "float32")
+    wrong = right + np.float32(1e-5)
+    entries = {
+        "keras": callbacks.Entry(lambda: None, lambda: [right]),
+        "callback": callbacks.Entry(lambda: None, lambda: [wrong]),
+    }
+    callbacks.require_same(entries, work, steps=100)  # 100 roundings of 1.0
+    with pytest.raises(ArithmeticError, match="wrong result: callback differs from keras"):
+        callbacks.require_same(entries, work, steps=10)
+
+
+def test_ranks(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twin, "library_path", str)
+    results = results_of("ranks", capfd)
+    (row,) = results["rows"]
+    check_timed(row)
+    assert len(row["seconds"]) == 3
+    monkeypatch.setattr(ranks, "available_bytes", lambda: 0)
+    results = results_of("ranks", capfd)
+    assert results["rows"] == []
+    assert list(results["not_run"]) == [row["case"]]
 
 
 def test_no_peak_without_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

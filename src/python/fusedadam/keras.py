@@ -19,12 +19,10 @@ Where Keras' meaning is not that of the kernel, Keras' own code runs: the averag
 calls that only accumulate or that lack a gradient, a step whose clipped gradients are not finite,
 and the unscaling of gradients that are accumulated.
 
-Other backends are refused, since there is no way to be faster there. Measured for 10 million
-parameters on two cores of an AMD EPYC: a step of `keras.optimizers.Adam` takes 27 ms in a graph of
-TensorFlow, 12 ms compiled by XLA, and 12 ms compiled by JAX. `tf.numpy_function` with this kernel
-takes 39 ms, and XLA refuses to compile it; `jax.pure_callback` takes 150 ms. What they cost is
-copies: arrays that a callback is given must not be written (on TensorFlow fresh moments even share
-memory), so that all of the state is copied at every step.
+Other backends are refused: a compiled step of TensorFlow or JAX can leave it by a callback only, and
+arrays that a callback is given must not be written (on TensorFlow fresh moments even share memory), so
+that all of the state is copied at every step. That takes longer than Keras' own step, which
+`docs/benchmarks.md` has the figures of.
 """
 
 from __future__ import annotations

@@ -38,6 +38,6 @@ def local_gradient(grad: Any, param: Any) -> Any:
     return local_tensor(grad)
 
 
-def copy_like(grad: Tensor, param: Tensor) -> Tensor:
-    """Copy a gradient into the memory layout of its parameter."""
-    return torch.empty_like(param, requires_grad=False).copy_(grad)
+def copy_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Copy a gradient, or what is kept for a parameter, into the memory layout of the parameter."""
+    return torch.empty_like(like, requires_grad=False).copy_(tensor)
