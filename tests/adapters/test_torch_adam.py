@@ -410,6 +410,7 @@ def test_arguments_are_judged_as_by_torch(kind: Any, arguments: dict[str, Any]) 
         stepped(theirs, grads)
     ours, theirs = everything(ours)[0], everything(theirs)[0]
     for name, a in theirs.items():
+        # Two steps of some ten roundings each.
         np.testing.assert_allclose(ours[name], a, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
@@ -577,6 +578,7 @@ def test_lr_set_by_hand(value: Any) -> None:
     for _ in range(2):
         both.step()
         for ours, theirs in zip(both.ours, both.theirs, strict=True):
+            # Four steps of some ten roundings each.
             np.testing.assert_allclose(array(ours), array(theirs), rtol=1e-5, atol=1e-6)
 
 
