@@ -57,7 +57,7 @@ Arena::Arena(std::size_t bytes) {
   const std::size_t after = huge_page - before;
   if (before != 0) munmap(data_, before);
   data_ += before;
-  if (after != 0) munmap(data_ + mapped_bytes_, after);
+  munmap(data_ + mapped_bytes_, after);
 #if defined(MADV_HUGEPAGE)
   madvise(data_, mapped_bytes_,
           MADV_HUGEPAGE);  // a wish: without it the memory is as good, only slower

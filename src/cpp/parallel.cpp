@@ -7,18 +7,17 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "fusedadam/threads.hpp"
 #include "messages.hpp"
 
 #if FUSEDADAM_OPENMP
 #include <omp.h>
-#else
-#include <system_error>
-#include <vector>
 #endif
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -92,8 +91,30 @@ void wait_for_all(const std::atomic<int>& arrived, int threads) {
   }
 }
 
+// An OpenMP runtime ends the process where it cannot start a thread, for want of memory or by a
+// limit of the system. So it is asked for threads only after as many were started here, all at
+// once: once by each thread of the caller, since each gets threads of its own. Returns for how many
+// the runtime can be asked.
+int startable_threads(int threads) noexcept {
+  thread_local int started = 1;
+  if (threads <= started) return threads;
+  std::atomic<bool> all_there{false};
+  std::vector<std::thread> others;  // not std::jthread, which Apple's library lacks
+  try {
+    others.reserve(static_cast<std::size_t>(threads));
+    for (int i = 1; i < threads; ++i) others.emplace_back([&] { all_there.wait(false); });
+    started = threads;
+  } catch (const std::exception&) {  // as many as ever before, which the runtime still has
+  }
+  all_there.store(true);
+  all_there.notify_all();
+  for (std::thread& other : others) other.join();
+  return started;
+}
+
 bool run_on_threads(int threads, int parts, void (*body)(void*, int), void* context) {
   using Clock = std::chrono::steady_clock;
+  threads = startable_threads(threads);
   Parts work(parts, threads);
   std::atomic<int> arrived{0};
   int in_time = threads;
@@ -120,16 +141,17 @@ bool in_parallel_region() { return false; }
 bool run_on_threads(int threads, int parts, void (*body)(void*, int), void* context) {
   Parts work(parts, threads);
   const auto run = [&](int thread) { work.work(thread, body, context); };
-  std::vector<std::jthread> others;
+  std::vector<std::thread> others;
   others.reserve(static_cast<std::size_t>(threads));
   for (int i = 1; i < threads; ++i) {
     try {
       others.emplace_back(run, i);
-    } catch (const std::system_error&) {  // no more threads to be had: the others have its parts
+    } catch (const std::exception&) {  // no thread, or no memory for one: the others have its parts
       break;
     }
   }
   run(0);
+  for (std::thread& other : others) other.join();
   return true;
 }
 

@@ -21,7 +21,9 @@ void ThreadPolicy::learn(std::int64_t elements, bool threads_helped) noexcept {
   if (failures_.fetch_add(1, std::memory_order_relaxed) + 1 < trials) return;
   failures_.store(0, std::memory_order_relaxed);
   const int last = pause_.load(std::memory_order_relaxed);
-  const int pause = last == 0 ? first_pause : std::min(growth * last, longest_pause);
+  const std::int64_t longest = most_elements / std::max<std::int64_t>(elements, 1);
+  const int pause = std::min(last == 0 ? first_pause : growth * last,
+                             static_cast<int>(std::clamp<std::int64_t>(longest, 1, longest_pause)));
   pause_.store(pause, std::memory_order_relaxed);
   elements_.store(2 * elements, std::memory_order_relaxed);
   passes_left_.store(pause, std::memory_order_relaxed);

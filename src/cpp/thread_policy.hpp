@@ -10,9 +10,10 @@ namespace fusedadam {
 
 // A thread that sleeps, or whose core another library's threads keep busy (BLAS libraries spin for
 // milliseconds after each product), comes only when a small pass would long have been over on one
-// thread, and the end of a parallel region waits for it. After some such regions in a row, passes
-// of that size stay on one thread for a while, which is longer each time that it happens again.
-// Results do not depend on it. Safe to use from several threads.
+// thread, and the end of a parallel region waits for it. So it is when several threads of the
+// caller's step at once. After some such regions in a row, passes of that size stay on one thread
+// for a while, which is longer each time that it happens again. Results do not depend on it. Safe
+// to use from several threads.
 class ThreadPolicy {
  public:
   // Whether a pass over so many elements should use threads.
@@ -28,6 +29,9 @@ class ThreadPolicy {
   static constexpr int first_pause = 16;
   static constexpr int growth = 8;
   static constexpr int longest_pause = 2048;
+  // Elements of all passes of a pause, some 0.5 s of work on one thread: beside it the milliseconds
+  // of a trial are little, and soon after what disturbed the threads is over they are back.
+  static constexpr std::int64_t most_elements = std::int64_t{1} << 30;
 
  private:
   std::atomic<std::int64_t> elements_{0};  // passes below stay on one thread...

@@ -34,7 +34,7 @@ int expect_unchanged_without_memory(Body body, Unchanged unchanged) {
   return 0;
 }
 
-// On one thread: those of a parallel region have allocations of their own.
+// On one thread, so that each allocation is made each time.
 class OutOfMemory : public ::testing::Test {
  protected:
   void SetUp() override { set_num_threads(1); }
@@ -78,6 +78,20 @@ TEST_F(OutOfMemory, LeavesTablesAsTheyWere) {
       EXPECT_EQ(progress.iterations, 1);
     }
   }
+}
+
+TEST_F(OutOfMemory, LeavesAllAsItWasWhereThreadsCannotBeStarted) {
+  set_num_threads(3);
+  std::vector<reference::AnyArrays> arrays{trained_arrays<float>(60'000, 1)};
+  const std::vector<reference::AnyArrays> before = arrays;
+  const std::vector<AnyTensor> tensors = tensors_of(arrays);
+  AdamProgress progress;
+  const AdamGroup groups[] = {{std::span(tensors), AdamSettings{}}};
+  const int allocations = expect_unchanged_without_memory(
+      [&] { adam_step(groups, progress); },
+      [&] { return progress == AdamProgress() && bool(same_bits(arrays, before)); });
+  EXPECT_GT(allocations, 3);
+  EXPECT_EQ(progress.iterations, 1);
 }
 
 TEST_F(OutOfMemory, IsSaidByTheNormToo) {

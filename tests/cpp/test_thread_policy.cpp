@@ -12,8 +12,8 @@ int passes_on_one_thread(ThreadPolicy& policy, std::int64_t elements) {
   return passes;
 }
 
-void fail(ThreadPolicy& policy, int times) {
-  for (int i = 0; i < times * ThreadPolicy::trials; ++i) policy.learn(40000, false);
+void fail(ThreadPolicy& policy, int times, std::int64_t elements = 40000) {
+  for (int i = 0; i < times * ThreadPolicy::trials; ++i) policy.learn(elements, false);
 }
 
 TEST(ThreadPolicy, UsesThreadsWhileTheyHelp) {
@@ -30,6 +30,27 @@ TEST(ThreadPolicy, PausesLongerEachTimeThatTheyDoNot) {
     fail(policy, 1);
     EXPECT_EQ(passes_on_one_thread(policy, 40000), pause);
   }
+}
+
+// A pause is no longer than what is worth a trial.
+TEST(ThreadPolicy, TriesThemSoonerForLargePasses) {
+  constexpr std::int64_t million = 1 << 20;
+  ThreadPolicy policy;
+  for (const int pause : {16, 128, 1024, 1024}) {
+    fail(policy, 1, million);
+    EXPECT_EQ(passes_on_one_thread(policy, million), pause);
+  }
+  ThreadPolicy larger;
+  for (const int pause : {4, 4}) {
+    fail(larger, 1, 256 * million);
+    EXPECT_EQ(passes_on_one_thread(larger, 256 * million), pause);
+  }
+  ThreadPolicy largest;
+  fail(largest, 1, INT64_MAX / 4);
+  EXPECT_EQ(passes_on_one_thread(largest, INT64_MAX / 4), 1);
+  ThreadPolicy empty;
+  fail(empty, 1, 0);
+  EXPECT_TRUE(empty.wants_threads(0));
 }
 
 TEST(ThreadPolicy, BeginsAnewOnceTheyHelpAgain) {

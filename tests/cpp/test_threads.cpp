@@ -10,8 +10,13 @@
 #include <stdexcept>
 #include <thread>
 
+#include "adam_plan.hpp"
+#include "norm_pass.hpp"
 #include "parallel.hpp"
-#include "support.hpp"
+#include "passes.hpp"
+#include "references.hpp"
+#include "settings.hpp"
+#include "sparse_support.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -128,8 +133,35 @@ TEST(ParallelFor, LeavesThePartsOfADisturbedThreadToTheOthers) {
   }
 }
 
-// Different tensors from different threads, while others change what they may change at any time.
-TEST(ConcurrentSteps, GiveTheSameBits) {
+// ---- several callers ----------------------------------------------------------------------------
+
+// Calls body(0), ..., body(callers - 1), each on a thread of its own, while another thread changes
+// what may be changed at any time.
+template <class Body>
+void run_beside_each_other(std::size_t callers, const Body& body) {
+  std::atomic<bool> done = false;
+  std::thread meddler([&] {
+    const std::vector<std::string> isas = supported_isas();
+    for (std::size_t i = 0; !done; ++i) {
+      set_isa(isas[i % isas.size()]);
+      EXPECT_FALSE(active_isa().empty());
+      set_num_threads(1 + static_cast<int>(i % 3));
+      EXPECT_GT(get_num_threads(), 0);
+      // As after passes that threads have made slower, and faster.
+      thread_policy.learn(40000, i % 8 < 3);
+      // The callers are to get the cores.
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+    }
+  });
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < callers; ++i) threads.emplace_back([&body, i] { body(i); });
+  for (std::thread& thread : threads) thread.join();
+  done = true;
+  meddler.join();
+  set_isa(supported_isas().front());
+}
+
+TEST(ConcurrentCallers, StepDifferentTensorsWithTheSameBits) {
   set_num_threads(2);
   constexpr std::size_t callers = 3;
   std::vector<std::vector<reference::AnyArrays>> actual(callers);
@@ -138,42 +170,174 @@ TEST(ConcurrentSteps, GiveTheSameBits) {
     actual[i] = mixed_tensors(1000 * i);
     expected[i] = stepped(stepped(actual[i]));
   }
-  std::atomic<bool> done = false;
-  std::thread meddler([&] {
-    const std::vector<std::string> isas = supported_isas();
-    for (std::size_t i = 0; !done; ++i) {
-      set_isa(isas[i % isas.size()]);
-      set_num_threads(1 + static_cast<int>(i % 3));
-      std::this_thread::yield();
-    }
-  });
-  std::vector<std::thread> threads;
-  for (auto& tensors : actual) {
-    threads.emplace_back([&tensors] { tensors = stepped(stepped(std::move(tensors))); });
-  }
-  for (std::thread& thread : threads) thread.join();
-  done = true;
-  meddler.join();
-  set_isa(supported_isas().front());
+  run_beside_each_other(callers,
+                        [&](std::size_t i) { actual[i] = stepped(stepped(std::move(actual[i]))); });
   for (std::size_t i = 0; i < callers; ++i) EXPECT_TRUE(same_bits(actual[i], expected[i])) << i;
 }
 
+// What one caller has in the end of all that works on tensors.
+struct Outcome {
+  std::vector<reference::AnyArrays> tensors;
+  std::vector<reference::AnyArrays> clipped;
+  reference::SparseArrays<float> sparse;
+  AdamProgress progress{};
+  double norm = 0;
+};
+
+// A prepared step is used again and again: averages swapped in between, gradients accumulated,
+// skipped and zeroed.
+void run_a_plan(Outcome& outcome) {
+  AdamSettings settings = everything;
+  settings.loss_scale.reset();
+  settings.dynamic_loss_scale = true;
+  settings.gradient_accumulation_steps = 2;
+  const AdamOptions group(settings);
+  AdamPlan plan(references_of(outcome.tensors, settings));
+  for (int call = 0; call < 6; ++call) {
+    new_gradients(outcome.tensors, static_cast<std::uint64_t>(call));
+    if (call == 3) std::get<reference::Arrays<float>>(outcome.tensors[4]).grad[7] = INFINITY;
+    std::ranges::copy(references_of(outcome.tensors, settings), plan.tensors().begin());
+    plan.step(std::span(&group, 1), outcome.progress);
+    plan.swap_averages();
+  }
+}
+
+Outcome outcome_of_every_pass(std::uint64_t seed) {
+  Outcome outcome{.tensors = mixed_tensors(seed),
+                  .clipped = mixed_tensors(seed + 1),
+                  .sparse = sparse_arrays<float>(2000, 30, 1500, seed)};
+  run_a_plan(outcome);
+
+  const AdamOptions clips(AdamSettings{.clipnorm = 0.5});
+  std::vector<TensorRef> grads = references_of(outcome.clipped, {});
+  clip_gradients(TensorList(grads), clips, 4);
+  for (TensorRef& grad : grads)
+    grad = {.precision = grad.precision, .grad = grad.param, .size = grad.size};
+  outcome.norm = global_norm(TensorList(std::move(grads)));
+
+  const AdamOptions skips(AdamSettings{.clipnorm = 0.5, .skip_nonfinite = true});
+  for (const SparseMode mode : {SparseMode::lazy, SparseMode::dense}) {
+    step<std::int32_t>(outcome.sparse, skips, outcome.progress, mode);
+  }
+
+  // The state begins anew.
+  AdamPlan(references_of(outcome.tensors, {.use_ema = true})).begin();
+  return outcome;
+}
+
+TEST(ConcurrentCallers, RunEveryPassWithTheSameBits) {
+  set_num_threads(2);
+  constexpr std::size_t callers = 3;
+  std::vector<Outcome> expected;
+  for (std::size_t i = 0; i < callers; ++i) expected.push_back(outcome_of_every_pass(100 * i));
+  std::vector<Outcome> actual(callers);
+  run_beside_each_other(callers,
+                        [&](std::size_t i) { actual[i] = outcome_of_every_pass(100 * i); });
+  for (std::size_t i = 0; i < callers; ++i) {
+    EXPECT_TRUE(same_bits(actual[i].tensors, expected[i].tensors)) << i;
+    EXPECT_TRUE(same_bits(actual[i].clipped, expected[i].clipped)) << i;
+    EXPECT_TRUE(same_bits(actual[i].sparse, expected[i].sparse)) << i;
+    EXPECT_EQ(actual[i].progress, expected[i].progress) << i;
+    EXPECT_TRUE(same_bits(actual[i].norm, expected[i].norm)) << i;
+  }
+}
+
+// ---- inside OpenMP ------------------------------------------------------------------------------
+
 #if defined(_OPENMP)
 
-TEST(InsideAnOpenMpRegion, StepsRunSeriallyWithTheSameBits) {
-  set_num_threads(3);
+// Steps in each way in which a program of OpenMP can come to one.
+class InsideAnOpenMpRegion : public ::testing::Test {
+ protected:
+  static constexpr int most = 8;
+
+  void SetUp() override { set_num_threads(3); }
+
+  // Once for each i < most at most, on any thread.
+  void step_here(int i) {
+    const auto at = static_cast<std::size_t>(i);
+    threads[at] = get_num_threads();
+    actual[at] = stepped(before);
+  }
+
+  void expect_steps(int steps, int on_threads) {
+    for (std::size_t i = 0; i < static_cast<std::size_t>(steps); ++i) {
+      EXPECT_EQ(threads[i], on_threads) << i;
+      EXPECT_TRUE(same_bits(actual[i], expected)) << i;
+    }
+    EXPECT_EQ(get_num_threads(), 3);
+    EXPECT_EQ(omp_in_parallel(), 0);
+  }
+
   const std::vector<reference::AnyArrays> before = mixed_tensors(5);
   const std::vector<reference::AnyArrays> expected = stepped(before);
-  std::vector<std::vector<reference::AnyArrays>> actual(3, before);
-  std::vector<int> threads(3);
-#pragma omp parallel for num_threads(3)
-  for (std::size_t i = 0; i < 3; ++i) {
-    threads[i] = get_num_threads();
-    actual[i] = stepped(std::move(actual[i]));
+  std::vector<std::vector<reference::AnyArrays>> actual{most};
+  std::vector<int> threads = std::vector<int>(most);
+};
+
+TEST_F(InsideAnOpenMpRegion, EveryThreadStepsSerially) {
+#pragma omp parallel num_threads(3)
+  step_here(omp_get_thread_num());
+  expect_steps(3, 1);
+}
+
+TEST_F(InsideAnOpenMpRegion, SharesOfALoopStepSerially) {
+#pragma omp parallel for num_threads(3) schedule(dynamic)
+  for (int i = 0; i < most; ++i) step_here(i);
+  expect_steps(most, 1);
+}
+
+TEST_F(InsideAnOpenMpRegion, SectionsStepSerially) {
+#pragma omp parallel sections num_threads(2)
+  {
+#pragma omp section
+    step_here(0);
+#pragma omp section
+    step_here(1);
   }
-  EXPECT_EQ(threads, (std::vector{1, 1, 1}));
-  EXPECT_EQ(get_num_threads(), 3);
-  for (const auto& tensors : actual) EXPECT_TRUE(same_bits(tensors, expected));
+  expect_steps(2, 1);
+}
+
+// The others wait at the end of the `single`, and could help; a region within does not ask for
+// them.
+TEST_F(InsideAnOpenMpRegion, ASingleThreadStepsSerially) {
+#pragma omp parallel num_threads(3)
+#pragma omp single
+  step_here(0);
+  expect_steps(1, 1);
+}
+
+TEST_F(InsideAnOpenMpRegion, TasksStepSerially) {
+#pragma omp parallel num_threads(3)
+#pragma omp single
+  for (int i = 0; i < most; ++i) {
+#pragma omp task firstprivate(i)
+    step_here(i);
+  }
+  expect_steps(most, 1);
+}
+
+TEST_F(InsideAnOpenMpRegion, NestedRegionsStepSerially) {
+  const int levels = omp_get_max_active_levels();
+  omp_set_max_active_levels(2);
+#pragma omp parallel num_threads(2)
+  {
+    const int outer = omp_get_thread_num();
+#pragma omp parallel num_threads(2)
+    step_here(2 * outer + omp_get_thread_num());
+  }
+  omp_set_max_active_levels(levels);
+  expect_steps(4, 1);
+}
+
+// Nobody else is at work there: such a region is none (OpenMP's "inactive").
+TEST_F(InsideAnOpenMpRegion, OfOneThreadStepsUseThreads) {
+#pragma omp parallel num_threads(1)
+  step_here(0);
+#pragma omp task
+  step_here(1);
+#pragma omp taskwait
+  expect_steps(2, 3);
 }
 
 // Tools that limit OpenMP for a while do so through its own setting.
