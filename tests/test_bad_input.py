@@ -539,6 +539,26 @@ def test_grads_and_vars_that_are_no_pairs(
     )
 
 
+class TornPair(tuple[Array, Array]):
+    """Has a length of two, and gives one element."""
+
+    def __iter__(self) -> Iterator[Array]:
+        yield self[0]
+
+
+# Once built, an optimizer takes tuples apart without asking them.
+def test_grads_and_vars_that_are_no_pairs_though_they_look_it() -> None:
+    training = Training(fresh=True)
+    torn = [TornPair(both) for both in zip(training.grads, training.params, strict=True)]
+    assert_refused(
+        training,
+        lambda: training.optimizer.apply_gradients(torn),
+        ValueError,
+        ".*unpack.*",
+        twin=Training(fresh=True),
+    )
+
+
 class BrokenError(Exception):
     pass
 
@@ -1884,3 +1904,27 @@ def test_thread_count_that_is_no_int(training: Training, n: Any) -> None:
         message(r"\b(n|num_threads|threads)\b", "int"),
         twin=Training(),
     )
+
+
+# -- text that UTF-8 cannot say ------------------------------------------------------------------
+
+
+SURROGATE: Any = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: Adam(loss_scale=SURROGATE), ValueError, "loss_scale must be"),
+        (
+            lambda: Adam(**dict[str, Any]({SURROGATE: 1})),
+            TypeError,
+            r"Unexpected keyword .*\\ud800",
+        ),
+        (lambda: fusedadam.set_isa(SURROGATE), ValueError, r"\\ud800"),
+    ],
+    ids=["value", "name", "isa"],
+)
+def test_lone_surrogate(call: Callable[[], object], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        call()

@@ -507,3 +507,38 @@ def test_repr_follows_what_is_set() -> None:
     assert "lr=0.125" in repr(optimizer)
     assert "clipvalue=0.5" in repr(optimizer)
     assert repr(Named()).startswith("Named(")
+
+
+# -- a refused call leaves the parameters that the optimizer knows ------------------------------
+
+
+def test_refused_step_does_not_change_what_swap_ema_exchanges() -> None:
+    a, b = np.ones(3), np.full(3, 7.0)
+    optimizer = Adam(use_ema=True)
+    optimizer.apply_gradients([(np.ones(3), a)])
+    average = optimizer.ema[0].copy()
+    with pytest.raises(ValueError, match=r"grads\[0\]"):
+        optimizer.apply_gradients([(np.ones(2), b)])
+    optimizer.swap_ema()
+    np.testing.assert_array_equal(a, average)
+    np.testing.assert_array_equal(b, np.full(3, 7.0))
+
+
+def test_refused_swap_can_be_made_when_the_array_is_writeable_again() -> None:
+    p = np.ones(3)
+    optimizer = Adam(use_ema=True)
+    optimizer.apply_gradients([(np.ones(3), p)])
+    before = p.copy()
+    optimizer.swap_ema()
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match="writeable"):
+        optimizer.swap_ema()
+    p.flags.writeable = True
+    optimizer.swap_ema()
+    np.testing.assert_array_equal(p, before)
+
+
+def test_no_parameters_can_be_swapped() -> None:
+    optimizer = Adam(use_ema=True)
+    optimizer.build([])
+    optimizer.swap_ema()

@@ -31,6 +31,7 @@ class AdamPlan {
   // Pointers and groups may be exchanged between steps, sizes and precisions not.
   std::span<TensorRef> tensors() noexcept { return list_.tensors(); }
   std::span<const TensorRef> tensors() const noexcept { return list_.tensors(); }
+  std::int64_t elements() const noexcept { return list_.elements(); }
 
   // One call: it takes, accumulates for or skips a step over all tensors, each with the options of
   // its group. The tensors have the arrays that their options need, and no others.

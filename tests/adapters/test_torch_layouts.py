@@ -459,6 +459,21 @@ def test_gradient_that_is_the_parameter_is_not_zeroed() -> None:
     assert p.tolist() == [1.0, -2.0, 3.0]
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["new", "where the last one lay"])
+def test_gradient_with_gaps_that_reach_over_the_parameter_is_not_zeroed(known: bool) -> None:
+    buffer = torch.arange(12.0)
+    p = torch.nn.Parameter(buffer[4:8])
+    optimizer = Adam([p], lr=0.0, zero_grad_in_step=True)
+    if known:
+        p.grad = buffer[:4]
+        optimizer.step()
+    before = buffer.tolist()
+    p.grad = buffer.as_strided((4,), (2,))
+    with pytest.raises(ValueError, match=r"(?s)overlap.*Received: .+"):
+        optimizer.step()
+    assert buffer.tolist() == before
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

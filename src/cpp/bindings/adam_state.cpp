@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "convert.hpp"
+#include "gil.hpp"
 #include "gradients.hpp"
 #include "messages.hpp"
 #include "sparse_rows.hpp"
@@ -19,13 +20,13 @@ py::array state_array(const ArrayInfo& like, std::byte* data, const py::capsule&
                    std::vector<py::ssize_t>(like.shape.begin(), like.shape.end()), data, owner);
 }
 
-// Counts change only when a call is over; the work must touch raw memory alone, of arrays that the
-// caller keeps alive, so that it is safe without the GIL.
+// Counts change only when a call is over; the work, on so many elements, must touch raw memory
+// alone, of arrays that the caller keeps alive, so that it is safe without the GIL.
 template <class Work>
-void run(AdamProgress& progress, const Work& work) {
+void run(std::int64_t elements, AdamProgress& progress, const Work& work) {
   AdamProgress counts = progress;
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil released(elements);
     work(counts);
   }
   progress = counts;
@@ -69,10 +70,9 @@ AdamState::AdamState(const py::handle& params, const AdamOptions& options)
       tensors[i].*kinds_[kind].pointer = data;
     }
   }
-  params_.resize(slots_.size());
   plan_ = AdamPlan(std::move(tensors));
-  bind(items, true);
-  const py::gil_scoped_release release;
+  bind(items, true).keep();
+  const ReleasedGil released(plan_.elements());
   plan_.begin();
 }
 
@@ -119,41 +119,49 @@ std::span<const AdamOptions> AdamState::groups_for(const AdamOptions& options) {
   return groups_;
 }
 
-void AdamState::bind(const py::tuple& params, bool is_list) {
-  const char* list = is_list ? "params" : "param";
-  bool rebound = false;
-  for (std::size_t i = 0; i < slots_.size(); ++i) {
-    Slot& slot = slots_[i];
-    const py::handle object = PyTuple_GET_ITEM(params.ptr(), static_cast<py::ssize_t>(i));
-    if (bound_ && unchanged(object, params_[i])) continue;
-    rebound = true;
-    bound_ = false;
-    const auto index = is_list ? static_cast<std::int64_t>(i) : no_index;
-    const ArrayInfo info = writeable_array(object, list, index);
-    require_built_for(info, slot.expected, list, index);
-    params_[i] = info;
-    params_[i].shape = slot.shape;
-    slot.param = py::reinterpret_borrow<py::object>(object);
-    plan_.tensors()[i].param = info.data;
+AdamState::Rebinding AdamState::bind(const py::tuple& params, bool is_list) {
+  const auto object_at = [&](std::size_t i) {
+    return py::handle(PyTuple_GET_ITEM(params.ptr(), static_cast<py::ssize_t>(i)));
+  };
+  if (binding_.known) {
+    std::size_t same = 0;
+    while (same < slots_.size() && unchanged(object_at(same), binding_.infos[same])) ++same;
+    if (same == slots_.size()) return {*this, std::nullopt};
   }
-  if (!rebound) return;
 
-  // Found to be apart from other parameters than these.
-  for (TensorRef& tensor : plan_.tensors()) tensor.grad = nullptr;
+  const char* list = is_list ? "params" : "param";
+  Binding next;
+  next.known = true;
   std::vector<ByteRange> ranges;
   ranges.reserve((1 + kinds_.size()) * slots_.size());
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const auto index = is_list ? static_cast<std::int64_t>(i) : no_index;
-    const TensorRef& tensor = plan_.tensors()[i];
-    const std::int64_t bytes = params_[i].bytes();
-    ranges.push_back(byte_range(params_[i], list, index));
+    ArrayInfo info = writeable_array(object_at(i), list, index);
+    require_built_for(info, slots_[i].expected, list, index);
+    info.shape = slots_[i].shape;
+    ranges.push_back(byte_range(info, list, index));
     for (const Kind& kind : kinds_) {
-      ranges.push_back(fusedadam::byte_range(tensor.*kind.pointer, bytes, kind.name, index));
+      const void* data = plan_.tensors()[i].*kind.pointer;
+      ranges.push_back(fusedadam::byte_range(data, info.bytes(), kind.name, index));
     }
+    next.infos.push_back(info);
+    next.params.push_back(py::reinterpret_borrow<py::object>(object_at(i)));
   }
-  written_ = WrittenRanges(std::move(ranges));
-  require_disjoint(written_);
-  bound_ = true;
+  next.written = WrittenRanges(std::move(ranges));
+  require_disjoint(next.written);
+
+  Binding before = std::move(binding_);
+  bind(std::move(next));
+  return {*this, std::move(before)};
+}
+
+void AdamState::bind(Binding binding) noexcept {
+  for (std::size_t i = 0; i < binding.infos.size(); ++i) {
+    plan_.tensors()[i].param = binding.infos[i].data;
+  }
+  // Found to be apart from other parameters than these.
+  for (TensorRef& tensor : plan_.tensors()) tensor.grad = nullptr;
+  binding_ = std::move(binding);
 }
 
 void AdamState::step(const py::handle& params, const py::handle& grads, const AdamOptions& options,
@@ -174,11 +182,12 @@ void AdamState::step_arrays(const py::tuple& params, const py::handle& grads,
   require_kinds(options);
   require_same_length(params, "params", slots_.size(), "those that the moments were built for",
                       rebuild_hint);
-  bind(params, true);
+  Rebinding rebinding = bind(params, true);
   Gradients gradients(grads, slots_.size());
-  gradients.attach(plan_.tensors(), params_, written_, options.settings().zero_grad);
+  gradients.attach(plan_.tensors(), binding_.infos, binding_.written, options.settings().zero_grad);
   const std::span<const AdamOptions> groups = groups_for(options);
-  run(progress, [&](AdamProgress& counts) { plan_.step(groups, counts); });
+  run(plan_.elements(), progress, [&](AdamProgress& counts) { plan_.step(groups, counts); });
+  rebinding.keep();
 }
 
 void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows,
@@ -192,21 +201,21 @@ void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows
         "their own",
         std::to_string(slots_.size()) + " parameters"));
   }
-  bind(py::make_tuple(py::reinterpret_borrow<py::object>(param)), false);
+  Rebinding rebinding = bind(py::make_tuple(py::reinterpret_borrow<py::object>(param)), false);
   const Slot& slot = slots_.front();
   std::vector<py::object> copies;
   const IndexArray rows = index_array(indices, copies);
   std::vector<py::ssize_t> grad_shape = slot.shape;
   grad_shape[0] = rows.size;
-  ArrayInfo expected = params_.front();
+  ArrayInfo expected = binding_.infos.front();
   expected.shape = grad_shape;
 
   const bool zero = options.settings().zero_grad;
   const ArrayInfo grads = zero ? writeable_array(grad_rows, "grad_rows", no_index, to_zero)
                                : float_array(grad_rows, "grad_rows", no_index);
   require_rows(grads, expected);
-  if (zero) require_disjoint(byte_range(grads, "grad_rows", no_index), written_);
-  const void* elements = zero ? grads.data : readable_elements(grads, written_, copies);
+  if (zero) require_disjoint(byte_range(grads, "grad_rows", no_index), binding_.written);
+  const void* elements = zero ? grads.data : readable_elements(grads, binding_.written, copies);
 
   TensorRef table = plan_.tensors().front();
   table.zeroed = nullptr;
@@ -217,7 +226,8 @@ void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows
   for (const py::ssize_t extent : std::span(slot.shape).subspan(1)) row_size *= extent;
   check_indices(rows.indices, slot.shape[0]);
   const SparseMode mode = lazy ? SparseMode::lazy : SparseMode::dense;
-  run(progress, [&](AdamProgress& counts) {
+  const std::int64_t stepped = lazy ? grads.size : table.size;
+  run(stepped, progress, [&](AdamProgress& counts) {
     if (table.precision == Precision::f32) {
       fusedadam::step_rows(table, row_size, rows.indices, static_cast<const float*>(elements), own,
                            counts, mode);
@@ -226,6 +236,7 @@ void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows
                            counts, mode);
     }
   });
+  rebinding.keep();
 }
 
 void AdamState::swap_averages() {
@@ -234,14 +245,15 @@ void AdamState::swap_averages() {
   if (!averages) {
     throw py::value_error(broken_rule("swap_ema needs averages", "use_ema=False"));
   }
-  if (!bound_) {
+  if (!binding_.known) {
     throw py::value_error(broken_rule(
         "swap_ema needs the parameters: take a step or call build(params) first", "none"));
   }
   py::tuple params(slots_.size());
-  for (std::size_t i = 0; i < slots_.size(); ++i) params[i] = slots_[i].param;
-  bind(params, true);  // they may have been resized, or made read-only
-  const py::gil_scoped_release release;
+  for (std::size_t i = 0; i < slots_.size(); ++i) params[i] = binding_.params[i];
+  // They may have been resized, or made read-only.
+  bind(params, true).keep();
+  const ReleasedGil released(plan_.elements());
   plan_.swap_averages();
 }
 

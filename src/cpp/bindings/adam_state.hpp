@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -44,7 +45,7 @@ class AdamState {
   void swap_averages();
 
   // Forgets the parameters, not the state.
-  void unbind() { bound_ = false; }
+  void unbind() { bind({}); }
 
   // {kind: [an array of each parameter]}: "m", "v", and as the options need them "vhat", "ema",
   // "accumulator".
@@ -61,13 +62,39 @@ class AdamState {
   struct Slot {
     std::vector<py::ssize_t> shape;  // its own: users may reshape the arrays
     std::vector<py::array> arrays;   // of each kind
-    py::object param;                // keeps the bound parameter alive
     ArrayInfo expected;              // shape and precision that a parameter must have
   };
 
+  // The parameters as last seen, one of each slot.
+  struct Binding {
+    bool known = false;
+    std::vector<ArrayInfo> infos;
+    std::vector<py::object> params;  // keeps them alive
+    WrittenRanges written;
+  };
+
+  // The binding before returns, unless the work over the new one went well.
+  class Rebinding {
+   public:
+    Rebinding(AdamState& state, std::optional<Binding> before)
+        : state_(state), before_(std::move(before)) {}
+    Rebinding(const Rebinding&) = delete;
+    Rebinding& operator=(const Rebinding&) = delete;
+    ~Rebinding() {
+      if (before_) state_.bind(std::move(*before_));
+    }
+    void keep() noexcept { before_.reset(); }
+
+   private:
+    AdamState& state_;
+    std::optional<Binding> before_;
+  };
+
   static std::vector<Kind> kinds_for(const AdamSettings& settings);
-  // `is_list`: whether errors name them as params[i], or the only one as param.
-  void bind(const py::tuple& params, bool is_list);
+  // @throws  with the binding as it was. `is_list`: whether errors name them as params[i], or the
+  // only one as param.
+  [[nodiscard]] Rebinding bind(const py::tuple& params, bool is_list);
+  void bind(Binding binding) noexcept;
   void step_arrays(const py::tuple& params, const py::handle& grads, const AdamOptions& options,
                    AdamProgress& progress);
   // The options of each group: those given, and for excluded parameters those without decay. Valid
@@ -76,11 +103,9 @@ class AdamState {
 
   std::vector<Kind> kinds_;
   std::vector<Slot> slots_;
-  std::vector<ArrayInfo> params_;  // as bound, one of each slot
   AdamPlan plan_;
   std::vector<AdamOptions> groups_;
-  WrittenRanges written_;
-  bool bound_ = false;
+  Binding binding_;
   bool excludes_ = false;
 };
 

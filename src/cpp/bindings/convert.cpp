@@ -6,8 +6,12 @@
 namespace fusedadam::python {
 
 std::string received(const py::handle& value, const char* name) {
-  return std::string(name) + '=' + py::repr(value).cast<std::string>() + " (" +
+  return std::string(name) + '=' + utf8(py::repr(value)) + " (" +
          py::str(py::type::handle_of(value).attr("__name__")).cast<std::string>() + ')';
+}
+
+std::string utf8(const py::str& text) {
+  return text.attr("encode")("utf-8", "backslashreplace").cast<std::string>();
 }
 
 double to_double(const py::handle& value, const char* name) {

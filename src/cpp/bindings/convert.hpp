@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace fusedadam::python {
 
@@ -24,6 +25,9 @@ std::int64_t to_int64(const py::handle& value, const char* name);
 
 // @throws py::type_error  neither True nor False
 bool to_bool(const py::handle& value, const char* name);
+
+// What UTF-8 cannot say, a lone surrogate, becomes its escape: no name of ours has one.
+std::string utf8(const py::str& text);
 
 // "lr='fast' (str)"
 std::string received(const py::handle& value, const char* name);

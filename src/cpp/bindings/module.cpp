@@ -22,7 +22,7 @@ void set_isa_by_name(const py::handle& name) {
   if (!py::isinstance<py::str>(name)) {
     throw py::type_error(broken_rule("name must be a string", received(name, "name")));
   }
-  set_isa(name.cast<std::string>());
+  set_isa(utf8(py::reinterpret_borrow<py::str>(name)));
 }
 
 // Whether two lists hold the very same objects, which Python asks of each by a call.
@@ -54,6 +54,10 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.attr("compiler") = FUSEDADAM_COMPILER;
   module.attr("threading_runtime") = threading_runtime();
   module.attr("max_iterations") = max_iterations;
+
+  // The first use of NumPy's C interface reads NumPy's version, which raises exception flags: not
+  // in a step.
+  py::dtype::of<float>();
 
   bind_options(module);
   bind_progress(module);

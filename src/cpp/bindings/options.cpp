@@ -60,7 +60,7 @@ void set_loss_scale(AdamSettings& settings, const py::handle& value, const char*
   settings.loss_scale.reset();
   if (!py::isinstance<py::str>(value)) {
     settings.loss_scale = to_optional_double(value, name);
-  } else if (value.cast<std::string>() == "dynamic") {
+  } else if (value.equal(py::str("dynamic"))) {
     settings.dynamic_loss_scale = true;
   } else {
     throw py::value_error(
@@ -119,7 +119,7 @@ constexpr Field<P> progress_table[] = {
 template <class Fields, std::size_t n>
 Fields changed(const Field<Fields> (&table)[n], Fields fields, const py::dict& values) {
   for (const auto& [key, value] : values) {
-    const auto name = py::str(key).cast<std::string>();
+    const std::string name = utf8(py::str(key));
     const auto* found = std::find_if(std::begin(table), std::end(table),
                                      [&](const auto& entry) { return name == entry.name; });
     // Keras' own words.

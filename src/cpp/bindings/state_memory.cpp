@@ -7,6 +7,7 @@
 #include "adam_plan.hpp"
 #include "arena.hpp"
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "messages.hpp"
 #include "tensor_view.hpp"
 
@@ -50,7 +51,7 @@ py::list allocate_state(const py::list& params, const py::list& positions, std::
   }
   const AdamPlan plan(std::move(refs));
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil released(plan.elements());
     plan.begin();
   }
   return all;

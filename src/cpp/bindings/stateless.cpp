@@ -5,6 +5,7 @@
 
 #include "adam_plan.hpp"
 #include "convert.hpp"
+#include "gil.hpp"
 #include "gradients.hpp"
 #include "progress.hpp"
 
@@ -63,7 +64,7 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
   AdamProgress progress{.iterations = step_number - 1};
   // Safe without the GIL: from here on only raw memory is touched, of arrays that the tuples keep
   // alive.
-  const py::gil_scoped_release release;
+  const ReleasedGil released(plan.elements());
   plan.step(std::span(&options, 1), progress);
 }
 
@@ -88,7 +89,7 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
   bool changed = false;
   {
     // Safe without the GIL, as above.
-    const py::gil_scoped_release release;
+    const ReleasedGil released(list.elements());
     changed = fusedadam::clip_gradients(list, options, loss_scale);
   }
   return changed ? clipped : py::list(py::reinterpret_borrow<py::object>(grads));
@@ -107,7 +108,7 @@ double global_norm(const py::handle& arrays) {
   }
   const TensorList list(std::move(tensors));
   // Safe without the GIL, as above.
-  const py::gil_scoped_release release;
+  const ReleasedGil released(list.elements());
   return fusedadam::global_norm(list);
 }
 

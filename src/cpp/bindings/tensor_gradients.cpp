@@ -44,15 +44,17 @@ void TensorGradients::attach(const py::handle& grad, const py::handle& param,
       !std::ranges::equal(view->shape, param_view.shape)) {
     refuse("must be a CPU tensor of the shape and dtype of its parameter", grad, index);
   }
-  const ByteRange range =
-      fusedadam::byte_range(view->data, view->bytes(), list_name, static_cast<std::int64_t>(index));
-  const bool apart = view->data == tensor.grad || written_.find(range) == nullptr;
+  const ByteRange range = fusedadam::byte_range(view->data, view->extent(), list_name,
+                                                static_cast<std::int64_t>(index));
+  const bool laid_out_alike = same_layout(*view, param_view);
+  const bool known = view->data == tensor.grad && laid_out_alike;
+  const bool apart = known || written_.find(range) == nullptr;
   if (zero && !apart) {
     refuse("must not overlap a tensor that is updated, so that it can be zeroed", grad, index);
   }
   ranges_.push_back(range);
   zeroes_ = zeroes_ || zero;
-  if (apart && same_layout(*view, param_view) && !is_negated(grad, *view)) {
+  if (apart && laid_out_alike && !is_negated(grad, *view)) {
     tensor.grad = view->data;
     if (zero) tensor.zeroed = view->data;
     return;

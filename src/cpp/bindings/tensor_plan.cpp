@@ -8,6 +8,7 @@
 
 #include "arrays.hpp"
 #include "float_environment.hpp"
+#include "gil.hpp"
 #include "messages.hpp"
 
 namespace fusedadam::python {
@@ -255,7 +256,7 @@ void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& op
   AdamProgress counts = progress;
   {
     // Only raw memory is touched, of tensors that the caller keeps alive.
-    const py::gil_scoped_release release;
+    const ReleasedGil released(plan_.elements());
     plan_.step(options, counts);
   }
   progress = counts;
@@ -295,16 +296,16 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
   }
 
   {
-    // As above.
-    const py::gil_scoped_release release;
+    // As above. A count rounds to its float32, too.
+    const ReleasedGil released(plan_.elements());
+    const DefaultFloatEnvironment environment;
     if (gradients.any_of_rows()) {
-      const DefaultFloatEnvironment environment;
       AdamPlan(gradients.with_rows(plan_.tensors())).step(groups);
     } else {
       plan_.step(groups);
     }
+    for (std::size_t i = 0; i < counts.size(); ++i) counters_[i].set(counts[i] + 1);
   }
-  for (std::size_t i = 0; i < counts.size(); ++i) counters_[i].set(counts[i] + 1);
   gradients.zero_the_rest();
   return counts.size();
 }

@@ -132,6 +132,13 @@ std::optional<TensorView> TensorReader::read_attributes(const py::handle& object
   return view;
 }
 
+std::int64_t TensorView::extent() const noexcept {
+  if (size == 0) return 0;
+  std::int64_t elements = 1;
+  for (std::size_t i = 0; i < shape.size(); ++i) elements += (shape[i] - 1) * strides[i];
+  return elements * item_size(precision);
+}
+
 bool same_layout(const TensorView& a, const TensorView& b) noexcept {
   if (a.size <= 1) return true;
   for (std::size_t i = 0; i < a.shape.size(); ++i) {

@@ -27,7 +27,11 @@ struct TensorView {
   std::span<const std::int64_t> strides;
   std::int64_t size = 0;
 
+  // Without those between its elements.
   std::int64_t bytes() const noexcept { return size * item_size(precision); }
+
+  // From its first byte to its last.
+  std::int64_t extent() const noexcept;
 };
 
 // Reads tensors, best many of one type in a row.
