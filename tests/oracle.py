@@ -23,6 +23,9 @@ TILE = 1024
 LANES = 16
 MAX_BLOCKS = 4096
 
+# Counts stay there: beyond it, a float64 holds no odd one.
+LARGEST_COUNT = 2**53
+
 # The dynamic loss scale: where it starts and ends, and after how many good steps it doubles.
 FIRST_LOSS_SCALE = 2.0**15
 LARGEST_LOSS_SCALE = 2.0**126
@@ -351,7 +354,7 @@ class OracleAdam:
         """Step all tensors, or only these rows of them; skip where a gradient is not finite."""
         is_dynamic = self.loss_scale == "dynamic"
         if (self.skip_nonfinite or is_dynamic) and not all_finite(grads):
-            self.skipped_steps += 1
+            self.skipped_steps = min(self.skipped_steps + 1, LARGEST_COUNT)
             if is_dynamic:
                 self.dynamic_loss_scale = max(self.dynamic_loss_scale / 2, 1.0)
                 self.good_steps = 0
@@ -368,7 +371,7 @@ class OracleAdam:
         stepped = [self._stepped(i, g, rows) for i, g in enumerate(clipped)]
         for k, name in enumerate(self._kinds()):
             setattr(self, name, [arrays[k] for arrays in stepped])
-        self.iterations += 1
+        self.iterations = min(self.iterations + 1, LARGEST_COUNT)
         if is_dynamic:
             self.good_steps += 1
             if self.good_steps >= GROWTH_INTERVAL:

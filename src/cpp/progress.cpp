@@ -18,6 +18,9 @@ constexpr double largest_loss_scale = 0x1p126;
 
 bool is_count(std::int64_t value) noexcept { return value >= 0 && value <= max_iterations; }
 
+// One more, up to the largest count, where it stays: else a state could not be restored.
+std::int64_t counted(std::int64_t count) noexcept { return std::min(count + 1, max_iterations); }
+
 }  // namespace
 
 void check_progress(const AdamProgress& p, const AdamSettings& settings) {
@@ -67,9 +70,9 @@ AdamProgress after(StepOutcome outcome, const AdamProgress& progress,
   }
   next.accumulated = 0;
   if (outcome == StepOutcome::taken) {
-    ++next.iterations;
+    next.iterations = counted(progress.iterations);
   } else {
-    ++next.skipped_steps;
+    next.skipped_steps = counted(progress.skipped_steps);
   }
   if (!settings.dynamic_loss_scale) return next;
   if (outcome == StepOutcome::skipped) {

@@ -54,6 +54,12 @@ TEST(After, CountsWhatBecameOfACall) {
             (AdamProgress{.iterations = 5, .skipped_steps = 3}));
 }
 
+TEST(After, CountsStayAtTheirLast) {
+  const AdamProgress last{.iterations = max_iterations, .skipped_steps = max_iterations};
+  EXPECT_EQ(after(StepOutcome::taken, last, {}), last);
+  EXPECT_EQ(after(StepOutcome::skipped, last, {}), last);
+}
+
 // ---- the dynamic loss scale --------------------------------------------------------------------
 
 const AdamSettings dynamic{.dynamic_loss_scale = true, .gradient_accumulation_steps = 2};

@@ -10,7 +10,7 @@ namespace fusedadam {
 /// Kept by the caller beside the moments, saved and restored with them. A call that throws leaves
 /// it as it was.
 struct AdamProgress {
-  std::int64_t iterations = 0;     ///< steps taken, 0 to max_iterations
+  std::int64_t iterations = 0;     ///< steps taken, 0 to max_iterations, where it stays
   std::int64_t skipped_steps = 0;  ///< steps skipped for gradients that were not finite, >= 0
 
   /// Gradients in the accumulators, 0 to gradient_accumulation_steps - 1. At 0 the accumulators'
