@@ -7,6 +7,7 @@
 
 #include <cfenv>
 #include <cmath>
+#include <new>
 #include <stdexcept>
 
 #include "adam_plan.hpp"
@@ -31,7 +32,7 @@ struct Mode {
   FloatState state;
 };
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(_M_X64)
 
 // MXCSR: Intel SDM, volume 1, section 10.2.3.
 constexpr std::uint64_t flag_bits = 0x3f;
@@ -252,6 +253,103 @@ TEST(FloatEnvironment, IsTheDefaultWithinItsScope) {
     EXPECT_EQ(inside.control, modes[0].state.control) << mode.name;
   }
 }
+
+// An exception of the standard library's leaves through the scope.
+TEST(FloatEnvironment, IsRestoredByAnException) {
+  for (const Mode& mode : modes) {
+    run_in(mode, 1, [] {
+      EXPECT_THROW(
+          {
+            const DefaultFloatEnvironment environment;
+            throw std::bad_alloc();
+          },
+          std::bad_alloc);
+    });
+  }
+}
+
+// Each kind of call.
+void call_everything() {
+  AdamSettings settings = everything;
+  settings.skip_nonfinite = true;
+  std::vector<reference::AnyArrays> tensors{trained_arrays<float>(40000, 1),
+                                            trained_arrays<double>(3000, 2)};
+  AdamProgress progress{.iterations = max_iterations - 1};
+  adam_step(tensors_of(tensors), settings, progress);
+  tensors = revealing_tensors();
+  adam_step(tensors_of(tensors), settings_without_clipping, 5);
+  const auto& grads = std::get<reference::Arrays<float>>(tensors[0]).grad;
+  const AnyArray array = std::span<const float>(grads);
+  global_norm(std::span(&array, 1));
+  auto table = sparse_arrays<float>(500, 100, 400, 3);
+  std::vector<std::int32_t> indices;
+  for (const SparseMode sparse_mode : {SparseMode::lazy, SparseMode::dense}) {
+    progress = {.iterations = 4};
+    adam_step_sparse(sparse_tensor(table, indices), everything, progress, sparse_mode);
+  }
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+// The x87 unit has a control word and flags of its own (Intel SDM, volume 1, section 8.1).
+struct X87State {
+  std::uint16_t control;
+  std::uint16_t status;
+  bool operator==(const X87State&) const = default;
+};
+
+X87State x87_state() {
+  X87State state{};
+  __asm__ volatile("fnstcw %0" : "=m"(state.control));
+  __asm__ volatile("fnstsw %0" : "=m"(state.status));
+  return state;
+}
+
+TEST(FloatEnvironment, OfTheX87UnitIsNotTouched) {
+  const X87State saved = x87_state();
+  // Every trap on, precision of float, rounding up; as after a reset but for the rounding. Bit 6 is
+  // always set.
+  for (const int word : {0x0840, 0x0b7f}) {
+    const auto control = static_cast<std::uint16_t>(word);
+    __asm__ volatile("fnclex; fldcw %0" : : "m"(control));
+    const X87State before = x87_state();
+    for_each_isa([] {
+      for (const int threads : {1, 3}) {
+        set_num_threads(threads);
+        call_everything();
+      }
+    });
+    const X87State after = x87_state();
+    __asm__ volatile("fldcw %0" : : "m"(saved.control));
+    EXPECT_EQ(before.control, control);
+    EXPECT_EQ(after, before);
+  }
+}
+
+#endif
+
+#if defined(__GLIBC__)
+
+// A caller who wants to be told where a NaN comes from; a trap that is sprung ends the process.
+TEST(FloatEnvironment, SpringsNoTrapOfTheCaller) {
+  const int before = fegetexcept();
+  for (const int traps : {FE_INVALID | FE_DIVBYZERO | FE_OVERFLOW, FE_ALL_EXCEPT}) {
+    set_num_threads(3);
+    AdamProgress progress{.iterations = 7};
+    std::vector<reference::AnyArrays> arrays = revealing_tensors();
+    const std::vector<AnyTensor> tensors = tensors_of(arrays);
+    std::feclearexcept(FE_ALL_EXCEPT);  // lest one that is raised already be sprung
+    if (feenableexcept(traps) == -1) GTEST_SKIP() << "this CPU has no traps";
+    adam_step(tensors, settings_without_clipping, progress);
+    const int after = fegetexcept();
+    fedisableexcept(FE_ALL_EXCEPT);
+    feenableexcept(before);
+    EXPECT_EQ(after, traps | before);
+    EXPECT_EQ(progress.iterations, 8);
+  }
+}
+
+#endif
 
 }  // namespace
 }  // namespace fusedadam
