@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,6 +27,7 @@ from fusedadam.arrays import (
 )
 from fusedadam.gradients import are_given, gradients, scaled
 from fusedadam.locks import new_lock
+from fusedadam.signals import assignments, without_interruption
 from fusedadam.weights import from_keras_3, without_placeholders
 
 if TYPE_CHECKING:
@@ -198,10 +201,18 @@ class Optimizer(ABC):
             state = self._new_state(parameter_arrays(params))
             excluded = self._positions(params)
             state.exclude(excluded)
-            self._state = state
-            self._keep_excluded(excluded)
-            self._tensors = tuple(filter(is_tensor, params))
-            self._progress = AdamProgress(self._progress.as_dict() | {"accumulated": 0})
+            tensors = tuple(filter(is_tensor, params))
+            progress = AdamProgress(self._progress.as_dict() | {"accumulated": 0})
+            without_interruption(
+                *assignments(
+                    self,
+                    _state=state,
+                    _excluded=excluded,
+                    _to_exclude=None,
+                    _tensors=tensors,
+                    _progress=progress,
+                )
+            )
 
     def get_weights(self) -> list[Array]:
         """Return copies of `weights`."""
@@ -256,14 +267,22 @@ class Optimizer(ABC):
             if not current:
                 return
             iterations = _step_count(given[0])
-            # What does not own its memory may be another of these very moments.
-            values = [new if new.flags.owndata else new.copy() for new in given[1:]]
+            # Converted here, where a warning of an overflow may be an exception. What does not own
+            # its memory may be another of these very moments.
+            values = [
+                new.astype(weight.dtype, copy=not new.flags.owndata)
+                for weight, new in zip(current[1:], given[1:], strict=True)
+            ]
             progress = AdamProgress(self._progress.as_dict() | {"iterations": iterations})
             if learning_rate is not None:
                 self._set_learning_rate(learning_rate)
-            for weight, new in zip(current[1:], values, strict=True):
-                weight[...] = new
-            self._progress = progress
+            without_interruption(
+                *(
+                    partial(operator.setitem, weight, ..., new)
+                    for weight, new in zip(current[1:], values, strict=True)
+                ),
+                *assignments(self, _progress=progress),
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file: configuration, state, averages, accumulators, counts.
@@ -525,9 +544,8 @@ class Optimizer(ABC):
             rows = gradient_array(grad_rows, "grad_rows", written=options.zero_grad)
             excluded = self._positions([param])
             state.exclude(excluded)
-            state.step_rows(index_array(indices), rows, array, options, self._progress, bool(lazy))
-            self._state = state
-            self._keep_excluded(excluded)
+            work = (index_array(indices), rows, array, options, self._progress, bool(lazy))
+            self._keep_stepped(state, excluded, state.step_rows, work)
             self._tensors = tuple(filter(is_tensor, [param]))
             _mark_as_changed([grad_rows] if options.zero_grad else [])
             _finish([param], [array], constraints)
@@ -577,8 +595,9 @@ class Optimizer(ABC):
                     "swap_ema needs averages: use_ema=True, and a step or build(params) before it. "
                     "Received: no state"
                 )
-            self._state.swap_ema()
-            self._swapped = not self._swapped
+            without_interruption(
+                self._state.swap_ema, *assignments(self, _swapped=not self._swapped)
+            )
             _mark_as_changed(self._tensors)
 
     def scale_loss(self, loss: Any) -> Any:
@@ -628,9 +647,8 @@ class Optimizer(ABC):
         state = self._state if self._state is not None else self._new_state(arrays)
         excluded = self._positions(params)
         state.exclude(excluded)
-        state.step(arrays, grads, options, self._progress)
-        self._state = state
-        self._keep_excluded(excluded)
+        work = (arrays, grads, options, self._progress)
+        self._keep_stepped(state, excluded, state.step, work)
 
     def _require_not_swapped(self) -> None:
         if self._swapped:
@@ -658,9 +676,21 @@ class Optimizer(ABC):
             positions.add(position)
         return tuple(sorted(positions))
 
-    def _keep_excluded(self, excluded: tuple[int, ...]) -> None:
-        self._excluded = excluded
-        self._to_exclude = None
+    def _keep_stepped(
+        self,
+        state: State,
+        excluded: tuple[int, ...],
+        step: Callable[..., object],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """Step this state, then keep it and where parameters without decay are."""
+        if state is self._state and excluded == self._excluded and self._to_exclude is None:
+            step(*arguments)
+            return
+        without_interruption(
+            partial(step, *arguments),
+            *assignments(self, _state=state, _excluded=excluded, _to_exclude=None),
+        )
 
     def _iterations_array(self) -> Array:
         array = np.array(self.iterations, dtype=np.int64)

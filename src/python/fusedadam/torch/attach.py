@@ -96,8 +96,15 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         _require_no_norm(optimizer, index)
 
     def hook(param: torch.Tensor) -> None:
-        _require_no_norm(optimizer, group_of[param])
-        optimizer._step([param], [group_of[param]], plans[param])
+        try:
+            _require_no_norm(optimizer, group_of[param])
+            optimizer._step([param], [group_of[param]], plans[param])
+        except Exception:
+            raise  # and the gradient stays, as nothing has been stepped
+        except BaseException:
+            # An interrupt may come when the step is over: its gradient must not be added to.
+            param.grad = None
+            raise
         param.grad = None
         # Without it, a learning rate scheduler warns that nobody has called step().
         optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -110,7 +117,14 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         undo.pop_all()
     plans: dict[torch.Tensor, _core.TensorPlan] = {param: new_plan() for param in params}
     register: Any = torch.Tensor.register_post_accumulate_grad_hook  # without annotations in torch
-    return Attachment([register(param, hook) for param in params])
+    attachment = Attachment([])
+    try:
+        for param in params:
+            attachment._handles.append(register(param, hook))
+    except BaseException:
+        attachment.remove()
+        raise
+    return attachment
 
 
 def _require_no_norm(optimizer: FusedStep, index: int) -> None:

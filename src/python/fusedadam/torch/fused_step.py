@@ -8,12 +8,14 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from fusedadam import _core
 from fusedadam.locks import new_lock
+from fusedadam.signals import without_interruption
 from fusedadam.torch.local import any_distributed, local_gradient, local_tensor
 from fusedadam.torch.state import ABSENT, conform, new_average, new_plan, new_states
 
@@ -82,11 +84,24 @@ class FusedStep(torch.optim.Optimizer):
     @torch.no_grad()
     def swap_ema(self) -> None:
         """Exchange parameters and their averages: before an evaluation, and after it once more."""
-        for param, state in self.state.items():
-            if "ema" in state:
-                average = state["ema"].clone()
-                state["ema"].copy_(param)
-                param.copy_(average)
+        with self._lock:
+            pairs = [
+                (local_tensor(param), local_tensor(state["ema"]))
+                for param, state in self.state.items()
+                if "ema" in state
+            ]
+            # Bytes for one of them at a time.
+            most = max((param.nbytes for param, _ in pairs), default=0)
+            scratch = torch.empty(most, dtype=torch.uint8, device="cpu")
+            calls: list[partial[Any]] = []
+            for param, average in pairs:
+                kept = scratch[: param.nbytes].view(param.dtype).view(param.shape)
+                calls += [
+                    partial(kept.copy_, average),
+                    partial(average.copy_, param),
+                    partial(param.copy_, kept),
+                ]
+            without_interruption(*calls)
 
     # ---- the step
 
@@ -116,8 +131,8 @@ class FusedStep(torch.optim.Optimizer):
         lists = [group["params"] for group in self.param_groups]
         sizes = list(map(len, lists))
         if sizes != self._known_sizes:
-            self._known_sizes = sizes
             self._known_groups = [i for i, size in enumerate(sizes) for _ in range(size)]
+            self._known_sizes = sizes  # last: an interrupt may come in between
         self._step(list(itertools.chain(*lists)), self._known_groups, self._plan)
         return loss
 
@@ -171,16 +186,17 @@ class FusedStep(torch.optim.Optimizer):
             ABSENT if grad is None else own[param]
             for param, grad in zip(params, grads, strict=True)
         ]
+        undo.callback(self._forget_known)
         self._begin(params, groups, [i for i, state in enumerate(states) if not state], undo)
         for i, state in enumerate(states):
             if averages[groups[i]] and state is not ABSENT and "ema" not in state:
                 # State of an optimizer that kept no averages.
-                undo.callback(state.pop, "ema", None)
+                undo.callback(_forget_average, state, _steps(state))
                 state["ema"] = new_average(params[i])
         if len(own) == len(params) and _core.same_objects(list(own), params):
-            self._known_params, self._known_states = params, states
-            self._known_averages = averages
             self._known_distributed = any_distributed(params)
+            self._known_averages = averages
+            self._known_params, self._known_states = params, states
         return states
 
     def _begin(
@@ -194,11 +210,20 @@ class FusedStep(torch.optim.Optimizer):
         by_group: dict[int, list[int]] = {}
         for i in positions:
             by_group.setdefault(groups[i], []).append(i)
-            undo.callback(self.state.pop, params[i], None)
+            undo.callback(self._forget_unless_stepped, params[i])
         for index, members in by_group.items():
             begun = new_states([params[i] for i in members], members, self.param_groups[index])
             for i, state in zip(members, begun, strict=True):
                 self.state[params[i]].update(state)
+
+    def _forget_known(self) -> None:
+        """Look at all state again: some of it may not have been begun after all."""
+        self._known_params, self._known_states = [], []
+
+    def _forget_unless_stepped(self, param: Tensor) -> None:
+        """Undo the beginning of its state. An interrupt may come when the step is over."""
+        if not _steps(self.state.get(param, {})):
+            self.state.pop(param, None)
 
     # ---- settings
 
@@ -227,6 +252,15 @@ class FusedStep(torch.optim.Optimizer):
         if known is None or known[0] != key:
             known = self._options[index] = key, _checked_options(settings)
         return known[1]
+
+
+def _steps(state: Mapping[str, Any]) -> float:
+    return float(state.get("step") or 0)
+
+
+def _forget_average(state: dict[str, Any], steps: float) -> None:
+    if _steps(state) == steps:
+        state.pop("ema", None)
 
 
 def flushes(epsilon: float) -> bool:

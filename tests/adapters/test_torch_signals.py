@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""Ctrl-C in `fusedadam.torch`: a step is taken with all that belongs to it, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interrupts import Case, interrupt_everywhere
+from torch_helpers import array, everything, leaves, set_grads
+
+torch: Any = pytest.importorskip("torch")
+
+import fusedadam.torch
+
+SHAPES = [(3, 2), (5,)]
+
+
+class Steps(Case):
+    """A step after some others."""
+
+    def __init__(self, steps: int, **options: Any) -> None:
+        self.params = leaves(SHAPES)
+        self.optimizer = fusedadam.torch.Adam(self.params, lr=0.1, **options)
+        for _ in range(steps):
+            self.set_grads()
+            self.optimizer.step()
+        self.set_grads()
+
+    def set_grads(self) -> None:
+        set_grads(self.params, [p.detach() + 1 for p in self.params])
+
+    def call(self) -> object:
+        return self.optimizer.step()
+
+    def go_on(self) -> object:
+        self.set_grads()
+        return self.optimizer.step()
+
+    def observe(self) -> object:
+        return [
+            {name: a.tobytes() for name, a in kept.items()} for kept in everything(self.optimizer)
+        ]
+
+
+class NewAverages(Steps):
+    """A step that begins averages beside moments."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        for group in self.optimizer.param_groups:
+            group["ema_decay"] = 0.9
+
+
+class TwoGroups(Steps):
+    """The first step of two groups."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        more = leaves([(4,)])
+        self.optimizer.add_param_group({"params": more, "lr": 0.3})
+        self.params += more
+        self.set_grads()
+
+
+class Sparse(Steps):
+    """A first step from gradients of rows."""
+
+    def set_grads(self) -> None:
+        super().set_grads()
+        rows = torch.tensor([[2, 0, 2]])
+        p = self.params[0]
+        p.grad = torch.sparse_coo_tensor(rows, torch.ones(3, 2), p.shape, check_invariants=True)
+
+
+class Swap(Steps):
+    """Averages, exchanged with the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(2, ema_decay=0.9)
+
+    def call(self) -> object:
+        return self.optimizer.swap_ema()
+
+
+class Attached(Case):
+    """The backward pass of a model that steps as it goes."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        self.model = torch.nn.Linear(3, 1, bias=False)
+        self.optimizer = fusedadam.torch.AdamW(self.model.parameters(), lr=0.1)
+        self.attached = fusedadam.torch.attach(self.model, self.optimizer)
+
+    def call(self) -> object:
+        return self.model(torch.ones(2, 3)).sum().backward()
+
+    def go_on(self) -> object:
+        # Left where the step has not begun. Of a step that is over, it would be used again.
+        (weight,) = self.model.parameters()
+        assert weight.grad is None or self.optimizer.state[weight]["step"] == 0
+        weight.grad = None
+        return self.call()
+
+    def observe(self) -> object:
+        (weight,) = self.model.parameters()
+        state = self.optimizer.state[weight]
+        return array(weight).tobytes(), {k: array(v).tobytes() for k, v in state.items()}
+
+
+CALLS: dict[str, Callable[[], Case]] = {
+    "first step": lambda: Steps(0),
+    "step": lambda: Steps(2),
+    "first step with options": lambda: Steps(0, amsgrad=True, ema_decay=0.9, max_grad_norm=1.0),
+    "averages begin": NewAverages,
+    "two groups": TwoGroups,
+    "first sparse step": lambda: Sparse(0),
+    "swap_ema": Swap,
+    "backward": Attached,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_is_whole(name: str) -> None:
+    # An interrupt within torch's own Python may leave its mode of gradients as it should not be.
+    within_torch = str(Path(torch.__file__).parent)
+    assert interrupt_everywhere(CALLS[name], times=1, not_within=(within_torch,)) > 5

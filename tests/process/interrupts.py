@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Ctrl-C at every instant of a call at which Python can raise it.
+
+A handler of signals runs where the interpreter looks for signals: at the start of a function, after a
+call, and at a jump back; not within compiled code. A trace function sees each instruction, and so can
+raise `KeyboardInterrupt` at each of these instants.
+"""
+
+from __future__ import annotations
+
+import collections
+import dis
+import gc
+import sys
+import threading
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import autograd
+import pytest
+
+# Longer than any of these calls; one that takes longer waits for a lock that nobody gives back.
+_TIME_LIMIT_S = 60
+
+# Of no interest: what interrupts, and what in autograd swallows whatever is raised.
+_NOT_INTERRUPTED = (str(Path(__file__).parent), str(Path(autograd.__file__).parent))
+
+# After these, and at the start of a function. POP_JUMP_*: in Python 3.10.
+_LOOKS_FOR_SIGNALS = ("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP", "RESUME")
+
+
+class _Interrupter:
+    """A trace function that raises at the first instant that is not among those seen."""
+
+    def __init__(self, seen: set[Any], times: int, not_within: tuple[str, ...]) -> None:
+        self._not_within = _NOT_INTERRUPTED + not_within
+        self._seen = seen
+        self._most = times
+        self._times: collections.Counter[tuple[types.CodeType, int]] = collections.Counter()
+        self.where = ""
+        # Of each frame the instruction that it came from.
+        self.last: dict[types.FrameType, int] = {}
+
+    def __call__(self, frame: types.FrameType, event: str, _argument: Any) -> Any:
+        code = frame.f_code
+        if self.where or code.co_filename.startswith(self._not_within) or _is_callback(code):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "call":
+            self.last.pop(frame, None)
+        elif event == "opcode":
+            last = self.last.get(frame)
+            self.last[frame] = frame.f_lasti
+            if last is None or dis.opname[code.co_code[last]].startswith(_LOOKS_FOR_SIGNALS):
+                place = code, frame.f_lasti
+                self._times[place] += 1
+                instant = place, min(self._times[place], self._most)
+                if instant not in self._seen:
+                    self._seen.add(instant)
+                    self.where = f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
+                    raise KeyboardInterrupt
+        return self
+
+
+def _is_callback(code: types.CodeType) -> bool:
+    """Whether Python only reports what it raises: the callback of a weak reference."""
+    return code.co_name == "_remove" and code.co_filename.endswith("_weakrefset.py")
+
+
+def interrupted(
+    call: Callable[[], object], seen: set[Any], times: int, not_within: tuple[str, ...] = ()
+) -> str:
+    """Make a call and interrupt it at an instant not yet seen; where that was, "" if none is left."""
+    interrupter = _Interrupter(seen, times, not_within)
+    before = sys.gettrace()
+    sys.settrace(interrupter)
+    try:
+        call()
+    except KeyboardInterrupt:
+        assert interrupter.where
+        return interrupter.where
+    finally:
+        sys.settrace(before)
+        interrupter.last.clear()  # a cycle, and with it whatever the call had
+    assert not interrupter.where, f"an interrupt was lost at {interrupter.where}"
+    return ""
+
+
+class Case(ABC):
+    """A call to interrupt, on objects of its own that are the same each time."""
+
+    @abstractmethod
+    def call(self) -> object:
+        """What is interrupted."""
+
+    @abstractmethod
+    def observe(self) -> object:
+        """Everything that may change, as something to be compared."""
+
+    @abstractmethod
+    def go_on(self) -> object:
+        """What comes afterwards: it must find everything in order."""
+
+
+def _observed_after(case: Case, *calls: Callable[[], object]) -> object:
+    for call in calls:
+        call()
+    return case.observe()
+
+
+def interrupt_everywhere(
+    make: Callable[[], Case], *, times: int = 3, not_within: tuple[str, ...] = ()
+) -> int:
+    """Interrupt a call at each of its instants, and then go on; the number of instants.
+
+    Where a function comes by again and again, it is interrupted this many times; functions
+    of files in `not_within` are not.
+
+    The call has happened, or has not; and what comes then finds everything as after the whole call,
+    or as without it. Another thread goes on, which would wait for a lock that is still held.
+    """
+    done, undone, done_and_on, undone_and_on = (make() for _ in range(4))
+    before = undone.observe()
+    after = _observed_after(done, done.call)
+    before_and_on = _observed_after(undone_and_on, undone_and_on.go_on)
+    after_and_on = _observed_after(done_and_on, done_and_on.call, done_and_on.go_on)
+
+    gc.collect()
+    gc.disable()  # its finalizers would be other instants each time
+    try:
+        seen: set[Any] = set()
+        while True:
+            case = make()
+            where = interrupted(case.call, seen, times, not_within)
+            found = case.observe()
+            what = f"interrupt {len(seen)}, at {where}"
+            if not where:
+                assert found == after
+                return len(seen)
+            assert found in (before, after), f"half done after {what}"
+            _in_another_thread(case.go_on, what)
+            expected = before_and_on if found == before else after_and_on
+            assert case.observe() == expected, f"it goes on wrongly after {what}"
+    finally:
+        gc.enable()
+
+
+def _in_another_thread(call: Callable[[], object], what: str) -> None:
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 (whatever it is, this thread gets to know)
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(_TIME_LIMIT_S)
+    if thread.is_alive():
+        pytest.fail(f"a lock is still held after {what}")
+    assert not errors, f"{errors[0]!r} after {what}"
