@@ -84,12 +84,20 @@ def _new_temporary(target: Path, mode: int | None) -> tuple[int, Path]:
                 os.close(descriptor)
                 continue
             if mode is not None and stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
-                temporary.chmod(mode)
+                _set_mode(descriptor, temporary, mode)
         except BaseException:
             os.close(descriptor)
             temporary.unlink()
             raise
         return descriptor, temporary
+
+
+def _set_mode(descriptor: int, path: Path, mode: int) -> None:
+    # Of the file itself where possible: its name may have become a link to another one.
+    if sys.platform == "win32":
+        path.chmod(mode)
+    else:
+        os.fchmod(descriptor, mode)
 
 
 def _lock(descriptor: int) -> None:
@@ -113,13 +121,23 @@ def _remove_abandoned(target: Path) -> None:
 def _remove_if_abandoned(temporary: Path) -> None:
     if sys.platform != "win32":
         with contextlib.suppress(OSError):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = _open_to_lock(temporary)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Its writer may have renamed it meanwhile; no other file ever gets this name.
                 temporary.unlink()
             finally:
                 os.close(descriptor)
+
+
+def _open_to_lock(path: Path) -> int:
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        # NFS gives this lock only to those who may write.
+        return os.open(path, os.O_WRONLY | flags)
+    except PermissionError:
+        # It has the permissions of the file that it was to replace, which may be read-only.
+        return os.open(path, os.O_RDONLY | flags)
 
 
 def _flush_directory(directory: Path) -> None:

@@ -10,24 +10,27 @@ import contextlib
 import json
 import math
 import os
-import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, overload
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from fusedadam.arrays import Array, listed, parameter_arrays
 from fusedadam.atomic_file import replace_file
+from fusedadam.tensor_file import DTYPES, TensorFile, refused, strict_json
 
 _FORMAT: Final = "fusedadam"
 _VERSION: Final = "1"
-_DTYPES: Final = {"float32": "F32", "float64": "F64"}
 
-# The limit of the safetensors library; more is no header.
-_MAX_HEADER_BYTES: Final = 100_000_000
+# What a header may have: configuration and counts; for each parameter some arrays (a class has 2 to
+# 5 kinds); for an array its name, dtype and offsets; for a dimension a number and a comma.
+_MAX_HEADER_BYTES: Final = 1_000_000
+_MAX_KINDS: Final = 16
+_MAX_ENTRY_BYTES: Final = 200
+_MAX_DIMENSION_BYTES: Final = 21
+
+_MAX_REASON: Final = 400
 _MAX_COUNT: Final = 2**63 - 1
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -92,6 +95,7 @@ def save(optimizer: SavesItself, path: PathLike) -> None:
         # The wider first, so that every array in the file is aligned to its elements.
         names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
         header = _header(metadata, {name: tensors[name] for name in names})
+        _check_length(header, next(iter(snapshot["slots"].values()), []))
         # Not by safetensors' own writer: version 0.8 writes to a temporary file of its own, which a
         # kill leaves behind under a name that is nobody's, with mode 0600, and renames it unflushed.
         replace_file(os.fsdecode(path), [header, *(tensors[name].data for name in names)])
@@ -107,12 +111,21 @@ def _check_flat(config: dict[str, Any]) -> None:
             )
 
 
+def _check_length(header: bytes, arrays: Sequence[Array]) -> None:
+    """Refuse to write a header that `load` would refuse: that of a huge text in a configuration."""
+    if len(header) > 8 + _longest_header(arrays):
+        raise ValueError(
+            f"The configuration must be of less than {_MAX_HEADER_BYTES} bytes to be saved. "
+            f"Received: a header of {len(header)} bytes"
+        )
+
+
 def _header(metadata: dict[str, str], tensors: dict[str, Array]) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name, array in tensors.items():
         header[name] = {
-            "dtype": _DTYPES[array.dtype.name],
+            "dtype": DTYPES[array.dtype.name],
             "shape": array.shape,
             "data_offsets": (offset, offset + array.nbytes),
         }
@@ -154,14 +167,8 @@ def load(
     arrays = _checked_arrays(params)
     if isinstance(lr, str):
         raise TypeError(f"lr must be a number or a callable. Received: {lr!r}")
-    # The system's own errors, before safetensors makes all of them FileNotFoundError.
-    Path(path).open("rb").close()
-    try:
-        opened = safe_open(path, framework="numpy")
-    except SafetensorError as error:
-        raise _refused(path, _why_unreadable(path, error)) from error
-    with opened as file:
-        checkpoint = _read_metadata(path, file.metadata() or {}, cls.__name__)
+    with TensorFile(path, _longest_header(arrays)) as file:
+        checkpoint = _read_metadata(path, file.metadata, cls.__name__)
         config = checkpoint.config
         if isinstance(config.get("lr"), str):
             if not callable(lr):
@@ -176,9 +183,9 @@ def load(
             expected = blank._snapshot()
         # What is missing would be a default, without a word.
         if expected["config"] != config:
-            raise _refused(path, "this file is damaged: 'config' is not what get_config returns")
+            raise refused(path, "this file is damaged: 'config' is not what get_config returns")
         if expected["progress"].keys() != checkpoint.progress.keys():
-            raise _refused(path, "this file is damaged: 'progress' has more or fewer counts")
+            raise refused(path, "this file is damaged: 'progress' has more or fewer counts")
         if lr is not None:
             cls.from_config(config | {"lr": lr})
         slots = _slots(path, file, list(expected["slots"]), arrays)
@@ -186,7 +193,7 @@ def load(
             # Not the file of an optimizer that was yet to be built: that would have no steps.
             raise _other_count(path, 0, len(arrays))
         if any(position >= len(arrays) for position in checkpoint.excluded):
-            raise _refused(path, "this file is damaged: an excluded parameter does not exist")
+            raise refused(path, "this file is damaged: an excluded parameter does not exist")
         with _refusing(path):
             restored: _Optimizer = cls._restored(
                 config, lr, arrays, checkpoint.progress, checkpoint.excluded, slots
@@ -209,10 +216,10 @@ def _checked_arrays(params: Iterable[Any]) -> Sequence[Array]:
     return arrays
 
 
-def _refused(path: str, reason: str) -> ValueError:
-    return ValueError(
-        f"path must be that of a whole checkpoint of fusedadam; {reason}. Received: {path!r}"
-    )
+def _longest_header(arrays: Sequence[Array]) -> int:
+    dimensions = sum(array.ndim for array in arrays)
+    entries = len(arrays) * _MAX_ENTRY_BYTES + dimensions * _MAX_DIMENSION_BYTES
+    return _MAX_HEADER_BYTES + _MAX_KINDS * entries
 
 
 @contextlib.contextmanager
@@ -221,24 +228,12 @@ def _refusing(path: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"Cannot load {path!r}: {error}") from error
-
-
-def _why_unreadable(path: str, error: SafetensorError) -> str:
-    """Tell truncated from foreign and damaged. Only the words depend on this."""
-    with Path(path).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(9)
-        length = int.from_bytes(start[:8], "little")
-        if len(start) == 9 and (length > _MAX_HEADER_BYTES or start[8:] != b"{"):
-            return "this is no safetensors file"
-        if len(start) < 9 or size < 8 + length:
-            return f"this file is truncated, in its header: it has {size} bytes"
-        ends = re.findall(rb'"data_offsets":\[[0-9]+,([0-9]{1,19})\]', file.read(length - 1))
-    whole = 8 + length + max(map(int, ends), default=0)
-    if size < whole:
-        return f"this file is truncated: it has {size} bytes of {whole}"
-    return f"this file is damaged: {error}"
+        reason = str(error)
+        if len(reason) > _MAX_REASON:  # It may quote the file.
+            reason = f"{reason[:_MAX_REASON]}..."
+        if "Received: " not in reason:
+            reason = f"{reason}. Received: {path!r}"
+        raise ValueError(f"Cannot load {path!r}: {reason}") from error
 
 
 class _Metadata(NamedTuple):
@@ -249,16 +244,16 @@ class _Metadata(NamedTuple):
 
 def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Metadata:
     if metadata.get("format") != _FORMAT:
-        raise _refused(path, "this safetensors file is none, it was written by something else")
+        raise refused(path, "this safetensors file is none, it was written by something else")
     version = metadata.get("version")
     if version != _VERSION:
-        raise _refused(
+        raise refused(
             path,
             f"this file is of format version {reprlib.repr(version)}, of a later fusedadam than "
             f"this one, which reads version {_VERSION}",
         )
     if metadata.get("optimizer") != optimizer:
-        raise _refused(
+        raise refused(
             path,
             f"this file is of an optimizer {reprlib.repr(metadata.get('optimizer'))}, not of "
             f"{optimizer!r}",
@@ -267,25 +262,25 @@ def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Meta
         _parsed(path, metadata, name) for name in ("config", "progress", "excluded")
     )
     if not isinstance(config, dict) or not all(map(_is_setting, config.values())):
-        raise _refused(path, "this file is damaged: 'config' has something else than settings")
+        raise refused(path, "this file is damaged: 'config' has something else than settings")
     if not isinstance(progress, dict) or not all(map(_is_count, progress.values())):
-        raise _refused(path, "this file is damaged: 'progress' has something else than counts")
+        raise refused(path, "this file is damaged: 'progress' has something else than counts")
     if (
         not isinstance(excluded, list)
         or not all(map(_is_position, excluded))
         or len(set(excluded)) < len(excluded)
     ):
-        raise _refused(path, "this file is damaged: 'excluded' has something else than positions")
+        raise refused(path, "this file is damaged: 'excluded' has something else than positions")
     return _Metadata(config, progress, excluded)
 
 
 def _parsed(path: str, metadata: dict[str, str], name: str) -> Any:
     if name not in metadata:
-        raise _refused(path, f"this file is damaged: {name!r} is missing")
+        raise refused(path, f"this file is damaged: {name!r} is missing")
     try:
-        return json.loads(metadata[name])
+        return strict_json(metadata[name])
     except (ValueError, RecursionError) as error:
-        raise _refused(path, f"this file is damaged: {name!r} is no JSON") from error
+        raise refused(path, f"this file is damaged: in {name!r}, {error}") from error
 
 
 def _is_setting(value: object) -> bool:
@@ -310,10 +305,10 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 
 def _slots(
-    path: str, file: Any, kinds: list[str], params: Sequence[Array]
+    path: str, file: TensorFile, kinds: list[str], params: Sequence[Array]
 ) -> dict[str, Sequence[Array]]:
     """The arrays of each kind, each read when it is asked for; checked against the parameters."""
-    names = set(file.keys())
+    names = file.entries.keys()
     if not names:
         return {}
     # Not by the numbers in the names, which may be of any size.
@@ -322,20 +317,19 @@ def _slots(
     if odd:
         name = min(odd)
         what = "should not be there" if name in names else "is missing"
-        raise _refused(path, f"this file is damaged: the tensor {reprlib.repr(name)} {what}")
+        raise refused(path, f"this file is damaged: the tensor {reprlib.repr(name)} {what}")
     if count != len(params):
         raise _other_count(path, count, len(params))
     for kind in kinds:
         for i, param in enumerate(params):
             name = f"{kind}.{i}"
-            entry = file.get_slice(name)
-            shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
+            dtype, shape = file.entries[name][:2]
             if shape != param.shape:
                 raise ValueError(
                     f"params[{i}] must have the shape of {name} in {path!r}, {shape}. "
                     f"Received: shape={param.shape}"
                 )
-            if dtype != _DTYPES[param.dtype.name]:
+            if dtype != DTYPES[param.dtype.name]:
                 raise ValueError(
                     f"params[{i}] must have the dtype of {name} in {path!r}, {dtype}. "
                     f"Received: dtype={param.dtype}"
@@ -353,7 +347,7 @@ def _other_count(path: str, saved: int, given: int) -> ValueError:
 class _Tensors(Sequence[Array]):
     """The arrays of one kind in an open file. Reading one at a time, memory holds no second state."""
 
-    def __init__(self, file: Any, kind: str, count: int) -> None:
+    def __init__(self, file: TensorFile, kind: str, count: int) -> None:
         self._file = file
         self._kind = kind
         self._indices = range(count)
@@ -368,5 +362,4 @@ class _Tensors(Sequence[Array]):
     def __getitem__(self, index: int | slice) -> Array | list[Array]:
         if isinstance(index, slice):
             return [self[i] for i in self._indices[index]]
-        array: Array = self._file.get_tensor(f"{self._kind}.{self._indices[index]}")
-        return array
+        return self._file.read(f"{self._kind}.{self._indices[index]}")

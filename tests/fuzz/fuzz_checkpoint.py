@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""libFuzzer on the reader of checkpoints, led by the branches that its Python code takes.
+
+    python tests/fuzz/fuzz_checkpoint.py            for FUSEDADAM_FUZZ_SECONDS, 10 without it
+    python tests/fuzz/fuzz_checkpoint.py FILE...    what a run found, once more
+
+Needs atheris (3.0 for Python 3.11 to 3.13), which has libFuzzer in it. Prints what was tried, and fails
+if that was nothing; a file that it finds is left in the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+LONGEST = 20_000
+# Some thousand times what a file takes.
+SECONDS_PER_FILE = 10
+# A process with NumPy and libFuzzer's tables, and room for no header or array that lies.
+MEMORY_MB = 600
+# Where it is memory, since half of the time would be that of the disk.
+FOLDERS = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+RUNNING = "_FUSEDADAM_FUZZ_FOLDER"
+
+
+def fuzz(folder: Path) -> None:
+    """Let libFuzzer try files until it ends the process."""
+    import atheris  # type: ignore[import-untyped]
+
+    with atheris.instrument_imports(include=["fusedadam.checkpoint", "fusedadam.tensor_file"]):
+        import fusedadam.checkpoint
+        import fusedadam.tensor_file  # noqa: F401
+    from fuzz_checkpoint_files import mutated
+    from fuzz_checkpoint_rules import loads
+
+    def mutate_bytes(content: bytes, _: random.Random) -> bytes:
+        changed: bytes = atheris.Mutate(content, len(content) + 20)
+        return changed
+
+    def mutate(content: bytes, longest: int, seed: int) -> bytes:
+        return mutated(content, random.Random(seed), mutate_bytes)[:longest]
+
+    atheris.Setup(
+        sys.argv, lambda content: loads(folder / "file", content) and None, custom_mutator=mutate
+    )
+    atheris.Fuzz()
+
+
+def run(seconds: int) -> None:
+    """Fuzz in a process of its own, which libFuzzer ends, and print what it did."""
+    with tempfile.TemporaryDirectory(dir=FOLDERS) as name:
+        folder = Path(name)
+        corpus = folder / "corpus"
+        corpus.mkdir()
+        from fuzz_checkpoint_files import seeds
+
+        for i, content in enumerate(seeds(folder)):
+            (corpus / f"seed{i}").write_bytes(content)
+        done = subprocess.run(
+            [
+                sys.executable,
+                *("-W", "error"),
+                __file__,
+                f"-max_total_time={seconds}",
+                f"-max_len={LONGEST}",
+                "-len_control=0",
+                f"-timeout={SECONDS_PER_FILE}",
+                f"-rss_limit_mb={MEMORY_MB}",
+                "-print_final_stats=1",
+                str(corpus),
+            ],
+            env=os.environ | {RUNNING: name, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        tried = re.search(r"^stat::number_of_executed_units: *(\d+)", done.stdout, re.MULTILINE)
+        features = re.findall(r" ft: (\d+)", done.stdout)
+        if done.returncode or tried is None or int(tried[1]) == 0 or not features:
+            sys.stdout.write(done.stdout[-20_000:])
+            raise SystemExit(f"The fuzzer failed, with exit status {done.returncode}.")
+        kept = [file.read_bytes() for file in corpus.iterdir()]
+        load = sum(loads_again(folder, content) for content in kept)
+        sys.stdout.write(
+            f"fuzz_checkpoint: {int(tried[1]):,} files tried in {seconds} s, {features[-1]} features, "
+            f"{len(kept)} files kept, of which {load} load\n"
+        )
+
+
+def loads_again(folder: Path, content: bytes) -> bool:
+    from fuzz_checkpoint_rules import loads
+
+    return loads(folder / "file", content)
+
+
+def main() -> None:
+    if RUNNING in os.environ:
+        fuzz(Path(os.environ[RUNNING]))
+    elif sys.argv[1:]:
+        with tempfile.TemporaryDirectory(dir=FOLDERS) as name:
+            for file in sys.argv[1:]:
+                loaded = loads_again(Path(name), Path(file).read_bytes())
+                sys.stdout.write(f"{file} {'loads' if loaded else 'is refused'}\n")
+    else:
+        run(int(os.environ.get("FUSEDADAM_FUZZ_SECONDS", "10")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints to fuzz the reader with: good ones, and changes that leave most of the rest good.
+
+Bytes changed at random are refused at the first brace that is missing. So a change is made where the
+file has a structure: in the header, in the JSON that the metadata has as text, or in the table of
+tensors, and the length before the header, and offsets, are mostly made right again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from fusedadam import Adam
+from helpers import Array
+
+Mutate: TypeAlias = Callable[[bytes, random.Random], bytes]
+
+SHAPES_AND_DTYPES: Final = [((3,), "float32"), ((2, 2), "float64"), ((), "float64"), ((0, 2), "f4")]
+_SIZES: Final = {"F32": 4, "F64": 8}
+
+# Nothing about it is true: it is only importable.
+SCHEDULE: Final = math.erf
+_OPTIONS: Final[list[dict[str, Any]]] = [
+    {},
+    {"amsgrad": True, "use_ema": True, "ema_overwrite_frequency": 2, "maximize": True},
+    {"loss_scale": "dynamic", "gradient_accumulation_steps": 3, "clipnorm": 1.0},
+    {"lr": SCHEDULE, "weight_decay": 0.01, "l2": 0.001, "skip_nonfinite": True},
+]
+
+_NUMBERS: Final = [
+    *(0, 1, 2, 3, -1, 0.5, -0.0, 1e-320, 1e308, math.nan, math.inf),
+    *(2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30),
+]
+_TEXTS: Final = [
+    "",
+    "a",
+    "m.0",
+    "v.4",
+    "F16",
+    "F32",
+    "F64",
+    "dynamic",
+    "os:system",
+    "\ud800",
+    "\x00",
+]
+_VALUES: Final[list[Any]] = [*_NUMBERS, *_TEXTS, None, True, False, [], {}, [[]], [0, 0], {"": 1}]
+
+
+class Pairs(list[Any]):
+    """An object of JSON as its pairs, of which two may have one name."""
+
+
+def parameters() -> list[Array]:
+    return [np.full(shape, 0.5, dtype) for shape, dtype in SHAPES_AND_DTYPES]
+
+
+def seeds(folder: Path) -> list[bytes]:
+    """Good files: of each kind of array, before and after steps, and of no parameters."""
+    found = []
+    for options in _OPTIONS:
+        for steps in (0, 2):
+            adam, params = Adam(**options), parameters()
+            adam.exclude_from_weight_decay(params[1:2])
+            adam.build(params)
+            for _ in range(steps):
+                adam.apply_gradients([(np.ones_like(param), param) for param in params])
+            adam.save(folder / "seed")
+            found.append((folder / "seed").read_bytes())
+    Adam().save(folder / "seed")
+    return [*found, (folder / "seed").read_bytes()]
+
+
+def mutated(content: bytes, rng: random.Random, mutate_bytes: Mutate) -> bytes:
+    """Change a file in one to three ways. `mutate_bytes` changes bytes of which nothing is known."""
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        content = _mutated_once(content, rng, mutate_bytes)
+    return content
+
+
+def blindly(content: bytes, rng: random.Random) -> bytes:
+    """Change, remove or repeat some bytes."""
+    at = rng.randrange(len(content) + 1)
+    length = min(len(content) - at, rng.choice([1, 1, 2, 8, 64]))
+    changes = [bytes([rng.randrange(256)]), b"", content[at : at + length] * 2]
+    return content[:at] + rng.choice(changes) + content[at + length :]
+
+
+def _mutated_once(content: bytes, rng: random.Random, mutate_bytes: Mutate) -> bytes:
+    length = int.from_bytes(content[:8], "little")
+    text, data = content[8 : 8 + length], content[8 + length :]
+    how = rng.random()
+    if how < 0.05:
+        return mutate_bytes(content, rng)
+    if how < 0.15:
+        return _file(mutate_bytes(text, rng), data)
+    if how < 0.2:
+        return _file(text, mutate_bytes(data, rng))
+    try:
+        header = json.loads(text, object_pairs_hook=Pairs)
+        if not isinstance(header, Pairs) or not header:
+            return mutate_bytes(content, rng)
+        if how < 0.3:
+            data = _with_moved_tensor(header, data, rng)
+        elif how < 0.6:
+            _change_metadata(header, rng, mutate_bytes)
+        else:
+            _change(header, rng)
+            if how > 0.8:
+                data = _with_right_offsets(header, data)
+        return _file(_dumped(header).encode("utf-8", "surrogatepass"), data)
+    except (ValueError, RecursionError):
+        return _file(mutate_bytes(text, rng), data)
+
+
+def _file(text: bytes, data: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def _change_metadata(header: Pairs, rng: random.Random, mutate_bytes: Mutate) -> None:
+    """Change one text of the metadata, mostly as the JSON that it is."""
+    tables = [value for name, value in header if name == "__metadata__" and value]
+    if not tables or not isinstance(tables[0], Pairs):
+        _change(header, rng)
+        return
+    i = rng.randrange(len(tables[0]))
+    name, text = tables[0][i]
+    try:
+        value = json.loads(text, object_pairs_hook=Pairs)
+        holder = [value]
+        _change(holder, rng)
+        changed = _dumped(holder[0]) if holder else ""
+    except (TypeError, ValueError, RecursionError):
+        changed = mutate_bytes(str(text).encode("utf-8", "replace"), rng).decode("utf-8", "replace")
+    tables[0][i] = (name, changed)
+
+
+def _change(root: list[Any], rng: random.Random) -> None:
+    """Change one place in what JSON gave: a value, a name, or whether and how often it is there."""
+    nodes = list(_nodes(root))
+    node = rng.choice(nodes)
+    if not node:
+        node.append(("a", 1) if isinstance(node, Pairs) else 1)
+        return
+    i = rng.randrange(len(node))
+    name, value = node[i] if isinstance(node, Pairs) else (None, node[i])
+    other = rng.choice(nodes)
+    change = rng.randrange(7)
+    if change == 0:
+        del node[i]
+    elif change == 1:
+        node.insert(rng.randrange(len(node) + 1), node[i])
+    elif change == 2 and isinstance(node, Pairs):
+        names = [pair[0] for some in nodes if isinstance(some, Pairs) for pair in some]
+        node[i] = (rng.choice([*names, *_TEXTS, f"{name}0"]), value)
+    else:
+        if change == 3 and isinstance(value, (int, float)):
+            value += rng.choice([1, -1, 4, -4, 8, 2**32, 0.5])
+        elif change == 4 and other:
+            taken = rng.choice(other)
+            value = taken[1] if isinstance(other, Pairs) else taken
+        else:
+            value = rng.choice(_VALUES)
+        value = copy.deepcopy(value)  # else an object could end up in itself
+        node[i] = (name, value) if isinstance(node, Pairs) else value
+
+
+def _nodes(root: Any) -> Iterator[list[Any]]:
+    """All lists and objects in this one, itself first."""
+    if isinstance(root, list):
+        yield root
+        for value in root:
+            yield from _nodes(value[1] if isinstance(root, Pairs) else value)
+
+
+def _with_moved_tensor(header: Pairs, data: bytes, rng: random.Random) -> bytes:
+    """Move one tensor, or its end and all that comes after it, and end the data where the last does.
+
+    So the table can have a hole, or two tensors the same bytes, while all else of it is right.
+    """
+    tensors = [Pairs(value) for _, value in header if isinstance(value, Pairs)]
+    offsets = [value for tensor in tensors for name, value in tensor if name == "data_offsets"]
+    spans = [span for span in offsets if _is_span(span)]
+    if not spans:
+        return data
+    begin, end = rng.choice(spans)
+    by = rng.choice([4, -4, 8, -8, begin - end, end - begin, rng.choice(spans)[0] - begin])
+    stretch = rng.random() < 0.5
+    for span in spans:
+        if stretch:
+            span[:] = [n + by if n >= end and span[1] > begin else n for n in span]
+        elif span == [begin, end]:
+            span[:] = [begin + by, end + by]
+    whole = max(0, min(10_000, max(end for _, end in spans)))
+    return (data + bytes(whole))[:whole]
+
+
+def _is_span(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
+
+
+def _with_right_offsets(header: Pairs, data: bytes) -> bytes:
+    """Give each tensor the bytes that its shape needs, one after the other, and as much data."""
+    end = 0
+    for _, value in header:
+        described = dict(value) if isinstance(value, Pairs) else {}
+        shape, size = described.get("shape"), _SIZES.get(str(described.get("dtype")))
+        if size is None or not isinstance(shape, list):
+            continue
+        if not all(isinstance(n, int) and 0 <= n < 1000 for n in shape):
+            continue
+        begin, end = end, end + size * math.prod(shape)
+        described["data_offsets"] = [begin, end]
+        value[:] = described.items()
+    return (data + bytes(min(end, 10_000)))[: min(end, 10_000)]
+
+
+def _dumped(value: Any) -> str:
+    """As `json.dumps`, of objects whose names may stand twice."""
+    if isinstance(value, Pairs):
+        return "{" + ",".join(f"{json.dumps(name)}:{_dumped(one)}" for name, one in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_dumped, value)) + "]"
+    return json.dumps(value)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""What must hold for whatever bytes a checkpoint has: it is refused, or it is what it says it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zlib
+from pathlib import Path
+
+import fusedadam.checkpoint  # noqa: F401 (before anything is loaded, which must import nothing)
+import numpy as np
+from fusedadam import Adam
+from fuzz_checkpoint_files import SCHEDULE, parameters
+from helpers import assert_all_same_bits
+from safetensors import safe_open
+
+
+def loads(path: Path, content: bytes) -> bool:
+    """Check all that must hold for a file of these bytes, written to `path`; whether it loads."""
+    path.write_bytes(content)
+    # For half of all files, always the same ones.
+    lr = SCHEDULE if zlib.crc32(content) & 1 else None
+    params = parameters()
+    modules = set(sys.modules)
+    try:
+        adam = Adam.load(path, params, lr=lr)
+    except ValueError as error:
+        message = str(error)
+        assert str(path) in message, message
+        assert len(message) < 1000, message
+        assert re.search(r"Received: .+\Z", message, re.DOTALL), message
+        return False
+    finally:
+        assert set(sys.modules) == modules
+        assert all(np.all(param == 0.5) for param in params)
+    _check_against_the_library(path, adam, replaced=set() if lr is None else {"lr"})
+    _check_that_it_is_kept(path, adam)
+    grads = [np.ones_like(param) for param in params]
+    adam.apply_gradients(list(zip(grads, params, strict=True)))
+    return True
+
+
+def _check_against_the_library(path: Path, adam: Adam, replaced: set[str]) -> None:
+    """The safetensors library must find the same in the file, as must who reads its JSON."""
+    state = adam._snapshot()
+    with safe_open(path, framework="numpy") as file:
+        found = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for kind, arrays in state["slots"].items():
+        # Of a file without arrays, which is that of an optimizer without steps, they are new.
+        if tensors:
+            assert_all_same_bits(arrays, [tensors.pop(f"{kind}.{i}") for i in range(len(arrays))])
+    assert not tensors
+    config = json.loads(found["config"])
+    assert {**state["config"], **dict.fromkeys(replaced)} == {**config, **dict.fromkeys(replaced)}
+    # The loss scale, a float64, may be written as an integer that is none.
+    counts = json.loads(found["progress"])
+    assert state["progress"] == {
+        name: type(state["progress"].get(name, 0))(count) for name, count in counts.items()
+    }
+    assert state["excluded"] == json.loads(found["excluded"])
+    assert (found["format"], found["version"], found["optimizer"]) == ("fusedadam", "1", "Adam")
+
+
+def _check_that_it_is_kept(path: Path, adam: Adam) -> None:
+    """What was loaded can be saved, and then is the same when it is loaded and saved again."""
+    adam.save(path)
+    saved = path.read_bytes()
+    lr = SCHEDULE if adam.lr is SCHEDULE else None
+    Adam.load(path, parameters(), lr=lr).save(path)
+    assert path.read_bytes() == saved
