@@ -36,6 +36,7 @@ import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from fusedadam._core import AdamOptions, AdamProgress
+from fusedadam.locks import new_lock
 
 if keras.backend.backend() == "torch":
     import torch
@@ -93,6 +94,7 @@ class _Prepared:
     """What is kept from step to step. An object of its own, into which Keras does not look."""
 
     def __init__(self) -> None:
+        self.lock = new_lock()
         self.bound: _Bound | None = None
         self.settings: dict[str, Any] | None = None
         self.options: list[AdamOptions] = []
@@ -152,7 +154,11 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
 
     @_not_traced
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Take one step with these gradients, as in Keras."""
+        """Take one step with these gradients, as in Keras; from several threads, one after the other."""
+        with self._prepared.lock:
+            self._apply(grads, trainable_variables)
+
+    def _apply(self, grads: Any, trainable_variables: Any) -> None:
         scale = self.loss_scale_factor
         # Accumulators hold gradients that are unscaled already.
         if scale is None or self.gradient_accumulation_steps:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""Many threads of Python that step optimizers of Keras: different ones at once, and the same one."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, assert_all_same_bits, running, values
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+torch: Any = pytest.importorskip("torch")
+keras: Any = pytest.importorskip("keras")
+if keras.backend.backend() != "torch":
+    pytest.skip("Keras runs on another backend: KERAS_BACKEND=torch", allow_module_level=True)
+
+import fusedadam.keras
+
+STEPS = 8
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"clipnorm": 0.5, "amsgrad": True},
+    {"loss_scale_factor": 256.0, "global_clipnorm": 0.5},
+    {"gradient_accumulation_steps": 2, "use_ema": True},
+]
+SIZES = (1_000, 100_000)  # of which the second is shared among threads
+
+
+class Model:
+    """Variables with an optimizer, and gradients that stay the same."""
+
+    def __init__(self, size: int, options: dict[str, Any]) -> None:
+        rng = np.random.default_rng(size)
+        shapes = [(size,), (3, 5)]
+        self.variables = [keras.Variable(values(rng, shape, "float32")) for shape in shapes]
+        self.grads = [torch.from_numpy(values(rng, shape, "float32")) for shape in shapes]
+        self.optimizer = fusedadam.keras.Adam(0.01, **options)
+        self.optimizer.build(self.variables)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.optimizer.apply(list(self.grads), self.variables)
+
+    def results(self) -> list[Array]:
+        variables = [*self.variables, *self.optimizer.variables]
+        return [v.value.detach().numpy() for v in variables]
+
+
+def together(count: int, work: Callable[[int], object]) -> None:
+    """Run `work(0)` ... `work(count - 1)`, started at one moment."""
+    barrier = threading.Barrier(count)
+
+    def run(i: int) -> None:
+        barrier.wait()
+        work(i)
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        list(pool.map(run, range(count)))
+
+
+def test_different_optimizers_at_once() -> None:
+    models, alone = (
+        [Model(size, options) for size in SIZES for options in OPTIONS] for _ in range(2)
+    )
+    with running(threads=2):
+        together(len(models), lambda i: models[i].steps(STEPS))
+        for model, expected in zip(models, alone, strict=True):
+            expected.steps(STEPS)
+            assert_all_same_bits(model.results(), expected.results())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_one_optimizer_from_several_threads(size: int, options: dict[str, Any]) -> None:
+    # Its steps are serialised. The gradients stay the same, so the order of the threads is no matter.
+    model, alone = Model(size, options), Model(size, options)
+    with running(threads=2):
+        together(4, lambda _: model.steps(STEPS))
+    alone.steps(4 * STEPS)
+    assert_all_same_bits(model.results(), alone.results())
