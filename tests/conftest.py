@@ -6,8 +6,10 @@ import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fusedadam
+import fuzz_runs
 import hypothesis
 import numpy as np
 import pytest
@@ -41,6 +43,24 @@ def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     model = cpuinfo.exists() and re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text("utf-8"))
     return model[1] if model else platform.processor() or platform.machine()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Name the seed before anything runs: a fault at a guard page ends the process."""
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and fuzz_runs.TALLIES:
+        reporter.write_line(f"FUSEDADAM_FUZZ_SEED={fuzz_runs.SEED}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was tried, so that a page can quote it."""
+    tried = {name: counts for name, counts in fuzz_runs.TALLIES.items() if counts}
+    if not tried:
+        return
+    terminalreporter.section(f"fuzzing, FUSEDADAM_FUZZ_SEED={fuzz_runs.SEED}")
+    for name, counts in tried.items():
+        said = ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items()))
+        terminalreporter.write_line(f"{name}: {said}")
 
 
 @pytest.fixture

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""What programs are made of: sizes at edges, numbers of every kind, settings and their bad values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from guarded import PLACES, Guarded, Place
+from helpers import FLOATS, Array, halving, values
+from hypothesis import strategies as st
+
+Shape: TypeAlias = tuple[int, ...]
+
+seeds = st.integers(0, 2**32 - 1)
+
+# Vector widths, stretches of 256 elements, tiles of 1,024; seldom where threads begin to be used.
+_EDGES: Final = [0, 1, 2, 15, 16, 17, 255, 256, 257, 1023, 1024, 1025, 2047, 2049, 4099]
+_THREADED: Final = [32_767, 32_768, 32_769, 40_000]
+
+
+@st.composite
+def shapes(draw: st.DrawFn, *, min_dims: int = 0) -> Shape:
+    size = draw(
+        st.one_of(
+            st.integers(0, 70),
+            st.sampled_from(_EDGES),
+            st.sampled_from([*_EDGES, *_EDGES, *_THREADED]),
+        )
+    )
+    form = draw(st.sampled_from(["flat", "rows", "columns", "0-d"]))
+    if form == "0-d" and min_dims == 0:
+        return ()
+    if form == "rows":
+        width = draw(st.sampled_from([1, 3, 16, 17]))
+        return (size // width, width)
+    if form == "columns":
+        return (2, size // 2, 1)
+    return (size,)
+
+
+dtypes = st.sampled_from(FLOATS)
+places = st.sampled_from(PLACES)
+tensors = st.tuples(shapes(), dtypes, places)
+tables = st.tuples(shapes(min_dims=1), dtypes, places)
+TensorSpec: TypeAlias = tuple[Shape, str, Place]
+
+# Most numbers are plain, since one NaN in a moment stays there.
+TAME: Final = ["plain", "plain", "small", "zeros", "tiny"]
+WILD: Final = [*TAME, "spiked", "odd"]
+
+
+def numbers(rng: np.random.Generator, shape: Shape, dtype: str, kind: str) -> Array:
+    """Draw an array: "spiked" has a few numbers out of the ordinary, "odd" nothing else."""
+    if kind == "zeros":
+        return np.zeros(shape, dtype)
+    if kind == "small":
+        return np.asarray(rng.integers(-3, 4, shape), dtype)
+    if kind == "odd":
+        return np.asarray(rng.choice(_odd(dtype), shape))
+    drawn = values(rng, shape, dtype)
+    if kind == "tiny":
+        with np.errstate(all="ignore"):
+            return np.asarray(drawn * (256 * np.finfo(dtype).smallest_normal))
+    if kind == "spiked" and drawn.size:
+        flat = drawn.reshape(-1)
+        flat[rng.integers(0, drawn.size, 2)] = rng.choice(_odd(dtype), 2)
+    return drawn
+
+
+def _odd(dtype: str) -> Array:
+    info = np.finfo(dtype)
+    last, tiny, largest = info.smallest_subnormal, info.smallest_normal, info.max
+    finite = [0.0, last, tiny / 2, tiny, 1.0, largest / 2, largest]
+    return np.array([*finite, *(-x for x in finite), np.inf, -np.inf, np.nan], dtype)
+
+
+def strided(array: Array, place: Place) -> tuple[Guarded, Array]:
+    """The same numbers with a stride of two elements, and the memory that they are in."""
+    held = Guarded(np.repeat(array, 2).reshape(*array.shape, 2), place)
+    return held, held.array[..., 0]
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+
+def unnamed(iterations: int) -> float:
+    return 0.01 / (1 + iterations)
+
+
+# What no name imports: its configuration cannot be written.
+lambda_schedule: Callable[[int], float] = lambda iterations: unnamed(iterations)
+
+_unit = st.one_of(st.floats(0, 1, exclude_min=True, exclude_max=True), st.just(0.9))
+_any = st.one_of(st.floats(0, 1), st.floats(0, allow_infinity=False), st.just(0.01))
+_clip = st.one_of(st.none(), st.floats(0, 10), st.just(0.0))
+_switch = st.booleans()
+_every = st.one_of(st.none(), st.integers(1, 4))
+
+SETTINGS: Final[dict[str, st.SearchStrategy[Any]]] = {
+    "lr": st.one_of(_any, st.sampled_from([0.001, 0.1, halving, lambda_schedule])),
+    "beta_1": _unit,
+    "beta_2": _unit,
+    "epsilon": st.one_of(_any, st.just(1e-8)),
+    "decay": st.one_of(st.just(0.0), _any),
+    "bias_corrected_epsilon": _switch,
+    "amsgrad": _switch,
+    "weight_decay": st.one_of(st.none(), _any),
+    "l2": st.one_of(st.just(0.0), _any),
+    "clipnorm": _clip,
+    "clipnorm_per_tensor": _clip,
+    "clipvalue": _clip,
+    "use_ema": _switch,
+    "ema_momentum": st.floats(0, 1),
+    "ema_overwrite_frequency": _every,
+    "loss_scale": st.one_of(st.none(), st.sampled_from([1.0, 8.0, 3.0, "dynamic"])),
+    "skip_nonfinite": _switch,
+    "gradient_accumulation_steps": _every,
+    "zero_grad": _switch,
+    "maximize": _switch,
+    "flush_denormals": _switch,
+}
+STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
+ALWAYS: Final = ("lr", "beta_1", "beta_2", "epsilon", "decay")
+
+
+@st.composite
+def options(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw settings that go together; most are left at their defaults."""
+    names = draw(st.sets(st.sampled_from(list(SETTINGS)), max_size=8))
+    chosen = {name: draw(SETTINGS[name]) for name in sorted(names)}
+    # What shapes the state or is counted is on in every second program.
+    for name in ("use_ema", "amsgrad", "skip_nonfinite"):
+        if draw(st.booleans()):
+            chosen[name] = True
+    if draw(st.booleans()):
+        chosen["loss_scale"] = "dynamic"
+    if conflict(chosen):
+        for name in ("clipnorm_per_tensor", "ema_overwrite_frequency"):
+            chosen.pop(name, None)
+    return chosen
+
+
+def conflict(chosen: dict[str, Any]) -> bool:
+    """Whether settings exclude each other."""
+    by_norm = [chosen.get(name) for name in ("clipnorm", "clipnorm_per_tensor")]
+    needs_ema = chosen.get("ema_overwrite_frequency") is not None
+    return None not in by_norm or (needs_ema and not chosen.get("use_ema", False))
+
+
+_NAN, _INF = float("nan"), float("inf")
+BAD_SETTINGS: Final[list[tuple[str, Any]]] = [
+    *((name, bad) for name in ALWAYS for bad in (_NAN, _INF, -1.0, -5e-324, "fast", None)),
+    *((name, bad) for name in ("beta_1", "beta_2") for bad in (0.0, 1.0, 1, 0)),
+    *((name, bad) for name in ("weight_decay", "clipnorm", "clipvalue") for bad in (_NAN, -1, [1])),
+    *((name, bad) for name in ("clipnorm_per_tensor", "l2") for bad in (_INF, -0.5, 1j)),
+    *((name, bad) for name in ("amsgrad", "zero_grad", "maximize") for bad in (1, None, "yes")),
+    *((name, 0) for name in ("use_ema", "skip_nonfinite", "flush_denormals")),
+    *(("ema_momentum", bad) for bad in (-0.1, 1.1, _NAN, None)),
+    *(("ema_overwrite_frequency", bad) for bad in (0, -1, 1.5, 2**64)),
+    *(("gradient_accumulation_steps", bad) for bad in (0, -3, 2.0, "2")),
+    *(("loss_scale", bad) for bad in (0.0, -1.0, _NAN, 2.0**-127, "static", [1.0])),
+    *(("iterations", bad) for bad in (0, 7)),
+    *((name, 1) for name in ("skipped_steps", "current_loss_scale", "weights", "ema")),
+]

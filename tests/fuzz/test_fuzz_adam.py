@@ -1,0 +1,516 @@
+# SPDX-License-Identifier: MIT
+"""Programs of calls of the whole interface of `Adam`, good and refused, beside the oracle.
+
+After each call every bit of parameters, moments and averages, every count and every setting is what
+the oracle says; a refused call has changed none of them. Parameters, gradients, row numbers and rows
+lie between inaccessible pages. The optimizer's own memory cannot: test_fuzz_stateless.py has moments
+there too.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import autograd
+import autograd.numpy as anp
+import fusedadam
+import fuzz_runs
+import numpy as np
+import pytest
+from fusedadam import Adam
+from fuzz_faults import FAULTS, ROUTES
+from fuzz_model import Model, Parameters
+from fuzz_values import (
+    BAD_SETTINGS,
+    SETTINGS,
+    TAME,
+    WILD,
+    TensorSpec,
+    numbers,
+    options,
+    places,
+    seeds,
+    strided,
+    tables,
+    tensors,
+)
+from guarded import Guarded, Place
+from helpers import Array, assert_all_same_bits, assert_same_bits, halving
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from oracle import LARGEST_COUNT
+
+TALLY = fuzz_runs.tally("programs of Adam")
+
+kinds = st.sampled_from(WILD)
+
+
+def _alike(a: Sequence[Array], b: Sequence[Array]) -> bool:
+    return [(x.shape, x.dtype) for x in a] == [(x.shape, x.dtype) for x in b]
+
+
+def _packed(double: Array) -> Array:
+    view: Array = double[0, ...]
+    return view
+
+
+def _spread(double: Array) -> Array:
+    view: Array = np.moveaxis(double.reshape(*double.shape[1:], 2), -1, 0)[0, ...]
+    return view
+
+
+class AdamMachine(RuleBasedStateMachine):
+    """One optimizer through one program."""
+
+    adam: Adam
+    model: Model
+    params: Parameters
+    others: Parameters  # of the same shapes: another model that shares the optimizer
+    rng: np.random.Generator
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before = fusedadam.active_isa(), fusedadam.get_num_threads()
+        self._directory = tempfile.TemporaryDirectory()
+        self.folder = Path(self._directory.name)
+        self._is_ready = False
+        self._grads: list[Guarded] = []
+        self._doubles: list[Guarded] = []  # room for twice as many gradients
+
+    def teardown(self) -> None:
+        self._directory.cleanup()
+        fusedadam.set_isa(self._before[0])
+        fusedadam.set_num_threads(self._before[1])
+
+    # ---- what the rules share
+
+    def _drawn(self, specs: Sequence[TensorSpec], kind: str = "plain") -> list[Array]:
+        return [numbers(self.rng, shape, dtype, self._kind(kind)) for shape, dtype, _ in specs]
+
+    def _kind(self, kind: str) -> str:
+        return kind if self.is_wild or kind in TAME else "plain"
+
+    def _parameters(self, specs: Sequence[TensorSpec], kind: str) -> Parameters:
+        return Parameters(self._drawn(specs, kind), [place for _, _, place in specs])
+
+    def gradients(self) -> list[Array]:
+        """Fresh plain gradients, between guard pages until the next ones are asked for."""
+        return self._new_gradients("plain")
+
+    def _new_gradients(self, kind: str) -> list[Array]:
+        specs = self.params.specs
+        self._grads = [
+            Guarded(g, place)
+            for g, (_, _, place) in zip(self._drawn(specs, kind), specs, strict=True)
+        ]
+        return [held.array for held in self._grads]
+
+    def _refused(self, call: Callable[[], object], *errors: type[BaseException]) -> None:
+        TALLY["refused calls"] += 1
+        with np.errstate(all="ignore"), pytest.raises(errors or (ValueError,)):
+            call()
+
+    # ---- the beginning
+
+    @initialize(
+        specs=st.one_of(
+            st.lists(tensors, max_size=5), st.tuples(tables).map(list), st.tuples(tables).map(list)
+        ),
+        chosen=options(),
+        is_wild=st.booleans(),
+        seed=seeds,
+        isa=st.sampled_from(fusedadam.supported_isas()),
+        threads=st.integers(1, 4),
+    )
+    def begin(
+        self,
+        specs: list[TensorSpec],
+        chosen: dict[str, Any],
+        is_wild: bool,
+        seed: int,
+        isa: str,
+        threads: int,
+    ) -> None:
+        TALLY["programs"] += 1
+        self.rng = np.random.default_rng(seed)
+        self.is_wild = is_wild
+        fusedadam.set_isa(isa)
+        fusedadam.set_num_threads(threads)
+        self.params, self.others = (self._parameters(specs, "plain") for _ in range(2))
+        self.adam = Adam(**chosen)
+        self.model = Model(**chosen)
+        self._is_ready = True
+
+    # ---- steps
+
+    @rule(
+        kind=kinds,
+        route=st.sampled_from(list(ROUTES)),
+        form=st.sampled_from(
+            ["new", "new", "again", "strided", "packed", "spread", "a param", "a moment"]
+        ),
+        place=places,
+    )
+    def step(self, kind: str, route: str, form: str, place: Place) -> None:
+        form = "new" if self.model.oracle.zero_grad else form
+        grads, held, is_alias = self._gradients(kind, form, place)
+        call = ROUTES[route]
+        arrays = self.params.arrays
+        if self.model.refuses_step(self.params):
+            self._refused(lambda: call(self.adam, grads, arrays))
+            return
+        left = self.model.step(self.params, [g.copy() for g in grads])
+        TALLY["calls"] += 1
+        returned = call(self.adam, grads, arrays)
+        if route == "get_updates":
+            self._check_updates(returned)
+        else:
+            assert returned == self.model.oracle.iterations
+        if not is_alias:
+            assert_all_same_bits(grads, left, "grads after the call")
+        for guarded in held:
+            guarded.assert_canaries_alive()
+
+    def _gradients(
+        self, kind: str, form: str, place: Place
+    ) -> tuple[list[Array], list[Guarded], bool]:
+        """Gradients of this form, the memory they are in, and whether a step writes to it."""
+        params = self.params.arrays
+        if form == "again" and _alike([g.array for g in self._grads], params):
+            return [g.array for g in self._grads], self._grads, False
+        grads = self._new_gradients(kind)
+        if form in ("packed", "spread"):
+            # Both begin at the same address from call to call, with another layout.
+            if not _alike([_packed(held.array) for held in self._doubles], params):
+                self._doubles = [Guarded(np.stack([g, g]), place) for g in grads]
+            views = [_packed(held.array) for held in self._doubles]
+            if form == "spread":
+                views = [_spread(held.array) for held in self._doubles]
+            for view, g in zip(views, grads, strict=True):
+                view[...] = g
+            return views, self._doubles, False
+        if form == "strided":
+            pairs = [strided(g, place) for g in grads]
+            return [view for _, view in pairs], [held for held, _ in pairs], False
+        if form == "a param":
+            return list(params), [], True
+        if form == "a moment" and self.model.is_built:
+            count = len(grads)
+            return self.adam.weights[1 : 1 + count], [], True
+        return grads, self._grads, False
+
+    def _check_updates(self, updates: Any) -> None:
+        oracle = self.model.oracle
+        expected: list[Array] = [np.array(oracle.iterations)]
+        for i, param in enumerate(oracle.params):
+            vhat = oracle.vhat[i : i + 1]
+            expected += [*vhat, oracle.m[i], oracle.v[i], param]
+        assert_all_same_bits(updates, expected, "updates")
+        every = 4 if oracle.amsgrad else 3
+        for update, array in zip(updates[every::every], self.params.arrays, strict=True):
+            assert update is array
+
+    @rule(kind=st.sampled_from(TAME))
+    def step_by_callable(self, kind: str) -> None:
+        arrays = self.params.arrays
+        if not arrays or sum(a.size for a in arrays) > 5_000:
+            return
+        factors = self._drawn(self.params.specs, kind)
+
+        def loss(params: Any) -> Any:
+            terms = [anp.sum(c * p) for c, p in zip(factors, params, strict=True)]
+            return sum(terms[1:], terms[0])
+
+        scale = self.model.oracle.current_loss_scale
+        with np.errstate(all="ignore"):
+            if self.model.refuses_step(self.params):
+                self._refused(lambda: self.adam.get_updates(loss, arrays))
+                return
+            grads = autograd.grad(
+                lambda params: scale * loss(params) if scale != 1 else loss(params)
+            )([np.asarray(a) for a in arrays])
+            given = [np.asarray(g, a.dtype) for g, a in zip(grads, arrays, strict=True)]
+            self.model.step(self.params, given)
+            TALLY["calls"] += 1
+            self._check_updates(self.adam.get_updates(loss, arrays))
+
+    @rule(
+        kind=kinds,
+        fractions=st.lists(st.floats(0, 1, exclude_max=True), max_size=40),
+        dtype=st.sampled_from(["int32", "int64"]),
+        place=places,
+        lazy=st.booleans(),
+        is_strided=st.booleans(),
+    )
+    def step_rows(
+        self,
+        kind: str,
+        fractions: list[float],
+        dtype: str,
+        place: Place,
+        lazy: bool,
+        is_strided: bool,
+    ) -> None:
+        if len(self.params.arrays) != 1 or self.params.arrays[0].ndim == 0:
+            return
+        (table,) = self.params.arrays
+        named = [int(f * len(table)) for f in fractions] if len(table) else []
+        indices = Guarded(np.array(named, dtype), place)
+        drawn = numbers(
+            self.rng, (len(named), *table.shape[1:]), str(table.dtype), self._kind(kind)
+        )
+        held = Guarded(drawn, place)
+        rows = held.array
+        if is_strided and not self.model.oracle.zero_grad:
+            held, rows = strided(drawn, place)
+
+        def call() -> int:
+            return self.adam.apply_sparse(indices.array, rows, table, lazy=lazy)
+
+        accumulates = (self.model.oracle.gradient_accumulation_steps or 1) > 1
+        if accumulates or self.model.refuses_step(self.params):
+            self._refused(call)
+            return
+        left = self.model.step_rows(self.params, indices.array.copy(), rows.copy(), lazy=lazy)
+        TALLY["calls"] += 1
+        assert call() == self.model.oracle.iterations
+        assert_same_bits(rows, left, "grad_rows after the call")
+        assert_same_bits(indices.array, np.array(named, dtype), "indices")
+        held.assert_canaries_alive()
+        indices.assert_canaries_alive()
+
+    @rule(kind=kinds)
+    def get_gradients(self, kind: str) -> None:
+        grads = self._new_gradients(kind)
+        kept = [g.copy() for g in grads]
+        TALLY["calls"] += 1
+        actual = self.adam.get_gradients(grads, self.params.arrays)
+        assert_all_same_bits(actual, self.model.oracle.gradients(kept), "get_gradients")
+        assert_all_same_bits(grads, kept, "grads")
+        for held in self._grads:
+            held.assert_canaries_alive()
+
+    # ---- state
+
+    @rule()
+    def build(self) -> None:
+        self._build(self.params)
+
+    def _build(self, params: Parameters) -> bool:
+        TALLY["calls"] += 1
+        if self.model.refuses_build(params):
+            self._refused(lambda: self.adam.build(params.arrays))
+            return False
+        self.adam.build(params.arrays)
+        self.model.build(params)
+        return True
+
+    @rule(specs=st.lists(tensors, max_size=4), kind=kinds)
+    def build_others(self, specs: list[TensorSpec], kind: str) -> None:
+        """Parameters of other number, shapes and dtypes."""
+        params = self._parameters(specs, kind)
+        if self._build(params):
+            self.params, self.others = params, self._parameters(specs, kind)
+
+    @rule(
+        count=st.one_of(
+            st.integers(0, 3_000),
+            st.integers(LARGEST_COUNT - 3, LARGEST_COUNT),
+            st.integers(0, LARGEST_COUNT),
+        ),
+        kind=kinds,
+        form=st.sampled_from(["as they are", "wide", "placeholders", "Keras 3"]),
+    )
+    def set_weights(self, count: int, kind: str, form: str) -> None:
+        oracle = self.model.oracle
+        specs = self.params.specs if self.model.is_built else []
+        m = self._drawn(specs, kind)
+        v = [np.asarray(np.abs(x)) for x in self._drawn(specs, kind)]
+        vhat = [np.asarray(np.abs(x)) for x in self._drawn(specs, kind)] if oracle.vhat else []
+        given: list[Any] = [np.array(count), *m, *v, *vhat]
+        lr = None
+        if form == "wide":
+            given = [count, *(x.astype("longdouble") for x in given[1:])]
+        elif form == "placeholders" and not oracle.amsgrad:
+            given += [np.zeros(1, "float32") for _ in specs]
+        elif form == "Keras 3":
+            lr = 0.015625 * (count % 5)
+            pairs = [x for pair in zip(m, v, strict=True) for x in pair]
+            given = [np.array(count), np.float32(lr), *pairs, *vhat]
+        if self.model.is_swapped or not self.model.is_built:
+            self._refused(lambda: self.adam.set_weights(given))
+            return
+        TALLY["calls"] += 1
+        self.adam.set_weights(given)
+        oracle.iterations, oracle.m, oracle.v, oracle.vhat = count, m, v, vhat
+        if lr is not None and not callable(oracle.lr):
+            oracle.lr = lr
+
+    @rule(kind=kinds)
+    def write_live_moments(self, kind: str) -> None:
+        """The arrays of `weights` and `ema` are the optimizer's own, which users may write to."""
+        oracle = self.model.oracle
+        live = [*self.adam.weights[1:], *self.adam.ema]
+        mirrors = [*oracle.m, *oracle.v, *oracle.vhat, *oracle.ema] if self.model.is_built else []
+        TALLY["calls"] += 1
+        for array, mirror in zip(live, mirrors, strict=True):
+            drawn = numbers(self.rng, array.shape, str(array.dtype), self._kind(kind))
+            array[...] = drawn
+            mirror[...] = drawn
+
+    @rule(which=st.sampled_from(["copy", "deepcopy", "pickle"]), goes_on=st.booleans())
+    def copy(self, which: str, goes_on: bool) -> None:
+        copiers: dict[str, Callable[[Adam], Adam]] = {
+            "copy": copy.copy,
+            "deepcopy": copy.deepcopy,
+            "pickle": lambda adam: pickle.loads(pickle.dumps(adam)),
+        }
+        copier = copiers[which]
+        if self.model.is_swapped:
+            self._refused(lambda: copier(self.adam))
+            return
+        if which == "pickle" and self._has_unnamed_schedule():
+            self._refused(lambda: copier(self.adam), pickle.PicklingError, AttributeError)
+            return
+        TALLY["calls"] += 1
+        twin = copier(self.adam)
+        assert_all_same_bits(twin.get_weights(), self.model.weights(), "weights of the copy")
+        assert twin._progress.as_dict() == self.model.progress()
+        if goes_on:
+            self.adam = twin
+            self.model.copied(is_deep=which != "copy")
+
+    @rule(goes_on=st.booleans())
+    def save_and_load(self, goes_on: bool) -> None:
+        path = self.folder / "adam"
+        if self.model.is_swapped or self.model.to_exclude or self._has_unnamed_schedule():
+            self._refused(lambda: self.adam.save(path))
+            return
+        TALLY["calls"] += 1
+        self.adam.save(path)
+        lr = self.model.oracle.lr
+        loaded = Adam.load(path, self.params.arrays, lr=lr if callable(lr) else None)
+        assert loaded._progress.as_dict() == self.model.progress()
+        if goes_on:
+            self.adam = loaded
+            self.model.loaded(self.params)
+
+    @rule()
+    def config_round_trip(self) -> None:
+        TALLY["calls"] += 1
+        if self._has_unnamed_schedule():
+            self._refused(self.adam.get_config)
+            return
+        config = json.loads(json.dumps(self.adam.get_config()))
+        again = Adam.from_config(config)
+        assert again.get_config() == self.adam.get_config()
+        assert (again.weights, again.iterations) == ([], 0)
+
+    def _has_unnamed_schedule(self) -> bool:
+        lr = self.model.oracle.lr
+        return callable(lr) and lr is not halving
+
+    @rule()
+    def swap_ema(self) -> None:
+        if not self.model.is_built or not self.model.oracle.use_ema or self.model.bound is None:
+            self._refused(self.adam.swap_ema)
+            return
+        TALLY["calls"] += 1
+        self.adam.swap_ema()
+        self.model.swap_ema()
+
+    @rule(chosen=st.sets(st.integers(0, 4)), is_alien=st.sampled_from([False, False, False, True]))
+    def exclude(self, chosen: set[int], is_alien: bool) -> None:
+        TALLY["calls"] += 1
+        named = [a for i, a in enumerate(self.params.arrays) if i in chosen]
+        if is_alien:
+            named.append(np.ones(3))
+        self.adam.exclude_from_weight_decay(named)
+        self.model.to_exclude = named
+
+    # ---- settings
+
+    @rule(data=st.data(), name=st.sampled_from(list(SETTINGS)))
+    def set(self, data: st.DataObject, name: str) -> None:
+        value = data.draw(SETTINGS[name])
+        if not self.model.can_set(name, value):
+            self._refused(lambda: setattr(self.adam, name, value))
+            return
+        TALLY["calls"] += 1
+        setattr(self.adam, name, value)
+        setattr(self.model.oracle, name, value)
+
+    @rule(bad=st.sampled_from(BAD_SETTINGS))
+    def set_to_bad_value(self, bad: tuple[str, Any]) -> None:
+        name, value = bad
+        self._refused(
+            lambda: setattr(self.adam, name, value), TypeError, ValueError, AttributeError
+        )
+
+    @rule(isa=st.sampled_from(fusedadam.supported_isas()), threads=st.integers(1, 5))
+    def set_isa_and_threads(self, isa: str, threads: int) -> None:
+        fusedadam.set_isa(isa)
+        fusedadam.set_num_threads(threads)
+        assert (fusedadam.active_isa(), fusedadam.get_num_threads()) == (isa, threads)
+
+    # ---- parameters
+
+    @rule()
+    def use_the_other_parameters(self) -> None:
+        self.params, self.others = self.others, self.params
+
+    @rule(place=places)
+    def move_parameters(self, place: Place) -> None:
+        """The same numbers elsewhere in memory."""
+        moved = [x.copy() for x in self.params.expected]
+        self.params = Parameters(moved, [place] * len(moved))
+
+    @rule(kind=kinds)
+    def write_parameters(self, kind: str) -> None:
+        self.params.expected = self._drawn(self.params.specs, kind)
+        for array, drawn in zip(self.params.arrays, self.params.expected, strict=True):
+            array[...] = drawn
+
+    # ---- faults
+
+    @rule(name=st.sampled_from(list(FAULTS)))
+    def refused_call(self, name: str) -> None:
+        threads, isa = fusedadam.get_num_threads(), fusedadam.active_isa()
+        refused = FAULTS[name](self)
+        if refused is None:
+            return
+        errors = refused.errors
+        if self.model.is_swapped or self.model.positions(self.params) is None:
+            errors = (*errors, ValueError)  # the first of two reasons to be seen
+        self._refused(refused.call, *errors)
+        assert (fusedadam.get_num_threads(), fusedadam.active_isa()) == (threads, isa)
+        for held in self._grads:
+            held.assert_canaries_alive()
+
+    # ---- after each call
+
+    @invariant()
+    def everything_is_as_the_oracle_says(self) -> None:
+        if not self._is_ready:
+            return
+        adam, model = self.adam, self.model
+        known = {id(p): p for p in (self.params, self.others, model.bound) if p is not None}
+        for params in known.values():
+            params.check()
+        assert_all_same_bits(adam.weights, model.weights(), "weights")
+        assert_all_same_bits(adam.ema, model.ema(), "ema")
+        assert adam._progress.as_dict() == model.progress()
+        assert adam.iterations == model.oracle.iterations
+        assert adam.current_loss_scale == model.oracle.current_loss_scale
+        assert adam._plain_config() | {"lr": adam.lr} == model.config()
+
+
+def test_programs_of_calls_equal_oracle() -> None:
+    fuzz_runs.run_programs(AdamMachine, 50)
+    assert TALLY["refused calls"] > 0 < TALLY["calls"]

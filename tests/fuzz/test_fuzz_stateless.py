@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: MIT
+"""The functions without state of their own, with all that they read and write between guard pages.
+
+Here moments, vhat and averages lie there too, which for `Adam` are in memory of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import fusedadam
+import fuzz_runs
+import hypothesis
+import numpy as np
+import oracle
+import pytest
+from fusedadam import Adam, adam_step, global_norm
+from fuzz_faults import BAD_PARAMS
+from fuzz_values import SETTINGS, TAME, WILD, TensorSpec, numbers, seeds, strided, tensors
+from guarded import PLACES, Guarded
+from helpers import Array, assert_all_same_bits, assert_same_bits, running
+from hypothesis import given
+from hypothesis import strategies as st
+
+STEPS = fuzz_runs.tally("adam_step")
+NORMS = fuzz_runs.tally("global_norm and get_gradients")
+
+KINDS: Final = ("params", "grads", "m", "v", "vhat", "ema")
+Lists: TypeAlias = dict[str, list[Guarded]]
+
+_NAMES = (
+    *("lr", "beta_1", "beta_2", "epsilon", "decay", "bias_corrected_epsilon", "ema_momentum"),
+    *("weight_decay", "l2", "clipnorm", "clipvalue", "zero_grad", "maximize", "flush_denormals"),
+)
+step_options = st.fixed_dictionaries(
+    {}, optional={name: SETTINGS[name].filter(lambda value: not callable(value)) for name in _NAMES}
+)
+isas = st.sampled_from(fusedadam.supported_isas())
+kinds = st.sampled_from(WILD)
+
+
+def draw_lists(rng: np.random.Generator, specs: list[TensorSpec], kind: str) -> Lists:
+    """Arrays of each kind, each at an end of its own."""
+    lists: Lists = {}
+    for name in KINDS:
+        lists[name] = []
+        for shape, dtype, _ in specs:
+            drawn = numbers(rng, shape, dtype, kind)
+            if name in ("v", "vhat") and kind in TAME:
+                drawn = np.asarray(np.abs(drawn))
+            lists[name].append(Guarded(drawn, PLACES[int(rng.integers(2))]))
+    return lists
+
+
+def expected_of(before: dict[str, list[Array]], step: int, chosen: dict[str, Any]) -> list[Any]:
+    """Lists of arrays, in the order of KINDS without those that are not in `before`."""
+    clips = {name: chosen.get(name) for name in ("clipnorm", "clipvalue")}
+    sign = -1.0 if chosen.get("maximize") else 1.0
+    clipped = oracle.clip(before["grads"], sign=sign, **clips)
+    formula = {k: x for k, x in chosen.items() if k not in (*clips, "maximize", "zero_grad")}
+    state = [name for name in KINDS if name in before and name not in ("params", "grads")]
+    stepped = []
+    for i, g in enumerate(clipped):
+        arrays: dict[str, Any] = {name: before[name][i] for name in state}
+        p, *rest = oracle.adam_step(before["params"][i], g, step=step, **arrays, **formula)
+        given = before["grads"][i]
+        stepped.append([p, np.zeros_like(given) if chosen.get("zero_grad") else given, *rest])
+    return [[arrays[k] for arrays in stepped] for k in range(2 + len(state))]
+
+
+def check(lists: Lists, expected: dict[str, list[Array]]) -> None:
+    for name, arrays in expected.items():
+        assert_all_same_bits([held.array for held in lists[name]], arrays, name)
+    for held in itertools.chain(*lists.values()):
+        held.assert_canaries_alive()
+
+
+def refused_arguments(
+    arrays: dict[str, list[Any]], rng: np.random.Generator, fault: str
+) -> dict[str, Any] | None:
+    """The arguments of a step with one fault; None where these arrays cannot have it."""
+    name = str(rng.choice([n for n in arrays if n != "grads"]))
+    filled = [i for i, a in enumerate(arrays[name]) if a.size > 1]
+    if not filled:
+        return None
+    i = int(rng.choice(filled))
+    spoilt = {n: list(a) for n, a in arrays.items()}
+    if fault == "overlap":
+        other = str(rng.choice([n for n in arrays if n not in (name, "grads")]))
+        spoilt[name][i] = spoilt[other][i]
+    elif fault == "one missing":
+        spoilt[name].pop()
+    else:
+        spoilt[name][i] = BAD_PARAMS[fault](spoilt[name][i])
+    return spoilt
+
+
+@hypothesis.seed(fuzz_runs.SEED)
+@fuzz_runs.settings(40)
+@given(
+    specs=st.lists(tensors, max_size=5),
+    chosen=step_options,
+    kept=st.sets(st.sampled_from(["vhat", "ema"])),
+    calls=st.lists(
+        st.tuples(
+            kinds,
+            st.one_of(st.integers(1, 200), st.integers(1, 2**53 + 1)),
+            st.sampled_from(["overlap", "one missing", *BAD_PARAMS]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    seed=seeds,
+    isa=isas,
+    threads=st.integers(1, 4),
+)
+def test_steps_of_guarded_arrays_equal_oracle(
+    specs: list[TensorSpec],
+    chosen: dict[str, Any],
+    kept: set[str],
+    calls: list[tuple[str, int, str]],
+    seed: int,
+    isa: str,
+    threads: int,
+) -> None:
+    STEPS["programs"] += 1
+    rng = np.random.default_rng(seed)
+    lists = draw_lists(rng, specs, calls[0][0])
+    names = [name for name in KINDS if name in kept or name not in ("vhat", "ema")]
+    for kind, step, fault in calls:
+        lists["grads"] = draw_lists(rng, specs, kind)["grads"]
+        before = {name: [held.array.copy() for held in lists[name]] for name in names}
+        arrays: dict[str, Any] = {n: [held.array for held in lists[n]] for n in names}
+        with running(isa=isa, threads=threads):
+            spoilt = refused_arguments(arrays, rng, fault)
+            if spoilt is not None:
+                STEPS["refused calls"] += 1
+                with pytest.raises((TypeError, ValueError)):
+                    adam_step(**spoilt, step=step, **chosen)
+                check(lists, before)
+            if len(specs) == 1:
+                # One tensor may also be given as it is.
+                arrays = {n: a[0] for n, a in arrays.items()}
+            adam_step(**arrays, step=step, **chosen)
+        STEPS["calls"] += 1
+        expected = expected_of(before, step, _without_unused(chosen, kept))
+        check(lists, dict(zip(names, expected, strict=True)))
+
+
+def _without_unused(chosen: dict[str, Any], kept: set[str]) -> dict[str, Any]:
+    unused = set() if "ema" in kept else {"ema_momentum"}
+    return {name: value for name, value in chosen.items() if name not in unused}
+
+
+@hypothesis.seed(fuzz_runs.SEED)
+@fuzz_runs.settings(40)
+@given(
+    specs=st.lists(tensors, max_size=5),
+    kind=kinds,
+    is_strided=st.booleans(),
+    by_tensor=st.booleans(),
+    bound=SETTINGS["clipnorm"],
+    clipvalue=SETTINGS["clipvalue"],
+    seed=seeds,
+    isa=isas,
+    threads=st.integers(1, 4),
+)
+def test_norms_and_clipping_of_guarded_arrays_equal_oracle(
+    specs: list[TensorSpec],
+    kind: str,
+    is_strided: bool,
+    by_tensor: bool,
+    bound: float | None,
+    clipvalue: float | None,
+    seed: int,
+    isa: str,
+    threads: int,
+) -> None:
+    NORMS["calls"] += 2
+    rng = np.random.default_rng(seed)
+    drawn = [numbers(rng, shape, dtype, kind) for shape, dtype, _ in specs]
+    make: Callable[[Array, Any], tuple[Guarded, Array]] = strided if is_strided else _contiguous
+    pairs = [make(x, place) for x, (_, _, place) in zip(drawn, specs, strict=True)]
+    arrays = [array for _, array in pairs]
+    clips: dict[str, Any] = {
+        "clipnorm_per_tensor" if by_tensor else "clipnorm": bound,
+        "clipvalue": clipvalue,
+    }
+    with running(isa=isa, threads=threads):
+        norm = global_norm(arrays)
+        clipped = Adam(**clips).get_gradients(arrays, arrays if not is_strided else drawn)
+    assert_same_bits(np.array(norm), np.array(oracle.global_norm(drawn)), "norm")
+    assert_all_same_bits(clipped, oracle.clip(drawn, **clips), "clipped")
+    assert_all_same_bits(arrays, drawn, "what was read")
+    for held, _ in pairs:
+        held.assert_canaries_alive()
+
+
+def _contiguous(array: Array, place: Any) -> tuple[Guarded, Array]:
+    held = Guarded(array, place)
+    return held, held.array

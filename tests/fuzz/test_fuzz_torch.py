@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: MIT
+"""Programs of calls of `fusedadam.torch.Adam` and `AdamW`, good and refused, beside the oracle.
+
+Each parameter keeps its own state and count, as torch's own optimizers have it; what is asked for is
+the oracle's formula, parameter by parameter. Parameters and gradients lie between inaccessible pages,
+and so do the moments once a program has moved them there.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import fusedadam
+import fuzz_runs
+import numpy as np
+import oracle
+import pytest
+from fuzz_values import TAME, WILD, TensorSpec, numbers, seeds, tensors
+from guarded import PLACES, Guarded
+from helpers import Array, assert_same_bits
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+torch: Any = pytest.importorskip("torch")
+
+from fusedadam.torch import Adam, AdamW
+
+TALLY = fuzz_runs.tally("programs of torch")
+STOCK = {Adam: torch.optim.Adam, AdamW: torch.optim.AdamW}
+
+# What a group may be set to between two steps.
+SETTINGS: dict[str, list[Any]] = {
+    "lr": [0.0, 0.001, 0.3, torch.tensor(0.01)],
+    "betas": [(0.9, 0.999), (0.0, 0.5), (0.8, 0.0)],
+    "eps": [0.0, 1e-13, 1e-8, 0.01],
+    "weight_decay": [0.0, 0.1],
+    "maximize": [False, True],
+    "max_grad_norm": [None, 0.0, 0.5, 1e30],
+    "ema_decay": [None, 0.0, 0.9, 1.0],
+    "zero_grad_in_step": [False, True],
+}
+BAD_SETTINGS: list[tuple[str, Any]] = [
+    *(("lr", bad) for bad in (float("nan"), float("inf"), "fast", None)),
+    *(("betas", bad) for bad in ((1.0, 0.9), (0.9, -0.1), (0.9,), (0.9, float("nan")))),
+    *(("eps", bad) for bad in (-1.0, float("nan"), "small")),
+    *(("weight_decay", bad) for bad in (-0.1, float("inf"))),
+    *(("max_grad_norm", bad) for bad in (-1.0, float("nan"), "long")),
+    *(("ema_decay", bad) for bad in (-0.1, 1.5, "slow")),
+    *((name, True) for name in ("capturable", "differentiable")),
+]
+
+setting = st.sampled_from(
+    [(name, value) for name, options in SETTINGS.items() for value in options]
+)
+kinds = st.sampled_from(WILD)
+
+
+class CallersError(Exception):
+    """Raised by a closure."""
+
+
+class Slot:
+    """A parameter with what it and its state are to be."""
+
+    def __init__(self, values: Array, place: Any) -> None:
+        self.held = Guarded(values, place)
+        self.param = torch.nn.Parameter(torch.from_numpy(self.held.array))
+        self.expected = values
+        self.state: dict[str, Array] = {}
+        self.grad: Guarded | None = None
+
+    @property
+    def dtype(self) -> str:
+        return str(self.expected.dtype)
+
+
+class TorchMachine(RuleBasedStateMachine):
+    """One optimizer through one program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before = fusedadam.active_isa(), fusedadam.get_num_threads()
+        self.groups: list[list[Slot]] = []
+        self._guards: list[Guarded] = []
+
+    def teardown(self) -> None:
+        fusedadam.set_isa(self._before[0])
+        fusedadam.set_num_threads(self._before[1])
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [slot for group in self.groups for slot in group]
+
+    def _slots_of(self, specs: list[TensorSpec]) -> list[Slot]:
+        return [
+            Slot(numbers(self.rng, shape, dtype, "plain"), place) for shape, dtype, place in specs
+        ]
+
+    def _place(self) -> Any:
+        return PLACES[int(self.rng.integers(2))]
+
+    def _drawn(self, like: Array, kind: str) -> Array:
+        kind = kind if self.is_wild or kind in TAME else "plain"
+        return numbers(self.rng, like.shape, str(like.dtype), kind)
+
+    @initialize(
+        first=st.lists(tensors, min_size=1, max_size=4),
+        second=st.lists(tensors, max_size=2),
+        kind=st.sampled_from([Adam, AdamW]),
+        amsgrad=st.booleans(),
+        extras=st.booleans(),
+        is_wild=st.booleans(),
+        seed=seeds,
+        isa=st.sampled_from(fusedadam.supported_isas()),
+        threads=st.integers(1, 4),
+    )
+    def begin(
+        self,
+        first: list[TensorSpec],
+        second: list[TensorSpec],
+        kind: Any,
+        amsgrad: bool,
+        extras: bool,
+        is_wild: bool,
+        seed: int,
+        isa: str,
+        threads: int,
+    ) -> None:
+        TALLY["programs"] += 1
+        self.rng = np.random.default_rng(seed)
+        self.is_wild = is_wild
+        fusedadam.set_isa(isa)
+        fusedadam.set_num_threads(threads)
+        self.kind = kind
+        self.options = {"amsgrad": amsgrad, "ema_decay": 0.9 if extras else None}
+        self.groups = [self._slots_of(first)]
+        if second:
+            self.groups.append(self._slots_of(second))
+        self.optimizer = self._new_optimizer(kind)
+
+    def _new_optimizer(self, kind: Any) -> Any:
+        groups = [{"params": [slot.param for slot in group]} for group in self.groups]
+        return kind(
+            groups, **(self.options if kind in STOCK else {"amsgrad": self.options["amsgrad"]})
+        )
+
+    # ---- the oracle
+
+    def _model_step(self, grads: list[Any]) -> None:
+        """Step what is expected; each gradient is None, an array, or row numbers and rows."""
+        summed = [oracle.sum_rows(*g) if isinstance(g, tuple) else (..., g) for g in grads]
+        present = [g for _, g in summed if g is not None]
+        bounds = [group["max_grad_norm"] or 0.0 for group in self.optimizer.param_groups]
+        norm = oracle.global_norm(present) if any(bounds) else 0.0
+        following = iter(zip(summed, grads, strict=True))
+        for group, slots, bound in zip(
+            self.optimizer.param_groups, self.groups, bounds, strict=True
+        ):
+            for slot in slots:
+                (rows, g), given = next(following)
+                if g is not None:
+                    is_long = 0 < bound <= norm
+                    self._model_step_of(
+                        slot, group, rows, g, bound / norm if is_long else 1.0, given
+                    )
+
+    @np.errstate(all="ignore")
+    def _model_step_of(
+        self, slot: Slot, group: dict[str, Any], rows: Any, g: Array, factor: float, given: Any
+    ) -> None:
+        factor *= -1.0 if group["maximize"] else 1.0
+        if factor != 1:
+            g = np.asarray(g.dtype.type(factor) * g)
+        state = slot.state
+        if not state:
+            state["step"] = np.zeros((), "float32")
+            for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] * group["amsgrad"])):
+                state[name] = np.zeros_like(slot.expected)
+        averages = group["ema_decay"] is not None
+        if averages and "ema" not in state:
+            state["ema"] = slot.expected.copy()
+        state["step"] = np.asarray(state["step"] + 1, "float32")
+        names = ["exp_avg", "exp_avg_sq"]
+        optional = {"vhat": ("max_exp_avg_sq", group["amsgrad"]), "ema": ("ema", averages)}
+        more = {key: name for key, (name, is_on) in optional.items() if is_on}
+        is_apart = self.kind is AdamW
+        stepped = oracle.adam_step(
+            slot.expected[rows],
+            g,
+            *(state[name][rows] for name in names),
+            **{key: state[name][rows] for key, name in more.items()},
+            step=int(state["step"]),
+            lr=float(group["lr"]),
+            beta_1=group["betas"][0],
+            beta_2=group["betas"][1],
+            epsilon=group["eps"],
+            bias_corrected_epsilon=not isinstance(given, tuple),
+            weight_decay=group["weight_decay"] if is_apart else None,
+            l2=0.0 if is_apart else group["weight_decay"],
+            ema_momentum=group["ema_decay"] or 0.0,
+            flush_denormals=group["eps"] >= 1e-12,
+        )
+        wholes = [slot.expected, *(state[name] for name in (*names, *more.values()))]
+        for whole, new in zip(wholes, stepped, strict=True):
+            whole[rows] = new
+
+    # ---- steps
+
+    def _give_gradients(self, kind: str, forms: list[str]) -> list[Any]:
+        """Give parameters gradients; each as the oracle takes it, None for none."""
+        self._guards = []
+        given: list[Any] = []
+        for k, (slot, group) in enumerate(self._with_groups()):
+            form = forms[k % len(forms)]
+            drawn = self._drawn(slot.expected, kind)
+            slot.grad = None
+            if form == "none":
+                slot.param.grad = None
+                given.append(None)
+            elif form == "rows" and drawn.ndim and not group["zero_grad_in_step"]:
+                given.append(self._give_rows(slot, kind))
+            elif form == "strided" and drawn.ndim > 1:
+                held = Guarded(np.ascontiguousarray(drawn.T), self._place())
+                slot.param.grad = torch.from_numpy(held.array.T)
+                slot.grad = held
+                given.append(drawn)
+            else:
+                held = Guarded(drawn, self._place())
+                slot.param.grad = torch.from_numpy(held.array)
+                slot.grad = held
+                given.append(drawn)
+        return given
+
+    def _give_rows(self, slot: Slot, kind: str) -> tuple[Array, Array]:
+        count = len(slot.expected)
+        named = self.rng.integers(0, count, self.rng.integers(0, 20) if count else 0)
+        indices = Guarded(named.astype("int64"), self._place())
+        like = np.empty((len(named), *slot.expected.shape[1:]), slot.dtype)
+        rows = Guarded(self._drawn(like, kind), self._place())
+        self._guards += [indices, rows]
+        slot.param.grad = torch.sparse_coo_tensor(
+            torch.from_numpy(indices.array)[None],
+            torch.from_numpy(rows.array),
+            slot.param.shape,
+            check_invariants=False,
+        )
+        return indices.array.copy(), rows.array.copy()
+
+    def _with_groups(self) -> list[tuple[Slot, dict[str, Any]]]:
+        return [
+            (slot, group)
+            for slots, group in zip(self.groups, self.optimizer.param_groups, strict=True)
+            for slot in slots
+        ]
+
+    @rule(
+        kind=kinds,
+        forms=st.lists(
+            st.sampled_from(["new", "new", "new", "none", "strided", "rows"]),
+            min_size=1,
+            max_size=4,
+        ),
+        by_closure=st.booleans(),
+    )
+    def step(self, kind: str, forms: list[str], by_closure: bool) -> None:
+        self._step(kind, forms, by_closure=by_closure)
+
+    @rule(kind=kinds)
+    def step_of_all(self, kind: str) -> None:
+        """By itself a rule among many is too seldom chosen."""
+        self._step(kind, ["new"])
+
+    def _step(self, kind: str, forms: list[str], *, by_closure: bool = False) -> None:
+        grads = self._give_gradients(kind, forms)
+        self._model_step(grads)
+        TALLY["calls"] += 1
+        if by_closure:
+            assert self.optimizer.step(lambda: 0.25) == 0.25
+        else:
+            assert self.optimizer.step() is None
+        self._check_gradients(grads)
+
+    def _check_gradients(self, grads: list[Any], *, refused: bool = False) -> None:
+        for (slot, group), g in zip(self._with_groups(), grads, strict=True):
+            if slot.grad is not None:
+                left = np.zeros_like(g) if group["zero_grad_in_step"] and not refused else g
+                assert_same_bits(slot.param.grad.numpy(), left, "grad after the call")
+                slot.grad.assert_canaries_alive()
+            elif isinstance(g, tuple):
+                assert_same_bits(slot.param.grad._values().numpy(), g[1], "rows after the call")
+        for held in self._guards:
+            held.assert_canaries_alive()
+
+    @rule(chosen=setting, index=st.integers(0, 1))
+    def set(self, chosen: tuple[str, Any], index: int) -> None:
+        name, value = chosen
+        groups = self.optimizer.param_groups
+        groups[index % len(groups)][name] = value
+
+    @rule()
+    def swap_ema(self) -> None:
+        TALLY["calls"] += 1
+        self.optimizer.swap_ema()
+        for slot in self.slots:
+            if "ema" in slot.state:
+                slot.expected, slot.state["ema"] = slot.state["ema"], slot.expected
+
+    @rule(kind=kinds)
+    def write_parameters(self, kind: str) -> None:
+        for slot in self.slots:
+            slot.expected = self._drawn(slot.expected, kind)
+            slot.held.array[...] = slot.expected
+
+    # ---- state
+
+    @rule()
+    def move_state_between_guards(self) -> None:
+        for slot in self.slots:
+            for name, value in self.optimizer.state.get(slot.param, {}).items():
+                if name != "step":
+                    held = Guarded(value.numpy(), self._place())
+                    self.optimizer.state[slot.param][name] = torch.from_numpy(held.array)
+                    self._guards.append(held)
+
+    @rule(kind=kinds)
+    def write_state(self, kind: str) -> None:
+        for slot in self.slots:
+            for name, mirror in slot.state.items():
+                if name == "step":
+                    continue
+                drawn = self._drawn(mirror, kind)
+                mirror[...] = np.abs(drawn) if name.endswith("sq") else drawn
+                self.optimizer.state[slot.param][name].numpy()[...] = mirror
+
+    @rule(way=st.sampled_from(["copy", "file", "stock"]))
+    def load_state_dict(self, way: str) -> None:
+        """Go on with another optimizer that loads this one's state."""
+        TALLY["calls"] += 1
+        saved = copy.deepcopy(self.optimizer.state_dict())
+        if way == "file":
+            file = io.BytesIO()
+            torch.save(saved, file)
+            file.seek(0)
+            saved = torch.load(file, weights_only=True)
+        elif way == "stock":
+            stock = self._new_optimizer(STOCK[self.kind])
+            stock.load_state_dict(saved)
+            saved = copy.deepcopy(stock.state_dict())
+        self.optimizer = self._new_optimizer(self.kind)
+        self.optimizer.load_state_dict(saved)
+
+    @rule(specs=st.lists(tensors, min_size=1, max_size=2), decay=st.sampled_from([0.0, 0.1]))
+    def add_param_group(self, specs: list[TensorSpec], decay: float) -> None:
+        if len(self.groups) > 2:
+            return
+        TALLY["calls"] += 1
+        slots = self._slots_of(specs)
+        self.optimizer.add_param_group(
+            {"params": [slot.param for slot in slots], "weight_decay": decay}
+        )
+        self.groups.append(slots)
+
+    # ---- faults
+
+    def _refused(self, call: Callable[[], object], *errors: type[BaseException]) -> None:
+        TALLY["refused calls"] += 1
+        with pytest.raises(errors or (TypeError, ValueError, RuntimeError)):
+            call()
+
+    @rule(bad=st.sampled_from(BAD_SETTINGS), index=st.integers(0, 1))
+    def step_with_bad_setting(self, bad: tuple[str, Any], index: int) -> None:
+        name, value = bad
+        grads = self._give_gradients("plain", ["new"])
+        group = self.optimizer.param_groups[index % len(self.optimizer.param_groups)]
+        before, group[name] = group[name], value
+        try:
+            self._refused(self.optimizer.step)
+        finally:
+            group[name] = before
+        self._check_gradients(grads, refused=True)
+
+    @rule(
+        name=st.sampled_from(["exp_avg", "exp_avg_sq", "step"]),
+        fault=st.sampled_from(["shape", "dtype", "missing", "overlap", "NaN", "half"]),
+    )
+    def step_with_bad_state(self, name: str, fault: str) -> None:
+        filled = [slot for slot in self.slots if slot.state and slot.expected.size]
+        if not filled:
+            return
+        grads = self._give_gradients("plain", ["new"])
+        slot = filled[int(self.rng.integers(len(filled)))]
+        state = self.optimizer.state[slot.param]
+        good = state[name]
+        bad: dict[str, Any] = {
+            "shape": torch.zeros(slot.expected.size + 1, dtype=good.dtype),
+            "dtype": torch.zeros(good.shape, dtype=torch.int32),
+            "overlap": slot.param.detach(),
+            "NaN": torch.tensor(float("nan")),
+            "half": torch.tensor(0.5),
+        }
+        if (name == "step") != (fault in ("NaN", "half")) or fault == "missing":
+            fault = "half" if name == "step" else "missing"
+        if fault == "missing":
+            del state[name]
+        else:
+            state[name] = bad[fault]
+        try:
+            self._refused(self.optimizer.step, KeyError, TypeError, ValueError, RuntimeError)
+        finally:
+            state[name] = good
+        self._check_gradients(grads, refused=True)
+
+    @rule(fault=st.sampled_from(["shape", "rows beyond", "overlap", "a param to zero"]))
+    def step_with_bad_array(self, fault: str) -> None:
+        filled = [k for k, slot in enumerate(self.slots) if slot.expected.size]
+        if not filled:
+            return
+        grads = self._give_gradients("plain", ["new"])
+        k = int(self.rng.choice(filled))
+        slot, group = self._with_groups()[k]
+        slot.grad = None
+        grads[k] = None
+        if fault == "shape":
+            slot.param.grad.data = torch.zeros(slot.expected.size + 1, dtype=slot.param.dtype)
+        elif fault == "rows beyond" and slot.expected.ndim:
+            rows = torch.zeros((1, *slot.param.shape[1:]), dtype=slot.param.dtype)
+            slot.param.grad = torch.sparse_coo_tensor(
+                torch.tensor([[len(slot.param)]]), rows, slot.param.shape, check_invariants=False
+            )
+        elif fault == "a param to zero" and group["zero_grad_in_step"]:
+            slot.param.grad = slot.param.detach()
+        else:
+            self._step_with_overlap(slot)
+            return
+        self._refused(self.optimizer.step)
+        self._check_gradients(grads, refused=True)
+        slot.param.grad = None
+
+    def _step_with_overlap(self, slot: Slot) -> None:
+        """Another parameter in the memory of this one."""
+        twins = [
+            other
+            for other in self.slots
+            if other is not slot
+            and (other.expected.shape, other.dtype) == (slot.expected.shape, slot.dtype)
+        ]
+        if not twins:
+            slot.param.grad = None
+            return
+        slot.param.grad = torch.zeros_like(slot.param)
+        other = twins[0]
+        own = other.param.data
+        other.param.data = slot.param.data
+        try:
+            self._refused(self.optimizer.step)
+        finally:
+            other.param.data = own
+        slot.param.grad = None
+
+    @rule()
+    def closure_that_raises(self) -> None:
+        def closure() -> None:
+            raise CallersError
+
+        grads = self._give_gradients("plain", ["new"])
+        self._refused(lambda: self.optimizer.step(closure), CallersError)
+        self._check_gradients(grads, refused=True)
+
+    @rule(fault=st.sampled_from(["again", "integers", "no tensor", *map(str, range(6))]))
+    def add_bad_param_group(self, fault: str) -> None:
+        fresh = torch.nn.Parameter(torch.ones(2))
+        group: dict[str, Any] = {"params": [fresh]}
+        if fault == "again":
+            group["params"] = [self.slots[0].param]
+        elif fault == "integers":
+            group["params"] = [torch.ones(2, dtype=torch.int32), 3]
+        elif fault == "no tensor":
+            group["params"] = [np.ones(2)]
+        else:
+            name, value = BAD_SETTINGS[int(fault) * 3]
+            group[name] = value
+        self._refused(lambda: self.optimizer.add_param_group(group))
+        assert len(self.optimizer.param_groups) == len(self.groups)
+
+    @rule()
+    def load_bad_state_dict(self) -> None:
+        saved = copy.deepcopy(self.optimizer.state_dict())
+        saved["param_groups"].append(saved["param_groups"][0])
+        self._refused(lambda: self.optimizer.load_state_dict(saved), ValueError)
+
+    # ---- after each call
+
+    @invariant()
+    def everything_is_as_the_oracle_says(self) -> None:
+        for slot in self.slots:
+            assert_same_bits(slot.held.array, slot.expected, "param")
+            slot.held.assert_canaries_alive()
+            assert slot.param.data_ptr() == slot.held.array.ctypes.data or not slot.expected.size
+            state = self.optimizer.state.get(slot.param, {})
+            assert sorted(state) == sorted(slot.state), "names of state"
+            for name, expected in slot.state.items():
+                assert_same_bits(state[name].numpy(), expected, name)
+        for held in self._guards:
+            held.assert_canaries_alive()
+
+
+def test_programs_of_torch_equal_oracle() -> None:
+    fuzz_runs.run_programs(TorchMachine, 20)
+    assert TALLY["refused calls"] > 0 < TALLY["calls"]
