@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT
+//
+// adam_step() by every overload: some calls one after the other, of which the last one may be
+// handed tensors that must be refused. Each call runs with every instruction set and 1, 2 and 3
+// threads, from memory that faults beyond its ends, and must give the bits of
+// tests/cpp/reference.hpp; what is refused must leave every byte as it was.
+#include "checks.hpp"
+#include "faults.hpp"
+#include "fenced.hpp"
+#include "input.hpp"
+
+namespace fusedadam::fuzz {
+namespace {
+
+enum class Entry : std::uint8_t { groups, one_group, any_by_number, floats, doubles };
+
+struct Calls {
+  Entry entry{};
+  std::vector<reference::Group> groups;
+  std::vector<AdamOptions> options;
+  AdamProgress progress;
+
+  bool by_number() const { return entry >= Entry::any_by_number; }
+};
+
+reference::AnyArrays drawn_tensor(Input& in, Entry entry, std::size_t size) {
+  const bool single = entry == Entry::floats || (entry != Entry::doubles && in.ConsumeBool());
+  if (single) return drawn_arrays<float>(in, size);
+  return drawn_arrays<double>(in, size);
+}
+
+Calls drawn_calls(Input& in) {
+  Calls calls{.entry = static_cast<Entry>(in.ConsumeIntegralInRange(0, 4))};
+  const int groups = calls.entry == Entry::groups ? in.ConsumeIntegralInRange(0, 3) : 1;
+  AdamSettings common = drawn_common_settings(in);
+  for (int i = 0; i < groups; ++i) {
+    if (i > 0 && seldom(in, 16)) common = drawn_common_settings(in);
+    reference::Group group{{}, drawn_settings(in, common)};
+    for (int n = in.ConsumeIntegralInRange(0, 3); n > 0; --n) {
+      group.tensors.push_back(drawn_tensor(in, calls.entry, drawn_size(in)));
+    }
+    calls.options.emplace_back(group.settings);
+    calls.groups.push_back(std::move(group));
+  }
+  if (calls.by_number()) {
+    calls.progress.iterations = drawn_count(in);
+  } else {
+    calls.progress = drawn_progress(in, common);
+  }
+  return calls;
+}
+
+void draw_gradients(Input& in, Calls& calls) {
+  reference::for_each_tensor(calls.groups,
+                             [&]<class T>(reference::Arrays<T>& a, const AdamSettings&) {
+                               a.grad = numbers<T>(in, a.grad.size());
+                             });
+}
+
+// ---- what must be refused ----------------------------------------------------------------------
+
+using Tensors = std::vector<std::vector<AnyTensor>>;  // by group
+
+bool may_step(const Calls& calls, const Tensors& tensors) {
+  const AdamSettings first = calls.groups.empty() ? AdamSettings{} : calls.groups[0].settings;
+  if (!is_allowed(calls.progress, first)) return false;
+  if (calls.by_number() && (first.dynamic_loss_scale || first.gradient_accumulation_steps > 1))
+    return false;
+  std::vector<Range> ranges;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const AdamSettings& s = calls.groups[i].settings;
+    if (s.loss_scale != first.loss_scale || s.dynamic_loss_scale != first.dynamic_loss_scale ||
+        s.skip_nonfinite != first.skip_nonfinite ||
+        s.gradient_accumulation_steps != first.gradient_accumulation_steps) {
+      return false;
+    }
+    for (const AnyTensor& tensor : tensors[i]) {
+      if (!add_all(ranges, tensor, s)) return false;
+    }
+  }
+  return apart(ranges);
+}
+
+// ---- one call ----------------------------------------------------------------------------------
+
+using AnyFenced = std::variant<FencedTensor<float>, FencedTensor<double>>;
+
+// A copy of all tensors.
+class Memory {
+ public:
+  Memory(const std::vector<reference::Group>& groups, unsigned placement) : groups_(groups) {
+    for (const reference::Group& group : groups) {
+      for (const reference::AnyArrays& any : group.tensors) {
+        std::visit(
+            [&]<class T>(const reference::Arrays<T>& arrays) {
+              fenced_.emplace_back(FencedTensor<T>(arrays, placement++));
+            },
+            any);
+      }
+    }
+  }
+
+  Tensors tensors() const {
+    Tensors all;
+    auto next = fenced_.begin();
+    for (const reference::Group& group : groups_) {
+      all.emplace_back();
+      for (std::size_t i = 0; i < group.tensors.size(); ++i) {
+        all.back().push_back(
+            std::visit([](const auto& f) { return AnyTensor(f.tensor()); }, *next++));
+      }
+    }
+    return all;
+  }
+
+  std::vector<reference::Group> contents() const {
+    std::vector<reference::Group> groups = groups_;
+    auto next = fenced_.begin();
+    for (reference::Group& group : groups) {
+      for (reference::AnyArrays& any : group.tensors) {
+        any = std::visit([](const auto& f) { return reference::AnyArrays(f.arrays()); }, *next++);
+      }
+    }
+    return groups;
+  }
+
+ private:
+  const std::vector<reference::Group>& groups_;
+  std::vector<AnyFenced> fenced_;
+};
+
+bool same_contents(const std::vector<reference::Group>& a, const std::vector<reference::Group>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    for (std::size_t k = 0; k < a[i].tensors.size(); ++k) {
+      const bool same = std::visit(
+          [&]<class T>(const reference::Arrays<T>& arrays) {
+            return same_bytes(arrays, std::get<reference::Arrays<T>>(b[i].tensors[k]));
+          },
+          a[i].tensors[k]);
+      if (!same) return false;
+    }
+  }
+  return true;
+}
+
+// False where the tensors are then fit for no call.
+bool apply(const Fault& fault, Tensors& tensors) {
+  std::vector<AnyTensor*> all;
+  for (auto& group : tensors) {
+    for (AnyTensor& tensor : group) all.push_back(&tensor);
+  }
+  if (all.empty()) return true;
+  const AnyTensor other = *all[fault.other % all.size()];
+  return std::visit([&](auto& tensor) { return apply(fault, tensor, other); },
+                    *all[fault.tensor % all.size()]);
+}
+
+template <class T>
+std::vector<Tensor<T>> of_type(const std::vector<AnyTensor>& tensors) {
+  std::vector<Tensor<T>> all;
+  for (const AnyTensor& any : tensors) all.push_back(std::get<Tensor<T>>(any));
+  return all;
+}
+
+StepOutcome step(const Calls& calls, const Tensors& tensors, AdamProgress& progress) {
+  // Wraps around where the count is the largest there is.
+  const auto number =
+      static_cast<std::int64_t>(static_cast<std::uint64_t>(progress.iterations) + 1);
+  switch (calls.entry) {
+    case Entry::one_group:
+      return adam_step(tensors[0], calls.options[0], progress);
+    case Entry::any_by_number:
+      return adam_step(tensors[0], calls.options[0], number);
+    case Entry::floats:
+      return adam_step(of_type<float>(tensors[0]), calls.options[0], number);
+    case Entry::doubles:
+      return adam_step(of_type<double>(tensors[0]), calls.options[0], number);
+    case Entry::groups:
+      break;
+  }
+  std::vector<AdamGroup> groups;
+  for (std::size_t i = 0; i < tensors.size(); ++i) groups.push_back({tensors[i], calls.options[i]});
+  return adam_step(groups, progress);
+}
+
+struct Result {
+  std::vector<reference::Group> groups;
+  AdamProgress progress;
+  StepOutcome outcome{};
+};
+
+// The reference's powers take time that grows with the square of the step. Where a fault that is
+// let pass has moved an array, the reference does not know where to.
+bool has_reference(const Calls& calls, const Fault& fault) {
+  return calls.progress.iterations < 300 && fault.kind != Fault::Kind::overlap;
+}
+
+Result expected_result(const Calls& calls) {
+  Result result{calls.groups, calls.progress};
+  result.outcome = reference::step(result.groups, result.progress);
+  return result;
+}
+
+// Nothing where the call is refused.
+std::optional<Result> check_call(const Calls& calls, const Fault& fault, const Caller& caller) {
+  std::optional<Result> expected;
+  for_each_machine(caller.threaded, [&](unsigned machine) {
+    const Memory memory(calls.groups, machine);
+    Tensors tensors = memory.tensors();
+    const bool fit = apply(fault, tensors);
+    const bool allowed = may_step(calls, tensors);
+    if (allowed && !fit) return;
+    Result actual{{}, calls.progress};
+    const auto outcome =
+        attempt(caller.rounding, [&] { return step(calls, tensors, actual.progress); });
+    require(outcome.has_value() == allowed, "a call is refused where it must be, and only there");
+    actual.groups = memory.contents();
+    if (!allowed) {
+      require(same_contents(actual.groups, calls.groups), "a call that is refused writes nothing");
+      require(same_bytes(actual.progress, calls.progress), "a call that is refused counts nothing");
+      return;
+    }
+    actual.outcome = *outcome;
+    if (!expected) expected = has_reference(calls, fault) ? expected_result(calls) : actual;
+    require(same_bits(actual.groups, expected->groups));
+    require(actual.outcome == expected->outcome, "the outcome");
+    require(calls.by_number() || actual.progress == expected->progress, "the progress");
+  });
+  return expected;
+}
+
+}  // namespace
+}  // namespace fusedadam::fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace fusedadam::fuzz;
+  Input in(data, size);
+  const Caller caller = drawn_caller(in);
+  // First, since bytes may run out in the tensors.
+  const Fault last_fault = drawn_fault(in);
+  const int last = in.ConsumeIntegralInRange(0, 2);
+  Calls calls = drawn_calls(in);
+  for (int call = 0; call <= last; ++call) {
+    const Fault fault = call == last ? last_fault : Fault{};
+    auto result = check_call(calls, fault, caller);
+    if (!result) break;
+    calls.groups = std::move(result->groups);
+    if (calls.by_number()) {
+      ++calls.progress.iterations;
+    } else {
+      calls.progress = result->progress;
+    }
+    draw_gradients(in, calls);
+  }
+  return 0;
+}
