@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -18,16 +19,32 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Run `code` with the helpers of these tests importable; kill it after `time_limit` seconds."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FUSEDADAM_", "OMP_"))}
-    paths = [str(Path(__file__).parent), inherited.get("PYTHONPATH", "")]
+    tests = Path(__file__).parent
+    paths = [str(tests), str(tests / "process"), inherited.get("PYTHONPATH", "")]
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    with subprocess.Popen(
+        command,
         env=inherited | (environment or {}),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=time_limit,
-        check=False,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=time_limit)
+        except BaseException:
+            _kill(process)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill it with the processes that it started, which may be what hangs."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def output_of(code: str, *, environment: dict[str, str] | None = None) -> str:

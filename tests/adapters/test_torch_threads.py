@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Many threads of Python that step optimizers of torch: different ones at once, and the same one."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from helpers import running
+from torch_helpers import KINDS, LARGE, SHAPES, assert_everything_same_bits, everything
+
+torch: Any = pytest.importorskip("torch")
+
+THREADS = 8
+STEPS = 5
+
+
+class Model:
+    """Parameters with an optimizer; dense ones, or a table whose gradients have rows."""
+
+    def __init__(self, number: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        kind = KINDS[number % len(KINDS)]
+        self.indices = torch.randint(0, 900, (64,), generator=generator)
+        self.sparse = number % 3 == 2
+        shapes = [(900, 48)] if self.sparse else (LARGE if number % 2 else SHAPES)
+        self.params = [
+            torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes
+        ]
+        options = {} if number % 4 else {"max_grad_norm": 1.0, "ema_decay": 0.9}
+        self.optimizer = kind(self.params, lr=0.01, **options)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        if self.sparse:
+            rows = torch.nn.functional.embedding(self.indices, self.params[0], sparse=True)
+            loss = rows.square().sum()
+        else:
+            loss = sum(param.square().sum() for param in self.params)
+        loss.backward()
+        self.optimizer.step()
+
+
+def together(count: int, work: Callable[[int], object]) -> None:
+    """Run `work(0)` ... `work(count - 1)`, started at one moment."""
+    barrier = threading.Barrier(count)
+
+    def run(i: int) -> None:
+        barrier.wait()
+        work(i)
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        list(pool.map(run, range(count)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_different_optimizers_at_once(threads: int) -> None:
+    models, expected = ([Model(i) for i in range(THREADS)] for _ in range(2))
+
+    def train(model: Model) -> None:
+        for _ in range(STEPS):
+            model.step()
+
+    with running(threads=threads):
+        together(THREADS, lambda i: train(models[i]))
+        for model in expected:
+            train(model)
+    for model, alone in zip(models, expected, strict=True):
+        assert_everything_same_bits(everything(model.optimizer), everything(alone.optimizer))
+
+
+@pytest.mark.parametrize("number", range(3), ids=["small", "large", "rows"])
+def test_one_optimizer_from_several_threads(number: int) -> None:
+    # Its steps are serialised. The gradients stay the same, so the order of the threads is no matter.
+    model, alone = Model(number), Model(number)
+    model.step()
+    alone.step()
+
+    def work(_: int) -> None:
+        for _ in range(STEPS):
+            model.optimizer.step()
+
+    with running(threads=2):
+        together(4, work)
+        for _ in range(4 * STEPS):
+            alone.optimizer.step()
+    assert_everything_same_bits(everything(model.optimizer), everything(alone.optimizer))

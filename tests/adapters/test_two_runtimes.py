@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Two and three OpenMP runtimes in one process: torch, scikit-learn and this package, imported in several orders.
+
+The wheel of each brings its own copy of libgomp; whether this package shares one with another depends on how it was built. Each
+must find its threads, compute what it computes alone, and hold to limits that are set for all of them or for itself.
+"""
+
+from __future__ import annotations
+
+import pytest
+from fresh_python import output_of
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+OURS, TORCH, SKLEARN = "fusedadam", "torch", "sklearn.cluster"
+# Each is the first, and the last; this package is also between the others.
+ORDERS = [
+    (OURS, SKLEARN),
+    (SKLEARN, OURS),
+    (OURS, TORCH, SKLEARN),
+    (TORCH, OURS, SKLEARN),
+    (SKLEARN, TORCH, OURS),
+]
+FIRST_AND_LAST = (ORDERS[2], ORDERS[-1])  # this package's place among all three
+# What each library does, on several threads, and the check of what comes of it.
+WORKS = """
+    import os, warnings
+    import numpy as np, oracle, threadpoolctl
+    from helpers import assert_all_same_bits
+    rng = np.random.default_rng(0)
+    p, g = rng.standard_normal((2, 100_000)).astype("float32")
+    samples = rng.standard_normal((4_000, 8)).astype("float32")
+    reference, optimizer = oracle.OracleAdam([p]), fusedadam.Adam()
+
+    def step():
+        reference.step([g])
+        optimizer.apply_gradients([(g, p)])
+        assert_all_same_bits([p, *optimizer.weights], [*reference.params, *reference.weights()])
+
+    def product():
+        x = torch.ones(400, 400)
+        assert (x @ x).sum().item() == 400.0**3
+        assert torch.ones(1_000_000).add(1).sum().item() == 2_000_000
+
+    def k_means():
+        # Lloyd's iteration assigns each sample to the nearest centre.
+        model = sklearn.cluster.KMeans(4, n_init=1, max_iter=5, random_state=0).fit(samples)
+        distances = ((samples[:, None] - model.cluster_centers_) ** 2).sum(2)
+        assert (model.predict(samples) == distances.argmin(1)).mean() > 0.999  # but for ties
+
+    def runtimes():
+        infos = threadpoolctl.threadpool_info()
+        return [info for info in infos if info["user_api"] == "openmp"]
+"""
+DOES = {OURS: "step", TORCH: "product", SKLEARN: "k_means"}
+THREADS = {"OMP_NUM_THREADS": "3"}
+
+
+def script(order: tuple[str, ...], body: str) -> str:
+    """Import in this order, then run the body, where `works` are in the same order."""
+    imports = "".join(f"    import {name}\n" for name in order)
+    works = ", ".join(DOES[name] for name in order)
+    return f"{imports}{WORKS}\n    works = [{works}]\n{body}"
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=", ".join)
+def test_orders_of_imports(order: tuple[str, ...]) -> None:
+    body = """
+    # In turn, so that threads of one runtime still spin when those of the next are wanted.
+    for work in (works + works[::-1]) * 3:
+        work()
+    print("same")
+    """
+    assert output_of(script(order, body), environment=THREADS) == "same"
+
+
+@pytest.mark.parametrize("order", FIRST_AND_LAST, ids=", ".join)
+def test_all_at_once_from_threads_of_their_own(order: tuple[str, ...]) -> None:
+    body = """
+    import concurrent.futures, threading
+    barrier = threading.Barrier(len(works))
+
+    def repeat(work):
+        barrier.wait()
+        for _ in range(10):
+            work()
+
+    with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
+        list(pool.map(repeat, works))
+    print("same")
+    """
+    assert output_of(script(order, body), environment=THREADS) == "same"
+
+
+@pytest.mark.parametrize("order", FIRST_AND_LAST, ids=", ".join)
+def test_limits_hold_for_all_runtimes(order: tuple[str, ...]) -> None:
+    body = """
+    for work in works:
+        work()
+    before = fusedadam.get_num_threads(), torch.get_num_threads()
+    assert before[0] > 1
+    counts = {info["filepath"]: info["num_threads"] for info in runtimes()}
+    assert len(counts) > 1, "scikit-learn has one of its own"
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        assert {info["num_threads"] for info in runtimes()} == {1}
+        assert fusedadam.get_num_threads() == 1
+        for work in works:
+            work()
+    assert (fusedadam.get_num_threads(), torch.get_num_threads()) == before
+    assert {info["filepath"]: info["num_threads"] for info in runtimes()} == counts
+    fusedadam.set_num_threads(2)
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        assert fusedadam.get_num_threads() == 1
+    assert fusedadam.get_num_threads() == 2
+    for work in works:
+        work()
+    print("same")
+    """
+    assert output_of(script(order, body), environment=THREADS) == "same"
+
+
+def test_a_number_of_threads_for_steps_is_for_steps_alone() -> None:
+    body = """
+    before = {info["filepath"]: info["num_threads"] for info in runtimes()}
+    for count in (1, 2, 5):
+        fusedadam.set_num_threads(count)
+        for work in works:
+            work()
+        assert {info["filepath"]: info["num_threads"] for info in runtimes()} == before
+    print("same")
+    """
+    assert output_of(script((OURS, SKLEARN, TORCH), body), environment=THREADS) == "same"

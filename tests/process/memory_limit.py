@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""Calls that run out of memory: under a limit of the address space that rises until they succeed.
+
+For an interpreter of its own, with MALLOC_MMAP_THRESHOLD_ set, so that every large array is memory
+that the limit is asked for, and not what malloc has kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fusedadam
+import numpy as np
+from fusedadam import Adam
+from interrupts import Case
+
+# Of each array: far above what Python and NumPy allocate besides.
+MIB = 1 << 20
+_ELEMENTS = MIB // 4
+# From one limit to the next; half an array, so that each array is missing once.
+_RISE = MIB // 2
+
+
+def _address_space() -> int:
+    status = Path("/proc/self/status").read_text("ascii")
+    found = re.search(r"VmSize:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+@contextlib.contextmanager
+def limited(more: int) -> Iterator[None]:
+    """Only so many bytes more than now."""
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + more, unlimited[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+
+
+def exhaust(make: Callable[[], Case], errors: tuple[type[Exception], ...] = (MemoryError,)) -> int:
+    """Make a call with ever more memory until it succeeds; how often it failed.
+
+    Each failure is one of `errors`, leaves everything as it was, and the call then
+    succeeds with the right results where there is memory.
+    """
+    undone, done, on = make(), make(), make()
+    before = undone.observe()
+    done.call()
+    after = done.observe()
+    on.call()
+    on.go_on()
+    after_and_on = on.observe()
+    failures = 0
+    while True:
+        case = make()
+        try:
+            with limited(failures * _RISE):
+                case.call()
+        except errors:
+            failures += 1
+            assert failures < 100, "it never succeeds"
+            assert case.observe() == before, f"failure {failures} has changed something"
+            case.call()
+        else:
+            assert case.observe() == after
+            return failures
+        assert case.observe() == after
+        case.go_on()
+        assert case.observe() == after_and_on
+
+
+class Steps(Case):
+    """A call of an optimizer after some others."""
+
+    def __init__(self, calls: int = 0, shape: tuple[int, ...] = (_ELEMENTS,), **options: object):
+        ascending = np.arange(_ELEMENTS, dtype=np.float32).reshape(shape)
+        self.optimizer = Adam(**options)  # type: ignore[arg-type]
+        self.params = [ascending / 7]
+        self.grads = [ascending / 3]
+        for _ in range(calls):
+            self.go_on()
+
+    def call(self) -> object:
+        return self.optimizer.apply_gradients([(self.grads[0], self.params[0])])
+
+    def go_on(self) -> object:
+        return self.optimizer.apply_gradients([(self.grads[0], self.params[0])])
+
+    def observe(self) -> object:
+        arrays = [*self.params, *self.optimizer.weights, *self.optimizer.ema]
+        return [a.tobytes() for a in arrays], self.optimizer._progress.as_dict()
+
+
+class Build(Steps):
+    """Moments ahead of the first step."""
+
+    def call(self) -> object:
+        self.optimizer.build(self.params)
+        return None
+
+
+class Copied(Steps):
+    """A step by a gradient that is not contiguous, and so is copied."""
+
+    def __init__(self) -> None:
+        super().__init__(1, shape=(1024, _ELEMENTS // 1024))
+        self.strided = np.asfortranarray(self.grads[0])
+
+    def call(self) -> object:
+        return self.optimizer.apply_gradients([(self.strided, self.params[0])])
+
+
+class Sparse(Steps):
+    """A step by rows of which some are named twice, and so are added up."""
+
+    def __init__(self, calls: int, lazy: bool) -> None:
+        super().__init__(calls, shape=(1024, _ELEMENTS // 1024))
+        self.lazy = lazy
+        self.indices = np.concatenate([np.arange(1000), np.arange(24)])
+
+    def call(self) -> object:
+        return self.optimizer.apply_sparse(
+            self.indices, self.grads[0], self.params[0], lazy=self.lazy
+        )
+
+
+class Clipped(Steps):
+    """Clipped copies of gradients."""
+
+    def __init__(self) -> None:
+        super().__init__(1, clipnorm=0.5)
+
+    def call(self) -> object:
+        return self.optimizer.get_gradients(self.grads, self.params)
+
+
+class Copies(Steps):
+    """Copies of the weights."""
+
+    def call(self) -> object:
+        return self.optimizer.get_weights()
+
+
+class Weights(Steps):
+    """A state that is taken over, in another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.new = [np.array(7), *(np.linspace(0, 1, _ELEMENTS) for _ in range(2))]
+
+    def call(self) -> object:
+        self.optimizer.set_weights(self.new)
+        return None
+
+
+class Saved(Steps):
+    """A file: what is written lies in memory already, so that it needs next to none."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.path = Path(tempfile.mkdtemp()) / "state"
+
+    def call(self) -> object:
+        self.optimizer.save(self.path)
+        return None
+
+
+class Loaded(Saved):
+    """An optimizer from a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.optimizer.save(self.path)
+
+    def call(self) -> object:
+        return Adam.load(self.path, self.params)
+
+
+class Pickled(Steps):
+    """A copy by way of `pickle`."""
+
+    def call(self) -> object:
+        return self.optimizer.__reduce_ex__(5)
+
+
+class Averages(Steps):
+    """An exchange, which needs no memory."""
+
+    def __init__(self) -> None:
+        super().__init__(1, use_ema=True)
+
+    def call(self) -> object:
+        self.optimizer.swap_ema()
+        self.optimizer.swap_ema()
+        return None
+
+
+# The least number of failures: of arrays that are missing once.
+CASES: dict[str, tuple[Callable[[], Case], int]] = {
+    "build": (Build, 2),
+    "first step": (Steps, 2),
+    "first step, more state": (
+        lambda: Steps(amsgrad=True, use_ema=True, gradient_accumulation_steps=2),
+        5,
+    ),
+    "step": (lambda: Steps(1, clipnorm=1.0), 0),
+    "gradient that is copied": (Copied, 1),
+    "first sparse step": (lambda: Sparse(0, lazy=True), 3),
+    "sparse step": (lambda: Sparse(1, lazy=True), 1),
+    "dense step of sparse gradients": (lambda: Sparse(1, lazy=False), 1),
+    "get_gradients": (Clipped, 1),
+    "get_weights": (lambda: Copies(1), 2),
+    "set_weights": (Weights, 2),
+    "save": (Saved, 0),
+    "load": (Loaded, 2),
+    "pickle": (lambda: Pickled(1), 2),
+    "swap_ema": (Averages, 0),
+}
+
+
+def exhaust_named(name: str) -> int:
+    """Do it for one of `CASES`."""
+    make, least = CASES[name]
+    # Threads of an OpenMP runtime that cannot be started end the process.
+    fusedadam.set_num_threads(1)
+    failures = exhaust(make)
+    assert failures >= least, f"{failures} failures"
+    return failures

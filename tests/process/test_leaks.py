@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: MIT
+"""References and memory stay as they are over many calls, and optimizers are freed."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import logging
+import mmap
+import os
+import pickle
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import autograd.numpy as anp
+import fusedadam
+import numpy as np
+import pytest
+from fusedadam import Adam
+from helpers import Array, misaligned, read_only
+from leaks import CALLS, assert_flat, expect, resident_bytes
+
+Call = Callable[[], object]
+
+
+def arrays(count: int = 4) -> list[Array]:
+    return [np.ones((3, 2), np.float32) for _ in range(count)]
+
+
+P, G, M, V = arrays()
+PAIRS = [(G, P)]
+SPARSE = np.array([1, 0, 1]), np.ones((3, 2), np.float32)
+
+
+def trained(**options: Any) -> Adam:
+    adam = Adam(**options)
+    adam.apply_gradients(PAIRS)
+    return adam
+
+
+def _steps() -> dict[str, Call]:
+    adam, mixed, sparse = trained(), trained(), trained()
+    everything = trained(
+        amsgrad=True, use_ema=True, clipnorm=1.0, weight_decay=0.1, loss_scale="dynamic"
+    )
+    accumulating, zeroing = trained(gradient_accumulation_steps=3), trained(zero_grad=True)
+    scheduled = trained(lr=lambda iterations: 0.1 / (1 + iterations))
+    strided = np.ones((2, 3), np.float32).T
+    others = [arrays(1), arrays(1)]
+
+    def swaps() -> None:
+        everything.swap_ema()
+        everything.swap_ema()
+
+    def rebinds() -> None:
+        others.reverse()
+        adam.apply_gradients([(G, others[0][0])])
+
+    return {
+        "apply_gradients": lambda: adam.apply_gradients(PAIRS),
+        "apply_gradients, lists": lambda: mixed.apply_gradients([[G, P]]),  # type: ignore[list-item]
+        "get_updates": lambda: adam.get_updates([G], [P]),
+        "get_updates, callable": lambda: mixed.get_updates(lambda p: anp.sum(p[0]), [P]),
+        "all options": lambda: everything.apply_gradients(PAIRS),
+        "accumulating": lambda: accumulating.apply_gradients(PAIRS),
+        "zero_grad": lambda: zeroing.apply_gradients([(V, P)]),
+        "schedule": lambda: scheduled.apply_gradients(PAIRS),
+        "copied gradient": lambda: mixed.apply_gradients([(strided, P)]),
+        "other parameters": rebinds,
+        "apply_sparse": lambda: sparse.apply_sparse(*SPARSE, P),
+        "apply_sparse, dense": lambda: sparse.apply_sparse(*SPARSE, P, lazy=False),
+        "adam_step": lambda: fusedadam.adam_step(P, G, M, V, step=1),
+        "swap_ema": swaps,
+    }
+
+
+def _builds() -> dict[str, Call]:
+    adam = trained()
+    everything = trained(amsgrad=True, use_ema=True, gradient_accumulation_steps=2)
+    config = everything.get_config()
+
+    def excludes() -> None:
+        adam.exclude_from_weight_decay([P])
+        adam.build([P])
+
+    return {
+        "new": Adam,
+        "new and stepped": lambda: Adam().apply_gradients(PAIRS),
+        "build": lambda: everything.build([P]),
+        "build, excluded": excludes,
+        "config": lambda: Adam.from_config(config),
+        "pickle": lambda: pickle.loads(pickle.dumps(everything)),
+        "deepcopy": lambda: copy.deepcopy(everything),
+    }
+
+
+def _reads() -> dict[str, Call]:
+    adam = trained(clipnorm=1.0, use_ema=True)
+    weights = adam.get_weights()
+
+    def sets_lr() -> None:
+        adam.lr = 0.5
+
+    return {
+        "weights": lambda: adam.weights,
+        "ema": lambda: adam.ema,
+        "get_weights": adam.get_weights,
+        "set_weights": lambda: adam.set_weights(weights),
+        "get_gradients": lambda: adam.get_gradients([G], [P]),
+        "global_norm": lambda: fusedadam.global_norm([G, P]),
+        "lr": sets_lr,
+        "repr": lambda: repr(adam),
+        "get_config": adam.get_config,
+        "threads": lambda: fusedadam.set_num_threads(fusedadam.get_num_threads()),
+        "isa": lambda: fusedadam.set_isa(fusedadam.active_isa()),
+    }
+
+
+def _failures() -> dict[str, Call]:
+    adam, swapped = trained(), trained(use_ema=True)
+    swapped.swap_ema()
+    double = G.astype(np.float64)
+    big = np.ones(7, np.float32)
+
+    def raises(_: Any) -> float:
+        raise ArithmeticError
+
+    def step(grad: Any, param: Any) -> Call:
+        return lambda: adam.apply_gradients([(grad, param)])
+
+    def first(param: Any) -> Call:
+        return lambda: Adam().build([param])
+
+    def both(error: type[BaseException], call: Call) -> Call:
+        return expect(error, call)
+
+    return {
+        "dtype of a gradient": both(TypeError, step(double, P)),
+        "shape of a gradient": both(ValueError, step(big, P)),
+        "no gradient": both(ValueError, step(None, P)),
+        "no array": both(TypeError, step("x", P)),
+        "no pair": both(TypeError, lambda: adam.apply_gradients([(G, P, P)])),  # type: ignore[list-item]
+        "no list": both(TypeError, lambda: adam.apply_gradients(3)),  # type: ignore[arg-type]
+        "too many": both(ValueError, lambda: adam.apply_gradients([(G, P), (V, M)])),
+        "other parameter": both(ValueError, step(big, big)),
+        "too few gradients": both(ValueError, lambda: adam.get_updates([], [P])),
+        "loss that raises": both(ArithmeticError, lambda: adam.get_updates(raises, [P])),
+        "loss that is none": both(TypeError, lambda: adam.get_updates(object(), [P])),
+        "read-only parameter": both(ValueError, first(read_only(P))),
+        "misaligned parameter": both(ValueError, first(misaligned(P))),
+        "integer parameter": both(TypeError, first(np.ones(3, np.int64))),
+        "parameter that is not contiguous": both(ValueError, first(np.ones((3, 2)).T)),
+        "parameters that overlap": both(ValueError, lambda: Adam().build([P, P])),
+        "first step": both(TypeError, lambda: Adam().apply_gradients([(double, P)])),
+        "index out of range": both(
+            ValueError, lambda: adam.apply_sparse(np.array([7, 0, 1]), SPARSE[1], P)
+        ),
+        "rows that do not fit": both(
+            ValueError, lambda: adam.apply_sparse(SPARSE[0], np.ones((1, 2), np.float32), P)
+        ),
+        "first sparse step": both(
+            ValueError, lambda: Adam().apply_sparse(np.array([7, 0, 1]), SPARSE[1], P)
+        ),
+        "hyper-parameter": both(ValueError, lambda: Adam(beta_1=2.0)),
+        "unknown option": both(TypeError, lambda: Adam(momentum=1.0)),  # type: ignore[call-arg]
+        "set attribute": both(ValueError, lambda: setattr(adam, "lr", -1.0)),
+        "structure": both(ValueError, lambda: setattr(adam, "amsgrad", True)),
+        "set_weights": both(ValueError, lambda: adam.set_weights([1, P])),
+        "swapped": both(ValueError, lambda: swapped.apply_gradients(PAIRS)),
+        "swap without averages": both(ValueError, adam.swap_ema),
+        "stateless": both(ValueError, lambda: fusedadam.adam_step(P, G, M, M, step=1)),
+        "step number": both(ValueError, lambda: fusedadam.adam_step(P, G, M, V, step=0)),
+        "norm": both(TypeError, lambda: fusedadam.global_norm([np.ones(2, np.int8)])),
+        "threads": both(ValueError, lambda: fusedadam.set_num_threads(0)),
+        "isa": both(ValueError, lambda: fusedadam.set_isa("mmx")),
+    }
+
+
+GROUPS: dict[str, Callable[[], dict[str, Call]]] = {
+    "steps": _steps,
+    "builds": _builds,
+    "reads": _reads,
+    "failures": _failures,
+}
+KINDS = [(group, name) for group, make in GROUPS.items() for name in make()]
+
+
+@pytest.mark.parametrize(("group", "name"), KINDS, ids=map(": ".join, KINDS))
+def test_nothing_stays(group: str, name: str) -> None:
+    assert_flat(GROUPS[group]()[name], [P, G, M, V, PAIRS, *SPARSE])
+
+
+def test_many_steps() -> None:
+    adam = trained()
+    calls = 100 * CALLS
+    assert_flat(lambda: adam.apply_gradients(PAIRS), [P, G, PAIRS], calls)
+    logging.getLogger(__name__).info(
+        "%d steps, %d calls of each of %d kinds", calls, CALLS, len(KINDS)
+    )
+
+
+def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)  # the disk must know of none of them
+    adam = trained(use_ema=True)
+    path, cut = tmp_path / "state", tmp_path / "cut"
+    adam.save(path)
+    cut.write_bytes(path.read_bytes()[:-4])
+    calls = max(400, CALLS // 10)
+    assert_flat(lambda: adam.save(path), [P, G], calls)
+    assert_flat(lambda: Adam.load(path, [P]), [P, G], calls)
+    assert_flat(expect(ValueError, lambda: Adam.load(cut, [P])), [P, G], calls)
+
+
+def _leak_reference(kept: list[Any]) -> object:
+    return ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+def _leak_malloc(_: list[Any]) -> object:
+    return ctypes.CDLL(None).malloc(1)
+
+
+def _leak_object(kept: list[Any]) -> object:
+    kept.append(object())
+    return None
+
+
+def _leak_page(kept: list[Any]) -> object:
+    kept.append(mmap.mmap(-1, 1))
+    return None
+
+
+def _leak_file(kept: list[Any]) -> object:
+    kept.append(Path(os.devnull).open("rb"))  # noqa: SIM115
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc and /proc")
+@pytest.mark.parametrize(
+    ("leak", "calls"),
+    [
+        (_leak_reference, 1000),
+        (_leak_malloc, 1000),
+        (_leak_object, 1000),
+        (_leak_page, 1000),
+        (_leak_file, 60),
+    ],
+)
+def test_a_leak_is_found(leak: Callable[[list[Any]], object], calls: int) -> None:
+    kept: list[Any] = []
+    with pytest.raises(AssertionError):
+        assert_flat(lambda: leak(kept), [kept], calls)
+    for one in kept:
+        if hasattr(one, "close"):
+            one.close()
+
+
+# ---- freed at once, without the cycle collector, which gigabytes of moments cannot wait for
+
+
+class Owner:
+    """Has a schedule of its own."""
+
+    def __init__(self) -> None:
+        self.first = 1.0
+
+    def rate(self, iterations: int) -> float:
+        return self.first / (1 + iterations)
+
+
+def _after_an_error() -> Adam:
+    adam = trained()
+    with pytest.raises(TypeError):
+        adam.apply_gradients([(G.astype(np.float64), P)])
+    return adam
+
+
+def _scheduled() -> Adam:
+    adam = Adam(lr=Owner().rate)
+    adam.apply_gradients(PAIRS)
+    return adam
+
+
+def _read() -> Adam:
+    adam = trained(use_ema=True)
+    _ = adam.weights, adam.ema, adam.get_config(), adam.learning_rate
+    adam.get_updates(lambda p: anp.sum(p[0] ** 2), [P])
+    return adam
+
+
+@pytest.mark.parametrize("make", [trained, _after_an_error, _scheduled, _read])
+def test_an_optimizer_is_freed_at_once(make: Callable[[], Adam]) -> None:
+    make()
+    gc.collect()
+    gc.disable()
+    try:
+        adam = make()
+        died = weakref.ref(adam)
+        del adam
+        assert died() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_moments_is_given_back() -> None:
+    param = np.ones(4 << 20, np.float32)
+    moments = 2 * param.nbytes
+    adam = Adam()
+    adam.build([param])
+    held = resident_bytes()
+    del adam
+    # All of it, but for what other threads of this process allocate meanwhile.
+    assert held - resident_bytes() > 0.9 * moments

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""Where memory cannot be had, a call raises MemoryError and has changed nothing.
+
+`tests/cpp/test_out_of_memory.cpp` lets each single allocation of the core fail; here the system
+refuses them, as `ulimit -v` makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+from fresh_python import output_of
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+
+# Every larger allocation is then asked of the system.
+_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+
+
+def test_out_of_memory() -> None:
+    code = """
+        import json, memory_limit
+        print(json.dumps({name: memory_limit.exhaust_named(name) for name in memory_limit.CASES}))
+    """
+    failures = json.loads(output_of(code, environment=_ENVIRONMENT))
+    logging.getLogger(__name__).info("failures of each call: %s", failures)
+    assert sum(failures.values()) > 20
+
+
+def test_threads_that_cannot_be_started() -> None:
+    # libgomp would end the process. 8 threads have stacks of some 64 MiB, and nothing else needs much.
+    code = """
+        import fusedadam, numpy as np
+        from helpers import assert_all_same_bits
+        from memory_limit import MIB, limited
+
+        threads = fusedadam.get_num_threads()
+        arrays, serial = ([np.linspace(0, i, 1 << 18) for i in range(4)] for _ in range(2))
+        for step, more in enumerate((0, MIB, 8 * MIB, 24 * MIB, 4096 * MIB), 1):
+            with limited(more):
+                fusedadam.adam_step(*arrays, step=step)
+            fusedadam.set_num_threads(1)
+            fusedadam.adam_step(*serial, step=step)
+            fusedadam.set_num_threads(threads)
+            assert_all_same_bits(arrays, serial)
+    """
+    output_of(code, environment={"OMP_NUM_THREADS": "8"})
