@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Check what a repaired wheel carries: the module, its types, libgomp, and nothing besides."""
+"""Check what a repaired wheel carries: the module, its types, libgomp, and nothing besides.
+
+And that the module was built to withstand what a memory error would let an attacker do. Needs readelf.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from elf_hardening import any_library_problems, module_problems
 
 REQUIRED = {
     "extension module": r"fusedadam/_core\..*\.so",
@@ -40,7 +47,20 @@ def problems(wheel: Path) -> list[str]:
     ]
     if "manylinux" not in wheel.name:
         found.append("has no manylinux tag")
-    return found
+    return found + list(library_problems(wheel))
+
+
+def library_problems(wheel: Path) -> Iterator[str]:
+    """Yield what is wrong with the shared libraries of a wheel."""
+    with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if ".so" not in Path(name).suffixes:
+                continue
+            path = Path(archive.extract(name, directory))
+            found = list(any_library_problems(path))
+            if re.fullmatch(REQUIRED["extension module"], name):
+                found += module_problems(path, "PyInit__core")
+            yield from (f"has {name}, which: {problem}" for problem in found)
 
 
 def main() -> int:

@@ -77,7 +77,7 @@ UPDATE_VARIANTS = 4
 # Whoever links the program supplies these, whichever kernels it holds. Nothing else: a function
 # of a library in a kernel may be one that was compiled for another instruction set, and a call
 # of memcpy or memset says that the compiler did not take a loop for what it is.
-ALLOWED_UNDEFINED = frozenset({"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"})
+ALLOWED_UNDEFINED = frozenset({"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail", "__stack_chk_guard"})
 
 
 def run(*command: str) -> list[str]:
