@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# Makes a CPython for AArch64 with NumPy and this package, for QEMU's user emulation to run:
+#
+#     .ci/aarch64_python.sh WORK PYTHON
+#     PYTHONPATH=WORK/site qemu-aarch64 -L WORK/root WORK/root/usr/bin/python3 ...
+#
+# WORK is a directory to work in, made if missing. PYTHON is one of this machine that has pip and
+# pybind11. The interpreter is Debian's, NumPy a wheel from PyPI, and the package is cross-compiled.
+#
+# Needs Debian's packages cmake g++-aarch64-linux-gnu and qemu-user, and apt-get to download (not
+# install) packages: it keeps lists of its own, and this machine's architectures stay as they are.
+set -euo pipefail
+
+if (($# != 2)); then
+  echo "usage: ${0##*/} WORK PYTHON" >&2
+  exit 2
+fi
+source=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+mkdir -p "$1"/{apt/lists/partial,debs,root,site}
+work=$(cd "$1" && pwd)
+python=$2
+root=$work/root
+
+# ---- the interpreter -----------------------------------------------------------------------------
+
+: >"$work/apt/status"
+cat >"$work/apt.conf" <<END
+APT::Architecture "arm64";
+APT::Architectures { "arm64"; };
+APT::Sandbox::User "$(id --user --name)";
+Dir::State "$work/apt";
+Dir::State::status "$work/apt/status";
+Dir::Cache "$work/apt";
+END
+export APT_CONFIG=$work/apt.conf
+apt-get update -qq
+version=$(apt-cache depends python3-minimal | sed -n 's/.*Depends: python\(3\.[0-9]*\)-minimal$/\1/p')
+packages=(
+  "python$version-minimal" "libpython$version-minimal" "libpython$version-stdlib"
+  "libpython$version-dev" libbz2-1.0 libc6 libexpat1 libffi8 libgcc-s1 libgomp1 liblzma5 libssl3
+  libstdc++6 zlib1g
+)
+(cd "$work/debs" && apt-get download -qq "${packages[@]}")
+for package in "$work"/debs/*.deb; do dpkg-deb --extract "$package" "$root"; done
+ln -sf "python$version" "$root/usr/bin/python3"
+
+# ---- what it imports -----------------------------------------------------------------------------
+
+"$python" -m pip install --quiet --no-deps --upgrade --target "$work/site" --only-binary=:all: \
+  --python-version "$version" --platform manylinux2014_aarch64 numpy==2.2.6 autograd safetensors
+cmake -S "$source" -B "$work/build" -DFUSEDADAM_PYTHON=ON \
+  -DCMAKE_TOOLCHAIN_FILE="$source/cmake/toolchains/aarch64-linux-gnu.cmake" \
+  -DCMAKE_CXX_FLAGS="-isystem $root/usr/include" \
+  -DPYBIND11_USE_CROSSCOMPILING=ON -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
+  -DPYTHON_MODULE_EXTENSION=.so -DPython_EXECUTABLE="$python" \
+  -DPython_INCLUDE_DIR="$root/usr/include/python$version"
+cmake --build "$work/build" --target _core
+cp -R "$source/src/python/fusedadam" "$work/site"
+cp "$work/build/_core.so" "$work/site/fusedadam"

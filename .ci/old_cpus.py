@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""Run the library on CPUs older than this one, in QEMU: same bits, and never an illegal instruction.
+
+    python .ci/old_cpus.py --tests build/release/tests/cpp/fusedadam_tests [--aarch64 WORK]
+
+in an environment with the wheel. On each model of a CPU, `step_digest.py` steps through every option
+and must come to the digest that it has on this machine with each instruction set, by the instruction
+sets that the model is to have; a FUSEDADAM_ISA beyond them must be refused by `import`. The C++ tests
+given run on the oldest model, on which no NumPy runs. WORK is what `aarch64_python.sh` made: the same
+steps, in the Python of another architecture.
+
+An emulator that executes whatever it is given would prove nothing: first, a program with a single
+newer instruction must be killed on each model that lacks it, and run on one that has it.
+
+Needs Debian's packages gcc, libc6-dev and qemu-user, and a NumPy that still runs on an x86-64 without
+SSE4.2: before 2.4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DIGEST = Path(__file__).with_name("step_digest.py")
+# Of one program; some 10 s are usual on a quiet machine.
+TIME_LIMIT_S = 600
+
+# One for each step in the history of the instruction sets.
+INSTRUCTIONS = {
+    "sse2": "paddd %xmm0, %xmm0",
+    "sse3": "addsubps %xmm0, %xmm0",
+    "ssse3": "pabsb %xmm0, %xmm0",
+    "sse4.2": "pcmpgtq %xmm0, %xmm0",
+    "avx": "vxorps %ymm0, %ymm0, %ymm0",
+    "avx2": "vpaddd %ymm0, %ymm0, %ymm0",
+    "avx512": "vpaddd %zmm0, %zmm0, %zmm0",
+}
+
+
+class Cpu(NamedTuple):
+    """A model of QEMU's: the last of INSTRUCTIONS that it executes, and what the library is to find."""
+
+    model: str
+    executes: str
+    isas: tuple[str, ...] = ("baseline",)
+    runs_numpy: bool = True
+
+
+CPUS = [
+    # What every x86-64 has, and no more.
+    Cpu("kvm64,-sse3", "sse2", runs_numpy=False),
+    Cpu("Opteron_G1", "sse3"),
+    Cpu("Nehalem", "sse4.2"),
+    Cpu("SandyBridge", "avx"),
+    # CPUID reports AVX and AVX2, and the operating system has not enabled their registers.
+    Cpu("Haswell,-xsave", "sse4.2"),
+    Cpu("Haswell", "avx2", ("avx2", "baseline")),
+]
+
+
+def run(
+    command: Sequence[str | os.PathLike[str]], *, cpu: Cpu | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, on a model of a CPU or on this one."""
+    emulator = ["qemu-x86_64", "-cpu", cpu.model] if cpu else []
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("FUSEDADAM_")}
+    return subprocess.run(
+        [*emulator, *command],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        check=False,
+    )
+
+
+def last_line(text: str) -> str:
+    """Return where a traceback has its message."""
+    return text.strip().rpartition("\n")[2]
+
+
+def emulator_problems(cpu: Cpu) -> Iterator[str]:
+    """Yield how the emulator differs from a CPU that has just the instructions it should have."""
+    names = list(INSTRUCTIONS)
+    has = names.index(cpu.executes)
+    with tempfile.TemporaryDirectory() as directory:
+        for i, name in enumerate(names):
+            program = Path(directory, "program")
+            code = f'int main(void) {{ __asm__ volatile("{INSTRUCTIONS[name]}"); }}'
+            subprocess.run(
+                ["gcc", "-x", "c", "-", "-o", program], input=code, text=True, check=True
+            )
+            status = run([program], cpu=cpu).returncode
+            if status != (0 if i <= has else -signal.SIGILL):
+                yield f"the emulator's {name} instruction ends with status {status}"
+
+
+def digest_of(
+    *isa: str, cpu: Cpu | None = None, python: Sequence[str] = (sys.executable,), **environment: str
+) -> dict[str, Any]:
+    """Run the program of the steps and return what it prints."""
+    done = run([*python, DIGEST, *isa], cpu=cpu, **environment)
+    if done.returncode:
+        return {"sha256": f"exit status {done.returncode}: {last_line(done.stderr)}"}
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def python_problems(cpu: Cpu, expected: dict[str, Any]) -> Iterator[str]:
+    """Yield what differs on this CPU."""
+    report = digest_of(cpu=cpu)
+    if report["sha256"] != expected["sha256"]:
+        yield f"other bits: {report['sha256']}"
+    elif tuple(report["supported"]) != cpu.isas or report["active"] != cpu.isas[0]:
+        yield f"instruction sets {report['supported']}, {report['active']} chosen, not {cpu.isas}"
+    for isa in {"avx512", "avx2"}.difference(cpu.isas):
+        done = run([sys.executable, "-c", "import fusedadam"], cpu=cpu, FUSEDADAM_ISA=isa)
+        message = (
+            "ImportError: FUSEDADAM_ISA must name an instruction set that this build and this CPU "
+            f"support ({', '.join(cpu.isas)}). Received: '{isa}'"
+        )
+        if done.returncode != 1 or last_line(done.stderr) != message:
+            yield f"FUSEDADAM_ISA={isa}: status {done.returncode}, {last_line(done.stderr)}"
+
+
+def aarch64_problems(work: Path, expected: dict[str, Any]) -> Iterator[str]:
+    """Yield what differs on AArch64."""
+    root = work.resolve() / "root"
+    report = digest_of(
+        python=["qemu-aarch64", "-L", str(root), str(root / "usr/bin/python3")],
+        PYTHONPATH=str(work.resolve() / "site"),
+    )
+    if report["sha256"] != expected["sha256"]:
+        yield f"other bits: {report['sha256']}"
+    elif report["supported"] != ["neon"]:
+        yield f"instruction sets {report['supported']}"
+
+
+def test_problems(cpu: Cpu, tests: Path, test_filter: str) -> Iterator[str]:
+    """Yield what the C++ tests report on this CPU."""
+    isas = ",".join(cpu.isas)
+    done = run([tests, f"--gtest_filter={test_filter}"], cpu=cpu, FUSEDADAM_EXPECTED_ISAS=isas)
+    if done.returncode or "[  PASSED  ]" not in done.stdout:
+        yield f"the C++ tests end with status {done.returncode}:\n{done.stdout}{done.stderr}"
+
+
+def main() -> int:
+    """Run all CPUs; return 1 if something is not as it should be."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tests", type=Path, required=True, help="C++ tests (fusedadam_tests)")
+    parser.add_argument("--filter", default="*", help="which of them, as GoogleTest takes it")
+    parser.add_argument("--aarch64", type=Path, metavar="WORK", help="from aarch64_python.sh")
+    args = parser.parse_args()
+    if platform.machine() != "x86_64":
+        parser.error(f"needs an x86-64 machine. Received: {platform.machine()}")
+
+    expected = digest_of()
+    print(f"this machine: {expected}")
+    own = {isa: digest_of(isa)["sha256"] for isa in expected["supported"]}
+    problems = [
+        f"this machine, {isa}: {sha256}"
+        for isa, sha256 in own.items()
+        if sha256 != expected["sha256"]
+    ]
+
+    def problems_of(cpu: Cpu) -> list[str]:
+        found = list(emulator_problems(cpu))
+        if cpu.runs_numpy:
+            found += python_problems(cpu, expected)
+        else:
+            found += test_problems(cpu, args.tests, args.filter)
+        return found
+
+    steps = f"{expected['steps']} steps, same digest"
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for cpu, found in zip(CPUS, pool.map(problems_of, CPUS), strict=True):
+            what = "FAILED" if found else steps if cpu.runs_numpy else "C++ tests passed"
+            print(f"{cpu.model}: {what} ({', '.join(cpu.isas)})", flush=True)
+            problems += [f"{cpu.model}: {problem}" for problem in found]
+    if args.aarch64:
+        found = list(aarch64_problems(args.aarch64, expected))
+        print(f"aarch64: {'FAILED' if found else steps} (neon)")
+        problems += [f"aarch64: {problem}" for problem in found]
+    print(*problems, sep="\n", file=sys.stderr, end="\n" if problems else "")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
