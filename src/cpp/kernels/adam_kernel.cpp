@@ -4,6 +4,13 @@
 // kernels/README.md before adding a line.
 #include "kernel_table.hpp"
 
+#if defined(_MSC_VER) && !defined(__clang__)
+// MSVC makes one instruction of these, and <cmath> would bring inline functions.
+extern "C" float __cdecl sqrtf(float);
+extern "C" double __cdecl sqrt(double);
+#pragma intrinsic(sqrt)
+#endif
+
 namespace {
 
 using fusedadam::AdamConstants;
@@ -11,14 +18,21 @@ using fusedadam::norm_lanes;
 using fusedadam::TensorStreams;
 using fusedadam::tile_size;
 
+#if defined(_MSC_VER) && !defined(__clang__)
+inline float square_root(float x) { return sqrtf(x); }
+inline double square_root(double x) { return sqrt(x); }
+// Of a zero the sign may stay: a magnitude is only compared.
+inline float magnitude(float x) { return x < 0 ? -x : x; }
+inline double magnitude(double x) { return x < 0 ? -x : x; }
+#else
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 inline double square_root(double x) { return __builtin_sqrt(x); }
-
 inline float magnitude(float x) { return __builtin_fabsf(x); }
 inline double magnitude(double x) { return __builtin_fabs(x); }
+#endif
 
 template <class T>
-constexpr T smallest_normal;
+constexpr T smallest_normal = T(0);
 template <>
 constexpr float smallest_normal<float> = 0x1p-126F;
 template <>
