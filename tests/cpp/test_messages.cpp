@@ -42,6 +42,7 @@ TEST(Messages, WriteNumbersAsPythonDoes) {
 
 TEST(Messages, NameElementsAndRules) {
   EXPECT_EQ(element_name("params", 3), "params[3]");
+  EXPECT_EQ(element_name("param", no_index), "param");
   EXPECT_EQ(broken_rule("x must be even", "x=1"), "x must be even. Received: x=1");
 }
 

@@ -109,6 +109,14 @@ TEST_F(RefusedSparseStep, SizesOutOfRange) {
   }
 }
 
+// By the sizes alone: neither a table nor gradients of that size are looked at.
+TEST_F(RefusedSparseStep, MoreGradientsThanMemoryHolds) {
+  const std::vector<std::int64_t> twice{0, 0};
+  tensor.table.size = tensor.row_size = std::int64_t{1} << 60;
+  tensor.indices = std::span<const std::int64_t>(twice);
+  expect_refused("grad_rows must fit in memory. Received: 2 rows of 1152921504606846976");
+}
+
 TEST_F(RefusedSparseStep, OverlappingArrays) {
   const auto expect_named = [&](const std::string& a, const std::string& b) {
     expect_refused(a +
