@@ -523,4 +523,6 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "adapters": adapters_part,
     "callbacks": times_part,
     "ranks": times_part,
+    "at_once": times_part,
+    "runtimes": times_part,
 }

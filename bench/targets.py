@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -173,6 +173,37 @@ def import_milliseconds(sections: Sections) -> Spread:
     raise NotMeasuredError("no import of fusedadam in this run")
 
 
+def worst_at_once(sections: Sections) -> Spread:
+    """Return the figure all threads at once / one after the other, of the case where it is largest."""
+    rows = rows_of(sections, "at_once")
+    return largest(
+        round_by_round(row["seconds"]["at once"], row["seconds"]["one after the other"])
+        for row in rows
+    )
+
+
+def slowdown_beside_runtimes(elements: int) -> Figure:
+    """Return the figure beside another OpenMP runtime / alone, of the process where it is largest."""
+
+    def figure(sections: Sections) -> Spread:
+        rows = [row for row in rows_of(sections, "runtimes") if row["when"] == "later"]
+        row = find(rows, elements=elements)
+        if row is None:
+            raise NotMeasuredError(f"no step of {as_count(elements)} in runtimes of this run")
+        seconds = dict(row["seconds"])
+        alone = seconds.pop("alone")
+        if not seconds:
+            raise NotMeasuredError("no other runtime in this run")
+        return largest(round_by_round(beside, alone) for beside in seconds.values())
+
+    return figure
+
+
+def largest(figures: Iterable[Spread]) -> Spread:
+    """Return the figure with the largest median."""
+    return max(figures, key=lambda figure: figure.middle)
+
+
 # ---- the targets -------------------------------------------------------------------------------
 
 
@@ -271,5 +302,23 @@ TARGETS = (
         "adapters",
         gradients_saved(100_000_000),
         at_least=0.8,
+    ),
+    # No slower, but for what two processes differ by.
+    Target(
+        "optimizers stepped at once, a thread each (the worst case)",
+        "at most 1.05 x one after the other",
+        "at_once",
+        worst_at_once,
+        at_most=1.05,
+    ),
+    *(
+        Target(
+            f"{as_count(elements)}, beside torch or scikit-learn (the worst case)",
+            "at most 1.1 x alone",
+            "runtimes",
+            slowdown_beside_runtimes(elements),
+            at_most=1.1,
+        )
+        for elements in (32 << 10, M, 16 * M)
     ),
 )

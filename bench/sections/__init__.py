@@ -27,6 +27,8 @@ NAMES = (
     "adapters",
     "callbacks",
     "ranks",
+    "at_once",
+    "runtimes",
 )
 
 

@@ -18,7 +18,16 @@ from plots import PLOTS
 from report import ReportError, make_report, markers, with_part
 from rows import as_bytes, as_count, as_error, as_ratio, as_time, digits, ratio, round_by_round
 from tables import adapters_part, figures_part, machine_part, targets_part, timed_part
-from targets import TARGETS, NotMeasuredError, Target, adapter_times, gradients_saved, times
+from targets import (
+    TARGETS,
+    NotMeasuredError,
+    Target,
+    adapter_times,
+    gradients_saved,
+    slowdown_beside_runtimes,
+    times,
+    worst_at_once,
+)
 
 MODEL = CostModel(
     call=2.5e-6,
@@ -224,6 +233,38 @@ def sample() -> dict[str, Any]:
     ):
         seconds = {contender: noise(0.03) for contender in contenders}
         sections[name] = {"rows": [{"case": name, "seconds": seconds}], "not_run": {}}
+    sections["at_once"] = {
+        "rows": [
+            {
+                "case": f"8 optimizers x {elements:,}",
+                "tensors": 8,
+                "elements": elements,
+                "seconds": {
+                    "one after the other": noise(slower * 1e-4),
+                    "at once": noise(1e-4),
+                    "one after the other, later": noise(1e-4),
+                },
+            }
+            for elements, slower in ((1_000, 1.0), (1 << 20, 1.4))
+        ]
+    }
+    sections["runtimes"] = {
+        "rows": [
+            {
+                "case": f"{elements:,}, {when}",
+                "when": when,
+                "elements": elements,
+                "seconds": {
+                    "alone": [1e-4] * 9,
+                    "torch before": [(1 if when == "later" else 3) * 1e-4] * 9,
+                    "scikit-learn after": [1.07e-4] * 9,
+                },
+            }
+            for elements in (1 << 15, 1 << 20, 1 << 24)
+            for when in ("right after", "later")
+        ],
+        "not_run": {"both after": "why not"},
+    }
     sections["adapters"] = {
         "rows": [
             *(
@@ -321,6 +362,24 @@ def test_ratio_is_the_median_of_each_rounds_own() -> None:
     assert figure.low == 0.5
     assert figure.high == 3.0
     assert ratio(row, "deepspeed") is None
+
+
+def test_the_worst_case_is_shown() -> None:
+    sections = sample()["sections"]
+    assert slowdown_beside_runtimes(1 << 20)(sections).middle == pytest.approx(1.07)
+    row = sections["at_once"]["rows"][0]
+    row["seconds"]["at once"] = [3 * t for t in row["seconds"]["one after the other"]]
+    assert worst_at_once(sections).middle == pytest.approx(3)
+
+
+def test_no_slowdown_where_there_is_no_other_runtime() -> None:
+    sections = sample()["sections"]
+    with pytest.raises(NotMeasuredError, match="no step of 2M in runtimes"):
+        slowdown_beside_runtimes(1 << 21)(sections)
+    for row in sections["runtimes"]["rows"]:
+        row["seconds"] = {"alone": row["seconds"]["alone"]}
+    with pytest.raises(NotMeasuredError, match="no other runtime"):
+        slowdown_beside_runtimes(1 << 20)(sections)
 
 
 def test_rounds_must_be_the_same_ones() -> None:

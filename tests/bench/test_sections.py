@@ -17,7 +17,7 @@ import pytest
 import sections
 from helpers import running
 from peers import Work, twin
-from sections import adapters, callbacks, calls, imports, ranks, training
+from sections import adapters, at_once, callbacks, calls, imports, ranks, runtimes, training
 from settings import Results, Settings
 
 ROUNDS = 2
@@ -199,6 +199,32 @@ def test_ranks(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     results = results_of("ranks", capfd)
     assert results["rows"] == []
     assert list(results["not_run"]) == [row["case"]]
+
+
+def test_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    results = results_of("at_once", capfd)
+    for row in results["rows"]:
+        check_timed(row)
+        assert list(row["seconds"]) == [at_once.IN_TURN, at_once.AT_ONCE, at_once.LATER]
+        assert row["case"] == f"{row['tensors']} optimizers x {row['elements']:,}"
+
+
+@pytest.mark.parametrize("torch_is_here", [True, False])
+def test_runtimes(
+    torch_is_here: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch_is_here:
+        without_torch(monkeypatch)
+    results = results_of("runtimes", capfd)
+    names = runtimes.names(SETTINGS)
+    missing = [
+        name for name in names if child.absence(*runtimes.PROCESSES[name].modules) is not None
+    ]
+    assert list(results["not_run"]) == missing
+    assert [row["when"] for row in results["rows"]] == list(runtimes.WHENS)
+    for row in results["rows"]:
+        check_timed(row)
+        assert set(row["seconds"]) == set(names) - set(missing)
 
 
 def test_no_peak_without_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

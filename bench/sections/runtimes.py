@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Steps in a process where another library has brought its OpenMP runtime: torch or scikit-learn, imported before or after.
+
+Each of their wheels has a copy of libgomp, and so has this package's: copies know nothing of each other's threads. The other
+library works on all threads (a product of matrices, a k-means), and then steps are timed twice: "right after", while its
+threads still spin on their CPUs before they sleep, some 9 ms, and "later", when they exist and sleep. What the step is compared
+with is alone in its process, where the caller computes on one thread instead.
+
+Processes of each kind take turns. What a step in turn with products costs them both is in the section `neighbours`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import child
+import numpy as np
+from processes import THREAD_VARIABLES
+from settings import Results, Settings, Tick
+
+from sections.neighbours import Seconds, joined, make_step, mean_of, torch_product, turns
+
+TITLE = "Beside another OpenMP runtime"
+
+ALONE = "alone"
+RIGHT_AFTER, LATER = "right after", "later"
+WHENS = (RIGHT_AFTER, LATER)
+
+SIZES = (1 << 15, 1 << 20, 1 << 24)
+QUICK_SIZES = (1 << 15,)
+# Steps right after: as many as fit in the time in which the other threads spin, at least one.
+SPIN_S = 0.005
+SLEEP_S = 0.02  # after which they sleep
+STEPS_S = 0.02  # of a timing of those later
+MOST_STEPS = 500
+SAMPLES = 4_000  # of the k-means, in chunks of 256 for threads
+
+
+class Process(NamedTuple):
+    """What is imported, and when."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.before + self.after
+
+
+PROCESSES = {
+    ALONE: Process(),
+    "torch before": Process(before=("torch",)),
+    "torch after": Process(after=("torch",)),
+    "scikit-learn before": Process(before=("sklearn",)),
+    "scikit-learn after": Process(after=("sklearn",)),
+    "both before": Process(before=("torch", "sklearn")),
+    "both after": Process(after=("torch", "sklearn")),
+}
+QUICK_PROCESSES = (ALONE, "both before", "both after")
+
+
+def names(settings: Settings) -> list[str]:
+    """Return the processes that are measured."""
+    return list(QUICK_PROCESSES if settings.quick else PROCESSES)
+
+
+def ticks(settings: Settings) -> int:
+    """One a process."""
+    return len(names(settings)) * len(turns(settings))
+
+
+def run(settings: Settings, tick: Tick) -> Results:
+    """Let processes take turns, each with all sizes."""
+    sizes = QUICK_SIZES if settings.quick else SIZES
+    variables = dict.fromkeys(THREAD_VARIABLES, str(settings.threads))
+    missing = {name: child.absence(*PROCESSES[name].modules) for name in names(settings)}
+    measured: dict[str, list[list[Seconds]]] = {
+        name: [] for name, why in missing.items() if why is None
+    }
+    for rounds in turns(settings):
+        for name in missing:
+            if name in measured:
+                arguments = (name, sizes, settings.threads, rounds)
+                seconds_of_sizes = child.call(time_steps, *arguments, environment=variables)
+                measured[name].append(seconds_of_sizes)
+            tick(name)
+    rows: list[dict[str, Any]] = []
+    for i, elements in enumerate(sizes):
+        seconds = {name: joined([part[i] for part in parts]) for name, parts in measured.items()}
+        rows += [
+            {
+                "case": f"{elements:,}, {when}",
+                "when": when,
+                "dtype": "float32",
+                "threads": settings.threads,
+                "tensors": 1,
+                "elements": elements,
+                "seconds": {name: times[when] for name, times in seconds.items()},
+            }
+            for when in WHENS
+        ]
+    return {"rows": rows, "not_run": {name: why for name, why in missing.items() if why}}
+
+
+# ---- in a process of its own -------------------------------------------------------------------
+
+
+def time_steps(name: str, sizes: list[int], threads: int, rounds: int) -> list[Seconds]:
+    """Return the seconds of steps right after the other libraries' work, and of those later."""
+    process = PROCESSES[name]
+    work = [WORKS[module](threads) for module in process.before]
+    import fusedadam
+
+    fusedadam.set_num_threads(threads)
+    work += [WORKS[module](threads) for module in process.after]
+    results: list[Seconds] = []
+    for elements in sizes:
+        step = make_step(elements)
+        one = max(mean_of(step, 3), 1e-6)
+        first = max(1, int(SPIN_S / one))
+        later = max(2, min(MOST_STEPS, int(STEPS_S / one)))
+        seconds: Seconds = {when: [] for when in WHENS}
+        for _ in range(rounds):
+            for other in work or [busy]:
+                other()
+            seconds[RIGHT_AFTER].append(mean_of(step, first))
+            # At work and not asleep: this thread, and those of a step, have their CPUs.
+            end = time.perf_counter() + SLEEP_S
+            while time.perf_counter() < end:
+                step()
+            seconds[LATER].append(mean_of(step, later))
+        results.append(seconds)
+    return results
+
+
+def busy(seconds: float = 0.005) -> None:
+    """Compute on this thread."""
+    some = np.ones(1 << 10, np.float32)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        np.add(some, 1, out=some)
+
+
+def k_means(_threads: int) -> Callable[[], object]:
+    """Import scikit-learn; return a k-means on all threads of its runtime, which OMP_NUM_THREADS sets."""
+    from sklearn.cluster import KMeans
+
+    samples = np.random.default_rng(0).standard_normal((SAMPLES, 16)).astype(np.float32)
+    model = KMeans(8, init="random", n_init=1, max_iter=5, tol=0, random_state=0)
+    return lambda: model.fit(samples)
+
+
+WORKS: dict[str, Callable[[int], Callable[[], object]]] = {
+    "torch": torch_product,
+    "sklearn": k_means,
+}
