@@ -108,6 +108,19 @@ def test_public_names_are_those_of_all() -> None:
         assert getattr(fusedadam, name) is not None
 
 
+def test_reliability_page_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"\btests/[\w/.]+", text))
+    assert len(files) > 20
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
+    for file, test in re.findall(r"\b(tests/[\w/.]+)::(\w+)", text):
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
+    suites = set(re.findall(r"`(\w+)\.\*`", text))
+    cpp = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/cpp").glob("*.cpp"))
+    assert suites
+    assert [name for name in sorted(suites) if f"({name}, " not in cpp] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
