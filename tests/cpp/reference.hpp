@@ -247,6 +247,9 @@ inline void step_tensors(std::vector<Group>& groups, const AdamProgress& progres
   });
 }
 
+// Counts stay at the largest.
+inline std::int64_t one_more(std::int64_t count) { return std::min(count + 1, max_iterations); }
+
 // A dynamic loss scale after a step that was good, or skipped.
 inline void adapt_loss_scale(AdamProgress& progress, bool good) {
   progress.good_steps = good ? progress.good_steps + 1 : 0;
@@ -270,12 +273,12 @@ inline StepOutcome step(std::vector<Group>& groups, AdamProgress& progress) {
   progress.accumulated = 0;
   if ((settings.skip_nonfinite || settings.dynamic_loss_scale) && !all_finite(groups)) {
     zero_gradients(groups);
-    ++progress.skipped_steps;
+    progress.skipped_steps = one_more(progress.skipped_steps);
     if (settings.dynamic_loss_scale) adapt_loss_scale(progress, false);
     return StepOutcome::skipped;
   }
   step_tensors(groups, progress);
-  ++progress.iterations;
+  progress.iterations = one_more(progress.iterations);
   if (settings.dynamic_loss_scale) adapt_loss_scale(progress, true);
   return StepOutcome::taken;
 }
