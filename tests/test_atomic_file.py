@@ -423,3 +423,22 @@ def test_abandoned_file_without_permission_to_write_is_removed() -> None:
             os.seteuid(os.getuid())
     """
     assert output_of(code) == "True ['adam']"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the mode is set by another call")
+def test_permissions_that_cannot_be_kept_leave_the_old_file_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adam = Adam()
+    adam.save(path)
+    path.chmod(0o666)  # more than the umask gives a new file
+    before = path.read_bytes()
+
+    def refuse(_descriptor: int, _mode: int) -> None:
+        raise PermissionError("fchmod")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(PermissionError, match="fchmod"):
+        adam.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

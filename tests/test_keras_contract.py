@@ -893,3 +893,40 @@ def test_gradients_are_not_kept_alive() -> None:
         del grads
         gc.collect()
         assert [ref() for ref in died] == [None, None]
+
+
+def test_constraint_that_is_no_function_is_refused() -> None:
+    class Odd(np.ndarray[Any, np.dtype[Any]]):
+        constraint = 1.0
+
+    p = np.ones(3).view(Odd)
+    with pytest.raises(
+        TypeError, match=r"params\[0\]\.constraint must be callable. Received: float"
+    ):
+        Adam().get_updates([np.ones(3)], [p])
+    np.testing.assert_array_equal(p, 1.0)
+
+
+def test_constraint_that_returns_another_shape_is_refused_after_the_step() -> None:
+    class Odd(np.ndarray[Any, np.dtype[Any]]):
+        def constraint(self, p: Array) -> Array:
+            return np.asarray(p)[:2]
+
+    p = np.ones(3).view(Odd)
+    with pytest.raises(ValueError, match=r"the step has been taken. Received: shape=\(2,\)"):
+        Adam(lr=0.25).get_updates([np.ones(3)], [p])
+    np.testing.assert_allclose(p, 0.75, rtol=1e-6)
+
+
+def test_base_class_is_made_and_shown_from_its_configuration() -> None:
+    class Plain(Adam):
+        @classmethod
+        def from_config(cls, config: Any) -> Plain:
+            return super(Adam, cls).from_config(config)
+
+        def __repr__(self) -> str:
+            return super(Adam, self).__repr__()
+
+    made = Plain.from_config({"lr": 0.5})
+    assert made.lr == 0.5
+    assert repr(made).startswith("Plain(lr=0.5, beta_1=0.9, ")

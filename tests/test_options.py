@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import pickle
@@ -945,8 +946,15 @@ def local_schedule() -> Callable[[int], float]:
     return schedule
 
 
+@functools.wraps(halving)
+def quartering(iterations: int) -> float:
+    return halving(2 * iterations)
+
+
 @pytest.mark.parametrize(
-    "schedule", [lambda _: 0.5, local_schedule(), Cosine()], ids=["lambda", "local", "instance"]
+    "schedule",
+    [lambda _: 0.5, local_schedule(), Cosine(), quartering],
+    ids=["lambda", "local", "instance", "under the name of another"],
 )
 def test_schedule_without_a_name_works_but_cannot_be_saved(
     schedule: Callable[[int], float],

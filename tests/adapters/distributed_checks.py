@@ -29,14 +29,15 @@ from distributed_training import (
     whole,
     zero,
 )
-from fusedadam.torch import AdamW, attach
+from fusedadam.torch import Adam, AdamW, attach
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 # Not all names of these modules are exported as type checkers want it.
@@ -433,3 +434,18 @@ def zero_loads_shares_onto_three_ranks(_: int, directory: Path) -> None:
     resumed.steps = SAVED
     compare_models(same_bits, resumed, one)
     compare_states(same_bits, resumed, one)
+
+
+@on_ranks(2)
+def gradients_of_other_placements_are_redistributed(rank: int, _: Path) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    whole, gradient = torch.arange(1.0, 9.0), torch.linspace(-1, 1, 8)
+    param: Any = torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
+    expected = torch.nn.Parameter(whole.clone())
+    optimizer, reference = Adam([param], lr=0.1), Adam([expected], lr=0.1)
+    for _step in range(2):
+        param.grad = distribute_tensor(gradient, mesh, [Replicate()])
+        expected.grad = gradient.clone()
+        optimizer.step()
+        reference.step()
+    same_bits(param.to_local().detach(), expected.detach().chunk(2)[rank], "the shard")

@@ -649,3 +649,27 @@ def test_stateless(dtype: str) -> None:
             np.testing.assert_array_equal(y, x)
     assert int(beside.optimizers[1].iterations) == 3
     beside.train(2)
+
+
+def test_build_again_changes_nothing() -> None:
+    variables = [variable(np.ones(3, np.float32))]
+    optimizer = fusedadam.keras.Adam()
+    optimizer.build(variables)
+    own = list(optimizer.variables)
+    optimizer.build(variables)
+    assert all(a is b for a, b in zip(optimizer.variables, own, strict=True))
+
+
+def test_counts_for_a_keras_that_leaves_the_counting_to_the_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    variables = [variable(np.ones(3, np.float32))]
+    gradient = torch.ones(3)
+    counts = []
+    for counts_calls in (False, True):
+        monkeypatch.setattr(fusedadam.keras, "_COUNTS_CALLS", counts_calls)
+        optimizer = fusedadam.keras.Adam()
+        optimizer.build(variables)
+        optimizer._backend_apply_gradients([gradient], variables)
+        counts.append(int(optimizer.iterations))
+    assert counts == [0, 1]

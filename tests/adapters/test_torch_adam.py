@@ -7,6 +7,7 @@ import contextlib
 import copy
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 torch: Any = pytest.importorskip("torch")
 
-from fusedadam.torch import Adam, AdamW
+from fusedadam.torch import Adam, AdamW, local
 from torch_helpers import (
     DEFAULTS,
     KINDS,
@@ -1088,3 +1089,31 @@ def test_zeroing_is_seen_by_graphs() -> None:
     version = p.grad._version
     optimizer.step()
     assert p.grad._version > version
+
+
+def test_group_that_is_no_dictionary_is_refused_as_by_torch() -> None:
+    optimizer = Adam([torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(TypeError, match="dict"):
+        optimizer.add_param_group([torch.nn.Parameter(torch.ones(3))])  # type: ignore[arg-type]
+    assert len(optimizer.param_groups) == 1
+
+
+def test_parameters_without_gradients_beside_zeroed_ones() -> None:
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = Adam([p, q], zero_grad_in_step=True)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert p.grad.tolist() == [0.0, 0.0, 0.0]
+    assert q.grad is None
+    assert q.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_no_tensor_is_distributed_where_torch_has_no_such_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch.distributed.tensor", raising=False)
+    p = torch.nn.Parameter(torch.ones(3))
+    assert not local.any_distributed([p])
+    p.grad = torch.ones(3)
+    Adam([p], lr=0.25).step()
+    assert p.tolist() == pytest.approx([0.75] * 3)

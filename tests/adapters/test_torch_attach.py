@@ -384,3 +384,47 @@ def test_gradients_need_no_memory() -> None:
     # Of 24 layers, the gradient of one or two is there at a time.
     assert without > 0.9 * GRADIENTS_MB
     assert attached < 0.25 * GRADIENTS_MB
+
+
+def test_model_without_parameters_is_refused() -> None:
+    optimizer = AdamW(model_of().parameters())
+    with pytest.raises(ValueError, match=r"must have parameters .* Received: a Tanh with none"):
+        attach(torch.nn.Tanh(), optimizer)
+
+
+def test_interrupt_behind_a_step_drops_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    optimizer = AdamW(model.parameters())
+    attach(model, optimizer)
+    step = optimizer._step
+
+    def interrupted(*arguments: Any) -> None:
+        step(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optimizer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loss_of(model, 0).backward()
+    stepped = [p for p in model.parameters() if optimizer.state[p]["step"]]
+    assert len(stepped) == 1
+    assert stepped[0].grad is None
+
+
+def test_interrupted_attach_leaves_no_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    optimizer = AdamW(model.parameters())
+    register = torch.Tensor.register_post_accumulate_grad_hook
+    calls = iter([register, register])
+
+    def interrupted(param: Any, hook: Any) -> Any:
+        for call in calls:
+            return call(param, hook)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "register_post_accumulate_grad_hook", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            attach(model, optimizer)
+    loss_of(model, 0).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not any(optimizer.state[p]["step"] for p in model.parameters())

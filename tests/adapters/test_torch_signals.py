@@ -127,3 +127,29 @@ def test_a_call_is_whole(name: str) -> None:
     # An interrupt within torch's own Python may leave its mode of gradients as it should not be.
     within_torch = str(Path(torch.__file__).parent)
     assert interrupt_everywhere(CALLS[name], times=1, not_within=(within_torch,)) > 5
+
+
+class _Interrupted:
+    """A plan whose step is over when the interrupt comes."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan = plan
+
+    def step_counted(self, *arguments: Any) -> int:
+        self.plan.step_counted(*arguments)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_state_of_a_step_that_was_taken_is_kept(ema_decay: float | None) -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = fusedadam.torch.Adam([p])
+    if ema_decay is not None:  # averages that begin late
+        optimizer.step()
+        optimizer.param_groups[0]["ema_decay"] = ema_decay
+    optimizer._plan = _Interrupted(optimizer._plan)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert optimizer.state[p]["step"] == (1 if ema_decay is None else 2)
+    assert ("ema" in optimizer.state[p]) == (ema_decay is not None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import pytest
 from fresh_python import output_of
+from fusedadam import Adam, locks
 from step_scripts import FORK, QUIET, SETUP
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
@@ -182,3 +184,25 @@ def test_multiprocessing(method: str) -> None:
     print("same")
     """
     assert output_of(code, environment={"OMP_NUM_THREADS": "3"}) == "same"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork")
+def test_interrupt_while_a_fork_waits_comes_when_it_has_all_locks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    optimizer = Adam()
+    waits = iter([KeyboardInterrupt()])
+    acquire = locks._acquire_or_give_up
+
+    def interrupted(first: Any, patience_s: float) -> Any:
+        for interrupt in waits:
+            raise interrupt
+        return acquire(first, patience_s)
+
+    monkeypatch.setattr(locks, "_acquire_or_give_up", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        locks._acquire_all()
+    assert any(lock is optimizer._lock for lock in locks._held.locks)
+    locks._acquire_all()  # the second of the two hooks finds nothing to do
+    locks._release_all()
+    assert locks._held.locks == []

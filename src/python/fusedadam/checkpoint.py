@@ -12,7 +12,7 @@ import math
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, overload
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -306,7 +306,7 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 def _slots(
     path: str, file: TensorFile, kinds: list[str], params: Sequence[Array]
-) -> dict[str, Sequence[Array]]:
+) -> dict[str, Iterable[Array]]:
     """The arrays of each kind, each read when it is asked for; checked against the parameters."""
     names = file.entries.keys()
     if not names:
@@ -344,22 +344,13 @@ def _other_count(path: str, saved: int, given: int) -> ValueError:
     )
 
 
-class _Tensors(Sequence[Array]):
+class _Tensors(Iterable[Array]):
     """The arrays of one kind in an open file. Reading one at a time, memory holds no second state."""
 
     def __init__(self, file: TensorFile, kind: str, count: int) -> None:
         self._file = file
         self._kind = kind
-        self._indices = range(count)
+        self._count = count
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Array: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Array]: ...
-    def __getitem__(self, index: int | slice) -> Array | list[Array]:
-        if isinstance(index, slice):
-            return [self[i] for i in self._indices[index]]
-        return self._file.read(f"{self._kind}.{self._indices[index]}")
+    def __iter__(self) -> Iterator[Array]:
+        return (self._file.read(f"{self._kind}.{i}") for i in range(self._count))

@@ -205,8 +205,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
     def _backend_reset_gradient_accumulators(self) -> None:
         with torch.no_grad():
             for accumulator in self._accumulated_gradients:
-                if accumulator is not None:
-                    accumulator.value.zero_()
+                accumulator.value.zero_()
 
     def _bound(self, variables: list[Any]) -> _Bound:
         if in_stateless_scope():
