@@ -19,6 +19,7 @@ import numpy as np
 from fusedadam import Adam
 from fuzz_model import Model, Parameters
 from helpers import Array, misaligned, read_only
+from oracle import LARGEST_COUNT
 
 
 class Program(Protocol):
@@ -314,7 +315,8 @@ def _weights(change: Callable[[list[Array]], Any]) -> Fault:
 
 def _with(weights: list[Array], position: int, value: Any) -> list[Any]:
     weights[position]  # raises where there is none
-    changed: list[Any] = [w + 1 for w in weights]
+    # Others than there are, and all that is refused is the one at `position`: a count may be the largest.
+    changed: list[Any] = [np.where(w == LARGEST_COUNT, w, w + 1) for w in weights]
     changed[position] = value
     return changed
 
