@@ -33,13 +33,11 @@ std::int64_t TensorList::block_size(std::int64_t size) noexcept {
 }
 
 int TensorList::worthwhile_parts(int threads) const noexcept {
-  // Below, one thread is done before a region would have started and ended.
-  constexpr std::int64_t smallest_step = 32768;
   constexpr std::int64_t smallest_part = 16384;
   // More parts than threads, so that one that is disturbed can leave some to the others.
   constexpr std::int64_t shared_part = 65536;
   constexpr std::int64_t parts_per_thread = 16;
-  if (elements_ < smallest_step || threads == 1) return 1;
+  if (elements_ < smallest_shared || threads == 1) return 1;
   const std::int64_t busy = std::min<std::int64_t>(threads, elements_ / smallest_part);
   const std::int64_t each = elements_ / (shared_part * busy);
   return static_cast<int>(busy * std::clamp<std::int64_t>(each, 1, parts_per_thread));

@@ -67,6 +67,9 @@ class TensorList {
   // than it saves.
   int worthwhile_parts(int threads) const noexcept;
 
+  // Elements. With fewer, one thread is done before a region would have started and ended.
+  static constexpr std::int64_t smallest_shared = 32768;
+
   enum class Edge : std::uint8_t { tile, block };
 
   // Calls body(tensor index, first element, end element) for each piece of a part, in order.

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "tensor_list.hpp"
+
 namespace fusedadam::python {
 
 namespace py = pybind11;
@@ -18,14 +20,12 @@ namespace py = pybind11;
 class ReleasedGil {
  public:
   explicit ReleasedGil(std::int64_t elements) {
-    if (elements >= worthwhile) release_.emplace();
+    // Below, some 10 us on one core, where Python lets a thread keep the GIL for 5 ms. What enters
+    // a parallel region lets go: nobody waits for threads with the GIL.
+    if (elements >= TensorList::smallest_shared) release_.emplace();
   }
 
  private:
-  // Some 10 us on one core, where Python lets a thread keep the GIL for 5 ms. No fewer than enter a
-  // parallel region (TensorList::worthwhile_parts): nobody waits for threads with the GIL.
-  static constexpr std::int64_t worthwhile = 32768;
-
   std::optional<py::gil_scoped_release> release_;
 };
 

@@ -11,7 +11,7 @@ namespace fusedadam {
 /// it as it was.
 struct AdamProgress {
   std::int64_t iterations = 0;     ///< steps taken, 0 to max_iterations, where it stays
-  std::int64_t skipped_steps = 0;  ///< steps skipped for gradients that were not finite, >= 0
+  std::int64_t skipped_steps = 0;  ///< likewise, skipped for gradients that were not finite
 
   /// Gradients in the accumulators, 0 to gradient_accumulation_steps - 1. At 0 the accumulators'
   /// contents do not matter.
