@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 import threadpoolctl
+from checkpoint_files import Training
 from helpers import running
 
 # Derandomized where the result decides something, so that a failure there can be had again.
@@ -66,6 +67,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260801)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A path of a checkpoint, in an otherwise empty directory."""
+    directory = tmp_path / "checkpoints"
+    directory.mkdir()
+    return directory / "adam.safetensors"
+
+
+@pytest.fixture
+def training() -> Training:
+    """An optimizer in the middle of a training, with its oracle."""
+    made = Training(lr=0.01, amsgrad=True)
+    made.step(3)
+    return made
 
 
 @pytest.fixture(params=fusedadam.supported_isas())

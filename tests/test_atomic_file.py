@@ -23,21 +23,6 @@ posix = pytest.mark.skipif(os.name != "posix", reason="permissions and links of 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A path in an otherwise empty directory."""
-    directory = tmp_path / "checkpoints"
-    directory.mkdir()
-    return directory / "adam.safetensors"
-
-
-@pytest.fixture
-def training() -> Training:
-    made = Training(lr=0.01, amsgrad=True)
-    made.step(3)
-    return made
-
-
 @pytest.mark.parametrize("as_given", [Path, str, os.fsencode, Path.name.__get__])
 def test_save_leaves_one_file(
     path: Path,

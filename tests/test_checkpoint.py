@@ -31,21 +31,6 @@ from safetensors.numpy import load_file, save_file
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A path in an otherwise empty directory."""
-    directory = tmp_path / "checkpoints"
-    directory.mkdir()
-    return directory / "adam.safetensors"
-
-
-@pytest.fixture
-def training() -> Training:
-    made = Training(lr=0.01, amsgrad=True)
-    made.step(3)
-    return made
-
-
 # -- what comes back --------------------------------------------------------------------------
 
 options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -32,22 +32,6 @@ from helpers import Array, assert_all_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A path in an otherwise empty directory."""
-    directory = tmp_path / "checkpoints"
-    directory.mkdir()
-    return directory / "adam.safetensors"
-
-
-@pytest.fixture
-def training() -> Training:
-    made = Training(lr=0.01, amsgrad=True)
-    made.step(3)
-    return made
-
-
 # Numbers and structures that parsers stumble over, as JSON.
 HOSTILE = [
     "",

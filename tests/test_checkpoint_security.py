@@ -32,14 +32,6 @@ from helpers import Array
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A path in an otherwise empty directory."""
-    directory = tmp_path / "checkpoints"
-    directory.mkdir()
-    return directory / "adam.safetensors"
-
-
 def test_no_module_is_imported_by_the_files_word(path: Path, tmp_path: Path) -> None:
     code = f"""
         import json, sys

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from at_once import together
 from helpers import Array, assert_all_same_bits, running, values
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -49,18 +47,6 @@ class Model:
     def results(self) -> list[Array]:
         variables = [*self.variables, *self.optimizer.variables]
         return [v.value.detach().numpy() for v in variables]
-
-
-def together(count: int, work: Callable[[int], object]) -> None:
-    """Run `work(0)` ... `work(count - 1)`, started at one moment."""
-    barrier = threading.Barrier(count)
-
-    def run(i: int) -> None:
-        barrier.wait()
-        work(i)
-
-    with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        list(pool.map(run, range(count)))
 
 
 def test_different_optimizers_at_once() -> None:

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from at_once import together
 from helpers import running
 from torch_helpers import KINDS, LARGE, SHAPES, assert_everything_same_bits, everything
 
@@ -42,18 +40,6 @@ class Model:
             loss = sum(param.square().sum() for param in self.params)
         loss.backward()
         self.optimizer.step()
-
-
-def together(count: int, work: Callable[[int], object]) -> None:
-    """Run `work(0)` ... `work(count - 1)`, started at one moment."""
-    barrier = threading.Barrier(count)
-
-    def run(i: int) -> None:
-        barrier.wait()
-        work(i)
-
-    with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        list(pool.map(run, range(count)))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

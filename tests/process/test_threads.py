@@ -22,6 +22,7 @@ import numpy as np
 import oracle
 import pytest
 import threadpoolctl
+from at_once import together
 from fresh_python import output_of
 from fusedadam import Adam, adam_step
 from helpers import Array, ShapesAndDtypes, Training, assert_all_same_bits, running, state, values
@@ -157,18 +158,6 @@ def test_no_other_thread_runs_during_a_short_step(ticks: list[int], size: int) -
 
 
 # -- many threads of the caller's -------------------------------------------------------------
-
-
-def together(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """The results of `work(0)` ... `work(count - 1)`, started at one moment."""
-    barrier = threading.Barrier(count)
-
-    def run(i: int) -> Any:
-        barrier.wait()
-        return work(i)
-
-    with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
