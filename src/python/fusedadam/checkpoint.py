@@ -25,7 +25,7 @@ _VERSION: Final = "1"
 
 # What a header may have: configuration and counts; for each parameter some arrays (a class has 2 to
 # 5 kinds); for an array its name, dtype and offsets; for a dimension a number and a comma.
-_MAX_HEADER_BYTES: Final = 1_000_000
+_MAX_METADATA_BYTES: Final = 1_000_000
 _MAX_KINDS: Final = 16
 _MAX_ENTRY_BYTES: Final = 200
 _MAX_DIMENSION_BYTES: Final = 21
@@ -115,7 +115,7 @@ def _check_length(header: bytes, arrays: Sequence[Array]) -> None:
     """Refuse to write a header that `load` would refuse: that of a huge text in a configuration."""
     if len(header) > 8 + _longest_header(arrays):
         raise ValueError(
-            f"The configuration must be of less than {_MAX_HEADER_BYTES} bytes to be saved. "
+            f"The configuration must be of less than {_MAX_METADATA_BYTES} bytes to be saved. "
             f"Received: a header of {len(header)} bytes"
         )
 
@@ -219,7 +219,7 @@ def _checked_arrays(params: Iterable[Any]) -> Sequence[Array]:
 def _longest_header(arrays: Sequence[Array]) -> int:
     dimensions = sum(array.ndim for array in arrays)
     entries = len(arrays) * _MAX_ENTRY_BYTES + dimensions * _MAX_DIMENSION_BYTES
-    return _MAX_HEADER_BYTES + _MAX_KINDS * entries
+    return _MAX_METADATA_BYTES + _MAX_KINDS * entries
 
 
 @contextlib.contextmanager
