@@ -49,7 +49,7 @@ ln -sf "python$version" "$root/usr/bin/python3"
 # ---- what it imports -----------------------------------------------------------------------------
 
 "$python" -m pip install --quiet --no-deps --upgrade --target "$work/site" --only-binary=:all: \
-  --python-version "$version" --platform manylinux2014_aarch64 numpy==2.2.6 autograd safetensors
+  --python-version "$version" --platform manylinux2014_aarch64 numpy==2.2.6 autograd
 cmake -S "$source" -B "$work/build" -DFUSEDADAM_PYTHON=ON \
   -DCMAKE_TOOLCHAIN_FILE="$source/cmake/toolchains/aarch64-linux-gnu.cmake" \
   -DCMAKE_CXX_FLAGS="-isystem $root/usr/include" \
