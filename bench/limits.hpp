@@ -40,8 +40,9 @@ const auto& of_precision(const auto& limit) {
 // not help, and that is no limit of the machine.
 template <class T, class Body>
 void run_limit(const TensorList& list, TensorList::Edge edge, const Body& body) {
-  const int parts = list.worthwhile_parts(get_num_threads());
-  parallel_for(parts, [&](int part) {
+  const int threads = get_num_threads();
+  const int parts = list.worthwhile_parts(threads);
+  parallel_for(threads, parts, [&](int part) {
     const DefaultFloatEnvironment environment;
     list.for_each_piece(part, parts, edge,
                         [&](std::size_t index, std::int64_t first, std::int64_t end) {

@@ -186,8 +186,8 @@ std::string threading_runtime() {
 #endif
 }
 
-bool parallel_for(int parts, void (*body)(void*, int), void* context) {
-  const int threads = parts > 1 ? std::min(parts, get_num_threads()) : 1;
+bool parallel_for(int threads, int parts, void (*body)(void*, int), void* context) {
+  threads = std::min(parts, threads);
   if (threads > 1) return run_on_threads(threads, parts, body, context);
   for (int part = 0; part < parts; ++part) body(context, part);
   return true;

@@ -12,6 +12,7 @@
 #include "parallel.hpp"
 #include "tensor_list.hpp"
 #include "thread_policy.hpp"
+#include "thread_share.hpp"
 
 namespace fusedadam {
 
@@ -26,15 +27,18 @@ const Kernels<T>& kernels_of(const KernelTable& table) noexcept {
 
 // Of all passes of the process: they share its cores.
 inline ThreadPolicy thread_policy;
+inline PassesUnderWay passes_under_way{0};
 
 // Calls body.operator()<T>(index, first element, end element), T being the tensor's element type,
 // for each piece of each tensor, on as many threads as are worth it, each in the default
 // floating-point environment.
 template <class Body>
 void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) {
-  int parts = list.worthwhile_parts(get_num_threads());
+  const bool small = list.elements() < TensorList::smallest_shared;
+  const ThreadShare share(passes_under_way, list.elements(), small ? 1 : get_num_threads());
+  int parts = list.worthwhile_parts(share.threads());
   if (parts > 1 && !thread_policy.wants_threads(list.elements())) parts = 1;
-  const bool threads_helped = parallel_for(parts, [&](int part) {
+  const bool threads_helped = parallel_for(share.threads(), parts, [&](int part) {
     const DefaultFloatEnvironment environment;
     list.for_each_piece(part, parts, edge,
                         [&](std::size_t index, std::int64_t first, std::int64_t end) {

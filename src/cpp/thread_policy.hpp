@@ -10,10 +10,9 @@ namespace fusedadam {
 
 // A thread that sleeps, or whose core another library's threads keep busy (BLAS libraries spin for
 // milliseconds after each product), comes only when a small pass would long have been over on one
-// thread, and the end of a parallel region waits for it. So it is when several threads of the
-// caller's step at once. After some such regions in a row, passes of that size stay on one thread
-// for a while, which is longer each time that it happens again. Results do not depend on it. Safe
-// to use from several threads.
+// thread, and the end of a parallel region waits for it. After some such regions in a row, passes
+// of that size stay on one thread for a while, which is longer each time that it happens again.
+// Results do not depend on it. Safe to use from several threads.
 class ThreadPolicy {
  public:
   // Whether a pass over so many elements should use threads.

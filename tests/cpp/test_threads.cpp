@@ -79,19 +79,17 @@ TEST(ThreadingRuntime, HasAName) {
 
 TEST(ParallelFor, RunsEveryPartOnce) {
   for (const int threads : {1, 2, 5, 300}) {
-    set_num_threads(threads);
     for (const int parts : {0, 1, 2, 3, 5, 8, 100, 3000}) {
       std::vector<std::atomic<int>> runs(static_cast<std::size_t>(parts));
-      parallel_for(parts, [&](int part) { ++runs[static_cast<std::size_t>(part)]; });
+      parallel_for(threads, parts, [&](int part) { ++runs[static_cast<std::size_t>(part)]; });
       for (const auto& count : runs) EXPECT_EQ(count, 1);
     }
   }
 }
 
 TEST(ParallelFor, RunsOnePartOnTheCallingThread) {
-  set_num_threads(4);
   std::thread::id id;
-  parallel_for(1, [&](int) { id = std::this_thread::get_id(); });
+  parallel_for(4, 1, [&](int) { id = std::this_thread::get_id(); });
   EXPECT_EQ(id, std::this_thread::get_id());
 }
 
@@ -108,10 +106,9 @@ bool becomes_true(const Condition& condition) {
 
 // Otherwise the tests of several threads would test one.
 TEST(ParallelFor, RunsManyPartsOnSeveralThreads) {
-  set_num_threads(2);
   std::vector<std::thread::id> ids(2);
   std::atomic<int> begun{0};
-  parallel_for(2, [&](int part) {
+  parallel_for(2, 2, [&](int part) {
     ids[static_cast<std::size_t>(part)] = std::this_thread::get_id();
     ++begun;
     EXPECT_TRUE(becomes_true([&] { return begun == 2; }));
@@ -120,11 +117,10 @@ TEST(ParallelFor, RunsManyPartsOnSeveralThreads) {
 }
 
 TEST(ParallelFor, LeavesThePartsOfADisturbedThreadToTheOthers) {
-  set_num_threads(2);
   constexpr int parts = 32;
   for (const int disturbed : {0, 5, 16, 31}) {
     std::atomic<int> done{0};
-    parallel_for(parts, [&](int part) {
+    parallel_for(2, parts, [&](int part) {
       // Ends only when all others are done, those of the same run among them.
       EXPECT_TRUE(part != disturbed || becomes_true([&] { return done == parts - 1; }));
       ++done;
