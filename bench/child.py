@@ -13,9 +13,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import lines
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # A child that hangs is killed.
 TIME_LIMIT_S = 600
@@ -30,13 +36,45 @@ def call(
 
     Arguments and result pass through JSON. `environment` has the variables to set, or to remove where the value is None.
     """
-    request = {
+    done = run_python(
+        [__file__], text=json.dumps(request_for(function, arguments)), environment=environment
+    )
+    return json.loads(done.stdout)
+
+
+def begin(
+    function: Callable[..., Iterator[Any]],
+    *arguments: Any,
+    environment: Mapping[str, str | None] | None = None,
+) -> Generator:
+    """Return a generator function of a module, begun in a fresh process; what it yields passes through JSON."""
+    generator = Generator([__file__], environment=environment)
+    generator.write(request_for(function, arguments))
+    return generator
+
+
+class Generator(lines.Process):
+    """A generator in a process of its own, which waits between one `next` and the other.
+
+    So that processes of several kinds can take turns, with pauses in which the threads of the one before go to sleep.
+    """
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        time.sleep(lines.PAUSE)
+        self.write("next")
+        return self.read()
+
+
+def request_for(function: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
+    """Return what `serve` reads."""
+    return {
         "module": function.__module__,
         "function": function.__name__,
         "arguments": arguments,
     }
-    done = run_python([__file__], text=json.dumps(request), environment=environment)
-    return json.loads(done.stdout)
 
 
 def run_python(
@@ -46,15 +84,10 @@ def run_python(
     environment: Mapping[str, str | None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run this interpreter with these arguments and this standard input; raise if it ends badly."""
-    variables = dict(os.environ)
-    for name, value in (environment or {}).items():
-        variables.pop(name, None)
-        if value is not None:
-            variables[name] = value
     done = subprocess.run(
         [sys.executable, *arguments],
         input=text,
-        env=variables,
+        env=lines.environment_with(environment or {}),
         capture_output=True,
         text=True,
         timeout=TIME_LIMIT_S,
@@ -77,14 +110,20 @@ def absence(*modules: str) -> str | None:
 
 
 def serve() -> None:
-    """Answer the one request on standard input."""
+    """Answer the one request on standard input; what a generator yields, one value for each further line."""
     # Libraries may print: only the answer goes to standard output.
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline())
     function = getattr(importlib.import_module(request["module"]), request["function"])
-    with answer:
-        json.dump(function(*request["arguments"]), answer)
+    result = function(*request["arguments"])
+    with answers:
+        if not isinstance(result, Iterator):
+            json.dump(result, answers)
+            return
+        for _, value in zip(sys.stdin, result, strict=False):
+            answers.write(json.dumps(value) + "\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

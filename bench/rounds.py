@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from lines import PAUSE, WorkerError
 from machine import available_bytes
 from peers import ADAPTERS, PEERS, TAIL_PEERS, TEMPORARIES, Work, load
-from processes import Worker, WorkerError
+from processes import Worker
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ALWAYS = ("fusedadam", "traffic twin", *ADAPTERS)
-# GCC's OpenMP lets its threads spin for 9 ms after a region (measured on 2.6 GHz) before they sleep.
-PAUSE = 0.020
 # From so many seconds a step on, the arrays are far larger than any cache, and no step is spent on
 # filling caches that the other contenders have emptied.
 NO_WARMING = 0.25

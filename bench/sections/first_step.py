@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lines import WorkerError
 from peers import PEERS
-from processes import Worker, WorkerError
+from processes import Worker
 from rounds import chosen
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lines import WorkerError
 from machine import available_bytes
 from peers import PEERS, TEMPORARIES
-from processes import Worker, WorkerError
+from processes import Worker
 from rounds import SPARE_BYTES, chosen
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import time
 
+from lines import PAUSE
 from machine import available_bytes
 from peers import PEERS
 from processes import Worker
-from rounds import PAUSE, SPARE_BYTES
+from rounds import SPARE_BYTES
 from settings import Results, Settings, Tick
 
 TITLE = "Several processes on one machine"

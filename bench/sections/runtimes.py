@@ -11,8 +11,9 @@ Processes of each kind take turns. What a step in turn with products costs them 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import child
@@ -68,28 +69,29 @@ def names(settings: Settings) -> list[str]:
 
 
 def ticks(settings: Settings) -> int:
-    """One a process."""
-    return len(names(settings)) * len(turns(settings))
+    """One a round of a size."""
+    return settings.rounds * len(sizes(settings))
+
+
+def sizes(settings: Settings) -> tuple[int, ...]:
+    """Return how many elements are stepped."""
+    return QUICK_SIZES if settings.quick else SIZES
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Let processes take turns, each with all sizes."""
-    sizes = QUICK_SIZES if settings.quick else SIZES
-    variables = dict.fromkeys(THREAD_VARIABLES, str(settings.threads))
+    """Let processes of all kinds take turns, round by round, for each size."""
     missing = {name: child.absence(*PROCESSES[name].modules) for name in names(settings)}
-    measured: dict[str, list[list[Seconds]]] = {
-        name: [] for name, why in missing.items() if why is None
-    }
-    for rounds in turns(settings):
-        for name in missing:
-            if name in measured:
-                arguments = (name, sizes, settings.threads, rounds)
-                seconds_of_sizes = child.call(time_steps, *arguments, environment=variables)
-                measured[name].append(seconds_of_sizes)
-            tick(name)
     rows: list[dict[str, Any]] = []
-    for i, elements in enumerate(sizes):
-        seconds = {name: joined([part[i] for part in parts]) for name, parts in measured.items()}
+    for elements in sizes(settings):
+        measured: dict[str, list[Seconds]] = {
+            name: [] for name, why in missing.items() if why is None
+        }
+        for rounds in turns(settings):
+            for parts in contest(list(measured), elements, settings, rounds):
+                for name, seconds in parts.items():
+                    measured[name].append(seconds)
+                tick(f"{elements:,}")
+        times = {name: joined(parts) for name, parts in measured.items()}
         rows += [
             {
                 "case": f"{elements:,}, {when}",
@@ -98,42 +100,53 @@ def run(settings: Settings, tick: Tick) -> Results:
                 "threads": settings.threads,
                 "tensors": 1,
                 "elements": elements,
-                "seconds": {name: times[when] for name, times in seconds.items()},
+                "seconds": {name: seconds[when] for name, seconds in times.items()},
             }
             for when in WHENS
         ]
     return {"rows": rows, "not_run": {name: why for name, why in missing.items() if why}}
 
 
+def contest(
+    names: Sequence[str], elements: int, settings: Settings, rounds: int
+) -> Iterator[dict[str, Seconds]]:
+    """Yield what each process measures in a round."""
+    variables = dict.fromkeys(THREAD_VARIABLES, str(settings.threads))
+    with contextlib.ExitStack() as processes:
+        measuring = {
+            name: processes.enter_context(
+                child.begin(time_steps, name, elements, settings.threads, environment=variables)
+            )
+            for name in names
+        }
+        for _ in range(rounds):
+            yield {name: next(process) for name, process in measuring.items()}
+
+
 # ---- in a process of its own -------------------------------------------------------------------
 
 
-def time_steps(name: str, sizes: list[int], threads: int, rounds: int) -> list[Seconds]:
-    """Return the seconds of steps right after the other libraries' work, and of those later."""
+def time_steps(name: str, elements: int, threads: int) -> Iterator[Seconds]:
+    """Yield the seconds of steps right after the other libraries' work, and of those later."""
     process = PROCESSES[name]
     work = [WORKS[module](threads) for module in process.before]
     import fusedadam
 
     fusedadam.set_num_threads(threads)
     work += [WORKS[module](threads) for module in process.after]
-    results: list[Seconds] = []
-    for elements in sizes:
-        step = make_step(elements)
-        one = max(mean_of(step, 3), 1e-6)
-        first = max(1, int(SPIN_S / one))
-        later = max(2, min(MOST_STEPS, int(STEPS_S / one)))
-        seconds: Seconds = {when: [] for when in WHENS}
-        for _ in range(rounds):
-            for other in work or [busy]:
-                other()
-            seconds[RIGHT_AFTER].append(mean_of(step, first))
-            # At work and not asleep: this thread, and those of a step, have their CPUs.
-            end = time.perf_counter() + SLEEP_S
-            while time.perf_counter() < end:
-                step()
-            seconds[LATER].append(mean_of(step, later))
-        results.append(seconds)
-    return results
+    step = make_step(elements)
+    one = max(mean_of(step, 3), 1e-6)
+    first = max(1, int(SPIN_S / one))
+    later = max(2, min(MOST_STEPS, int(STEPS_S / one)))
+    while True:
+        for other in work or [busy]:
+            other()
+        right_after = mean_of(step, first)
+        # At work and not asleep: this thread, and those of a step, have their CPUs.
+        end = time.perf_counter() + SLEEP_S
+        while time.perf_counter() < end:
+            step()
+        yield {RIGHT_AFTER: [right_after], LATER: [mean_of(step, later)]}
 
 
 def busy(seconds: float = 0.005) -> None:

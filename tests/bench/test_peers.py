@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rounds
+from lines import WorkerError
 from peers import (
     ADAPTERS,
     PEERS,
@@ -23,7 +24,7 @@ from peers import (
     reference,
     twin,
 )
-from processes import Worker, WorkerError, probe
+from processes import Worker, probe
 from rounds import Case, Contest
 from settings import Settings
 from worker import work_of

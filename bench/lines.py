@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Python processes that obey, a line of JSON at a time."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+# GCC's OpenMP lets its threads spin for 9 ms after a region (measured on 2.6 GHz) before they sleep: so long, in seconds, is the
+# pause between the turns of two processes.
+PAUSE = 0.020
+# No command takes longer unless something hangs.
+REPLY_SECONDS = 600.0
+
+
+class WorkerError(RuntimeError):
+    """What was raised in such a process, or how it ended."""
+
+
+class Process:
+    """An interpreter like this one, with these arguments. As a context manager, it ends the process.
+
+    `environment` has the variables to set, or to remove where the value is None.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], *, environment: Mapping[str, str | None] | None = None
+    ) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment_with(environment or {}),
+        )
+        atexit.register(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, command: Any) -> None:
+        """Send a command."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise WorkerError(self._end()) from None
+
+    def read(self) -> Any:
+        """Return the next answer."""
+        assert self._process.stdout is not None
+        watch = threading.Timer(REPLY_SECONDS, self._process.kill)
+        watch.start()
+        line = self._process.stdout.readline()
+        watch.cancel()
+        if not line:
+            raise WorkerError(self._end())
+        return json.loads(line)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process, and with it all memory that it holds."""
+        atexit.unregister(self.close)
+        if self.alive:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):  # a command that nobody will read
+                    stream.close()
+
+    def _end(self) -> str:
+        code = self._process.wait()
+        self._log.seek(0)
+        said = self._log.read().strip().splitlines()
+        return f"its process ended with code {code}" + (f": {said[-1]}" if said else "")
+
+
+def environment_with(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Return this process' environment, with these set, or removed where the value is None."""
+    removed = {name for name, value in variables.items() if value is None}
+    kept = {name: value for name, value in os.environ.items() if name not in removed}
+    return kept | {name: value for name, value in variables.items() if value is not None}
