@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Measure fusedadam beside every other Adam for CPUs that is installed, and write one JSON file.
 
-    python bench/run.py                                   everything, 17 minutes on two cores
+    python bench/run.py                                   everything, 20 minutes on two cores
     python bench/run.py --quick                           shows that it runs; its figures mean nothing
     python bench/run.py --only sizes tail                 these sections; the file's others are kept
     python bench/run.py --only sizes --peers "torch fused" numba
