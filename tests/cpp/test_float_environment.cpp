@@ -268,6 +268,8 @@ TEST(FloatEnvironment, IsRestoredByAnException) {
   }
 }
 
+#if defined(__x86_64__) && defined(__GNUC__)
+
 // Each kind of call.
 void call_everything() {
   AdamSettings settings = everything;
@@ -288,8 +290,6 @@ void call_everything() {
     adam_step_sparse(sparse_tensor(table, indices), everything, progress, sparse_mode);
   }
 }
-
-#if defined(__x86_64__) && defined(__GNUC__)
 
 // The x87 unit has a control word and flags of its own (Intel SDM, volume 1, section 8.1).
 struct X87State {
