@@ -134,7 +134,8 @@ def microseconds(seconds: float) -> str:
 def main() -> int:
     """Measure, write the file after each section, and print a summary."""
     args = arguments()
-    settings = Settings(threads=args.threads, rounds=args.rounds, quick=args.quick)
+    most = min(args.rounds, rounds.QUICK_ROUNDS) if args.quick else args.rounds
+    settings = Settings(threads=args.threads, rounds=most, quick=args.quick)
     names = [name for name in sections.NAMES if not args.only or name in args.only]
     rounds.choose(args.peers)
     begin = time.monotonic()

@@ -18,7 +18,7 @@ CASES = (
     Case("1,000 x 1,000", 1_000, 1_000),
     Case(f"1 x {1 << 26:,}", 1, 1 << 26),
 )
-QUICK_CASES = (Case("1 x 100,000", 1, 100_000), Case("10 x 1,000", 10, 1_000))
+QUICK_CASES = (Case("10 x 1,000", 10, 1_000),)
 
 
 def counts(settings: Settings) -> list[int]:
