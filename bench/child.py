@@ -16,15 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lines
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-# A child that hangs is killed.
-TIME_LIMIT_S = 600
 
 
 def call(
@@ -59,9 +53,6 @@ class Generator(lines.Process):
     So that processes of several kinds can take turns, with pauses in which the threads of the one before go to sleep.
     """
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> Any:
         time.sleep(lines.PAUSE)
         self.write("next")
@@ -87,10 +78,10 @@ def run_python(
     done = subprocess.run(
         [sys.executable, *arguments],
         input=text,
-        env=lines.environment_with(environment or {}),
+        env=lines.environment_with(environment),
         capture_output=True,
         text=True,
-        timeout=TIME_LIMIT_S,
+        timeout=lines.REPLY_SECONDS,
         check=False,
     )
     if done.returncode != 0:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # GCC's OpenMP lets its threads spin for 9 ms after a region (measured on 2.6 GHz) before they sleep: so long, in seconds, is the
 # pause between the turns of two processes.
 PAUSE = 0.020
-# No command takes longer unless something hangs.
+# No command takes longer unless something hangs: then the process is killed.
 REPLY_SECONDS = 600.0
 
 
@@ -46,7 +46,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=environment_with(environment or {}),
+            env=environment_with(environment),
         )
         atexit.register(self.close)
 
@@ -104,8 +104,9 @@ class Process:
         return f"its process ended with code {code}" + (f": {said[-1]}" if said else "")
 
 
-def environment_with(variables: Mapping[str, str | None]) -> dict[str, str]:
+def environment_with(variables: Mapping[str, str | None] | None) -> dict[str, str]:
     """Return this process' environment, with these set, or removed where the value is None."""
+    variables = variables or {}
     removed = {name for name, value in variables.items() if value is None}
     kept = {name: value for name, value in os.environ.items() if name not in removed}
     return kept | {name: value for name, value in variables.items() if value is not None}

@@ -30,7 +30,6 @@ ALWAYS = ("fusedadam", "traffic twin", *ADAPTERS)
 NO_WARMING = 0.25
 # What the rounds of one case may take, in seconds, and how many there are in any case.
 CASE_SECONDS, LEAST_ROUNDS = 40.0, 3
-QUICK_CASE_SECONDS, QUICK_ROUNDS = 0.5, 2
 # Left to the rest of the machine.
 SPARE_BYTES = 1 << 30
 
@@ -219,8 +218,6 @@ class Contest:
 
     def _rounds(self, seconds: float) -> int:
         """Return how many rounds are made, each of which takes so long."""
-        if self._settings.quick:
-            return min(self._settings.rounds, QUICK_ROUNDS)
         most = int(CASE_SECONDS / max(seconds, PAUSE))
         return min(self._settings.rounds, max(LEAST_ROUNDS, most))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Measure fusedadam beside every other Adam for CPUs that is installed, and write one JSON file.
 
-    python bench/run.py                                   everything, 20 minutes on two cores
+    python bench/run.py                                   everything; docs/benchmarks.md says how long it takes
     python bench/run.py --quick                           shows that it runs; its figures mean nothing
     python bench/run.py --only sizes tail                 these sections; the file's others are kept
     python bench/run.py --only sizes --peers "torch fused" numba
@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 OUTPUT = Path(__file__).parent / "results" / "latest.json"
 FORMAT = 1
+QUICK_ROUNDS = 2
 
 
 def arguments() -> argparse.Namespace:
@@ -50,7 +51,9 @@ def arguments() -> argparse.Namespace:
         metavar="NAME",
         help="beside fusedadam, only these",
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes and two rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"small sizes and {QUICK_ROUNDS} rounds"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     return parser.parse_args()
 
@@ -134,7 +137,7 @@ def microseconds(seconds: float) -> str:
 def main() -> int:
     """Measure, write the file after each section, and print a summary."""
     args = arguments()
-    most = min(args.rounds, rounds.QUICK_ROUNDS) if args.quick else args.rounds
+    most = min(args.rounds, QUICK_ROUNDS) if args.quick else args.rounds
     settings = Settings(threads=args.threads, rounds=most, quick=args.quick)
     names = [name for name in sections.NAMES if not args.only or name in args.only]
     rounds.choose(args.peers)

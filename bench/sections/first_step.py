@@ -25,7 +25,7 @@ TITLE = "First step"
 NAMES = ("fusedadam", "torch fused")
 SIZE, QUICK_SIZE = 1 << 26, 1 << 20
 # Each repetition starts a process and fills its arrays, some seconds.
-MOST_ROUNDS, QUICK_ROUNDS = 7, 2
+MOST_ROUNDS = 7
 # Twice what the arrays need.
 MACHINE_BYTES = 32
 PARTS = ("build", "first", "later")
@@ -33,7 +33,7 @@ PARTS = ("build", "first", "later")
 
 def repetitions(settings: Settings) -> int:
     """Return how many processes each contender has."""
-    return min(settings.rounds, QUICK_ROUNDS if settings.quick else MOST_ROUNDS)
+    return min(settings.rounds, MOST_ROUNDS)
 
 
 def ticks(settings: Settings) -> int:

@@ -34,6 +34,7 @@ inline PassesUnderWay passes_under_way{0};
 // floating-point environment.
 template <class Body>
 void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) {
+  // What one thread has soon done takes no part in the sharing.
   const bool small = list.elements() < TensorList::smallest_shared;
   const ThreadShare share(passes_under_way, list.elements(), small ? 1 : get_num_threads());
   int parts = list.worthwhile_parts(share.threads());

@@ -22,7 +22,7 @@ class ThreadShare {
     if (elements_ == 0) return;
     const std::int64_t others = all_.fetch_add(elements_, std::memory_order_relaxed);
     const std::int64_t sum = others + elements_;
-    // No overflow: an address space has fewer than 2^48 elements, and threads are 4096 at most.
+    // No overflow below 2^51 elements, since threads are max_threads at most.
     threads_ = static_cast<int>(std::max<std::int64_t>(1, (threads * elements_ + sum / 2) / sum));
   }
   ~ThreadShare() {

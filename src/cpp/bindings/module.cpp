@@ -112,7 +112,8 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
 
   module.def("get_num_threads", &get_num_threads,
              "Return the number of threads that a large step started on this thread would use.\n\n"
-             "1 in a forked child and inside a parallel region of another library.");
+             "Steps that are under way at once share them by their sizes. 1 in a forked child and\n"
+             "inside a parallel region of another library.");
   module.def(
       "set_num_threads",
       [](const py::handle& threads) { set_num_threads(to_int64(threads, "threads")); },

@@ -10,7 +10,8 @@
 
 namespace fusedadam {
 
-/// The number of threads that a large step started on this thread would use now: what
+/// The number of threads that a large step started on this thread would use now, were it the only
+/// one under way (steps at once share them by their sizes): what
 /// set_num_threads() asked for, else what OpenMP says (OMP_NUM_THREADS, or the number of CPUs). A
 /// smaller limit set through OpenMP after set_num_threads() holds (threadpoolctl sets one so). 1
 /// inside a parallel region of the caller's, and in a forked child, where OpenMP runtimes cannot
