@@ -332,7 +332,8 @@ class AdamMachine(RuleBasedStateMachine):
         specs = self.params.specs if self.model.is_built else []
         m = self._drawn(specs, kind)
         v = [np.asarray(np.abs(x)) for x in self._drawn(specs, kind)]
-        vhat = [np.asarray(np.abs(x)) for x in self._drawn(specs, kind)] if oracle.vhat else []
+        vhat = [np.maximum(x, np.abs(y)) for x, y in zip(v, self._drawn(specs, kind), strict=True)]
+        vhat = vhat if oracle.vhat else []
         given: list[Any] = [np.array(count), *m, *v, *vhat]
         lr = None
         if form == "wide":
@@ -347,7 +348,13 @@ class AdamMachine(RuleBasedStateMachine):
             self._refused(lambda: self.adam.set_weights(given))
             return
         TALLY["calls"] += 1
-        self.adam.set_weights(given)
+        try:
+            self.adam.set_weights(given)
+        except ValueError as error:
+            # Only where nothing decides: the layout is then named.
+            if "more than one layout" not in str(error):
+                raise
+            self.adam.set_weights(given, layout="fusedadam")
         oracle.iterations, oracle.m, oracle.v, oracle.vhat = count, m, v, vhat
         if lr is not None and not callable(oracle.lr):
             oracle.lr = lr

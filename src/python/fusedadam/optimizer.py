@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fusedadam._core import AdamProgress, max_iterations, require_table
+from fusedadam._core import AdamProgress, require_table
 from fusedadam.arrays import (
     Array,
     are_plain_arrays,
@@ -28,7 +28,7 @@ from fusedadam.arrays import (
 from fusedadam.gradients import are_given, gradients, scaled
 from fusedadam.locks import new_lock
 from fusedadam.signals import assignments, without_interruption
-from fusedadam.weights import from_keras_3, without_placeholders
+from fusedadam.weights import Weights, taken_weights
 
 if TYPE_CHECKING:
     import os
@@ -175,7 +175,7 @@ class Optimizer(ABC):
         if self._state is None:
             return []
         moments = self._moments(self._state)
-        return [self._iterations_array(), *(array for kind in moments for array in kind)]
+        return Weights([self._iterations_array(), *(array for kind in moments for array in kind)])
 
     def build(self, params: Iterable[Any]) -> None:
         """Start fresh moments, all zeros, for these parameters; `iterations` counts on.
@@ -215,72 +215,63 @@ class Optimizer(ABC):
             )
 
     def get_weights(self) -> list[Array]:
-        """Return copies of `weights`."""
+        """Return copies of `weights`.
+
+        The list is of a type of its own, by which `set_weights` knows it, also after a copy or a
+        pickle; in all else it is a list.
+        """
         with self._lock:
-            return [weight.copy() for weight in self.weights]
+            return Weights(weight.copy() for weight in self.weights)
 
-    def set_weights(self, weights: Iterable[Any]) -> None:
-        """Take over a state, as `get_weights` returns it.
+    def set_weights(self, weights: Iterable[Any], layout: str | None = None) -> None:
+        """Take over a state, as `get_weights` or a version of Keras returns it.
 
-        Two more forms are taken: the list of Keras 2.1.3 to 2.15, with one unused array of shape
-        `(1,)` more for each parameter; and that of Keras 3, `[iteration, learning_rate, m0, v0, m1,
-        v1, ...]` (and then each `vhat` with `amsgrad`), whose learning rate becomes `lr`, unless
-        that is a schedule.
+        What `get_weights` returns is known for what it is. Lists of Keras 1.0.8 to 3, of tf_keras
+        and of TensorFlow are told apart by their lengths, shapes, signs and the dtype of the count;
+        one that fits several layouts, with other values in each, is refused until `layout` names
+        the right one. That can be the case where all parameters have one shape.
+
+        The list must be of an optimizer with the same `amsgrad`. A learning rate in it becomes
+        `lr`, unless that is a schedule. Averages in a list of Keras 3 are taken over with
+        `use_ema`; a list without leaves the averages alone.
 
         Parameters
         ----------
         weights : iterable of array_like
-            `[iterations]` and then the moments; cast to the dtypes of the moments.
+            Cast to the dtypes of the moments.
+        layout : str, optional
+            "fusedadam" or "keras-2": `[iterations, m0, m1, ..., v0, v1, ...]` and with `amsgrad`
+            each `vhat`, of this package, TensorFlow 1.4, and Keras 1 and 2; in Keras 2.1.3 to 2.15
+            there is an unused array of shape `(1,)` more for each parameter, which is dropped.
+            "keras-3": `[iteration, learning_rate, m0, v0, m1, v1, ...]`, then each `vhat`.
+            "keras-3-schedule": the same without the rate, of Keras 3 with a schedule, and of
+            tf_keras from 2.11 on.
 
         Raises
         ------
         ValueError
-            The number of arrays or a shape does not match, or `iterations` is no count. Nothing has
-            changed.
+            The number of arrays or a shape does not match, `iterations` is no count, the list is
+            ambiguous, or it cannot be of the layout named. Nothing has changed.
         TypeError
-            An array is not of real numbers. Nothing has changed.
+            An array is not of real numbers, or is masked. Nothing has changed.
         """
         with self._lock:
             self._require_not_swapped()
-            current = self.weights
-            given = [_real_array(w, i) for i, w in enumerate(listed(weights, "weights"))]
-            learning_rate = None
-            if self._state is not None:
-                moments = self._moments(self._state)
-                keras_3 = from_keras_3(given, moments)
-                if keras_3 is not None:
-                    learning_rate = _shortest_decimal(given[1])
-                    given = keras_3
-                given = without_placeholders(given, len(moments[0]), len(current))
-            if len(given) != len(current):
-                hint = "" if current else "; build(params) creates them"
-                raise ValueError(
-                    f"Length of the specified weight list ({len(given)}) does not match "
-                    f"the number of weights of the optimizer ({len(current)}){hint}"
-                )
-            for weight, new in zip(current, given, strict=True):
-                if weight.shape != new.shape:
-                    raise ValueError(
-                        f"Optimizer weight shape {weight.shape} not compatible with "
-                        f"provided weight shape {new.shape}"
-                    )
-            if not current:
+            slots = None if self._state is None else self._state.slots
+            taken = taken_weights(weights, slots, layout)
+            if taken is None:
                 return
-            iterations = _step_count(given[0])
             # Converted here, where a warning of an overflow may be an exception. What does not own
             # its memory may be another of these very moments.
             values = [
-                new.astype(weight.dtype, copy=not new.flags.owndata)
-                for weight, new in zip(current[1:], given[1:], strict=True)
+                (live, new.astype(live.dtype, copy=not new.flags.owndata))
+                for live, new in taken.arrays
             ]
-            progress = AdamProgress(self._progress.as_dict() | {"iterations": iterations})
-            if learning_rate is not None:
-                self._set_learning_rate(learning_rate)
+            progress = AdamProgress(self._progress.as_dict() | {"iterations": taken.iterations})
+            if taken.learning_rate is not None:
+                self._set_learning_rate(taken.learning_rate)
             without_interruption(
-                *(
-                    partial(operator.setitem, weight, ..., new)
-                    for weight, new in zip(current[1:], values, strict=True)
-                ),
+                *(partial(operator.setitem, live, ..., new) for live, new in values),
                 *assignments(self, _progress=progress),
             )
 
@@ -757,26 +748,3 @@ def _mark_as_changed(values: Sequence[Any]) -> None:
 
         for tensor in tensors:
             torch.autograd.graph.increment_version(tensor)
-
-
-def _real_array(weight: Any, index: int) -> Array:
-    array = as_array(weight, f"weights[{index}]")
-    if array.dtype.kind not in "fiu":
-        raise TypeError(
-            f"weights[{index}] must be an array of real numbers. Received: dtype={array.dtype}"
-        )
-    return array
-
-
-def _shortest_decimal(value: Array) -> float:
-    """A number as it was written: 0.001, where float32 holds 0.0010000000474974513."""
-    return float(str(value[()]))
-
-
-def _step_count(array: Array) -> int:
-    value = array.item()
-    if not 0 <= value <= max_iterations or value != int(value):
-        raise ValueError(
-            f"weights[0] must be a count of steps, an integer from 0 to 2**53. Received: {value!r}"
-        )
-    return int(value)

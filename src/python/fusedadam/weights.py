@@ -1,41 +1,316 @@
 # SPDX-License-Identifier: MIT
-"""The lists of weights that versions of Keras saved, in the order of `Optimizer.weights`."""
+"""Lists of weights: which library saved one is told by what is certain, or asked for.
+
+For n parameters; `vhat` is of amsgrad, the averages of `use_ema`:
+
+| the list | the count | saved by |
+|---|---|---|
+| `m..., v...` | none | Keras 1.0.0 to 1.0.5 |
+| `iterations, m..., v...` | float32 | Keras 1.0.8 to 2.0.7 |
+| `iterations, m..., v...(, vhat...)` | int64 | this package, TensorFlow 1.4 to 2.10, Keras from 2.0.9 on, `optimizers.legacy` of tf_keras |
+| `iterations, m..., v...`, n zeros of shape (1,) | int64 | Keras 2.1.3 to 2.15 without amsgrad, where it has `get_updates` |
+| `iteration, learning_rate(, average...), m0, v0, m1, v1, ...(, vhat...)` | int32; int64 on TensorFlow | Keras 3 |
+| `iteration(, average...), m0, v0, m1, v1, ...(, vhat...)` | int32; int64 on TensorFlow | Keras 3 with a schedule, tf_keras from 2.11 on |
+
+As in Keras, a list belongs to an optimizer of the same `amsgrad` and, where it holds averages,
+`use_ema`. Keras 3 with `gradient_accumulation_steps` has its accumulators after the averages; such
+a list is refused, since its count is one of calls.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-from fusedadam.arrays import Array
+import numpy as np
+
+from fusedadam._core import max_iterations
+from fusedadam.arrays import Array, as_array, listed
+
+# What each layout is, for whoever has to choose.
+LAYOUTS = {
+    "fusedadam": "[iterations, m0, m1, ..., v0, v1, ...]: this package",
+    "keras-2": "[iterations, m0, m1, ..., v0, v1, ...]: TensorFlow 1.4, Keras 1 and 2",
+    "keras-3": "[iteration, learning_rate, m0, v0, m1, v1, ...]: Keras 3",
+    "keras-3-schedule": "[iteration, m0, v0, m1, v1, ...]: Keras 3 with a schedule, tf_keras from "
+    "2.11 on",
+}
+_GROUPED = ("fusedadam", "keras-2")
+
+# What an array of a list is: a kind, and the number of its parameter.
+_Place: TypeAlias = tuple[str, int]
+_Form: TypeAlias = list[_Place]
+_ITERATIONS, _LEARNING_RATE = ("iterations", 0), ("learning_rate", 0)
 
 
-def without_placeholders(given: list[Array], count: int, expected: int) -> list[Array]:
-    """Drop what Keras 2.1.3 to 2.15 wrote for `count` parameters in place of an unused `vhat`."""
-    placeholders = given[expected:]
-    if len(placeholders) == count and all(w.shape == (1,) for w in placeholders):
-        return given[:expected]
-    return given
+class Weights(list[Array]):
+    """A list of weights of this package, which `set_weights` takes for nothing else."""
 
 
-def from_keras_3(given: list[Array], moments: Sequence[Sequence[Array]]) -> list[Array] | None:
-    """Reorder `[iteration, learning_rate, m0, v0, m1, v1, ..., vhat0, vhat1, ...]`.
+class _Reading(NamedTuple):
+    """A list as it is in one layout."""
+
+    layout: str
+    arrays: dict[_Place, Array]
+
+
+class TakenWeights(NamedTuple):
+    """What a list of weights holds."""
+
+    iterations: int
+    learning_rate: float | None
+    # Each live array with its new values.
+    arrays: list[tuple[Array, Array]]
+
+
+def taken_weights(
+    weights: Iterable[Any], slots: Mapping[str, Sequence[Array]] | None, layout: str | None
+) -> TakenWeights | None:
+    """Read a list of weights.
 
     Parameters
     ----------
-    given
+    weights
         The list.
-    moments
-        The arrays of m, of v and, where there are any, of vhat.
+    slots
+        The live arrays of an optimizer, "m", "v" and, where it has them, "vhat" and "ema"; None
+        before there are any.
+    layout
+        One of `LAYOUTS`, or None to find it out.
 
     Returns
     -------
-    list of numpy.ndarray or None
-        `[iterations, m..., v..., vhat...]`; None where `given` is no such list.
+    TakenWeights or None
+        None where there are no live arrays and an empty list was given.
+
+    Raises
+    ------
+    ValueError
+        The list does not fit these arrays, fits them in several ways, or contradicts `layout`.
+    TypeError
+        An array is not of real numbers.
     """
-    m, v, *rest = moments
-    pairs = 2 * len(m)
-    if len(given) != 2 + pairs + sum(map(len, rest)):
+    if layout is not None and layout not in tuple(LAYOUTS):
+        raise ValueError(
+            f"layout must be None or one of {', '.join(map(repr, LAYOUTS))}. Received: {layout!r}"
+        )
+    given = [_real_array(w, i) for i, w in enumerate(listed(weights, "weights"))]
+    if slots is None:
+        if given:
+            raise _length_error(given, 0, "; build(params) creates them")
         return None
-    expected = [w.shape for pair in zip(m, v, strict=True) for w in pair]
-    if given[1].shape != () or [w.shape for w in given[2 : 2 + pairs]] != expected:
-        return None
-    return [given[0], *given[2 : 2 + pairs : 2], *given[3 : 2 + pairs : 2], *given[2 + pairs :]]
+    reading = _reading(given, slots, layout, own=isinstance(weights, Weights))
+    rate = reading.arrays.get(_LEARNING_RATE)
+    return TakenWeights(
+        _step_count(reading.arrays[_ITERATIONS]),
+        None if rate is None else _shortest_decimal(rate),
+        [(slots[kind][i], w) for (kind, i), w in reading.arrays.items() if kind in slots],
+    )
+
+
+def _reading(
+    given: list[Array], slots: Mapping[str, Sequence[Array]], layout: str | None, *, own: bool
+) -> _Reading:
+    shapes = [w.shape for w in slots["m"]]
+    forms = [
+        (name, form)
+        for name, form in _forms(len(shapes), vhat="vhat" in slots, ema="ema" in slots)
+        if (name == "fusedadam" if own and layout is None else layout in (None, name))
+    ]
+    readings = _distinct(
+        _Reading(name, dict(zip(form, given, strict=True)))
+        for name, form in forms
+        if _fits(given, form, shapes)
+    )
+    if not readings:
+        raise _misfit(given, [form for _, form in forms], slots, layout)
+    if len(readings) > 1 or layout is not None:
+        readings = _without_contradictions(readings, own=own)
+    if len(readings) > 1:
+        readings = _by_count(given[0].dtype, readings)
+    if len(readings) > 1:
+        names = dict.fromkeys(reading.layout for reading in readings)
+        choices = ", or ".join(f'layout="{name}" ({LAYOUTS[name]})' for name in names)
+        raise ValueError(
+            "weights could be a list of more than one layout, and nothing in it decides: name the "
+            f"one that it was saved in, {choices}. Received: layout=None"
+        )
+    return readings[0]
+
+
+def _forms(count: int, *, vhat: bool, ema: bool) -> Iterator[tuple[str, _Form]]:
+    """Every list that there may be for so many parameters, this package's own first."""
+    each = range(count)
+    last = [("vhat", i) for i in each if vhat]
+    grouped = [_ITERATIONS, *(("m", i) for i in each), *(("v", i) for i in each), *last]
+    for layout in _GROUPED:
+        yield layout, grouped
+    if not vhat:
+        yield "keras-2", [*grouped, *(("placeholder", i) for i in each)]
+    for layout, rate in (("keras-3", [_LEARNING_RATE]), ("keras-3-schedule", [])):
+        for extra in ((), ("ema",)) if ema else ((),):
+            yield layout, _interleaved(count, rate, extra, last)
+
+
+def _interleaved(count: int, rate: _Form, extra: Iterable[str], last: _Form) -> _Form:
+    each = range(count)
+    pairs = [(kind, i) for i in each for kind in ("m", "v")]
+    return [_ITERATIONS, *rate, *((kind, i) for kind in extra for i in each), *pairs, *last]
+
+
+def _shape(place: _Place, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    kind, i = place
+    return (
+        ()
+        if place in (_ITERATIONS, _LEARNING_RATE)
+        else (1,)
+        if kind == "placeholder"
+        else shapes[i]
+    )
+
+
+def _fits(given: list[Array], form: _Form, shapes: Sequence[tuple[int, ...]]) -> bool:
+    return _may_be(given, form) and all(
+        w.shape == _shape(place, shapes) for w, place in zip(given, form, strict=True)
+    )
+
+
+def _may_be(given: list[Array], form: _Form) -> bool:
+    """Whether the length fits, and those arrays whose shapes no parameter decides."""
+    return len(given) == len(form) and all(
+        w.shape == () if kind == "learning_rate" else w.shape == (1,) and not w.any()
+        for w, (kind, _) in zip(given, form, strict=True)
+        if kind in ("learning_rate", "placeholder")
+    )
+
+
+def _distinct(readings: Iterable[_Reading]) -> list[_Reading]:
+    """Those that differ in a value."""
+    kept: list[_Reading] = []
+    for reading in readings:
+        if not any(_same(reading.arrays, other.arrays) for other in kept):
+            kept.append(reading)
+    return kept
+
+
+def _same(a: dict[_Place, Array], b: dict[_Place, Array]) -> bool:
+    return a.keys() == b.keys() and all(
+        w is b[place]
+        or (
+            np.array_equal(w, b[place], equal_nan=True)
+            and np.array_equal(np.signbit(w), np.signbit(b[place]))
+        )
+        for place, w in a.items()
+    )
+
+
+def _without_contradictions(readings: list[_Reading], *, own: bool) -> list[_Reading]:
+    contradictions = [_contradiction(reading, own=own) for reading in readings]
+    if all(contradictions):
+        reasons = "; ".join(
+            f'not "{reading.layout}": {reason}'
+            for reading, reason in zip(readings, contradictions, strict=True)
+        )
+        raise ValueError(f"weights must be in a layout that they can have. Received: {reasons}")
+    return [r for r, reason in zip(readings, contradictions, strict=True) if not reason]
+
+
+def _contradiction(reading: _Reading, *, own: bool) -> str | None:
+    """What no list of this layout can be; sums and maxima of squares have no sign."""
+    if own and reading.layout not in _GROUPED:
+        return "the list is of get_weights"
+    for (kind, i), w in reading.arrays.items():
+        if kind == "learning_rate" and not 0 <= w < math.inf:
+            return f"a learning rate of {w}"
+        # A NaN may have any sign.
+        if kind in ("v", "vhat") and np.any(np.signbit(w) & ~np.isnan(w)):
+            return f"{kind} of params[{i}] would be negative"
+        if kind == "vhat" and np.any(w < reading.arrays["v", i]):
+            return f"vhat of params[{i}] would be less than its v"
+    return None
+
+
+def _by_count(dtype: np.dtype[Any], readings: list[_Reading]) -> list[_Reading]:
+    """Those that save a count of this dtype, or all where that does not decide."""
+    if dtype.kind == "f":
+        left = [r for r in readings if r.layout in _GROUPED]
+    # With NumPy 1 on Windows every count written by hand is an int32.
+    elif dtype == np.int32 != np.array(0).dtype:
+        left = [r for r in readings if r.layout not in _GROUPED]
+    else:
+        return readings
+    return left or readings
+
+
+def _misfit(
+    given: list[Array],
+    forms: list[_Form],
+    slots: Mapping[str, Sequence[Array]],
+    layout: str | None,
+) -> ValueError:
+    shapes = [w.shape for w in slots["m"]]
+    where = "" if layout is None else f' in layout="{layout}"'
+    for form in forms:
+        if _may_be(given, form):
+            expected, shape = next(
+                (_shape(place, shapes), w.shape)
+                for w, place in zip(given, form, strict=True)
+                if w.shape != _shape(place, shapes)
+            )
+            return ValueError(
+                f"Optimizer weight shape {expected} not compatible with "
+                f"provided weight shape {shape}{where}"
+            )
+    return _length_error(given, len(forms[0]), where + _hint(given, shapes, vhat="vhat" in slots))
+
+
+def _length_error(given: list[Array], expected: int, hint: str) -> ValueError:
+    return ValueError(
+        f"Length of the specified weight list ({len(given)}) does not match "
+        f"the number of weights of the optimizer ({expected}){hint}"
+    )
+
+
+def _hint(given: list[Array], shapes: Sequence[tuple[int, ...]], *, vhat: bool) -> str:
+    """What a list that cannot be taken seems to be."""
+    last = [("vhat", i) for i in range(len(shapes)) if vhat]
+    if shapes and [w.shape for w in given] == [*shapes, *shapes]:
+        return "; Keras 1.0 saved no count of steps: put it before the rest"
+    for rate in ([_LEARNING_RATE], []):
+        for extra in (["average or accumulator"], ["average", "accumulator"]):
+            if shapes and _fits(given, _interleaved(len(shapes), rate, extra, last), shapes):
+                return (
+                    "; it seems to hold averages or accumulated gradients of Keras. Averages are "
+                    "taken with use_ema=True; accumulated gradients are not, since Keras then "
+                    "counts calls and not steps"
+                )
+    return ""
+
+
+def _real_array(weight: Any, index: int) -> Array:
+    if isinstance(weight, np.ma.MaskedArray):
+        raise TypeError(
+            f"weights[{index}] must have no mask, which would be ignored; weight.filled(...) gives "
+            "an array without. Received: MaskedArray"
+        )
+    array = as_array(weight, f"weights[{index}]")
+    if array.dtype.kind not in "fiu":
+        raise TypeError(
+            f"weights[{index}] must be an array of real numbers. Received: dtype={array.dtype}"
+        )
+    return array
+
+
+def _shortest_decimal(value: Array) -> float:
+    """A number as it was written: 0.001, where float32 holds 0.0010000000474974513."""
+    return float(str(value[()]))
+
+
+def _step_count(array: Array) -> int:
+    value = array.item()
+    if not 0 <= value <= max_iterations or value != int(value):
+        raise ValueError(
+            f"weights[0] must be a count of steps, an integer from 0 to 2**53. Received: {value!r}"
+        )
+    return int(value)
