@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: MIT
+"""Parameters as people nest them: an array, or lists, tuples and dicts of arrays."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+# Far beyond any model, and far below where Python ends a recursion.
+_DEEPEST = 100
+
+
+class Node(NamedTuple):
+    """A list, a tuple or a dict: what its children are called, and what they are."""
+
+    kind: str
+    keys: Sequence[Any]
+    children: tuple[Structure, ...]
+
+
+# None is an array. Equal where names and nesting are, dicts' order included; hashable.
+Structure: TypeAlias = Node | None
+
+_LIST, _NAMED, _DICT = "list or tuple", "namedtuple", "dict"
+
+
+def flatten(tree: Any, name: str) -> tuple[list[Any], Structure]:
+    """Arrays of a tree of parameters, in the order of lists and of the insertion into dicts.
+
+    Parameters
+    ----------
+    tree : numpy.ndarray, torch.Tensor, list, tuple or dict
+        An array, or arrays nested in lists, tuples (also named) and dicts.
+    name : str
+        What errors call it.
+
+    Returns
+    -------
+    list of numpy.ndarray or torch.Tensor
+        The arrays themselves.
+    Structure
+        How they are nested.
+
+    Raises
+    ------
+    TypeError
+        There is something else in it; named by its path.
+    ValueError
+        It is nested too deeply, as is a list that contains itself.
+    """
+    leaves: list[Any] = []
+    if _are_arrays({type(tree)}):
+        return [tree], None
+    return leaves, _flatten(tree, name, leaves, 1)
+
+
+def _flatten(tree: Any, path: str, leaves: list[Any], depth: int) -> Node:
+    if not isinstance(tree, (list, tuple, dict)):
+        raise TypeError(
+            f"{path} must be a numpy.ndarray or a torch.Tensor, or a list, tuple or dict of them. "
+            f"Received: {type(tree).__name__}"
+        )
+    if depth > _DEEPEST:
+        raise ValueError(
+            f"{path} must be nested at most {_DEEPEST} deep, and no list can contain itself. "
+            f"Received: {type(tree).__name__}"
+        )
+    kind, keys, values = _parts(tree)
+    if _are_arrays(set(map(type, values))):
+        leaves.extend(values)
+        return Node(kind, keys, (None,) * len(values))
+    children: list[Structure] = []
+    for key, value in zip(keys, values, strict=True):
+        if _are_arrays({type(value)}):
+            leaves.append(value)
+            children.append(None)
+        else:
+            children.append(_flatten(value, path + _step(kind, key), leaves, depth + 1))
+    return Node(kind, keys, tuple(children))
+
+
+def flatten_like(tree: Any, structure: Structure, name: str) -> list[Any]:
+    """Gradients in the order of the parameters that they belong to.
+
+    Parameters
+    ----------
+    tree
+        Nested as the parameters are. Dicts have the same keys, in any order; a list stands for a
+        tuple and the other way round. Whatever is where the parameters have an array is its
+        gradient, None included.
+    structure : Structure
+        That of the parameters, by `flatten`.
+    name : str
+        What errors call it.
+
+    Returns
+    -------
+    list
+        One for each parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is nested otherwise; the first difference is named by its path.
+    """
+    leaves: list[Any] = []
+    if structure is None:
+        return [tree]
+    _flatten_like(tree, structure, name, leaves)
+    return leaves
+
+
+def _flatten_like(tree: Any, node: Node, path: str, leaves: list[Any]) -> None:
+    values = _dict_values(tree, node, path) if node.kind == _DICT else _items(tree, node, path)
+    if not any(node.children):
+        leaves.extend(values)
+        return
+    for key, child, value in zip(node.keys, node.children, values, strict=True):
+        if child is None:
+            leaves.append(value)
+        else:
+            _flatten_like(value, child, path + _step(node.kind, key), leaves)
+
+
+def _dict_values(tree: Any, node: Node, path: str) -> list[Any]:
+    _require_type(tree, dict, node, path)
+    for key in node.keys:
+        if key not in tree:
+            raise ValueError(
+                f"{path + _step(_DICT, key)} is missing: {path} must have the keys that the "
+                f"parameters have. Received: {list(tree)}"
+            )
+    if len(tree) > len(node.keys):
+        key = next(key for key in tree if key not in node.keys)
+        raise ValueError(
+            f"{path + _step(_DICT, key)} belongs to no parameter: {path} must have the keys that "
+            f"the parameters have, {list(node.keys)}. Received: {list(tree)}"
+        )
+    return [tree[key] for key in node.keys]
+
+
+def _items(tree: Any, node: Node, path: str) -> Sequence[Any]:
+    _require_type(tree, (list, tuple), node, path)
+    items: Sequence[Any] = tree
+    fields = _fields(items)
+    if fields and node.kind == _NAMED and fields != node.keys:
+        raise ValueError(
+            f"{path} must have the fields that the parameters have, {', '.join(node.keys)}. "
+            f"Received: {', '.join(fields)}"
+        )
+    if len(items) != len(node.keys):
+        raise ValueError(
+            f"{path} must have as many elements as the parameters have, {len(node.keys)}. "
+            f"Received: {len(items)}"
+        )
+    return items
+
+
+def _require_type(tree: Any, types: Any, node: Node, path: str) -> None:
+    if not isinstance(tree, types):
+        raise TypeError(
+            f"{path} must be a {node.kind}, as there is among the parameters. "
+            f"Received: {type(tree).__name__}"
+        )
+
+
+def require_same(structure: Structure, known: Structure, name: str) -> None:
+    """Refuse parameters that are nested otherwise than at the first step.
+
+    Parameters
+    ----------
+    structure, known : Structure
+        Of these parameters, and of those that there is a state for.
+    name : str
+        What errors call them.
+
+    Raises
+    ------
+    ValueError
+        They differ, the order of dicts included; the first difference is named by its path.
+    """
+    if structure != known:
+        path, expected, received = _difference(structure, known, name)
+        raise ValueError(
+            f"{path} must be {expected}, as when the state was made; call build(params) for other "
+            f"parameters, whose moments start at zero. Received: {received}"
+        )
+
+
+def _difference(new: Structure, old: Structure, path: str) -> tuple[str, str, str]:
+    if new is None or old is None or (new.kind, new.keys) != (old.kind, old.keys):
+        return path, _described(old), _described(new)
+    key, a, b = next(
+        (key, a, b)
+        for key, a, b in zip(new.keys, new.children, old.children, strict=True)
+        if a != b
+    )
+    return _difference(a, b, path + _step(new.kind, key))
+
+
+def _described(structure: Structure) -> str:
+    if structure is None:
+        return "an array"
+    if structure.kind == _LIST:
+        return f"a list or tuple of {len(structure.keys)}"
+    return f"a {structure.kind} of {', '.join(map(repr, structure.keys))} in this order"
+
+
+def paths(structure: Structure, name: str) -> list[str]:
+    """Where each array is: `params['layer1']['w']`, `params[0][1]`, `params.bias`, `params`."""
+    if structure is None:
+        return [name]
+    return [
+        path
+        for key, child in zip(structure.keys, structure.children, strict=True)
+        for path in paths(child, name + _step(structure.kind, key))
+    ]
+
+
+def named(message: str, structure: Structure) -> str:
+    """Put paths of the tree in place of positions in the flat list, in the text of an error.
+
+    Parameters
+    ----------
+    message : str
+        Of the core: it names `params[3]` and `grads[3]`.
+    structure : Structure
+        That of the parameters.
+    """
+    known: dict[str, list[str]] = {}
+
+    def path(match: re.Match[str]) -> str:
+        name, index = match[1], int(match[2])
+        if name not in known:
+            known[name] = paths(structure, name)
+        return known[name][index] if index < len(known[name]) else match[0]
+
+    return re.sub(r"\b(params|grads)\[(\d+)\]", path, message)
+
+
+def _parts(tree: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> tuple[str, Any, Any]:
+    """The kind of a container, its keys and its values."""
+    if isinstance(tree, dict):
+        return _DICT, tuple(tree), tuple(tree.values())
+    fields = _fields(tree)
+    return (_NAMED, fields, tree) if fields else (_LIST, range(len(tree)), tree)
+
+
+def _fields(tree: object) -> tuple[str, ...]:
+    return getattr(tree, "_fields", ()) if isinstance(tree, tuple) else ()
+
+
+def _step(kind: str, key: Any) -> str:
+    return f".{key}" if kind == _NAMED else f"[{key!r}]"
+
+
+def _are_arrays(types: set[type]) -> bool:
+    """Whether all of these are types of arrays and tensors; torch need not be imported."""
+    torch = sys.modules.get("torch")
+    leaf = (np.ndarray,) if torch is None else (np.ndarray, torch.Tensor)
+    return all(issubclass(kind, leaf) for kind in types)
