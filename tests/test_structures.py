@@ -221,11 +221,11 @@ def test_namedtuple_is_matched_by_position() -> None:
         ),
         (
             lambda: [{"w": a(0)}],
-            [{"v": 1, "w": 0}],
+            [{"w": 0, "v": 1}],
             ValueError,
             (
                 "grads[0]['v'] belongs to no parameter: grads[0] must have the keys that the "
-                "parameters have, ['w']. Received: ['v', 'w']"
+                "parameters have, ['w']. Received: ['w', 'v']"
             ),
         ),
         (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fusedadam import Adam
-from helpers import FLOATS, Array, values
+from helpers import FLOATS, Array, assert_all_same_bits, values
 
 keras: Any = pytest.importorskip("keras")
 
@@ -106,3 +106,80 @@ def test_training_goes_on_from_its_weights(
     assert pair.adam.lr == 0.01
     pair.step(STEPS)
     pair.check()
+
+
+# -- lists of weights as Keras saves them -----------------------------------------------------
+
+# Of several shapes, and of one, where no shape tells m from v.
+DIFFERENT: list[tuple[int, ...]] = SHAPES
+ALIKE: list[tuple[int, ...]] = [(5,)] * 3
+
+
+def saved(shapes: list[tuple[int, ...]], steps: int, sign: int, **options: Any) -> Any:
+    """An optimizer of Keras after some steps of gradients with one sign, and its list."""
+    variables = [keras.Variable(np.ones(shape), dtype="float32") for shape in shapes]
+    theirs = keras.optimizers.Adam(**options)
+    theirs.build(variables)
+    for step in range(1, steps + 1):
+        grads = [np.full(v.shape, sign * (step + i), "float32") for i, v in enumerate(variables)]
+        theirs.apply([keras.ops.convert_to_tensor(g) for g in grads], variables)
+    return theirs, [np.asarray(keras.ops.convert_to_numpy(v)) for v in theirs.variables]
+
+
+def kind_of(theirs: Any, name: str) -> list[Array]:
+    return [
+        np.asarray(keras.ops.convert_to_numpy(v)) for v in theirs.variables if v.path.endswith(name)
+    ]
+
+
+def built(shapes: list[tuple[int, ...]], **options: Any) -> Adam:
+    adam = Adam(**options)
+    adam.build([np.ones(shape, "float32") for shape in shapes])
+    return adam
+
+
+def check(adam: Adam, theirs: Any, steps: int) -> None:
+    kinds = ("_momentum", "_velocity", "_velocity_hat")
+    moments = [array for kind in kinds for array in kind_of(theirs, kind)]
+    assert_all_same_bits(adam.weights, [np.array(steps, np.int64), *moments])
+    assert_all_same_bits(adam.ema, kind_of(theirs, "_average"))
+
+
+@pytest.mark.parametrize("shapes", [DIFFERENT, ALIKE], ids=str)
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_list_is_read_in_the_order_of_keras(
+    shapes: list[tuple[int, ...]], schedule: bool, amsgrad: bool, use_ema: bool
+) -> None:
+    rate = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.5) if schedule else 0.25
+    options = {"amsgrad": amsgrad, "use_ema": use_ema}
+    theirs, weights = saved(shapes, 3, -1, learning_rate=rate, **options)
+    adam = built(shapes, **options)
+    adam.set_weights(weights)
+    check(adam, theirs, 3)
+    assert adam.lr == (0.001 if schedule else 0.25)
+
+
+def test_list_in_which_only_the_count_can_decide() -> None:
+    rate = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.5)
+    theirs, weights = saved(ALIKE, 3, 1, learning_rate=rate)
+    adam = built(ALIKE)
+    if keras.backend.backend() == "tensorflow":
+        assert weights[0].dtype == "int64"
+        with pytest.raises(ValueError, match='layout="keras-3-schedule"'):
+            adam.set_weights(weights)
+        adam.set_weights(weights, layout="keras-3-schedule")
+    else:
+        assert weights[0].dtype == "int32"
+        adam.set_weights(weights)
+    check(adam, theirs, 3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_ema": True}, {"gradient_accumulation_steps": 2}], ids=str
+)
+def test_list_with_more_than_moments_is_refused(options: dict[str, Any]) -> None:
+    _, weights = saved(DIFFERENT, 3, -1, **options)
+    with pytest.raises(ValueError, match="averages or accumulated gradients of Keras"):
+        built(DIFFERENT).set_weights(weights)

@@ -36,7 +36,7 @@ from helpers import FLOATS, Array, assert_all_same_bits, values
 from rounding import Divergence
 
 tf: Any = pytest.importorskip("tensorflow")
-pytest.importorskip("tf_keras")
+tf_keras: Any = pytest.importorskip("tf_keras")
 
 from tf_keras.src import backend
 from tf_keras.src.optimizers import optimizer_v1
@@ -299,3 +299,38 @@ def test_weights_before_the_first_step_say_the_same(dtype: str) -> None:
         theirs.set_weights([np.array(1)])
     with pytest.raises(ValueError, match="^" + re.escape(str(said.value))):
         ours.set_weights([np.array(1)])
+
+
+# -- its later optimizers ---------------------------------------------------------------------
+
+
+def kinds_of(theirs: Any) -> dict[str, list[Array]]:
+    """The arrays of each kind: "m", "v", "vhat", "average"."""
+    variables = theirs.variables() if callable(theirs.variables) else theirs.variables
+    kinds: dict[str, list[Array]] = {}
+    for variable in variables:
+        for kind in set(re.split("[/:_]", variable.name)) & {"m", "v", "vhat", "average"}:
+            kinds.setdefault(kind, []).append(variable.numpy())
+    return kinds
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, [(5,)] * 3], ids=["different", "alike"])
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("more", ["legacy", {}, {"use_ema": True}], ids=str)
+def test_list_of_a_later_optimizer(shapes: list[tuple[int, ...]], amsgrad: bool, more: Any) -> None:
+    legacy = more == "legacy"
+    module = tf_keras.optimizers.legacy if legacy else tf_keras.optimizers
+    options = {"amsgrad": amsgrad} | ({} if legacy else more)
+    theirs = module.Adam(0.25, **options)
+    variables = [tf.Variable(np.ones(shape)) for shape in shapes]
+    for step in range(1, 4):
+        grads = [tf.constant(np.full(shape, -1.0 * (step + i))) for i, shape in enumerate(shapes)]
+        theirs.apply_gradients(zip(grads, variables, strict=True))
+    kinds = kinds_of(theirs)
+    ours = Adam(**options)
+    ours.build([np.ones(shape) for shape in shapes])
+    weights = theirs.get_weights() if legacy else [v.numpy() for v in theirs.variables]
+    ours.set_weights(weights)
+    moments = [array for kind in ("m", "v", "vhat") for array in kinds.get(kind, [])]
+    assert_all_same_bits(ours.weights, [np.array(3, np.int64), *moments])
+    assert_all_same_bits(ours.ema, kinds.get("average", []))

@@ -332,8 +332,8 @@ class AdamMachine(RuleBasedStateMachine):
         specs = self.params.specs if self.model.is_built else []
         m = self._drawn(specs, kind)
         v = [np.asarray(np.abs(x)) for x in self._drawn(specs, kind)]
-        vhat = [np.maximum(x, np.abs(y)) for x, y in zip(v, self._drawn(specs, kind), strict=True)]
-        vhat = vhat if oracle.vhat else []
+        more = [np.abs(x) for x in self._drawn(specs, kind)] if oracle.vhat else []
+        vhat = [np.asarray(np.maximum(x, y)) for x, y in zip(v, more, strict=False)]
         given: list[Any] = [np.array(count), *m, *v, *vhat]
         lr = None
         if form == "wide":

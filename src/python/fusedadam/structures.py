@@ -13,6 +13,12 @@ import numpy as np
 # Far beyond any model, and far below where Python ends a recursion.
 _DEEPEST = 100
 
+_PLAIN = {np.ndarray}
+_CONTAINERS = (list, tuple, dict)
+
+# A name, and then the kind and the key of each step: text is made of it for errors alone.
+_Path: TypeAlias = tuple[Any, ...]
+
 
 class Node(NamedTuple):
     """A list, a tuple or a dict: what its children are called, and what they are."""
@@ -52,34 +58,41 @@ def flatten(tree: Any, name: str) -> tuple[list[Any], Structure]:
     ValueError
         It is nested too deeply, as is a list that contains itself.
     """
-    leaves: list[Any] = []
     if _are_arrays({type(tree)}):
         return [tree], None
-    return leaves, _flatten(tree, name, leaves, 1)
+    leaves: list[Any] = []
+    return leaves, _flatten(tree, (name,), leaves)
 
 
-def _flatten(tree: Any, path: str, leaves: list[Any], depth: int) -> Node:
-    if not isinstance(tree, (list, tuple, dict)):
+def _flatten(tree: Any, path: _Path, leaves: list[Any]) -> Node:
+    keys: Sequence[Any]
+    values: Sequence[Any]
+    if isinstance(tree, dict):
+        kind, keys, values = _DICT, tuple(tree), tuple(tree.values())
+    elif isinstance(tree, (list, tuple)):
+        fields = _fields(tree)
+        kind, keys, values = (_NAMED, fields, tree) if fields else (_LIST, range(len(tree)), tree)
+    else:
         raise TypeError(
-            f"{path} must be a numpy.ndarray or a torch.Tensor, or a list, tuple or dict of them. "
-            f"Received: {type(tree).__name__}"
+            f"{_text(path)} must be a numpy.ndarray or a torch.Tensor, or a list, tuple or dict of "
+            f"them. Received: {type(tree).__name__}"
         )
-    if depth > _DEEPEST:
+    if len(path) > 2 * _DEEPEST:
         raise ValueError(
-            f"{path} must be nested at most {_DEEPEST} deep, and no list can contain itself. "
-            f"Received: {type(tree).__name__}"
+            f"{_text(path)} must be nested at most {_DEEPEST} deep, and no list can contain "
+            f"itself. Received: {type(tree).__name__}"
         )
-    kind, keys, values = _parts(tree)
+    # Most often all are, which is seen without a look at each.
     if _are_arrays(set(map(type, values))):
         leaves.extend(values)
         return Node(kind, keys, (None,) * len(values))
     children: list[Structure] = []
     for key, value in zip(keys, values, strict=True):
-        if _are_arrays({type(value)}):
+        if not isinstance(value, _CONTAINERS) and _are_arrays({type(value)}):
             leaves.append(value)
             children.append(None)
         else:
-            children.append(_flatten(value, path + _step(kind, key), leaves, depth + 1))
+            children.append(_flatten(value, (*path, kind, key), leaves))
     return Node(kind, keys, tuple(children))
 
 
@@ -110,11 +123,11 @@ def flatten_like(tree: Any, structure: Structure, name: str) -> list[Any]:
     leaves: list[Any] = []
     if structure is None:
         return [tree]
-    _flatten_like(tree, structure, name, leaves)
+    _flatten_like(tree, structure, (name,), leaves)
     return leaves
 
 
-def _flatten_like(tree: Any, node: Node, path: str, leaves: list[Any]) -> None:
+def _flatten_like(tree: Any, node: Node, path: _Path, leaves: list[Any]) -> None:
     values = _dict_values(tree, node, path) if node.kind == _DICT else _items(tree, node, path)
     if not any(node.children):
         leaves.extend(values)
@@ -123,47 +136,49 @@ def _flatten_like(tree: Any, node: Node, path: str, leaves: list[Any]) -> None:
         if child is None:
             leaves.append(value)
         else:
-            _flatten_like(value, child, path + _step(node.kind, key), leaves)
+            _flatten_like(value, child, (*path, node.kind, key), leaves)
 
 
-def _dict_values(tree: Any, node: Node, path: str) -> list[Any]:
+def _dict_values(tree: Any, node: Node, path: _Path) -> list[Any]:
     _require_type(tree, dict, node, path)
+    if tuple(tree) == node.keys:
+        return list(tree.values())
     for key in node.keys:
         if key not in tree:
             raise ValueError(
-                f"{path + _step(_DICT, key)} is missing: {path} must have the keys that the "
-                f"parameters have. Received: {list(tree)}"
+                f"{_text((*path, _DICT, key))} is missing: {_text(path)} must have the keys that "
+                f"the parameters have. Received: {list(tree)}"
             )
-    if len(tree) > len(node.keys):
-        key = next(key for key in tree if key not in node.keys)
-        raise ValueError(
-            f"{path + _step(_DICT, key)} belongs to no parameter: {path} must have the keys that "
-            f"the parameters have, {list(node.keys)}. Received: {list(tree)}"
-        )
+    for key in tree if len(tree) > len(node.keys) else ():
+        if key not in node.keys:
+            raise ValueError(
+                f"{_text((*path, _DICT, key))} belongs to no parameter: {_text(path)} must have "
+                f"the keys that the parameters have, {list(node.keys)}. Received: {list(tree)}"
+            )
     return [tree[key] for key in node.keys]
 
 
-def _items(tree: Any, node: Node, path: str) -> Sequence[Any]:
+def _items(tree: Any, node: Node, path: _Path) -> Sequence[Any]:
     _require_type(tree, (list, tuple), node, path)
     items: Sequence[Any] = tree
     fields = _fields(items)
     if fields and node.kind == _NAMED and fields != node.keys:
         raise ValueError(
-            f"{path} must have the fields that the parameters have, {', '.join(node.keys)}. "
+            f"{_text(path)} must have the fields that the parameters have, {', '.join(node.keys)}. "
             f"Received: {', '.join(fields)}"
         )
     if len(items) != len(node.keys):
         raise ValueError(
-            f"{path} must have as many elements as the parameters have, {len(node.keys)}. "
+            f"{_text(path)} must have as many elements as the parameters have, {len(node.keys)}. "
             f"Received: {len(items)}"
         )
     return items
 
 
-def _require_type(tree: Any, types: Any, node: Node, path: str) -> None:
+def _require_type(tree: Any, types: Any, node: Node, path: _Path) -> None:
     if not isinstance(tree, types):
         raise TypeError(
-            f"{path} must be a {node.kind}, as there is among the parameters. "
+            f"{_text(path)} must be a {node.kind}, as there is among the parameters. "
             f"Received: {type(tree).__name__}"
         )
 
@@ -242,14 +257,6 @@ def named(message: str, structure: Structure) -> str:
     return re.sub(r"\b(params|grads)\[(\d+)\]", path, message)
 
 
-def _parts(tree: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> tuple[str, Any, Any]:
-    """The kind of a container, its keys and its values."""
-    if isinstance(tree, dict):
-        return _DICT, tuple(tree), tuple(tree.values())
-    fields = _fields(tree)
-    return (_NAMED, fields, tree) if fields else (_LIST, range(len(tree)), tree)
-
-
 def _fields(tree: object) -> tuple[str, ...]:
     return getattr(tree, "_fields", ()) if isinstance(tree, tuple) else ()
 
@@ -258,8 +265,14 @@ def _step(kind: str, key: Any) -> str:
     return f".{key}" if kind == _NAMED else f"[{key!r}]"
 
 
+def _text(path: _Path) -> str:
+    return "".join([path[0], *map(_step, path[1::2], path[2::2])])
+
+
 def _are_arrays(types: set[type]) -> bool:
     """Whether all of these are types of arrays and tensors; torch need not be imported."""
+    if types <= _PLAIN:
+        return True
     torch = sys.modules.get("torch")
     leaf = (np.ndarray,) if torch is None else (np.ndarray, torch.Tensor)
     return all(issubclass(kind, leaf) for kind in types)
