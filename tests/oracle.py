@@ -28,7 +28,7 @@ LARGEST_COUNT = 2**53
 
 # The dynamic loss scale: where it starts and ends, and after how many good steps it doubles.
 FIRST_LOSS_SCALE = 2.0**15
-LARGEST_LOSS_SCALE = 2.0**126
+LARGEST_LOSS_SCALE = 2.0**127
 GROWTH_INTERVAL = 2000
 
 # A power can lie exactly halfway between two floats only if its odd part fits 54 bits: t <= 34,

@@ -57,8 +57,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"clipnorm_per_tensor": 1.0},
     {"maximize": True},
     {"loss_scale": 3.0},
-    {"loss_scale": 2.0**-126},
-    {"loss_scale": 2.0**126},
+    {"loss_scale": 2.0**-127},
+    {"loss_scale": 2.0**127},
     {"loss_scale": "dynamic"},
     {"skip_nonfinite": True},
     {"zero_grad": True},
@@ -72,7 +72,7 @@ ARRAYS: list[tuple[str, dict[str, Any]]] = [
     ("ema", {"ema_momentum": 1.0}),
     ("ema", {"ema_overwrite_frequency": 2}),
     ("accumulated", {"gradient_accumulation_steps": 2}),
-    ("accumulated", {"gradient_accumulation_steps": 2, "loss_scale": 2.0**126}),
+    ("accumulated", {"gradient_accumulation_steps": 2, "loss_scale": 2.0**127}),
     ("accumulated", {"gradient_accumulation_steps": 2, "loss_scale": "dynamic"}),
 ]
 WHOLE = [next(case for case in ARRAYS if case[0] == name) for name in dict(ARRAYS)]
@@ -178,7 +178,7 @@ def grads_of(dtype: str, kind: str) -> Array:
 
 KINDS = ["nothing", "subnormal", "small", "one", "largest", "infinite", "NaN"]
 CLIPS = [0.0, LEAST, 1e-300, 1e-46, 1e-38, 1.0, 1e38, 1e300, LARGEST]
-SCALES: list[float | str | None] = [None, 2.0**-126, 3.0, 2.0**126, "dynamic"]
+SCALES: list[float | str | None] = [None, 2.0**-127, 3.0, 2.0**127, "dynamic"]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -227,14 +227,25 @@ def test_accumulated_gradients_that_overflow_together(dtype: str) -> None:
 # 3.5e38 and more are no float32, and 1e-46 and less round to 0 there.
 CHOICES: dict[str, Sequence[Any]] = {
     "lr": [0.0, LEAST, 1e-46, 1e-45, 1e-3, 1.0, 1e38, 3.5e38, 1e300, LARGEST, -0.0],
-    "beta_1": [0.9, LEAST, 1e-46, 1e-45, 2.0**-53, 0.5, 1 - 2.0**-24, 1 - 2.0**-25, NEARLY_1],
-    "beta_2": [0.999, LEAST, 1e-46, 1e-45, 2.0**-53, 0.5, 1 - 2.0**-24, 1 - 2.0**-25, NEARLY_1],
+    "beta_1": [0.9, 0.0, LEAST, 1e-46, 1e-45, 2.0**-53, 0.5, 1 - 2.0**-24, 1 - 2.0**-25, NEARLY_1],
+    "beta_2": [
+        0.999,
+        0.0,
+        LEAST,
+        1e-46,
+        1e-45,
+        2.0**-53,
+        0.5,
+        1 - 2.0**-24,
+        1 - 2.0**-25,
+        NEARLY_1,
+    ],
     "epsilon": [1e-8, 0.0, LEAST, 1e-46, 1e-45, 1e-38, 1.0, 1e38, 3.5e38, 1e300, LARGEST],
     "decay": [0.0, LEAST, 1e-300, 2.0**-53, 1.0, 1e300, LARGEST],
     "weight_decay": [None, 0.0, LEAST, 1e-46, 1e-45, 1.0, 1e38, 3.5e38, 1e300, LARGEST],
     "l2": [0.0, LEAST, 1e-46, 1e-45, 1.0, 1e38, 3.5e38, 1e300, LARGEST],
     "clipvalue": [None, 0.0, LEAST, 1e-46, 1e-45, 1.0, 1e38, 3.5e38, 1e300, LARGEST],
-    "loss_scale": [None, 2.0**-126, 1e-37, 1.0, 3.0, 1e37, 2.0**126],
+    "loss_scale": [None, 2.0**-127, 1e-37, 1.0, 3.0, 1e37, 1.5 * 2.0**126, 2.0**127],
     "ema_momentum": [0.99, 0.0, LEAST, 1e-46, 2.0**-53, NEARLY_1, 1.0],
     "iterations": [0, 1, 2, 1_000, 2**24, 2**31 - 1, 2**31, 2**32, 2**53 - 2, 2**53 - 1],
 }
@@ -269,7 +280,6 @@ def test_extreme_hyper_parameters_together(dtype: str) -> None:
 @pytest.mark.parametrize("beta_1", [0.0, LEAST, 0.9, NEARLY_1])
 @pytest.mark.parametrize("beta_2", [0.0, LEAST, 0.999, NEARLY_1])
 def test_betas_of_zero_in_the_function(dtype: str, beta_1: float, beta_2: float) -> None:
-    # The class refuses them, as Keras does.
     arrays = product([few(dtype)] * 4)
     for step in (1, 2, 2**31, 2**53):
         actual = [a.copy() for a in arrays]
@@ -281,8 +291,8 @@ def test_betas_of_zero_in_the_function(dtype: str, beta_1: float, beta_2: float)
 
 REFUSED: dict[str, list[Any]] = {
     "lr": [-LEAST, -1.0, np.inf, -np.inf, np.nan, 10**309],
-    "beta_1": [-LEAST, 0.0, 1.0, 1.0 + 2**-52, np.inf, np.nan],
-    "beta_2": [-LEAST, 0.0, 1.0, 1.0 + 2**-52, np.inf, np.nan],
+    "beta_1": [-LEAST, 1.0, 1.0 + 2**-52, np.inf, np.nan],
+    "beta_2": [-LEAST, 1.0, 1.0 + 2**-52, np.inf, np.nan],
     "epsilon": [-LEAST, np.inf, np.nan, 10**309],
     "decay": [-LEAST, np.inf, np.nan, 10**309],
     "weight_decay": [-LEAST, np.inf, np.nan, 10**309],
@@ -291,7 +301,7 @@ REFUSED: dict[str, list[Any]] = {
     "clipnorm_per_tensor": [np.inf, np.nan, 10**309],
     "clipvalue": [np.inf, np.nan, 10**309],
     "ema_momentum": [-LEAST, 1.0 + 2**-52, np.inf, np.nan],
-    "loss_scale": [0.0, np.nextafter(2.0**-126, 0), np.nextafter(2.0**126, np.inf), np.inf, np.nan],
+    "loss_scale": [0.0, np.nextafter(2.0**-127, 0), np.nextafter(2.0**127, np.inf), np.inf, np.nan],
     "gradient_accumulation_steps": [0, -1, -(2**63), 2**63],
 }
 

@@ -288,7 +288,7 @@ def test_decay_that_overflows(dtype: str) -> None:
         ("decay", INF),
         ("weight_decay", NAN),
         ("clipnorm", INF),
-        ("loss_scale", 2.0**127),
+        ("loss_scale", 2.0**128),
         ("loss_scale", 0.0),
     ],
 )

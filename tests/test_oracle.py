@@ -431,9 +431,9 @@ def test_dynamic_loss_scale_grows_and_halves() -> None:
         seen.append(adam.current_loss_scale)
     assert seen == [2.0**15] * 1999 + [2.0**16] + [2.0**15] * 2000 + [2.0**16] * 3
     assert (adam.iterations, adam.skipped_steps, adam.good_steps) == (4002, 1, 2)
-    adam.dynamic_loss_scale, adam.good_steps = 2.0**126, 1999
+    adam.dynamic_loss_scale, adam.good_steps = 2.0**127, 1999
     adam.step(one(1.0))
-    assert adam.current_loss_scale == 2.0**126
+    assert adam.current_loss_scale == 2.0**127
     adam.dynamic_loss_scale = 1.0
     adam.step(one(np.inf))
     assert adam.current_loss_scale == 1.0

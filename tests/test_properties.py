@@ -282,9 +282,8 @@ def all_options(draw: st.DrawFn) -> dict[str, Any]:
                 "weight_decay": clips,
                 "l2": st.one_of(st.floats(0, 1), positive),
                 "clipvalue": clips,
-                "ema_momentum": st.floats(0, 1),
                 "loss_scale": st.one_of(
-                    st.none(), st.floats(2.0**-126, 2.0**126), st.just("dynamic")
+                    st.none(), st.floats(2.0**-127, 2.0**127), st.just("dynamic")
                 ),
                 "skip_nonfinite": st.booleans(),
                 "gradient_accumulation_steps": st.one_of(st.none(), st.integers(1, 3)),
@@ -295,6 +294,7 @@ def all_options(draw: st.DrawFn) -> dict[str, Any]:
     )
     if draw(st.booleans()):
         chosen["use_ema"] = True
+        chosen["ema_momentum"] = draw(st.one_of(st.just(0.99), st.floats(0, 1)))
         chosen["ema_overwrite_frequency"] = draw(st.one_of(st.none(), st.integers(1, 3)))
     by_norm = draw(st.sampled_from([None, "clipnorm", "clipnorm_per_tensor"]))
     if by_norm is not None:

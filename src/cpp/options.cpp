@@ -53,23 +53,29 @@ void check_clips(const AdamSettings& s) {
   }
 }
 
+void require_averages(const AdamSettings& s, const std::string& name, const std::string& value) {
+  if (s.use_ema) return;
+  throw std::invalid_argument(
+      broken_rule(name + " needs averages: use_ema, or ema of the Python function adam_step",
+                  name + '=' + value + " without use_ema"));
+}
+
 void check_averages(const AdamSettings& s) {
   require(s.ema_momentum >= 0 && s.ema_momentum <= 1, "must be >= 0 and <= 1", "ema_momentum",
           s.ema_momentum);
+  if (s.ema_momentum != AdamSettings{}.ema_momentum) {
+    require_averages(s, "ema_momentum", format_number(s.ema_momentum));
+  }
   if (!s.ema_overwrite_frequency) return;
   require_count("ema_overwrite_frequency", *s.ema_overwrite_frequency);
-  if (!s.use_ema) {
-    throw std::invalid_argument(
-        broken_rule("ema_overwrite_frequency needs use_ema",
-                    "ema_overwrite_frequency=" + std::to_string(*s.ema_overwrite_frequency) +
-                        " without use_ema"));
-  }
+  require_averages(s, "ema_overwrite_frequency", std::to_string(*s.ema_overwrite_frequency));
 }
 
 void check_loss_scale(const AdamSettings& s) {
   if (!s.loss_scale) return;
-  // So that its inverse is a normal number in both precisions too.
-  require(*s.loss_scale >= 0x1p-126 && *s.loss_scale <= 0x1p126, "must be >= 2**-126 and <= 2**126",
+  // The powers of two of which both they and their inverse are float32 numbers; up to the largest,
+  // torch's GradScaler grows. The inverse of that is subnormal, and exact.
+  require(*s.loss_scale >= 0x1p-127 && *s.loss_scale <= 0x1p127, "must be >= 2**-127 and <= 2**127",
           "loss_scale", *s.loss_scale);
   if (s.dynamic_loss_scale) {
     throw std::invalid_argument(

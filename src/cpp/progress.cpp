@@ -10,7 +10,7 @@
 namespace fusedadam {
 namespace {
 
-constexpr double largest_loss_scale = 0x1p126;
+constexpr double largest_loss_scale = 0x1p127;
 
 [[noreturn]] void refuse(const std::string& rule, const char* name, const std::string& value) {
   throw std::invalid_argument(broken_rule(rule, std::string(name) + '=' + value));
@@ -41,7 +41,7 @@ void check_progress(const AdamProgress& p, const AdamSettings& settings) {
            "accumulated", std::to_string(p.accumulated));
   }
   if (!(p.dynamic_loss_scale >= 1 && p.dynamic_loss_scale <= largest_loss_scale)) {
-    refuse("dynamic_loss_scale must be >= 1 and <= 2**126", "dynamic_loss_scale",
+    refuse("dynamic_loss_scale must be >= 1 and <= 2**127", "dynamic_loss_scale",
            format_number(p.dynamic_loss_scale));
   }
 }

@@ -124,7 +124,9 @@ inline AdamSettings drawn_settings(Random& random, AdamSettings s) {
   }
   if (one_in(random, 3)) s.clipvalue = one_in(random, 6) ? 0 : drawn(random, 1e-4, 1);
   s.use_ema = one_in(random, 2);
-  s.ema_momentum = one_in(random, 6) ? static_cast<double>(random() % 2) : drawn(random, 0.1, 1);
+  if (s.use_ema) {
+    s.ema_momentum = one_in(random, 6) ? static_cast<double>(random() % 2) : drawn(random, 0.1, 1);
+  }
   if (s.use_ema && one_in(random, 2)) s.ema_overwrite_frequency = 1 + random() % 3;
   s.zero_grad = one_in(random, 2);
   s.maximize = one_in(random, 3);

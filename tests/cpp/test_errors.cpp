@@ -244,18 +244,18 @@ TEST_F(RefusedStep, ProgressOutOfRange) {
        "accumulated=3"},
       {{.good_steps = -1}, "good_steps must be >= 0 and <= 2**53. Received: good_steps=-1"},
       {{.dynamic_loss_scale = 0.5},
-       "dynamic_loss_scale must be >= 1 and <= 2**126. Received: dynamic_loss_scale=0.5"},
-      {{.dynamic_loss_scale = 0x1p127},
-       "dynamic_loss_scale must be >= 1 and <= 2**126. Received: "
-       "dynamic_loss_scale=1.7014118346046923e+38"},
+       "dynamic_loss_scale must be >= 1 and <= 2**127. Received: dynamic_loss_scale=0.5"},
+      {{.dynamic_loss_scale = 0x1p128},
+       "dynamic_loss_scale must be >= 1 and <= 2**127. Received: "
+       "dynamic_loss_scale=3.402823669209385e+38"},
       {{.dynamic_loss_scale = inf},
-       "dynamic_loss_scale must be >= 1 and <= 2**126. Received: dynamic_loss_scale=inf"},
+       "dynamic_loss_scale must be >= 1 and <= 2**127. Received: dynamic_loss_scale=inf"},
   };
   for (const auto& c : cases) expect_refused(c.message, c.progress);
 
   // Not equal to itself, and so not by expect_refused().
   AdamProgress progress{.dynamic_loss_scale = nan};
-  expect_message("dynamic_loss_scale must be >= 1 and <= 2**126. Received: dynamic_loss_scale=nan",
+  expect_message("dynamic_loss_scale must be >= 1 and <= 2**127. Received: dynamic_loss_scale=nan",
                  [&] { adam_step(tensors, settings, progress); });
 }
 

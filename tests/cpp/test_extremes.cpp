@@ -74,8 +74,8 @@ std::vector<NamedSettings> settings() {
       {"largest clipvalue", {.clipvalue = largest}},
       {"smallest clipvalue", {.clipvalue = least}},
       {"averages of the past alone", {.use_ema = true, .ema_momentum = 1}},
-      {"smallest loss_scale", {.loss_scale = 0x1p-126}},
-      {"largest loss_scale", {.loss_scale = 0x1p126}},
+      {"smallest loss_scale", {.loss_scale = 0x1p-127}},
+      {"largest loss_scale", {.loss_scale = 0x1p127}},
   };
   all.insert(all.end(), std::begin(more), std::end(more));
   const std::size_t count = all.size();

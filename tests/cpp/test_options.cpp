@@ -58,17 +58,17 @@ TEST(AdamOptions, RefusesSettingsOutOfRange) {
        "ema_overwrite_frequency must be >= 1. Received: ema_overwrite_frequency=0"},
       {{.use_ema = true, .ema_overwrite_frequency = -3},
        "ema_overwrite_frequency must be >= 1. Received: ema_overwrite_frequency=-3"},
-      {{.loss_scale = 0}, "loss_scale must be >= 2**-126 and <= 2**126. Received: loss_scale=0.0"},
+      {{.loss_scale = 0}, "loss_scale must be >= 2**-127 and <= 2**127. Received: loss_scale=0.0"},
       {{.loss_scale = -1},
-       "loss_scale must be >= 2**-126 and <= 2**126. Received: loss_scale=-1.0"},
+       "loss_scale must be >= 2**-127 and <= 2**127. Received: loss_scale=-1.0"},
       {{.loss_scale = nan},
-       "loss_scale must be >= 2**-126 and <= 2**126. Received: loss_scale=nan"},
+       "loss_scale must be >= 2**-127 and <= 2**127. Received: loss_scale=nan"},
       {{.loss_scale = inf},
-       "loss_scale must be >= 2**-126 and <= 2**126. Received: loss_scale=inf"},
-      {{.loss_scale = 0x1p-127},
-       "loss_scale must be >= 2**-126 and <= 2**126. Received: loss_scale=5.877471754111438e-39"},
-      {{.loss_scale = 0x1p127},
-       "loss_scale must be >= 2**-126 and <= 2**126. Received: loss_scale=1.7014118346046923e+38"},
+       "loss_scale must be >= 2**-127 and <= 2**127. Received: loss_scale=inf"},
+      {{.loss_scale = 0x1p-128},
+       "loss_scale must be >= 2**-127 and <= 2**127. Received: loss_scale=2.938735877055719e-39"},
+      {{.loss_scale = 0x1p128},
+       "loss_scale must be >= 2**-127 and <= 2**127. Received: loss_scale=3.402823669209385e+38"},
       {{.gradient_accumulation_steps = 0},
        "gradient_accumulation_steps must be >= 1. Received: gradient_accumulation_steps=0"},
       {{.gradient_accumulation_steps = INT64_MIN},
@@ -89,8 +89,11 @@ TEST(AdamOptions, RefusesSettingsThatMakeNoSenseTogether) {
        "clipnorm and clipnorm_per_tensor exclude each other: one bounds the norm of all gradients, "
        "the other that of each. Received: clipnorm=1.0, clipnorm_per_tensor=2.0"},
       {{.ema_overwrite_frequency = 5},
-       "ema_overwrite_frequency needs use_ema. Received: ema_overwrite_frequency=5 without "
-       "use_ema"},
+       "ema_overwrite_frequency needs averages: use_ema, or ema of the Python function adam_step. "
+       "Received: ema_overwrite_frequency=5 without use_ema"},
+      {{.ema_momentum = 0.5},
+       "ema_momentum needs averages: use_ema, or ema of the Python function adam_step. Received: "
+       "ema_momentum=0.5 without use_ema"},
       {{.loss_scale = 2, .dynamic_loss_scale = true},
        "loss_scale and dynamic_loss_scale exclude each other. Received: loss_scale=2.0 with "
        "dynamic_loss_scale"},
@@ -104,6 +107,7 @@ TEST(AdamOptions, TakesTheEdgesOfTheRanges) {
   const AdamSettings edges[] = {
       {.lr = 0},
       {.lr = std::numeric_limits<double>::max()},
+      {.beta_1 = 0, .beta_2 = 0},
       {.beta_1 = 0x1p-1074, .beta_2 = 1 - 0x1p-53},
       {.epsilon = 0, .decay = 0},
       {.clipnorm = 0, .clipvalue = 0},
@@ -112,8 +116,8 @@ TEST(AdamOptions, TakesTheEdgesOfTheRanges) {
       {.weight_decay = std::numeric_limits<double>::max()},
       {.use_ema = true, .ema_momentum = 0, .ema_overwrite_frequency = 1},
       {.use_ema = true, .ema_momentum = 1, .ema_overwrite_frequency = INT64_MAX},
-      {.loss_scale = 0x1p-126},
-      {.loss_scale = 0x1p126},
+      {.loss_scale = 0x1p-127},
+      {.loss_scale = 0x1p127},
       {.gradient_accumulation_steps = INT64_MAX},
   };
   for (const AdamSettings& settings : edges) EXPECT_NO_THROW(AdamOptions{settings});

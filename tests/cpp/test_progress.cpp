@@ -23,7 +23,7 @@ TEST(CheckProgress, TakesTheEdgesOfTheRanges) {
   for (const AdamProgress& edge :
        {AdamProgress{.iterations = max_iterations, .skipped_steps = max_iterations},
         {.accumulated = 4, .dynamic_loss_scale = 1, .good_steps = max_iterations},
-        {.dynamic_loss_scale = 0x1p126}}) {
+        {.dynamic_loss_scale = 0x1p127}}) {
     EXPECT_NO_THROW(check_progress(edge, {.gradient_accumulation_steps = 5}));
   }
 }
@@ -89,7 +89,7 @@ TEST(DynamicLossScale, HalvesAndBeginsToCountAgainAfterASkippedStep) {
   EXPECT_EQ(after(StepOutcome::taken, skipped, dynamic).good_steps, 1);
 }
 
-TEST(DynamicLossScale, StaysBetween1And2To126) {
+TEST(DynamicLossScale, StaysBetween1And2To127) {
   const auto next = [](StepOutcome outcome, double scale) {
     return after(outcome, {.dynamic_loss_scale = scale, .good_steps = 1999}, dynamic)
         .dynamic_loss_scale;
@@ -97,10 +97,10 @@ TEST(DynamicLossScale, StaysBetween1And2To126) {
   EXPECT_EQ(next(StepOutcome::skipped, 2), 1);
   EXPECT_EQ(next(StepOutcome::skipped, 1.5), 1);
   EXPECT_EQ(next(StepOutcome::skipped, 1), 1);
-  EXPECT_EQ(next(StepOutcome::taken, 0x1p125), 0x1p126);
-  EXPECT_EQ(next(StepOutcome::taken, 0x1.8p125), 0x1p126);
-  EXPECT_EQ(next(StepOutcome::taken, 0x1p126), 0x1p126);
-  const AdamProgress at_the_top{.dynamic_loss_scale = 0x1p126, .good_steps = 1999};
+  EXPECT_EQ(next(StepOutcome::taken, 0x1p126), 0x1p127);
+  EXPECT_EQ(next(StepOutcome::taken, 0x1.8p126), 0x1p127);
+  EXPECT_EQ(next(StepOutcome::taken, 0x1p127), 0x1p127);
+  const AdamProgress at_the_top{.dynamic_loss_scale = 0x1p127, .good_steps = 1999};
   EXPECT_EQ(after(StepOutcome::taken, at_the_top, dynamic).good_steps, 0);
 }
 

@@ -92,7 +92,7 @@ def unnamed(iterations: int) -> float:
 # What no name imports: its configuration cannot be written.
 lambda_schedule: Callable[[int], float] = lambda iterations: unnamed(iterations)
 
-_unit = st.one_of(st.floats(0, 1, exclude_min=True, exclude_max=True), st.just(0.9))
+_unit = st.one_of(st.floats(0, 1, exclude_max=True), st.just(0.9))
 _any = st.one_of(st.floats(0, 1), st.floats(0, allow_infinity=False), st.just(0.01))
 _clip = st.one_of(st.none(), st.floats(0, 10), st.just(0.0))
 _switch = st.booleans()
@@ -137,7 +137,7 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         chosen["loss_scale"] = "dynamic"
     if conflict(chosen):
-        for name in ("clipnorm_per_tensor", "ema_overwrite_frequency"):
+        for name in ("clipnorm_per_tensor", "ema_overwrite_frequency", "ema_momentum"):
             chosen.pop(name, None)
     return chosen
 
@@ -145,14 +145,17 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
 def conflict(chosen: dict[str, Any]) -> bool:
     """Whether settings exclude each other."""
     by_norm = [chosen.get(name) for name in ("clipnorm", "clipnorm_per_tensor")]
-    needs_ema = chosen.get("ema_overwrite_frequency") is not None
+    needs_ema = (
+        chosen.get("ema_overwrite_frequency") is not None
+        or chosen.get("ema_momentum", 0.99) != 0.99
+    )
     return None not in by_norm or (needs_ema and not chosen.get("use_ema", False))
 
 
 _NAN, _INF = float("nan"), float("inf")
 BAD_SETTINGS: Final[list[tuple[str, Any]]] = [
-    *((name, bad) for name in ALWAYS for bad in (_NAN, _INF, -1.0, -5e-324, "fast", None)),
-    *((name, bad) for name in ("beta_1", "beta_2") for bad in (0.0, 1.0, 1, 0)),
+    *((name, bad) for name in ALWAYS for bad in (_NAN, _INF, -1.0, -5e-324, "fast", True)),
+    *((name, bad) for name in ("beta_1", "beta_2") for bad in (1.0, 1, True)),
     *((name, bad) for name in ("weight_decay", "clipnorm", "clipvalue") for bad in (_NAN, -1, [1])),
     *((name, bad) for name in ("clipnorm_per_tensor", "l2") for bad in (_INF, -0.5, 1j)),
     *((name, bad) for name in ("amsgrad", "zero_grad", "maximize") for bad in (1, None, "yes")),
@@ -160,7 +163,7 @@ BAD_SETTINGS: Final[list[tuple[str, Any]]] = [
     *(("ema_momentum", bad) for bad in (-0.1, 1.1, _NAN, None)),
     *(("ema_overwrite_frequency", bad) for bad in (0, -1, 1.5, 2**64)),
     *(("gradient_accumulation_steps", bad) for bad in (0, -3, 2.0, "2")),
-    *(("loss_scale", bad) for bad in (0.0, -1.0, _NAN, 2.0**-127, "static", [1.0])),
+    *(("loss_scale", bad) for bad in (0.0, -1.0, _NAN, 2.0**-128, True, "static", [1.0])),
     *(("iterations", bad) for bad in (0, 7)),
     *((name, 1) for name in ("skipped_steps", "current_loss_scale", "weights", "ema")),
 ]

@@ -19,7 +19,7 @@ double any_double(Input& in) {
   return in.PickValueInArray({0.0, -0.0, 0.5, 1.0, below_one, 1 + 0x1p-52, -1.0,
                               -Limits::denorm_min(), Limits::denorm_min(), largest,
                               Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN(),
-                              0x1p-126, 0x0.fffffffffffffp-126, 0x1p126, 0x1.0000000000001p126});
+                              0x1p-127, 0x0.fffffffffffffp-127, 0x1p127, 0x1.0000000000001p127});
 }
 
 std::int64_t any_count(Input& in) {
@@ -56,11 +56,12 @@ bool is_allowed(const AdamSettings& s) {
          absent_or(s.clipnorm, not_negative) && absent_or(s.clipnorm_per_tensor, not_negative) &&
          !(s.clipnorm && s.clipnorm_per_tensor) && absent_or(s.clipvalue, not_negative) &&
          (fraction(s.ema_momentum) || s.ema_momentum == 1) &&
+         (s.use_ema || s.ema_momentum == AdamSettings{}.ema_momentum) &&
          absent_or(s.ema_overwrite_frequency,
                    [&](std::int64_t n) { return n >= 1 && s.use_ema; }) &&
          absent_or(
              s.loss_scale,
-             [&](double x) { return 0x1p-126 <= x && x <= 0x1p126 && !s.dynamic_loss_scale; }) &&
+             [&](double x) { return 0x1p-127 <= x && x <= 0x1p127 && !s.dynamic_loss_scale; }) &&
          s.gradient_accumulation_steps >= 1;
 }
 

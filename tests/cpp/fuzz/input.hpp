@@ -105,7 +105,7 @@ inline constexpr double below_one = 1 - 0x1p-53;
 inline AdamSettings drawn_common_settings(Input& in) {
   AdamSettings s;
   const int scaling = in.ConsumeIntegralInRange(0, 3);
-  if (scaling == 1) s.loss_scale = number(in, 1024, 0x1p-126, 0x1p126);
+  if (scaling == 1) s.loss_scale = number(in, 1024, 0x1p-127, 0x1p127);
   s.dynamic_loss_scale = scaling == 2;
   s.skip_nonfinite = in.ConsumeBool();
   s.gradient_accumulation_steps = in.PickValueInArray<std::int64_t>({1, 1, 1, 2, 3, INT64_MAX});
@@ -128,7 +128,7 @@ inline AdamSettings drawn_settings(Input& in, AdamSettings s) {
   if (clip == 2) s.clipnorm_per_tensor = number(in, 0.1, 0, largest);
   if (in.ConsumeBool()) s.clipvalue = number(in, 0.01, 0, largest);
   s.use_ema = in.ConsumeBool();
-  s.ema_momentum = number(in, 0.9, 0, 1);
+  if (s.use_ema) s.ema_momentum = number(in, 0.9, 0, 1);
   if (s.use_ema && in.ConsumeBool()) {
     s.ema_overwrite_frequency = in.PickValueInArray<std::int64_t>({1, 2, 3, INT64_MAX});
   }

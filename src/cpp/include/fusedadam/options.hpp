@@ -50,12 +50,12 @@ struct AdamSettings {
   /// ema = ema_momentum * ema + (1 - ema_momentum) * p; the first step takes p itself. Tensors then
   /// have an ema.
   bool use_ema = false;
-  double ema_momentum = 0.99;  ///< 0 <= ema_momentum <= 1
+  double ema_momentum = 0.99;  ///< 0 <= ema_momentum <= 1; another than this only with use_ema
   /// Every so many steps, p = ema after the step. >= 1; only with use_ema.
   std::optional<std::int64_t> ema_overwrite_frequency{};
 
   /// What the loss was multiplied by before its gradients were taken; gradients are divided by it
-  /// in the same pass. From 2^-126 to 2^126.
+  /// in the same pass. From 2^-127 to 2^127.
   std::optional<double> loss_scale{};
   /// A loss scale that finds itself: AdamProgress::dynamic_loss_scale, doubled after
   /// loss_scale_growth_interval good steps in a row, halved (to 1 at least) by a step whose

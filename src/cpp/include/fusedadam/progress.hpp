@@ -17,7 +17,7 @@ struct AdamProgress {
   /// contents do not matter.
   std::int64_t accumulated = 0;
 
-  /// The loss scale of AdamSettings::dynamic_loss_scale, from 1 to 2^126.
+  /// The loss scale of AdamSettings::dynamic_loss_scale, from 1 to 2^127.
   double dynamic_loss_scale = 0x1p15;
   std::int64_t good_steps = 0;  ///< in a row, since that scale last changed, >= 0
 

@@ -307,7 +307,7 @@ def _checked_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
             "maximize": bool(settings["maximize"]),
             "clipnorm": settings["max_grad_norm"],
             "use_ema": ema_decay is not None,
-            "ema_momentum": 0.0 if ema_decay is None else ema_decay,
+            **({} if ema_decay is None else {"ema_momentum": ema_decay}),
             "zero_grad": bool(settings["zero_grad_in_step"]),
             "loss_scale": settings["loss_scale"],
             "flush_denormals": flushes(settings["eps"]),
