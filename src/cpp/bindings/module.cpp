@@ -7,6 +7,7 @@
 
 #include "adam_state.hpp"
 #include "convert.hpp"
+#include "entry.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
 #include "messages.hpp"
@@ -59,6 +60,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   // in a step.
   py::dtype::of<float>();
 
+  bind_public(module);
   bind_options(module);
   bind_progress(module);
 

@@ -5,16 +5,26 @@ Use it through the package, whose classes own the state and hold the locks.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, SupportsIndex, TypeAlias, final
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, final
 
 import numpy.typing as npt
 
 _Array: TypeAlias = npt.NDArray[Any]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 __version__: str
 compiler: str
 threading_runtime: str
 max_iterations: int
+
+def public(function: _Function) -> _Function:
+    """Make the traceback of what `function` refuses end at its caller's line.
+
+    A `TypeError`, `ValueError` or `OverflowError` whose traceback lies wholly inside of this
+    package loses it, and those of its `__context__` that do as well. What has passed through
+    another's code, such as a loss, keeps all. With `FUSEDADAM_TRACEBACK=full` in the environment
+    at import, returns the function as it is.
+    """
 
 @final
 class AdamOptions:
