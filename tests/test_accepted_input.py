@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -487,7 +490,7 @@ def test_adam_step_of_mixed_dtypes(rng: np.random.Generator) -> None:
     arrays = [state(rng, (7, 3), dtype) for dtype in [*FLOATS, *FLOATS]]
     expected = [oracle.adam_step(*a, step=4, lr=0.1, epsilon=0.0) for a in arrays]
     p, g, m, v = ([a[i] for a in arrays] for i in range(4))
-    assert adam_step(p, g, m, v, step=4, lr=0.1, epsilon=0.0) is None  # type: ignore[func-returns-value]
+    assert adam_step(p, g, m, v, step=4, lr=0.1, epsilon=0.0) is None
     for i, e in enumerate(expected):
         assert_all_same_bits([p[i], m[i], v[i]], e)
 
@@ -511,6 +514,14 @@ def test_gradients_are_never_changed(rng: np.random.Generator, limits: dict[str,
 # -- hyper-parameters that are numbers --------------------------------------------------------
 
 
+class Rate(float, enum.Enum):
+    QUARTER = 0.25
+
+
+class Steps(enum.IntEnum):
+    TWO = 2
+
+
 @pytest.mark.parametrize(
     ("name", "value", "plain"),
     [
@@ -525,6 +536,18 @@ def test_gradients_are_never_changed(rng: np.random.Generator, limits: dict[str,
         ("decay", np.float64(0), 0.0),
         ("beta_1", np.float32(0.75), 0.75),
         ("beta_2", np.float64(0.75), 0.75),
+        ("lr", np.array(0.25), 0.25),
+        ("lr", np.array(0.25, ">f4"), 0.25),
+        ("lr", np.float16(0.25), 0.25),
+        ("lr", np.longdouble(0.25), 0.25),
+        ("lr", Fraction(1, 4), 0.25),
+        ("lr", Decimal("0.25"), 0.25),
+        ("lr", Rate.QUARTER, 0.25),
+        ("decay", Steps.TWO, 2.0),
+        ("decay", np.array(2), 2.0),
+        ("beta_1", 0, 0.0),
+        ("beta_1", np.float32(0), 0.0),
+        ("beta_2", 0.0, 0.0),
         ("beta_1", np.nextafter(0, 1), 5e-324),
         ("beta_2", np.nextafter(1, 0), 1 - 2**-53),
         ("clipnorm", np.float32(0.5), 0.5),
@@ -548,6 +571,54 @@ def test_kinds_of_numbers(name: str, value: Any, plain: float) -> None:
         assert_all_same_bits([p], reference.params)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("gradient_accumulation_steps", np.int64(2), 2),
+        ("gradient_accumulation_steps", np.array(2), 2),
+        ("gradient_accumulation_steps", Steps.TWO, 2),
+        ("ema_overwrite_frequency", np.uint8(2), 2),
+        ("loss_scale", np.array(8), 8.0),
+        ("loss_scale", np.array(2.0**127, "float32"), 2.0**127),
+        *((name, np.True_, True) for name in ("amsgrad", "zero_grad", "bias_corrected_epsilon")),
+        *((name, np.array(True), True) for name in ("use_ema", "maximize", "skip_nonfinite")),
+        ("flush_denormals", np.False_, False),
+    ],
+)
+def test_kinds_of_counts_and_switches(name: str, value: Any, plain: float) -> None:
+    needed: dict[str, Any] = {"use_ema": True} if name == "ema_overwrite_frequency" else {}
+    made, changed = Adam(**{name: value}, **needed), Adam(**needed)
+    setattr(changed, name, value)
+    for optimizer in (made, changed):
+        assert getattr(optimizer, name) == plain
+        assert type(getattr(optimizer, name)) is type(plain)
+        assert json.loads(json.dumps(optimizer.get_config()))[name] == plain
+
+
+def test_tensors_as_settings() -> None:
+    torch: Any = pytest.importorskip("torch", reason="what is said of tensors needs torch")
+    adam = Adam(
+        lr=torch.tensor(0.25),
+        epsilon=torch.tensor(0.5, dtype=torch.bfloat16),
+        l2=torch.tensor([2.0]),
+        amsgrad=torch.tensor(True),
+        gradient_accumulation_steps=torch.tensor(2),
+    )
+    settings = (adam.lr, adam.epsilon, adam.l2, adam.amsgrad, adam.gradient_accumulation_steps)
+    assert settings == (0.25, 0.5, 2.0, True, 2)
+    for name, bad in [
+        ("lr", torch.tensor(True)),
+        ("lr", torch.tensor([0.5, 0.5])),
+        ("lr", torch.tensor(0.5j)),
+        ("gradient_accumulation_steps", torch.tensor(True)),
+        ("gradient_accumulation_steps", torch.tensor(2.0)),
+        ("maximize", torch.tensor(1)),
+        ("maximize", torch.tensor([True, False])),
+    ]:
+        with pytest.raises(TypeError, match=f"^{name} must be "):
+            setattr(adam, name, bad)
+
+
 @pytest.mark.parametrize("off", [None, 0, 0.0])
 @pytest.mark.parametrize("name", ["clipnorm", "clipvalue"])
 def test_clip_that_is_off(name: str, off: float | None) -> None:
@@ -561,7 +632,9 @@ def test_clip_that_is_off(name: str, off: float | None) -> None:
         assert_same_bits(unclipped.weights[1], np.full(3, (1 - 0.9) * 1e6))
 
 
-@pytest.mark.parametrize("step", [np.int64(4), np.uint8(4), 4], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "step", [np.int64(4), np.uint8(4), np.array(4), 4], ids=lambda s: type(s).__name__
+)
 def test_step_counts_that_are_ints(rng: np.random.Generator, step: Any) -> None:
     p, g, m, v = state(rng, SHAPE, "float64")
     expected = oracle.adam_step(p, g, m, v, step=4)

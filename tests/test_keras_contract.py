@@ -17,7 +17,7 @@ import autograd.numpy as anp
 import numpy as np
 import oracle
 import pytest
-from fusedadam import Adam, Optimizer
+from fusedadam import Adam, Optimizer, adam_step
 from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, halving, values
 
 DEFAULTS: dict[str, Any] = {
@@ -156,9 +156,10 @@ def test_lr_and_learning_rate_together(lr: float) -> None:
         Adam(lr=lr, learning_rate=0.5)
 
 
+# What comes after the name: test_bad_input.py.
 @pytest.mark.parametrize("name", ["momentum", "clip_norm", "name", "Lr"])
 def test_unknown_keyword(name: str) -> None:
-    message = f"^Unexpected keyword argument passed to optimizer: {name}$"
+    message = rf"^Unexpected keyword argument passed to optimizer: {name}\b"
     options: dict[str, Any] = {name: 0.5}
     with pytest.raises(TypeError, match=message):
         Adam(**options)
@@ -170,16 +171,16 @@ NAN, INF = float("nan"), float("inf")
 REFUSED = {
     "lr": [-1.0, -5e-324, NAN, INF, -INF],
     "learning_rate": [-1.0, NAN, INF],
-    "beta_1": [0.0, 1.0, -0.5, 1.5, NAN, INF],
-    "beta_2": [0.0, 1.0, -0.5, 1.5, NAN, INF],
+    "beta_1": [1.0, -0.5, 1.5, NAN, INF],
+    "beta_2": [1.0, -0.5, 1.5, NAN, INF],
     "epsilon": [-1e-8, NAN, INF],
     "decay": [-0.5, NAN, INF],
 }
 ACCEPTED = {
     "lr": [0.0, 1e300, 1],
     "learning_rate": [0.0, 2.0],
-    "beta_1": [5e-324, 1 - 2**-53],
-    "beta_2": [5e-324, 1 - 2**-53],
+    "beta_1": [0.0, 0, 5e-324, 1 - 2**-53],
+    "beta_2": [0.0, 0, 5e-324, 1 - 2**-53],
     "epsilon": [0.0, 1.0],
     "decay": [0.0, 3.0],
     "clipnorm": [0.0, 1.0, 3],
@@ -204,6 +205,31 @@ def test_in_range(name: str, value: Any) -> None:
     adam = Adam()
     setattr(adam, name, value)
     assert getattr(adam, name) == value
+
+
+@pytest.mark.parametrize("name", ["beta_1", "beta_2"])
+def test_one_rule_for_betas(name: str) -> None:
+    for value in (-0.5, 1.0):
+        text = f"{name} must be >= 0 and < 1. Received: {name}={value!r}"
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            Adam(**{name: value})  # type: ignore[arg-type]
+
+
+def test_epsilon_of_none_is_that_of_keras() -> None:
+    # keras 2.1.3 to 2.3: `if epsilon is None: epsilon = K.epsilon()`, and that is 1e-7.
+    made, changed, loaded = Adam(epsilon=None), Adam(), Adam.from_config({"epsilon": None})
+    changed.epsilon = None  # type: ignore[assignment] # what is read is a number
+    for adam in (made, changed, loaded):
+        assert adam.epsilon == 1e-7
+        assert adam.get_config() == {**DEFAULTS, "epsilon": 1e-7}
+    p, q, m, v = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
+    gradient = np.array([1e-8, -1e-7, 1e-6])
+    made.apply_gradients([(gradient, p)])
+    adam_step(q, gradient, m, v, step=1, epsilon=None)
+    np.testing.assert_array_equal(p, q)
+    r = np.ones(3)
+    Adam(epsilon=1e-7).apply_gradients([(gradient, r)])
+    np.testing.assert_array_equal(p, r)
 
 
 @pytest.mark.parametrize("name", ["clipnorm", "clipnorm_per_tensor", "clipvalue"])

@@ -254,7 +254,7 @@ def test_many_small_tensors(rng: np.random.Generator) -> None:
 
 
 def test_no_tensors() -> None:
-    assert adam_step([], [], [], [], step=1) is None  # type: ignore[func-returns-value]
+    assert adam_step([], [], [], [], step=1) is None
 
 
 # -- whole optimizers -------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import math
 import pickle
+import pydoc
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +18,8 @@ import autograd.numpy as anp
 import numpy as np
 import oracle
 import pytest
-from fusedadam import Adam, adam_step
+from fusedadam import Adam, adam_step, global_norm
+from fusedadam._core import AdamOptions
 from helpers import (
     FEW,
     FLOATS,
@@ -65,8 +68,8 @@ ALONE: list[dict[str, Any]] = [
     {"use_ema": True, "ema_overwrite_frequency": 1},
     {"loss_scale": 1.0},
     {"loss_scale": 3.0},
-    {"loss_scale": 2.0**-126},
-    {"loss_scale": 2.0**126},
+    {"loss_scale": 2.0**-127},
+    {"loss_scale": 2.0**127},
     {"loss_scale": 1 / 3, "clipnorm": 1.0},
     {"loss_scale": 100, "clipnorm_per_tensor": 0.01, "clipvalue": 0.005},
     {"loss_scale": "dynamic"},
@@ -611,8 +614,8 @@ def test_dynamic_scale_grows_after_2000_good_steps_and_halves_on_a_bad_one() -> 
 
 def test_dynamic_scale_has_a_largest_value() -> None:
     adam, p = Adam(loss_scale="dynamic"), np.zeros(1)
-    seen = calls(adam, p, "." * (2000 * 115))
-    assert seen[-1] == seen[-4001] == 2.0**126
+    seen = calls(adam, p, "." * (2000 * 116))
+    assert seen[-1] == seen[-4001] == 2.0**127
     assert math.log2(seen[2000 * 100]) == 115
 
 
@@ -997,7 +1000,7 @@ def test_option_that_is_off_is_not_in_the_configuration(name: str) -> None:
     off, on = SETTINGS[name]
     assert getattr(Adam(), name) == off
     assert set(Adam(**{name: off}).get_config()) == ALWAYS
-    needed = {"use_ema": True} if name == "ema_overwrite_frequency" else {}
+    needed: dict[str, Any] = {"use_ema": True} if name.startswith("ema_") else {}
     adam = Adam(**{name: on}, **needed)
     assert getattr(adam, name) == on
     assert set(adam.get_config()) == ALWAYS | {name, *needed}
@@ -1039,6 +1042,82 @@ def test_dynamic_loss_scale_is_not_a_part_of_the_configuration() -> None:
     assert (again.current_loss_scale, again.skipped_steps) == (2.0**15, 0)
 
 
+# -- completion and help ----------------------------------------------------------------------
+
+
+def test_signature_names_every_option_with_its_default() -> None:
+    signature = inspect.signature(Adam)
+    by_name = dict(signature.parameters)
+    kwargs = by_name.pop("kwargs")
+    assert kwargs.kind is inspect.Parameter.VAR_KEYWORD
+    learning_rate = by_name.pop("learning_rate")
+    assert {n: p.default for n, p in by_name.items()} == AdamOptions().as_dict()
+    assert learning_rate.default == by_name["lr"].default
+    positional = ["lr", "beta_1", "beta_2", "epsilon", "decay"]
+    assert list(by_name)[:5] == positional
+    for name, parameter in by_name.items():
+        by_keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert by_keyword == (name not in positional), name
+        assert isinstance(getattr(Adam, name).__doc__, str)
+
+
+def test_signature_of_the_function_has_the_same_defaults() -> None:
+    defaults = AdamOptions().as_dict()
+    of_arrays = {"params", "grads", "m", "v", "step", "vhat", "ema"}
+    parameters = inspect.signature(adam_step).parameters
+    for name in parameters.keys() - of_arrays:
+        assert parameters[name].default == defaults[name], name
+
+
+@pytest.mark.parametrize("documented", [Adam, adam_step, global_norm], ids=lambda f: f.__name__)
+def test_help_reads_in_a_terminal(documented: Any) -> None:
+    text = pydoc.plain(pydoc.render_doc(documented))
+    assert documented.__name__ + "(" in text
+    assert "\\" not in text
+    assert ":math:" not in text
+    if documented is not global_norm:
+        assert "weight_decay: 'float | None' = None" in text
+
+
+def test_arguments_that_a_subclass_passes_on() -> None:
+    class Halved(Adam):
+        def __init__(self, lr: float = 1.0, **kwargs: Any) -> None:
+            super().__init__(lr / 2, **kwargs)
+
+    adam = Halved(beta_1=0.5, clipnorm=2.0)
+    assert (adam.lr, adam.beta_1, adam.clipnorm) == (0.5, 0.5, 2.0)
+    with pytest.raises(TypeError, match="lr and learning_rate are the same argument"):
+        Halved(learning_rate=0.5)
+
+
+# -- the learning rate of the next step -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lr": 0.5}, {"lr": 0.3, "decay": 0.1}, {"lr": halving}, {"lr": halving, "decay": 0.7}],
+    ids=str,
+)
+def test_current_lr_is_that_of_the_next_step(options: dict[str, Any]) -> None:
+    # With betas of 0, no epsilon and gradients of 1, a step is of this size.
+    adam, p = Adam(**options, beta_1=0.0, beta_2=0.0, epsilon=0.0), np.zeros(1)
+    for i in range(4):
+        lr = options.get("lr", 0.001)
+        expected = oracle.decayed(lr(i) if callable(lr) else lr, options.get("decay", 0.0), i)
+        assert adam.current_lr == expected
+        before = p.copy()
+        adam.apply_gradients([(np.ones(1), p)])
+        assert_same_bits(p, before - expected)
+    adam.lr = 0.25
+    assert adam.current_lr == oracle.decayed(0.25, options.get("decay", 0.0), 4)
+
+
+def test_current_lr_of_a_schedule_that_has_none() -> None:
+    adam = Adam(lr=lambda _: -1.0)
+    with pytest.raises(ValueError, match=r"^lr must be finite and >= 0. Received: lr=-1.0$"):
+        _ = adam.current_lr
+
+
 # -- what is decided once ---------------------------------------------------------------------
 
 
@@ -1077,7 +1156,7 @@ def test_options_that_shape_the_state_cannot_change_once_it_exists(
 
 def test_counters_cannot_be_assigned() -> None:
     adam = Adam()
-    for name in ("skipped_steps", "current_loss_scale", "ema"):
+    for name in ("skipped_steps", "current_loss_scale", "current_lr", "ema"):
         with pytest.raises(AttributeError):
             setattr(adam, name, 1)
 
@@ -1096,7 +1175,7 @@ def test_copies_keep_the_loss_scale_and_the_counts(copier: Callable[[Adam], Adam
 
 
 def test_unknown_option_is_still_refused() -> None:
-    message = re.escape("Unexpected keyword argument passed to optimizer: ema")
+    message = re.escape("Unexpected keyword argument passed to optimizer: ema") + r"\b.*"
     options: dict[str, Any] = {"ema": True}
     with pytest.raises(TypeError, match=f"^{message}$"):
         Adam(**options)

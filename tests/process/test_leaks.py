@@ -166,7 +166,7 @@ def _failures() -> dict[str, Call]:
             ValueError, lambda: Adam().apply_sparse(np.array([7, 0, 1]), SPARSE[1], P)
         ),
         "hyper-parameter": both(ValueError, lambda: Adam(beta_1=2.0)),
-        "unknown option": both(TypeError, lambda: Adam(momentum=1.0)),  # type: ignore[call-arg]
+        "unknown option": both(TypeError, lambda: Adam(momentum=1.0)),  # type: ignore[arg-type]
         "set attribute": both(ValueError, lambda: setattr(adam, "lr", -1.0)),
         "structure": both(ValueError, lambda: setattr(adam, "amsgrad", True)),
         "set_weights": both(ValueError, lambda: adam.set_weights([1, P])),

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "convert.hpp"
 
+#include <pybind11/numpy.h>
+
 #include "messages.hpp"
 
 namespace fusedadam::python {
@@ -14,14 +16,50 @@ std::string utf8(const py::str& text) {
   return text.attr("encode")("utf-8", "backslashreplace").cast<std::string>();
 }
 
+namespace {
+
+// Of an array, a tensor or a scalar of theirs: "float32", "torch.bool"; empty for other objects.
+std::string dtype_of(const py::handle& value) {
+  const py::object dtype = py::getattr(value, "dtype", py::none());
+  return dtype.is_none() ? "" : utf8(py::str(py::getattr(dtype, "name", dtype)));
+}
+
+// NumPy reads a number out of an array of one element, but not in its later versions.
+bool has_dimensions(const py::handle& value) {
+  return py::isinstance<py::array>(value) && py::reinterpret_borrow<py::array>(value).ndim() > 0;
+}
+
+bool is_boolean(const py::handle& value) {
+  if (PyBool_Check(value.ptr())) return true;
+  const std::string dtype = dtype_of(value);
+  return dtype == "bool" || dtype == "torch.bool";
+}
+
+// float() takes more than numbers: truth values, the text in an array, the real part of a complex
+// number.
+bool may_be_number(const py::handle& value) {
+  if (PyFloat_Check(value.ptr())) return true;
+  if (PyLong_Check(value.ptr())) return !PyBool_Check(value.ptr());
+  if (has_dimensions(value)) return false;
+  const std::string dtype = dtype_of(value);
+  for (const char* other : {"bool", "complex", "str", "bytes", "time", "object"}) {
+    if (dtype.find(other) != std::string::npos) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 double to_double(const py::handle& value, const char* name) {
-  const double number = PyFloat_AsDouble(value.ptr());
-  if (PyErr_Occurred() == nullptr) return number;
-  const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
-  PyErr_Clear();
-  if (too_large) {
-    throw py::value_error(broken_rule(std::string(name) + " must be within the range of float64",
-                                      std::string(name) + " beyond 1.8e308"));
+  if (may_be_number(value)) {
+    const double number = PyFloat_AsDouble(value.ptr());
+    if (PyErr_Occurred() == nullptr) return number;
+    const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
+    PyErr_Clear();
+    if (too_large) {
+      throw py::value_error(broken_rule(std::string(name) + " must be within the range of float64",
+                                        std::string(name) + " beyond 1.8e308"));
+    }
   }
   throw py::type_error(
       broken_rule(std::string(name) + " must be a real number", received(value, name)));
@@ -33,7 +71,10 @@ std::optional<double> to_optional_double(const py::handle& value, const char* na
 }
 
 std::int64_t to_int64(const py::handle& value, const char* name) {
-  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  py::object index;
+  if (may_be_number(value)) {
+    index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  }
   if (!index) {
     PyErr_Clear();
     throw py::type_error(
@@ -47,7 +88,11 @@ std::int64_t to_int64(const py::handle& value, const char* name) {
 }
 
 bool to_bool(const py::handle& value, const char* name) {
-  if (PyBool_Check(value.ptr())) return value.ptr() == Py_True;
+  if (is_boolean(value) && !has_dimensions(value)) {
+    const int truth = PyObject_IsTrue(value.ptr());
+    if (truth >= 0) return truth != 0;
+    PyErr_Clear();
+  }
   throw py::type_error(
       broken_rule(std::string(name) + " must be True or False", received(value, name)));
 }

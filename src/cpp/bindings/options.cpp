@@ -72,6 +72,11 @@ py::object get_loss_scale(const AdamSettings& settings) {
   return settings.dynamic_loss_scale ? py::str("dynamic") : to_python(settings.loss_scale);
 }
 
+void set_epsilon(AdamSettings& settings, const py::handle& value, const char* name) {
+  // Keras 2.1.3 to 2.3 wrote None for its own.
+  settings.epsilon = value.is_none() ? 1e-7 : to_double(value, name);
+}
+
 void set_accumulation(AdamSettings& settings, const py::handle& value, const char* name) {
   settings.gradient_accumulation_steps = value.is_none() ? 1 : to_int64(value, name);
 }
@@ -88,7 +93,7 @@ constexpr Field<S> settings_table[] = {
     field<&S::beta_1, S>("beta_1"),
     field<&S::beta_2, S>("beta_2"),
     field<&S::decay, S>("decay"),
-    field<&S::epsilon, S>("epsilon"),
+    {"epsilon", &set_epsilon, field<&S::epsilon, S>("epsilon").get},
     field<&S::bias_corrected_epsilon, S>("bias_corrected_epsilon"),
     field<&S::amsgrad, S>("amsgrad"),
     field<&S::weight_decay, S>("weight_decay"),
@@ -116,16 +121,26 @@ constexpr Field<P> progress_table[] = {
     field<&P::good_steps, P>("good_steps"),
 };
 
+// In Keras' own words, and with the name that is most like it.
+template <class Fields, std::size_t n>
+[[noreturn]] void refuse_unknown(const Field<Fields> (&table)[n], const py::str& name) {
+  py::list names;
+  for (const auto& entry : table) names.append(entry.name);
+  names.append("learning_rate");  // of Adam, for lr
+  const py::list close =
+      py::module_::import("difflib").attr("get_close_matches")(name.attr("lower")(), names, 1);
+  std::string message = "Unexpected keyword argument passed to optimizer: " + utf8(name);
+  if (!close.empty()) message += ". Did you mean '" + utf8(close[0]) + "'?";
+  throw py::type_error(message);
+}
+
 template <class Fields, std::size_t n>
 Fields changed(const Field<Fields> (&table)[n], Fields fields, const py::dict& values) {
   for (const auto& [key, value] : values) {
     const std::string name = utf8(py::str(key));
     const auto* found = std::find_if(std::begin(table), std::end(table),
                                      [&](const auto& entry) { return name == entry.name; });
-    // Keras' own words.
-    if (found == std::end(table)) {
-      throw py::type_error("Unexpected keyword argument passed to optimizer: " + name);
-    }
+    if (found == std::end(table)) refuse_unknown(table, py::str(key));
     found->set(fields, value, found->name);
   }
   return fields;

@@ -4,49 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 
 from fusedadam import _core
+from fusedadam._core import public
 from fusedadam.arrays import Array, gradient_arrays, listed
 from fusedadam.optimizer import Optimizer
 from fusedadam.schedules import Schedule, by_name, importable_name
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Self
 
-# Recognised by identity: `learning_rate` may stand in for `lr`, but not beside it.
-_DEFAULT_LR: Final = 0.001
+_DEFAULTS: Final = _core.AdamOptions().as_dict()
+# Recognised by identity: `learning_rate` may stand in for `lr`, but not beside it. No constant of
+# this module, which Python without a GIL would share with equal ones.
+_DEFAULT_LR: Final[float] = _DEFAULTS["lr"]
 
 # Settings that a configuration always names. The others it leaves out while they are off.
 _ALWAYS: Final = ("lr", "beta_1", "beta_2", "decay", "epsilon")
-_DEFAULTS: Final = _core.AdamOptions().as_dict()
 
 # They decide which arrays the state has.
 _STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
-
-
-class AdamKeywords(TypedDict, total=False):
-    """The keyword-only arguments of `Adam`."""
-
-    bias_corrected_epsilon: bool
-    amsgrad: bool
-    weight_decay: float | None
-    l2: float
-    clipnorm: float | None
-    clipnorm_per_tensor: float | None
-    clipvalue: float | None
-    use_ema: bool
-    ema_momentum: float
-    ema_overwrite_frequency: int | None
-    loss_scale: float | Literal["dynamic"] | None
-    skip_nonfinite: bool
-    gradient_accumulation_steps: int | None
-    zero_grad: bool
-    maximize: bool
-    flush_denormals: bool
-    learning_rate: float | Schedule
 
 
 _Value = TypeVar("_Value")
@@ -69,92 +49,89 @@ class _HyperParameter(Generic[_Value]):
         value: _Value = getattr(adam._options, self._option)
         return value
 
+    @public
     def __set__(self, adam: Adam, value: _Value) -> None:
         adam._configure(self._option, value)
 
 
 class Adam(Optimizer):
-    r"""Adam with fused, in-place, multi-threaded steps, shaped like `tf.keras.optimizers.Adam`.
+    """Adam with fused, in-place, multi-threaded steps, shaped like `tf.keras.optimizers.Adam`.
 
-    Step :math:`t = 1, 2, \ldots`, with the scalars in float64 and :math:`\beta^t` correctly
-    rounded, is
+    Step t = 1, 2, ... is, with the scalars in float64 and the powers of beta correctly rounded::
 
-    .. math::
-
-        lr' &= lr \cdot \frac{1}{1 + decay \cdot (t - 1)} \\
-        lr_t &= lr' \cdot \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \\
-        m &= \beta_1 m + (1 - \beta_1) g \\
-        v &= \beta_2 v + (1 - \beta_2) g^2 \\
-        p &= p - \frac{lr_t \, m}{\sqrt{v} + \epsilon}
+        lr'  = lr * (1 / (1 + decay * (t - 1)))
+        lr_t = lr' * sqrt(1 - beta_2**t) / (1 - beta_1**t)
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g**2
+        p = p - lr_t * m / (sqrt(v) + epsilon)
 
     elementwise, in the parameter's own precision. `epsilon` is the "epsilon hat" of [1]_, in the
     formula just before its section 2.1: it is not divided by the bias correction. PyTorch and optax
     use the paper's Algorithm 1; `bias_corrected_epsilon` gives their results.
 
     The options add stages to this in the same pass over memory; their formulas, and the order of
-    the stages, are in `docs/numerics.md`.
+    the stages, are in `docs/numerics.md`. Each option is an attribute too, and may be set between
+    steps.
 
     Parameters
     ----------
     lr : float or callable, default 0.001
         Step size, >= 0; or a schedule, a function of `iterations` (the number of steps already
-        taken) that returns it.
+        taken) that returns it. `current_lr` is that of the next step.
     beta_1 : float, default 0.9
-        Decay rate of the first moment, > 0 and < 1.
+        Decay rate of the first moment, >= 0 and < 1.
     beta_2 : float, default 0.999
-        Decay rate of the second moment, > 0 and < 1.
+        Decay rate of the second moment, >= 0 and < 1.
     epsilon : float, default 1e-8
-        Added to the root, >= 0.
+        Added to the root, >= 0. None is 1e-7, as in Keras 2.1.3 to 2.3.
     decay : float, default 0.0
         Inverse-time decay of `lr`, per step, >= 0. The first step takes `lr` whole.
-    **options
-        bias_corrected_epsilon : bool, default False
-            `epsilon` is that of Algorithm 1 of [1]_: step t adds
-            :math:`\epsilon \sqrt{1 - \beta_2^t}` to the root.
-        amsgrad : bool, default False
-            Divide by the root of the largest v so far, :math:`\hat v = \max(\hat v, v)`.
-        weight_decay : float, optional
-            Decoupled weight decay (AdamW), before the update:
-            :math:`p = p - lr' \cdot weight\_decay \cdot p`. >= 0.
-        l2 : float, default 0.0
-            Classic weight decay: :math:`g = g + l2 \cdot p`, after clipping. >= 0.
-        clipnorm : float, optional
-            Upper bound of the norm of all gradients together (later versions of Keras bound
-            the norm of each gradient by itself under this name): where :math:`n = \sqrt{\sum g^2}`,
-            over all elements of all gradients, is at least `clipnorm`, every gradient is multiplied
-            by `clipnorm / n`. 0 clips nothing.
-        clipnorm_per_tensor : float, optional
-            The same with the norm of each gradient by itself. Not beside `clipnorm`.
-        clipvalue : float, optional
-            Gradients are clamped to `[-clipvalue, clipvalue]`, after the norm. 0 clips nothing.
-        use_ema : bool, default False
-            Keep the exponential moving average of each parameter, as Keras 3: after a step,
-            :math:`ema = ema\_momentum \cdot ema + (1 - ema\_momentum) \cdot p`; the first step takes
-            p itself. See `ema` and `swap_ema`.
-        ema_momentum : float, default 0.99
-            >= 0 and <= 1.
-        ema_overwrite_frequency : int, optional
-            Every so many steps, the parameters become their averages. >= 1.
-        loss_scale : float or "dynamic", optional
-            What the loss was multiplied by; the gradients are unscaled in the step. "dynamic" finds
-            it: it starts at 2**15, doubles after 2,000 good steps in a row, and halves when a
-            gradient is not finite, which skips the step. A number is >= 2**-126 and <= 2**126.
-        skip_nonfinite : bool, default False
-            A step with a gradient that is not finite is skipped whole, and counted in
-            `skipped_steps`.
-        gradient_accumulation_steps : int, optional
-            Step once every so many calls, with the mean of their gradients. >= 1.
-        zero_grad : bool, default False
-            Set the gradients to zero in the same pass, also where a call accumulates or skips. They
-            are then arrays that can be written in place.
-        maximize : bool, default False
-            Ascend.
-        flush_denormals : bool, default True
-            Store moments smaller in magnitude than the smallest normal number as zero. With False,
-            the moments decay into the subnormal range, where many CPUs are a hundred times slower.
-            With ``epsilon=0``, a flushed second moment divides by zero.
-        learning_rate : float or callable
-            Another name of `lr`.
+    bias_corrected_epsilon : bool, default False
+        `epsilon` is that of Algorithm 1 of [1]_: step t adds ``epsilon * sqrt(1 - beta_2**t)`` to
+        the root.
+    amsgrad : bool, default False
+        Divide by the root of the largest v so far, ``vhat = max(vhat, v)``.
+    weight_decay : float, optional
+        Decoupled weight decay (AdamW), before the update: ``p = p - lr' * weight_decay * p``. >= 0.
+    l2 : float, default 0.0
+        Classic weight decay: ``g = g + l2 * p``, after clipping. >= 0.
+    clipnorm : float, optional
+        Upper bound of the norm of all gradients together (later versions of Keras bound the norm of
+        each gradient by itself under this name): where `global_norm` of the gradients is at least
+        `clipnorm`, every gradient is multiplied by ``clipnorm / norm``. 0 clips nothing.
+    clipnorm_per_tensor : float, optional
+        The same with the norm of each gradient by itself. Not beside `clipnorm`.
+    clipvalue : float, optional
+        Gradients are clamped to ``[-clipvalue, clipvalue]``, after the norm. 0 clips nothing.
+    use_ema : bool, default False
+        Keep the exponential moving average of each parameter, as Keras 3: after a step,
+        ``ema = ema_momentum * ema + (1 - ema_momentum) * p``; the first step takes p itself. See
+        `ema` and `swap_ema`.
+    ema_momentum : float, default 0.99
+        >= 0 and <= 1. Only with `use_ema`.
+    ema_overwrite_frequency : int, optional
+        Every so many steps, the parameters become their averages. >= 1. Only with `use_ema`.
+    loss_scale : float or "dynamic", optional
+        What the loss was multiplied by; the gradients are unscaled in the step. "dynamic" finds it:
+        it starts at 2**15, doubles after 2,000 good steps in a row, and halves when a gradient is
+        not finite, which skips the step. A number is >= 2**-127 and <= 2**127.
+    skip_nonfinite : bool, default False
+        A step with a gradient that is not finite is skipped whole, and counted in `skipped_steps`.
+    gradient_accumulation_steps : int, optional
+        Step once every so many calls, with the mean of their gradients. >= 1.
+    zero_grad : bool, default False
+        Set the gradients to zero in the same pass, also where a call accumulates or skips. They are
+        then arrays that can be written in place.
+    maximize : bool, default False
+        Ascend.
+    flush_denormals : bool, default True
+        Store moments smaller in magnitude than the smallest normal number as zero. With False, the
+        moments decay into the subnormal range, where many CPUs are a hundred times slower. With
+        ``epsilon=0``, a flushed second moment divides by zero.
+    learning_rate : float or callable
+        Another name of `lr`. Not beside it.
+    **kwargs
+        Refused, as in Keras; for subclasses that pass on what they are given.
 
     Raises
     ------
@@ -221,32 +198,46 @@ class Adam(Optimizer):
         "flush_denormals", "Whether subnormal moments are zero."
     )
 
+    @public
     def __init__(
         self,
         lr: float | Schedule = _DEFAULT_LR,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
-        epsilon: float = 1e-8,
+        epsilon: float | None = 1e-8,
         decay: float = 0.0,
-        **options: Unpack[AdamKeywords],
+        *,
+        bias_corrected_epsilon: bool = False,
+        amsgrad: bool = False,
+        weight_decay: float | None = None,
+        l2: float = 0.0,
+        clipnorm: float | None = None,
+        clipnorm_per_tensor: float | None = None,
+        clipvalue: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale: float | Literal["dynamic"] | None = None,
+        skip_nonfinite: bool = False,
+        gradient_accumulation_steps: int | None = None,
+        zero_grad: bool = False,
+        maximize: bool = False,
+        flush_denormals: bool = True,
+        learning_rate: float | Schedule = _DEFAULT_LR,
+        **kwargs: NoReturn,
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name in _DEFAULTS} | kwargs
         super().__init__()
-        if "learning_rate" in options:
+        if learning_rate is not _DEFAULT_LR:
             if lr is not _DEFAULT_LR:
                 raise TypeError(
                     "lr and learning_rate are the same argument: give one. "
-                    f"Received: lr={lr!r}, learning_rate={options['learning_rate']!r}"
+                    f"Received: lr={lr!r}, learning_rate={learning_rate!r}"
                 )
-            lr = options.pop("learning_rate")
-        self._schedule: Schedule | None = None
-        if callable(lr):
-            self._schedule, lr = lr, _DEFAULT_LR
-        self._options = _keras_options(
-            _core.AdamOptions(
-                {"lr": lr, "beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "decay": decay}
-                | options
-            )
-        )
+            lr = learning_rate
+        self._schedule: Schedule | None = lr if callable(lr) else None
+        settings["lr"] = lr if self._schedule is None else _DEFAULT_LR
+        self._options = _descending(_core.AdamOptions(settings))
 
     @property
     def lr(self) -> float | Schedule:
@@ -254,6 +245,7 @@ class Adam(Optimizer):
         return self._options.lr if self._schedule is None else self._schedule
 
     @lr.setter
+    @public
     def lr(self, value: float | Schedule) -> None:
         if callable(value):
             self._schedule = value
@@ -267,8 +259,16 @@ class Adam(Optimizer):
         return self.lr
 
     @learning_rate.setter
+    @public
     def learning_rate(self, value: float | Schedule) -> None:
         self.lr = value
+
+    @property
+    @public
+    def current_lr(self) -> float:
+        """Learning rate of the next step: `lr`, or what the schedule returns, after `decay`."""
+        options = self._step_options()
+        return options.lr * (1 / (1 + options.decay * self.iterations))
 
     @property
     def current_loss_scale(self) -> float:
@@ -289,6 +289,7 @@ class Adam(Optimizer):
         return config
 
     @classmethod
+    @public
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Make an optimizer from the result of `get_config`; its state starts empty.
 
@@ -314,7 +315,7 @@ class Adam(Optimizer):
         }
 
     def _configure(self, option: str, value: Any) -> None:
-        options = _keras_options(self._options.changed({option: value}))
+        options = _descending(self._options.changed({option: value}))
         if option in _STRUCTURAL and self._state is not None:
             old, new = (getattr(o, option) for o in (self._options, options))
             if old != new:
@@ -350,15 +351,7 @@ def _descending(options: _core.AdamOptions) -> _core.AdamOptions:
     return options
 
 
-def _keras_options(options: _core.AdamOptions) -> _core.AdamOptions:
-    """Keras is stricter than the step, which takes betas of 0 as PyTorch does."""
-    _descending(options)
-    for name in ("beta_1", "beta_2"):
-        if getattr(options, name) == 0:
-            raise ValueError(f"{name} must be > 0 and < 1. Received: {name}=0.0")
-    return options
-
-
+@public
 def adam_step(
     params: Array | Sequence[Array],
     grads: Array | Sequence[Array],
@@ -371,7 +364,7 @@ def adam_step(
     lr: float = _DEFAULT_LR,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
-    epsilon: float = 1e-8,
+    epsilon: float | None = 1e-8,
     bias_corrected_epsilon: bool = False,
     decay: float = 0.0,
     ema_momentum: float = 0.99,
@@ -400,11 +393,9 @@ def adam_step(
         Largest second moments, zeros before the first step: turns `amsgrad` on. Updated in place.
     ema : numpy.ndarray or sequence of numpy.ndarray, optional
         Averages of the parameters: turns `use_ema` on. Updated in place.
-    beta_1, beta_2 : float
-        As for `Adam`, and 0 is allowed.
-    lr, epsilon, bias_corrected_epsilon, decay, ema_momentum, weight_decay, l2, clipnorm
-        As for `Adam`.
-    clipnorm_per_tensor, clipvalue, zero_grad, maximize, flush_denormals
+    lr, beta_1, beta_2, epsilon, bias_corrected_epsilon, decay, ema_momentum, weight_decay
+        As for `Adam`; `lr` is a number, and `ema_momentum` needs `ema`.
+    l2, clipnorm, clipnorm_per_tensor, clipvalue, zero_grad, maximize, flush_denormals
         As for `Adam`.
 
     Raises

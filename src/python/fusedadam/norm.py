@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from fusedadam import _core
+from fusedadam._core import public
 from fusedadam.arrays import as_array, listed
 
 
+@public
 def global_norm(arrays: Iterable[Any]) -> float:
-    r"""Return the Euclidean norm of all arrays together, :math:`\sqrt{\sum x^2}`.
+    """Return the Euclidean norm of all arrays together, the root of the sum of all squares.
 
     Summed in float64, in an order that depends on nothing but the sizes: the same bits for every
     thread count and instruction set. Squares of float32 neither overflow nor underflow.
