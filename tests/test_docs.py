@@ -29,17 +29,23 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-# Frameworks that an example imports.
-NEEDS = re.compile(r"^import (torch|keras)$", re.MULTILINE)
+# Frameworks that an example imports, and clients of torch's optimizers.
+NEEDS = re.compile(r"^import (torch|keras|peft|transformers)$", re.MULTILINE)
+CLIENTS = {"peft", "transformers"}
 
 
-def examples(*, of_a_framework: bool) -> list[Any]:
-    """The examples of all pages that need a framework, or none."""
+def examples(kind: str) -> list[Any]:
+    """The examples of all pages that need nothing, a framework, or a client."""
+
+    def kind_of(code: str) -> str:
+        needs = set(NEEDS.findall(code))
+        return "client" if needs & CLIENTS else "framework" if needs else "plain"
+
     return [
         pytest.param(code, id=f"{page.name}-{i}")
         for page in PAGES
         for i, code in enumerate(blocks(page, "python"))
-        if bool(NEEDS.search(code)) == of_a_framework
+        if kind_of(code) == kind
     ]
 
 
@@ -50,17 +56,37 @@ def run(code: str, directory: Path) -> dict[str, Any]:
     return runpy.run_path(str(file))
 
 
-@pytest.mark.parametrize("code", examples(of_a_framework=False))
+@pytest.mark.parametrize("code", examples("plain"))
 def test_python_example_runs(code: str, tmp_path: Path) -> None:
     run(code, tmp_path)
 
 
-@pytest.mark.parametrize("code", examples(of_a_framework=True))
+@pytest.mark.parametrize("code", examples("framework"))
 def test_python_example_of_a_framework_runs(code: str) -> None:
     for framework in NEEDS.findall(code):
         pytest.importorskip(framework)
     # A process of its own: the backend of Keras is chosen when it is imported.
     output_of(code)
+
+
+# Warnings of clients are theirs.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("code", examples("client"))
+def test_python_example_of_a_client_runs(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for client in NEEDS.findall(code):
+        pytest.importorskip(client)
+    monkeypatch.chdir(tmp_path)
+    run(code, tmp_path)
+
+
+def test_versions_of_clients_are_those_of_their_tests() -> None:
+    group = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\nclients = [")[2]
+    pins = set(re.findall(r'"((?!torch)\S+)==(\S+)"', group.partition("]")[0]))
+    table = (ROOT / "docs/interfaces.md").read_text(encoding="utf-8").partition("## Clients\n")[2]
+    assert pins
+    assert set(re.findall(r"^\| (\S+) ([\d.]+) \|", table, re.MULTILINE)) == pins
 
 
 def test_readme_fit_finds_the_line(tmp_path: Path) -> None:

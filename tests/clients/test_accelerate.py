@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""`accelerate.Accelerator` with accumulated gradients, a bound of their norm and a schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch: Any = pytest.importorskip("torch")
+accelerate: Any = pytest.importorskip("accelerate")
+
+from fusedadam.torch import AdamW
+from lockstep import beside_torch
+from torch_helpers import assert_everything_same_bits, everything
+
+
+class Training:
+    def __init__(self, kind: Any) -> None:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        self.inner = kind(model.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(self.inner, 0.9)
+        self.accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        self.model, self.optimizer, self.schedule = self.accelerator.prepare(
+            model, self.inner, schedule
+        )
+
+    def run(self, first: int, last: int) -> Any:
+        for i in range(first, last):
+            x = torch.randn(4, 5, generator=torch.Generator().manual_seed(i))
+            with self.accelerator.accumulate(self.model):
+                self.accelerator.backward((self.model(x) - x.sum(1, keepdim=True)).square().mean())
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+                self.optimizer.step()
+                self.schedule.step()
+                self.optimizer.zero_grad()
+        return self.inner
+
+
+def test_prepare() -> None:
+    beside_torch(AdamW, lambda kind: Training(kind).run(0, 12))
+
+
+def test_state_restores(tmp_path: Path) -> None:
+    whole, resumed = Training(AdamW), Training(AdamW)
+    whole.run(0, 6)
+    whole.accelerator.save_state(str(tmp_path))
+    resumed.accelerator.load_state(str(tmp_path))
+    assert_everything_same_bits(everything(resumed.run(6, 12)), everything(whole.run(6, 12)))

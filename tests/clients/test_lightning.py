@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""`lightning.Trainer`, whose step is given the training as a closure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch: Any = pytest.importorskip("torch")
+lightning: Any = pytest.importorskip("lightning")
+
+from fusedadam.torch import AdamW
+from lockstep import beside_torch
+from torch_helpers import assert_everything_same_bits, everything
+
+# Warnings of clients are theirs.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+class Model(lightning.LightningModule):  # type: ignore[misc]
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        )
+        self.kind = kind
+
+    def training_step(self, x: Any) -> Any:
+        return (self.layers(x) - x.sum(1, keepdim=True)).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.kind(self.parameters(), lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+
+
+def fit(kind: Any, directory: Path, epochs: int, *, resume: Path | None = None) -> Any:
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        default_root_dir=directory,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        gradient_clip_val=1.0,
+        logger=False,
+        max_epochs=epochs,
+    )
+    rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    trainer.fit(Model(kind), torch.utils.data.DataLoader(rows, 4), ckpt_path=resume)
+    return trainer
+
+
+def test_fit(tmp_path: Path) -> None:
+    beside_torch(AdamW, lambda kind: fit(kind, tmp_path, 2))
+
+
+def test_checkpoint_restores(tmp_path: Path) -> None:
+    fit(AdamW, tmp_path, 2).save_checkpoint(tmp_path / "half.ckpt")
+    whole = fit(AdamW, tmp_path, 4)
+    resumed = fit(AdamW, tmp_path, 4, resume=tmp_path / "half.ckpt")
+    assert_everything_same_bits(everything(resumed.optimizers[0]), everything(whole.optimizers[0]))
