@@ -36,6 +36,7 @@ def test_the_report_has_all_facts() -> None:
     assert facts["active"] in fusedadam.supported_isas()
     assert int(facts["threads"]) >= 1
     assert facts["threading"].startswith(("OpenMP ", "std::thread"))
+    assert facts["cpu quota"] == "none" or float(facts["cpu quota"]) > 0
     assert all(facts[name] for name in ("compiler", "cpu", "system"))
 
 
@@ -68,6 +69,18 @@ def test_a_cpu_without_any_name_is_of_its_machine(
     monkeypatch.setattr(bug_report, "Path", lambda _: tmp_path / "none")
     monkeypatch.setattr(platform, "processor", lambda: "")
     assert bug_report._cpu() == platform.machine()
+
+
+@pytest.mark.parametrize(("quota", "said"), [(None, "none"), (2.0, "2.0"), (1 / 3, "0.33")])
+def test_the_cpu_quota_is_said_in_cpus(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    quota: float | None,
+    said: str,
+) -> None:
+    monkeypatch.setattr(bug_report._core, "cpu_quota", lambda: quota)
+    bug_report.main()
+    assert facts_of(capsys.readouterr().out)["cpu quota"] == said
 
 
 def test_every_fact_is_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,17 +7,23 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "cpu_quota.hpp"
 #include "fusedadam/threads.hpp"
 #include "messages.hpp"
 
 #if FUSEDADAM_OPENMP
 #include <omp.h>
+#endif
+
+#if defined(__linux__)
+#include <sched.h>
 #endif
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -36,6 +42,20 @@ struct Request {
 
 Request request;
 std::atomic<bool> in_forked_child{false};
+
+// What holds where nobody has asked for a number of threads in the program.
+struct Defaults {
+  int asked = asked_threads(std::getenv("OMP_NUM_THREADS"));
+  int most = most_threads(cpu_quota(), asked);
+};
+
+// As they were when this library was loaded, which is when OpenMP looks at the variable and the
+// CPUs, too. A step would read files, and the environment beside a thread that changes it.
+const Defaults& defaults() {
+  static const Defaults of_this_process;
+  return of_this_process;
+}
+[[maybe_unused]] const Defaults& at_load = defaults();
 
 #if FUSEDADAM_HAS_FORK
 // An OpenMP runtime's threads do not survive fork(), but libgomp goes on to wait for them (GCC bug
@@ -135,7 +155,19 @@ bool run_on_threads(int threads, int parts, void (*body)(void*, int), void* cont
 
 #else
 
-int runtime_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+int allowed_cpus() {
+#if defined(__linux__)
+  // The standard library counts those of the system. Fails where there are more than CPU_SETSIZE.
+  cpu_set_t cpus;
+  if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) return CPU_COUNT(&cpus);
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int runtime_threads() {
+  static const int cpus = allowed_cpus();
+  return defaults().asked > 0 ? defaults().asked : cpus;
+}
 bool in_parallel_region() { return false; }
 
 bool run_on_threads(int threads, int parts, void (*body)(void*, int), void* context) {
@@ -163,7 +195,7 @@ int get_num_threads() {
   if (in_forked_child.load(std::memory_order_relaxed) || in_parallel_region()) return 1;
   const int requested = request.threads.load(std::memory_order_relaxed);
   const int available = runtime_threads();
-  if (requested == 0) return available;
+  if (requested == 0) return std::min(available, defaults().most);
   const bool limited_since = available < request.openmp_threads.load(std::memory_order_relaxed);
   return limited_since ? std::min(requested, available) : requested;
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from at_once import together
+from ends import assert_ends_well
 from helpers import running
 from torch_helpers import KINDS, LARGE, SHAPES, assert_everything_same_bits, everything
 
@@ -74,3 +75,48 @@ def test_one_optimizer_from_several_threads(number: int) -> None:
         for _ in range(4 * STEPS):
             alone.optimizer.step()
     assert_everything_same_bits(everything(model.optimizer), everything(alone.optimizer))
+
+
+# ---- the interpreter ends beside them
+
+# Not in the first step, which calls torch: its calls, and its destructors of tensors, end the process.
+LARGE_STEP = """
+import torch
+import fusedadam.torch
+
+def prepared():
+    param = torch.nn.Parameter(torch.ones(3_000_000))
+    param.grad = torch.ones(3_000_000)
+    optimizer = fusedadam.torch.{kind}([param])
+    optimizer.step()
+    return optimizer.step
+"""
+
+# Within the copy of the second gradient, when that of the first is the plan's alone.
+SECOND_COPY = """
+import torch
+from fusedadam import _core
+
+copies = [torch.ones(2)]
+
+def copy_like(grad, param):
+    while not copies:
+        pass
+    return copies.pop()
+
+def prepared():
+    params, m, v = ([torch.ones(2), torch.ones(2)] for _ in range(3))
+    grads = [torch.ones(4)[::2] for _ in params]
+    plan = _core.TensorPlan(copy_like)
+    options, progress = [_core.AdamOptions()], _core.AdamProgress()
+    return lambda: plan.step(params, grads, {"m": m, "v": v}, [0, 0], options, progress)
+"""
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [LARGE_STEP.format(kind="Adam"), LARGE_STEP.format(kind="AdamW"), SECOND_COPY],
+    ids=["Adam", "AdamW", "within a copy"],
+)
+def test_the_interpreter_may_end_within_a_step(setup: str) -> None:
+    assert_ends_well(setup)

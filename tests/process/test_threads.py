@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import errno
 import itertools
 import logging
+import math
 import os
 import pickle
 import sys
@@ -24,7 +26,7 @@ import pytest
 import threadpoolctl
 from at_once import together
 from fresh_python import output_of
-from fusedadam import Adam, adam_step
+from fusedadam import Adam, _core, adam_step
 from helpers import Array, ShapesAndDtypes, Training, assert_all_same_bits, running, state, values
 from step_scripts import LARGE, QUIET, SETUP, SMALL
 
@@ -56,7 +58,64 @@ def test_omp_num_threads_is_the_default(n: int) -> None:
 @on_linux
 def test_default_is_the_cpus_of_this_process() -> None:
     code = "import fusedadam; print(fusedadam.get_num_threads())"
-    assert output_of(code) == str(len(os.sched_getaffinity(0)))
+    quota = _core.cpu_quota()
+    most = sys.maxsize if quota is None else math.ceil(quota)
+    assert output_of(code) == str(min(len(os.sched_getaffinity(0)), most))
+
+
+@pytest.fixture
+def control_group() -> Iterator[Path | None]:
+    """A control group whose CPU time can be limited; None where this process may not make one."""
+    first = Path("/sys/fs/cgroup/cpu")  # of version 1
+    parent = first if first.exists() else Path("/sys/fs/cgroup")
+    group = parent / f"fusedadam_test_{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        # Only for want of permission, or of control groups: whatever else is a failure.
+        assert error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}, error
+        assert os.geteuid() != 0 or error.errno != errno.EACCES, error
+        yield None
+        return
+    try:
+        limited = (group / "cpu.cfs_quota_us").exists() or (group / "cpu.max").exists()
+        if not limited:
+            assert "cpu" not in (parent / "cgroup.subtree_control").read_text().split()
+        yield group if limited else None
+    finally:
+        group.rmdir()
+
+
+IN_GROUP = """
+    import os, pathlib, sys
+    group = pathlib.Path({group!r})
+    if (group / "cpu.max").exists():
+        (group / "cpu.max").write_text("{quota} 100000")
+    else:
+        (group / "cpu.cfs_period_us").write_text("100000")
+        (group / "cpu.cfs_quota_us").write_text("{quota}")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    import fusedadam
+    from fusedadam import _core, get_num_threads, set_num_threads
+    print(_core.cpu_quota(), get_num_threads())
+    set_num_threads(7)
+    print(get_num_threads())
+"""
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("quota", "asked", "threads"), [(50_000, None, 1), (100_000, "3", 3), (100_000, "three", 1)]
+)
+def test_default_is_at_most_the_quota_of_the_control_group(
+    control_group: Path | None, quota: int, asked: str | None, threads: int
+) -> None:
+    if control_group is None:
+        return  # the fixture has checked that it cannot be; tests/cpp has the same by files
+    code = IN_GROUP.format(group=str(control_group), quota=quota)
+    environment = {} if asked is None else {"OMP_NUM_THREADS": asked}
+    expected = f"{quota / 100_000} {threads}\n7"
+    assert output_of(code, environment=environment) == expected
 
 
 @on_linux

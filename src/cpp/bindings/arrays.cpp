@@ -5,6 +5,7 @@
 #include <string>
 
 #include "convert.hpp"
+#include "gil.hpp"
 #include "messages.hpp"
 
 namespace fusedadam::python {
@@ -239,9 +240,9 @@ py::array empty_like(const ArrayInfo& info) {
 
 py::tuple snapshot(const py::handle& sequence, const char* name) {
   const bool is_text = py::isinstance<py::str>(sequence) || py::isinstance<py::bytes>(sequence);
-  auto items = py::reinterpret_steal<py::tuple>(is_text || PySequence_Check(sequence.ptr()) == 0
-                                                    ? nullptr
-                                                    : PySequence_Tuple(sequence.ptr()));
+  const bool is_sequence = !is_text && PySequence_Check(sequence.ptr()) != 0;
+  const auto read = [&] { return PySequence_Tuple(sequence.ptr()); };
+  auto items = py::reinterpret_steal<py::tuple>(is_sequence ? or_wait_for_the_end(read) : nullptr);
   if (items) return items;
   // What calls itself a sequence and cannot be iterated over: 0-d arrays, memoryviews of several
   // dimensions.

@@ -3,12 +3,16 @@
 
 #include <pybind11/numpy.h>
 
+#include "gil.hpp"
 #include "messages.hpp"
 
 namespace fusedadam::python {
 
 std::string received(const py::handle& value, const char* name) {
-  return std::string(name) + '=' + utf8(py::repr(value)) + " (" +
+  const auto repr = py::reinterpret_steal<py::str>(
+      or_wait_for_the_end([&] { return PyObject_Repr(value.ptr()); }));
+  if (!repr) throw py::error_already_set();
+  return std::string(name) + '=' + utf8(repr) + " (" +
          py::str(py::type::handle_of(value).attr("__name__")).cast<std::string>() + ')';
 }
 

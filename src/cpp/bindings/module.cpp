@@ -7,6 +7,7 @@
 
 #include "adam_state.hpp"
 #include "convert.hpp"
+#include "cpu_quota.hpp"
 #include "entry.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
@@ -112,10 +113,13 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.def("require_table", &require_table, arg("param"));
   module.def("global_norm", &python::global_norm, arg("arrays"));
 
+  module.def("cpu_quota", [] { return cpu_quota(); });
   module.def("get_num_threads", &get_num_threads,
              "Return the number of threads that a large step started on this thread would use.\n\n"
-             "Steps that are under way at once share them by their sizes. 1 in a forked child and\n"
-             "inside a parallel region of another library.");
+             "By default the CPUs that this process may run on, but no more than its container's\n"
+             "quota rounded up; `OMP_NUM_THREADS` and `set_num_threads` win over both. Steps that\n"
+             "are under way at once share them by their sizes. 1 in a forked child and inside a\n"
+             "parallel region of another library.");
   module.def(
       "set_num_threads",
       [](const py::handle& threads) { set_num_threads(to_int64(threads, "threads")); },

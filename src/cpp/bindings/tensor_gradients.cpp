@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "messages.hpp"
 
 namespace fusedadam::python {
@@ -59,7 +60,11 @@ void TensorGradients::attach(const py::handle& grad, const py::handle& param,
     if (zero) tensor.zeroed = view->data;
     return;
   }
-  kept_.push_back(copy_like_(grad, param));
+  PyObject* const copied = or_wait_for_the_end([&] {
+    return PyObject_CallFunctionObjArgs(copy_like_.ptr(), grad.ptr(), param.ptr(), nullptr);
+  });
+  if (copied == nullptr) throw py::error_already_set();
+  kept_.push_back(py::reinterpret_steal<py::object>(copied));
   const std::optional<TensorView> copy = reader_.read(kept_.back());
   if (!copy || copy->size != param_view.size) refuse("must be readable", grad, index);
   tensor.grad = copy->data;

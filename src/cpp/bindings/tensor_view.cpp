@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "tensor_view.hpp"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 
 #include "messages.hpp"

@@ -22,6 +22,7 @@ def _cpu() -> str:
 
 def main() -> None:
     """Print the facts, one a line."""
+    quota = _core.cpu_quota()
     facts = {
         "fusedadam": __version__,
         "compiler": _core.compiler,
@@ -30,6 +31,7 @@ def main() -> None:
         "threads": get_num_threads(),
         "threading": _core.threading_runtime,
         "cpu": _cpu(),
+        "cpu quota": "none" if quota is None else round(quota, 2),
         "system": platform.platform(),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT
+#include "cpu_quota.hpp"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <random>
+
+#include "fusedadam/threads.hpp"
+
+namespace fusedadam {
+namespace {
+
+// ---- files of a system -------------------------------------------------------------------------
+
+using Files = std::map<std::string, std::string>;
+
+// A directory with these files, which is gone afterwards.
+class Directory {
+ public:
+  explicit Directory(const Files& files)
+      : path_(std::filesystem::temp_directory_path() /
+              ("fusedadam_quota_" + std::to_string(std::random_device()()))) {
+    for (const auto& [name, text] : files) {
+      const std::filesystem::path file = path_ / name;
+      std::filesystem::create_directories(file.parent_path());
+      std::ofstream(file) << text;
+    }
+  }
+  ~Directory() { std::filesystem::remove_all(path_); }
+  Directory(const Directory&) = delete;
+  Directory& operator=(const Directory&) = delete;
+
+  std::string path() const { return path_.string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+std::optional<double> quota_of(const Files& files) { return cpu_quota(Directory(files).path()); }
+
+std::string mount_line(const std::string& root, const std::string& point, const std::string& type,
+                       const std::string& options) {
+  return "31 23 0:28 " + root + ' ' + point + " rw,nosuid shared:9 master:2 - " + type +
+         " cgroup rw," + options + '\n';
+}
+
+const std::string mount_v2 = mount_line("/", "/sys/fs/cgroup", "cgroup2", "nsdelegate");
+const std::string mount_v1 = mount_line("/", "/sys/fs/cgroup/cpu,cpuacct", "cgroup", "cpu,cpuacct");
+const std::string other_mounts =
+    mount_line("/", "/", "ext4", "cpu") +
+    mount_line("/", "/sys/fs/cgroup/cpuset", "cgroup", "cpuset") +
+    mount_line("/", "/sys/fs/cgroup/systemd", "cgroup", "name=systemd");
+const std::string cpu_dir = "sys/fs/cgroup/cpu,cpuacct";
+
+// A process in group `path` of version 2, with these files of groups.
+Files v2(const std::string& path, const Files& groups, const std::string& mounts = mount_v2) {
+  Files files{{"proc/self/cgroup", "0::" + path + '\n'},
+              {"proc/self/mountinfo", other_mounts + mounts}};
+  for (const auto& [group, text] : groups) files["sys/fs/cgroup" + group + "/cpu.max"] = text;
+  return files;
+}
+
+using Values = std::pair<std::string, std::string>;  // quota and period
+using GroupsV1 = std::map<std::string, Values>;
+
+Files v1(const std::string& path, const GroupsV1& groups, const std::string& mounts = mount_v1) {
+  Files files{{"proc/self/cgroup",
+               "12:cpuset:/elsewhere\n4:cpu,cpuacct:" + path + "\n3:name=systemd:/elsewhere\n"},
+              {"proc/self/mountinfo", other_mounts + mounts}};
+  for (const auto& [group, values] : groups) {
+    files[cpu_dir + group + "/cpu.cfs_quota_us"] = values.first;
+    files[cpu_dir + group + "/cpu.cfs_period_us"] = values.second;
+  }
+  return files;
+}
+
+TEST(CpuQuota, IsThatOfTheGroupInVersion2) {
+  EXPECT_EQ(quota_of(v2("/", {{"", "200000 100000\n"}})), 2.0);
+  EXPECT_EQ(quota_of(v2("/a/b", {{"/a/b", "50000 100000\n"}})), 0.5);
+  EXPECT_EQ(quota_of(v2("/a b:c", {{"/a b:c", "50000 100000\n"}})), 0.5);
+  EXPECT_EQ(quota_of(v2("/a", {{"/a", "max 100000\n"}})), std::nullopt);
+}
+
+TEST(CpuQuota, IsThatOfTheGroupInVersion1) {
+  EXPECT_EQ(quota_of(v1("/", {{"", {"150000\n", "100000\n"}}})), 1.5);
+  EXPECT_EQ(quota_of(v1("/a/b", {{"/a/b", {"400000\n", "50000\n"}}})), 8.0);
+  EXPECT_EQ(quota_of(v1("/a", {{"/a", {"-1\n", "100000\n"}}})), std::nullopt);
+}
+
+TEST(CpuQuota, IsTheLeastOfAllGroupsAround) {
+  EXPECT_EQ(quota_of(v2("/a/b/c", {{"/a/b/c", "max 100000"}, {"/a", "300000 100000"}})), 3.0);
+  EXPECT_EQ(quota_of(v2("/a/b/c", {{"/a/b/c", "400000 100000"}, {"/a/b", "300000 100000"}})), 3.0);
+  EXPECT_EQ(quota_of(v2("/a/b", {{"/a/b", "100000 100000"}, {"", "300000 100000"}})), 1.0);
+  EXPECT_EQ(quota_of(v2("/a/b", {{"/b", "100000 100000"}, {"/a/bc", "100000 100000"}})),
+            std::nullopt);
+  EXPECT_EQ(quota_of(v1("/a/b", {{"/a/b", {"-1", "100000"}}, {"/a", {"250000", "100000"}}})), 2.5);
+}
+
+TEST(CpuQuota, IsTheLesserOfBothVersionsInAHybridSystem) {
+  const std::string mounts = mount_v1 + mount_line("/", "/sys/fs/cgroup/unified", "cgroup2", "x");
+  for (const auto& [old_quota, new_quota] : {std::pair("200000", "300000"), {"300000", "200000"}}) {
+    Files files = v1("/a", {{"/a", {old_quota, "100000"}}}, mounts);
+    files["proc/self/cgroup"] += "0::/b\n";
+    files["sys/fs/cgroup/unified/b/cpu.max"] = std::string(new_quota) + " 100000";
+    EXPECT_EQ(quota_of(files), 2.0) << old_quota;
+  }
+}
+
+// A container's own group is mounted as if it were the root, and the path is the host's or its own.
+TEST(CpuQuota, IsThatOfTheContainer) {
+  const auto mounted = [](const std::string& root) {
+    return mount_line(root, "/sys/fs/cgroup/cpu,cpuacct", "cgroup", "cpu,cpuacct");
+  };
+  const Values values{"200000", "100000"};
+  const GroupsV1 own{{"", values}};
+  EXPECT_EQ(quota_of(v1("/docker/1f", own, mounted("/docker/1f"))), 2.0);
+  EXPECT_EQ(quota_of(v1("/docker/1f", own, mounted("/"))), 2.0);
+  EXPECT_EQ(quota_of(v1("/docker/1f", own, mounted("/docker/1"))), 2.0) << "no part of the path";
+  EXPECT_EQ(quota_of(v1("/../2e", own, mounted("/"))), 2.0) << "moved out of the namespace";
+  EXPECT_EQ(quota_of(v1("/m.slice/a\\x2db c", own, mounted("/m.slice/a\\134x2db\\040c"))), 2.0);
+  const GroupsV1 nested{{"", values}, {"/in", {"100000", "100000"}}};
+  EXPECT_EQ(quota_of(v1("/docker/1f/in", nested, mounted("/docker/1f"))), 1.0);
+}
+
+TEST(CpuQuota, IsNotThatOfAContainerBesideThisProcess) {
+  const std::string beside = mount_line("/other", "/mnt/other", "cgroup2", "x");
+  for (const std::string& mounts : {mount_v2 + beside, beside + mount_v2}) {
+    Files files = v2("/a", {{"/a", "300000 100000"}}, mounts);
+    files["mnt/other/cpu.max"] = "100000 100000";
+    EXPECT_EQ(quota_of(files), 3.0);
+  }
+}
+
+TEST(CpuQuota, IsNoneWhereFilesAreMissingOrMalformed) {
+  EXPECT_EQ(quota_of({{"unrelated", ""}}), std::nullopt);
+  EXPECT_EQ(cpu_quota("/nowhere/at/all"), std::nullopt);
+  EXPECT_EQ(quota_of(v2("/a", {})), std::nullopt);
+  for (const std::string text :
+       {"", "\n", "100000", "100000 \n", "max", "max max", "-1 100000", "0 100000", "100000 0",
+        "100000 -5", "x 100000", "100000 x", "1e5 100000", "100000x 100000", "0x10 100000",
+        "99999999999999999999 100000", "100000 100000 100000", "100000,100000"}) {
+    EXPECT_EQ(quota_of(v2("/a", {{"/a", text}})), std::nullopt) << text;
+    EXPECT_EQ(quota_of(v2("/a", {{"/a", text}, {"", "200000 100000"}})), 2.0) << text;
+    EXPECT_EQ(quota_of(v1("/a", {{"/a", {text, "x"}}})), std::nullopt) << text;
+  }
+  const std::string huge(1 << 20, '1');
+  EXPECT_EQ(quota_of(v2("/a", {{"/a", huge}})), std::nullopt);
+  EXPECT_EQ(quota_of(v2("/a", {{"/a", "100000 100000" + huge}})), std::nullopt);
+  for (const std::string text :
+       {"", "0", "0:", ":", "::", "\n\n", "0::a", "0::", "::::", huge.c_str()}) {
+    Files files = v2("/", {});
+    files["proc/self/cgroup"] = text + '\n';
+    EXPECT_EQ(quota_of(files), std::nullopt) << text.substr(0, 9);
+    files["proc/self/cgroup"] += "0::/a\n";
+    files["sys/fs/cgroup/a/cpu.max"] = "100000 100000";
+    EXPECT_EQ(quota_of(files), 1.0) << text.substr(0, 9);
+  }
+  for (const std::string& text : {std::string(), std::string(" - \n"),
+                                  std::string("1 2 3 - cgroup2\n"), huge + " - " + huge}) {
+    Files files = v2("/a", {{"/a", "100000 100000"}}, text);
+    EXPECT_EQ(quota_of(files), std::nullopt) << text.substr(0, 9);
+  }
+  // A directory where a file should be: it opens and cannot be read.
+  Files files = v2("/a", {});
+  files["sys/fs/cgroup/a/cpu.max/x"] = "";
+  EXPECT_EQ(quota_of(files), std::nullopt);
+}
+
+TEST(CpuQuota, OfThisProcessCanBeAskedFor) {
+  const std::optional<double> quota = cpu_quota();
+  EXPECT_TRUE(!quota || *quota > 0);
+}
+
+// ---- threads -----------------------------------------------------------------------------------
+
+TEST(AskedThreads, AreThoseOfTheVariableWhereOpenMpTakesIt) {
+  EXPECT_EQ(asked_threads(nullptr), 0);
+  for (const char* text : {"4", " 4 ", "+4", "4,2", "4 , 2\t", "4,2,1"}) {
+    EXPECT_EQ(asked_threads(text), 4) << text;
+  }
+  for (const char* text : {"", " ", "0", "-4", "four", "4x", "4,", ",4", "4,x", "4,0", "4;2", "4.0",
+                           "4 2", "99999999999999999999", "4,99999999999999999999"}) {
+    EXPECT_EQ(asked_threads(text), 0) << text;
+  }
+  EXPECT_EQ(asked_threads("2000000000"), max_threads);
+}
+
+TEST(MostThreads, AreTheQuotaRoundedUpOrWhatTheVariableAsksFor) {
+  EXPECT_EQ(most_threads(std::nullopt, 0), max_threads);
+  EXPECT_EQ(most_threads(std::nullopt, 3), max_threads);
+  EXPECT_EQ(most_threads(2.0, 0), 2);
+  EXPECT_EQ(most_threads(2.01, 0), 3);
+  EXPECT_EQ(most_threads(0.001, 0), 1);
+  EXPECT_EQ(most_threads(1e300, 0), max_threads);
+  EXPECT_EQ(most_threads(2.0, 8), 8);
+  EXPECT_EQ(most_threads(8.0, 2), 8) << "which OpenMP then limits";
+}
+
+}  // namespace
+}  // namespace fusedadam

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""The interpreter ends beside threads that step: the process ends as it would without them."""
+
+from __future__ import annotations
+
+import pytest
+from ends import assert_ends_well
+
+LARGE = """
+import numpy as np
+import fusedadam
+from fusedadam import Adam, adam_step
+
+p, g, m, v = np.full((4, 300_000, 10), 0.5, "float32")
+rows = np.arange(len(p))
+shared = Adam()
+
+def prepared():
+    adam, clipping, averaging = Adam(), Adam(clipnorm=1.0), Adam(use_ema=True)
+    averaging.build([p])
+    return lambda: {call}
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "adam.apply_gradients([(g, p)])",
+        "adam.get_updates([g], [p])",
+        "adam.apply_sparse(rows, g, p)",
+        "adam.build([p])",
+        "averaging.swap_ema()",
+        "clipping.get_gradients([g], [p])",
+        "adam_step(p, g, m, v, step=1)",
+        "fusedadam.global_norm([g])",
+    ],
+)
+def test_within_a_call(call: str) -> None:
+    assert_ends_well(LARGE.format(call=call))
+
+
+@pytest.mark.parametrize("call", ["adam.apply_gradients([(g, p)])", "shared.get_updates([g], [p])"])
+def test_within_the_calls_of_several_threads(call: str) -> None:
+    assert_ends_well(LARGE.format(call=call), threads=3)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "import sys; sys.exit()",
+        "import sys; threading.Thread(target=sys.exit).start()",
+        "import atexit; atexit.register(shared.apply_gradients, [(g, p)])",
+        "import atexit; atexit.register(Adam().build, [p])",
+    ],
+)
+def test_each_way_to_end(end: str) -> None:
+    assert_ends_well(LARGE.format(call="shared.apply_gradients([(g, p)])"), end=end)
+
+
+# Python code of the caller's, which the core runs while it owns objects.
+OWN_CODE = """
+import numpy as np
+from fusedadam import _core
+
+class Slow:
+    def __init__(self, arrays=()):
+        self.arrays = arrays
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __getitem__(self, index):
+        for _ in range(20_000):
+            pass
+        return self.arrays[index]
+
+    def __repr__(self):
+        for _ in range(20_000):
+            pass
+        return "slow"
+
+options, progress = _core.AdamOptions({{"clipnorm": 1.0}}), _core.AdamProgress()
+
+def refused(call, *args):
+    try:
+        call(*args)
+    except (TypeError, ValueError):
+        return
+    raise AssertionError("accepted")
+
+def prepared():
+    p, g, m, v = np.full((4, 9), 0.5, "float32")
+    return lambda: {call}
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "_core.adam_step([p], Slow([g]), Slow([m]), Slow([v]), None, None, options, 1)",
+        "_core.clip_gradients([p], Slow([g]), options, progress)",
+        "refused(_core.adam_step, [Slow()], [g], [m], [v], None, None, options, 1)",
+    ],
+)
+def test_within_code_of_the_callers(call: str) -> None:
+    assert_ends_well(OWN_CODE.format(call=call))
