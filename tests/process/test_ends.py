@@ -59,6 +59,7 @@ def test_each_way_to_end(end: str) -> None:
 
 # Python code of the caller's, which the core runs while it owns objects.
 OWN_CODE = """
+import functools
 import numpy as np
 from fusedadam import _core
 
@@ -79,6 +80,21 @@ class Slow:
             pass
         return "slow"
 
+class Tensor:
+    dtype, layout, device = "torch.float32", "torch.strided", "cpu"
+
+    # No Python code of their own: torch's has none either.
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+        self.stride = functools.partial(list, [step // 4 for step in array.strides])
+        self.data_ptr = array.ctypes.data.__int__
+
+def copy_like(grad, param):
+    for _ in range(20_000):
+        pass
+    return Tensor(grad.array.copy())
+
+plan = _core.TensorPlan(copy_like)
 options, progress = _core.AdamOptions({{"clipnorm": 1.0}}), _core.AdamProgress()
 
 def refused(call, *args):
@@ -90,6 +106,8 @@ def refused(call, *args):
 
 def prepared():
     p, g, m, v = np.full((4, 9), 0.5, "float32")
+    params, ms, vs = (list(map(Tensor, np.ones((4, 9), "float32"))) for _ in range(3))
+    grads = list(map(Tensor, np.ones((4, 18), "float32")[:, ::2]))
     return lambda: {call}
 """
 
@@ -100,6 +118,7 @@ def prepared():
         "_core.adam_step([p], Slow([g]), Slow([m]), Slow([v]), None, None, options, 1)",
         "_core.clip_gradients([p], Slow([g]), options, progress)",
         "refused(_core.adam_step, [Slow()], [g], [m], [v], None, None, options, 1)",
+        "plan.step(params, grads, dict(m=ms, v=vs), [0] * 4, [options], progress)",
     ],
 )
 def test_within_code_of_the_callers(call: str) -> None:
