@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fresh_python import output_of
 from fusedadam import __main__ as bug_report
+from fusedadam import _core
 
 
 def facts_of(text: str) -> dict[str, str]:
@@ -78,7 +79,7 @@ def test_the_cpu_quota_is_said_in_cpus(
     quota: float | None,
     said: str,
 ) -> None:
-    monkeypatch.setattr(bug_report._core, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(_core, "cpu_quota", lambda: quota)
     bug_report.main()
     assert facts_of(capsys.readouterr().out)["cpu quota"] == said
 
