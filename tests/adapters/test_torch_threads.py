@@ -79,8 +79,10 @@ def test_one_optimizer_from_several_threads(number: int) -> None:
 
 # ---- the interpreter ends beside them
 
-# Not in the first step, which calls torch: its calls, and its destructors of tensors, end the process.
+# Not the first step, which calls torch, and not what torch wraps a step in, record_function(): torch's
+# own calls end the process so, and its destructors of tensors.
 LARGE_STEP = """
+import functools
 import torch
 import fusedadam.torch
 
@@ -89,7 +91,7 @@ def prepared():
     param.grad = torch.ones(3_000_000)
     optimizer = fusedadam.torch.{kind}([param])
     optimizer.step()
-    return optimizer.step
+    return functools.partial(type(optimizer).step.__wrapped__, optimizer)
 """
 
 
