@@ -28,34 +28,43 @@ bool is_negated(const py::handle& grad, const TensorView& view) {
   return view.size == 1 && py::hasattr(grad, "is_neg") && grad.attr("is_neg")().cast<bool>();
 }
 
+bool is_conjugated(const py::handle& grad) {
+  return py::hasattr(grad, "is_conj") && grad.attr("is_conj")().cast<bool>();
+}
+
 }  // namespace
 
 void TensorGradients::attach(const py::handle& grad, const py::handle& param,
                              const TensorView& param_view, std::size_t index, bool zero,
                              TensorRef& tensor) {
   tensor.zeroed = nullptr;
-  const std::optional<TensorView> view = reader_.read(grad);
-  if (!view && is_sparse_tensor(grad)) {
+  std::optional<TensorView> view = reader_.read(grad);
+  const bool conjugated = !view && is_conjugated(grad);
+  py::object memory;  // of what is still to be conjugated
+  if (conjugated) {
+    memory = grad.attr("conj")();
+    view = reader_.read(memory);
+  } else if (!view && is_sparse_tensor(grad)) {
     tensor.grad = nullptr;
     attach_rows(grad, param_view, index);
     if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
     return;
   }
-  if (!view || view->precision != param_view.precision ||
-      !std::ranges::equal(view->shape, param_view.shape)) {
+  if (!view || !view->is_like(param_view)) {
     refuse("must be a CPU tensor of the shape and dtype of its parameter", grad, index);
   }
-  const ByteRange range = fusedadam::byte_range(view->data, view->extent(), list_name,
-                                                static_cast<std::int64_t>(index));
   const bool laid_out_alike = same_layout(*view, param_view);
-  const bool known = view->data == tensor.grad && laid_out_alike;
-  const bool apart = known || written_.find(range) == nullptr;
-  if (zero && !apart) {
-    refuse("must not overlap a tensor that is updated, so that it can be zeroed", grad, index);
+  bool apart = view->data == tensor.grad && laid_out_alike;
+  if (zeroes_ || !apart) {
+    const ByteRange range = fusedadam::byte_range(view->data, view->extent(), list_name,
+                                                  static_cast<std::int64_t>(index));
+    apart = apart || written_.find(range) == nullptr;
+    if (zero && !apart) {
+      refuse("must not overlap a tensor that is updated, so that it can be zeroed", grad, index);
+    }
+    ranges_.push_back(range);
   }
-  ranges_.push_back(range);
-  zeroes_ = zeroes_ || zero;
-  if (apart && laid_out_alike && !is_negated(grad, *view)) {
+  if (apart && laid_out_alike && !conjugated && !is_negated(grad, *view)) {
     tensor.grad = view->data;
     if (zero) tensor.zeroed = view->data;
     return;
@@ -76,6 +85,7 @@ void TensorGradients::attach_rows(const py::handle& grad, const TensorView& para
   if (grad.attr("sparse_dim")().cast<std::int64_t>() != 1 || param.shape.empty()) {
     refuse("must be of whole rows, with one sparse dimension", grad, index);
   }
+  if (param.is_complex) refuse("must be dense, since its parameter is complex", grad, index);
   if (!is_contiguous(param)) {
     refuse("must be dense, since its parameter is not contiguous", grad, index);
   }

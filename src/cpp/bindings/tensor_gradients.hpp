@@ -21,9 +21,9 @@ namespace fusedadam::python {
 class TensorGradients {
  public:
   // `copy_like(gradient, param)` copies a gradient into the memory layout of a parameter. `written`
-  // is what the step updates.
-  TensorGradients(const py::object& copy_like, const WrittenRanges& written)
-      : copy_like_(copy_like), written_(written) {}
+  // is what the step updates; `zeroes`, whether some of the gradients are to be zeroed.
+  TensorGradients(const py::object& copy_like, const WrittenRanges& written, bool zeroes)
+      : copy_like_(copy_like), written_(written), zeroes_(zeroes) {}
 
   // Points `tensor`, of the parameter at this position, to its gradient: in its own memory, or in
   // that of a copy where it has another layout than its parameter or shares memory with what is
@@ -61,12 +61,12 @@ class TensorGradients {
 
   py::object copy_like_;
   const WrittenRanges& written_;
+  bool zeroes_;
   TensorReader reader_;
   std::vector<py::object> kept_;
   std::vector<py::object> to_zero_;
-  std::vector<ByteRange> ranges_;
-  bool zeroes_ = false;
-  std::deque<Rows> rows_;  // TensorRefs point to its maps
+  std::vector<ByteRange> ranges_;  // where some are zeroed, of all of them
+  std::deque<Rows> rows_;          // TensorRefs point to its maps
 };
 
 }  // namespace fusedadam::python

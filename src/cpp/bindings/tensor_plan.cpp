@@ -66,6 +66,35 @@ class Column {
   py::handle name_;  // where the items of the list are dicts
 };
 
+// The kind of state that counts the steps of a parameter.
+constexpr const char* counter = "step";
+
+// @throws py::value_error  no count
+std::int64_t read_count(const void* data, Precision precision, std::size_t index) {
+  const double count = precision == Precision::f32
+                           ? static_cast<double>(*static_cast<const float*>(data))
+                           : *static_cast<const double*>(data);
+  if (!(count >= 0 && count <= static_cast<double>(max_iterations)) || count != std::floor(count)) {
+    throw py::value_error(
+        broken_rule(name_of(counter, index) + " must be a whole number >= 0 and <= 2**53",
+                    format_number(count)));
+  }
+  return static_cast<std::int64_t>(count);
+}
+
+// A float32 stays at 2^24, as torch's own addition leaves it.
+void write_count(void* data, Precision precision, std::int64_t count) noexcept {
+  if (precision == Precision::f32) {
+    *static_cast<float*>(data) = static_cast<float>(count);
+  } else {
+    *static_cast<double*>(data) = static_cast<double>(count);
+  }
+}
+
+bool zeroes(const std::vector<AdamOptions>& options) {
+  return std::ranges::any_of(options, [](const AdamOptions& o) { return o.settings().zero_grad; });
+}
+
 bool always(const AdamSettings& /*settings*/) { return true; }
 bool amsgrad(const AdamSettings& settings) { return settings.amsgrad; }
 bool use_ema(const AdamSettings& settings) { return settings.use_ema; }
@@ -82,27 +111,13 @@ const TensorPlan::Kind TensorPlan::kinds[] = {
 
 bool TensorPlan::Param::is(const TensorView& view) const noexcept {
   return present && view.data == data && view.precision == precision &&
-         std::ranges::equal(view.shape, shape) && std::ranges::equal(view.strides, strides);
+         view.is_complex == is_complex && std::ranges::equal(view.shape, shape) &&
+         std::ranges::equal(view.strides, strides);
 }
 
-std::int64_t TensorPlan::Counter::count(std::size_t index) const {
-  const double count = precision == Precision::f32 ? static_cast<double>(*static_cast<float*>(data))
-                                                   : *static_cast<double*>(data);
-  if (!(count >= 0 && count <= static_cast<double>(max_iterations)) || count != std::floor(count)) {
-    throw py::value_error(
-        broken_rule(name_of("step", index) + " must be a whole number >= 0 and <= 2**53",
-                    format_number(count)));
-  }
-  return static_cast<std::int64_t>(count);
-}
-
-// A float32 stays at 2^24, as torch's own addition leaves it.
-void TensorPlan::Counter::set(std::int64_t count) const noexcept {
-  if (precision == Precision::f32) {
-    *static_cast<float*>(data) = static_cast<float>(count);
-  } else {
-    *static_cast<double*>(data) = static_cast<double>(count);
-  }
+bool TensorPlan::StateTensor::is(const TensorView& view) const noexcept {
+  return present && view.data == data && view.size == size && view.precision == precision &&
+         view.is_complex == is_complex;
 }
 
 void TensorPlan::find_groups(const Tensors& tensors, const std::vector<AdamOptions>& options) {
@@ -128,7 +143,8 @@ bool TensorPlan::needs(const Kind& kind, std::size_t index,
   return kind.needed(options[groups_[index]].settings());
 }
 
-bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options) {
+bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                          bool counts) {
   const std::size_t count = tensors.params.size();
   if (params_.size() != count) return false;
   for (std::size_t i = 0; i < count; ++i) {
@@ -146,25 +162,35 @@ bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>
       if (known.present != needs(kinds[k], i, options)) return false;
       if (!known.present) continue;
       const auto view = state_reader_.read(column[i]);
-      if (!view || view->data != known.data || view->size != known.size ||
-          view->precision != known.precision ||
-          (view->size > 1 && !same_layout(*view, params_[i].view()))) {
+      if (!view || !known.is(*view) || (view->size > 1 && !same_layout(*view, params_[i].view()))) {
         return false;
       }
     }
   }
+  if (!counts) return true;
+  const Column column(tensors, names_, counter);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!params_[i].present) continue;
+    const auto view = state_reader_.read(column[i]);
+    if (!view || !counters_[i].is(*view)) return false;
+  }
   return true;
 }
 
-void TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& options) {
+void TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                      bool counts) {
   find_groups(tensors, options);
-  if (is_bound(tensors, options)) return;
+  if (is_bound(tensors, options, counts)) return;
 
   const std::size_t count = tensors.params.size();
   std::vector<Param> params(count);
   std::vector<TensorRef> refs(count);
   std::vector<ByteRange> ranges;
-  const auto add_range = [&](const TensorView& view, const char* list, std::size_t index) {
+  const auto add = [&](const py::handle& tensor, const TensorView& view, const char* list,
+                       std::size_t index) {
+    if (!is_within_storage(tensor, view)) {
+      refuse(list, index, "must not be larger than its storage", tensor);
+    }
     ranges.push_back(
         fusedadam::byte_range(view.data, view.bytes(), list, static_cast<std::int64_t>(index)));
   };
@@ -175,13 +201,14 @@ void TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& op
     params[i] = {.present = true,
                  .data = view.data,
                  .precision = view.precision,
+                 .is_complex = view.is_complex,
                  .shape = {view.shape.begin(), view.shape.end()},
                  .strides = {view.strides.begin(), view.strides.end()},
                  .size = view.size};
     refs[i].precision = view.precision;
     refs[i].size = view.size;
     refs[i].param = view.data;
-    add_range(view, "params", i);
+    add(tensor, view, "params", i);
   }
 
   std::vector<std::vector<StateTensor>> state;
@@ -193,14 +220,28 @@ void TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& op
       const py::handle tensor = column[i];
       const std::optional<TensorView> view = state_reader_.read(tensor);
       const TensorView param = params[i].view();
-      if (!view || view->precision != param.precision ||
-          !std::ranges::equal(view->shape, param.shape) || !same_layout(*view, param)) {
+      if (!view || !view->is_like(param) || !same_layout(*view, param)) {
         refuse(kind.name, i,
                "must be a CPU tensor of the shape, dtype and strides of its parameter", tensor);
       }
-      of_kind[i] = {view->data, view->size, view->precision, true};
+      of_kind[i] = {view->data, view->size, view->precision, view->is_complex, true};
       refs[i].*kind.pointer = view->data;
-      add_range(*view, kind.name, i);
+      add(tensor, *view, kind.name, i);
+    }
+  }
+
+  std::vector<StateTensor> counters(count);
+  if (counts) {
+    const Column column(tensors, names_, counter);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (!params[i].present) continue;
+      const py::handle tensor = column[i];
+      const std::optional<TensorView> view = state_reader_.read(tensor);
+      if (!view || view->size != 1) {
+        refuse(counter, i, "must be a CPU tensor of one float32 or float64", tensor);
+      }
+      counters[i] = {view->data, view->size, view->precision, view->is_complex, true};
+      add(tensor, *view, counter, i);
     }
   }
 
@@ -210,26 +251,7 @@ void TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& op
   written_ = std::move(written);
   params_ = std::move(params);
   state_ = std::move(state);
-  counters_.clear();
-}
-
-void TensorPlan::bind_counters(const Tensors& tensors) {
-  const Column column(tensors, names_, "step");
-  TensorReader reader;
-  std::size_t next = 0;
-  for (std::size_t i = 0; i < params_.size(); ++i) {
-    if (!params_[i].present) continue;
-    const py::handle tensor = column[i];
-    if (next == counters_.size()) counters_.emplace_back();
-    Counter& counter = counters_[next++];
-    if (tensor.is(counter.tensor)) continue;
-    const std::optional<TensorView> view = reader.read(tensor);
-    if (!view || view->size != 1) {
-      refuse("step", i, "must be a CPU tensor of one float32 or float64", tensor);
-    }
-    counter = {py::reinterpret_borrow<py::object>(tensor), tensor.attr("untyped_storage")(),
-               view->data, view->precision};
-  }
+  counters_ = std::move(counters);
 }
 
 void TensorPlan::attach_gradients(const Tensors& tensors, const std::vector<AdamOptions>& options,
@@ -246,9 +268,9 @@ void TensorPlan::attach_gradients(const Tensors& tensors, const std::vector<Adam
 
 void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& options,
                       AdamProgress& progress) {
-  bind(tensors, options);
+  bind(tensors, options, false);
   if (options.empty()) return;
-  TensorGradients gradients(copy_like_, written_);
+  TensorGradients gradients(copy_like_, written_, zeroes(options));
   attach_gradients(tensors, options, gradients);
   if (gradients.any_of_rows()) {
     throw py::value_error(broken_rule("grads must be dense", "a sparse gradient"));
@@ -265,31 +287,31 @@ void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& op
 
 std::size_t TensorPlan::step_counted(const Tensors& tensors,
                                      const std::vector<AdamOptions>& options) {
-  bind(tensors, options);
-  bind_counters(tensors);
-  TensorGradients gradients(copy_like_, written_);
+  bind(tensors, options, true);
+  TensorGradients gradients(copy_like_, written_, zeroes(options));
   attach_gradients(tensors, options, gradients);
 
   // Tensors share their constants that share options, count and the meaning of epsilon.
   using Key = std::tuple<std::uint32_t, std::int64_t, bool>;
   std::map<Key, std::uint32_t> group_of;
   std::vector<CountedOptions> groups;
-  std::vector<std::int64_t> counts;
-  counts.reserve(counters_.size());
+  std::vector<std::int64_t> counts(params_.size());
+  std::size_t stepped = 0;
   auto last = group_of.end();
   for (std::size_t i = 0; i < params_.size(); ++i) {
     if (!params_[i].present) continue;
-    counts.push_back(counters_[counts.size()].count(i));
+    counts[i] = read_count(counters_[i].data, counters_[i].precision, i);
+    ++stepped;
     TensorRef& tensor = plan_.tensors()[i];
     const bool of_rows = gradients.any_of_rows() && gradients.is_of_rows(i);
-    const Key key{tensor.group, counts.back(), of_rows};
+    const Key key{tensor.group, counts[i], of_rows};
     if (last == group_of.end() || last->first != key) {
       bool is_new = false;
       std::tie(last, is_new) = group_of.try_emplace(key, static_cast<std::uint32_t>(groups.size()));
       if (is_new) {
         AdamSettings settings = options[tensor.group].settings();
         if (of_rows) settings.bias_corrected_epsilon = false;
-        groups.push_back({AdamOptions(settings), counts.back()});
+        groups.push_back({AdamOptions(settings), counts[i]});
       }
     }
     tensor.group = last->second;
@@ -304,10 +326,12 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
     } else {
       plan_.step(groups);
     }
-    for (std::size_t i = 0; i < counts.size(); ++i) counters_[i].set(counts[i] + 1);
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      if (params_[i].present) write_count(counters_[i].data, counters_[i].precision, counts[i] + 1);
+    }
   }
   gradients.zero_the_rest();
-  return counts.size();
+  return stepped;
 }
 
 }  // namespace fusedadam::python

@@ -13,9 +13,9 @@
 
 namespace fusedadam::python {
 
-// A step over tensors of torch whose memory, state included, belongs to others. Tensors are looked
-// at before every step, and checked again where they have moved; the tensor that counts steps is
-// known by its object. Not for use by two threads at once.
+// A step over tensors of torch whose memory, state included, belongs to others. All of them are
+// looked at before every step, and checked again where one has moved. Not for use by two threads at
+// once.
 class TensorPlan {
  public:
   // The tensors of a step; lists have an item for each parameter.
@@ -54,12 +54,13 @@ class TensorPlan {
     bool present = false;
     void* data = nullptr;
     Precision precision = Precision::f32;
+    bool is_complex = false;
     std::vector<std::int64_t> shape;
     std::vector<std::int64_t> strides;
     std::int64_t size = 0;
 
     bool is(const TensorView& view) const noexcept;
-    TensorView view() const noexcept { return {data, precision, shape, strides, size}; }
+    TensorView view() const noexcept { return {data, precision, is_complex, shape, strides, size}; }
   };
 
   // A tensor of the state, or none.
@@ -67,28 +68,18 @@ class TensorPlan {
     void* data = nullptr;
     std::int64_t size = 0;
     Precision precision = Precision::f32;
+    bool is_complex = false;
     bool present = false;
-  };
 
-  // The steps that a parameter has taken, as its tensor counts them.
-  struct Counter {
-    py::object tensor;
-    py::object storage;  // keeps the memory alive
-    void* data = nullptr;
-    Precision precision = Precision::f32;
-
-    // @throws py::value_error  no count
-    std::int64_t count(std::size_t index) const;
-    void set(std::int64_t count) const noexcept;
+    bool is(const TensorView& view) const noexcept;
   };
 
   void find_groups(const Tensors& tensors, const std::vector<AdamOptions>& options);
-  // Points the tensors of plan_ to the memory of everything but gradients.
-  void bind(const Tensors& tensors, const std::vector<AdamOptions>& options);
-  bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options);
+  // Points the tensors of plan_ to the memory of everything but gradients. `counts`: state has the
+  // numbers of steps.
+  void bind(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
+  bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   bool needs(const Kind& kind, std::size_t index, const std::vector<AdamOptions>& options) const;
-  // Those of the parameters that take part.
-  void bind_counters(const Tensors& tensors);
   void attach_gradients(const Tensors& tensors, const std::vector<AdamOptions>& options,
                         TensorGradients& gradients);
 
@@ -99,7 +90,7 @@ class TensorPlan {
   std::vector<std::uint32_t> groups_;
   std::vector<Param> params_;
   std::vector<std::vector<StateTensor>> state_;  // of each kind
-  std::vector<Counter> counters_;                // of the parameters that take part
+  std::vector<StateTensor> counters_;            // the steps that each parameter has taken
   AdamPlan plan_;
   WrittenRanges written_;
 };

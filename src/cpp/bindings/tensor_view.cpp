@@ -34,11 +34,14 @@ struct DlpackExchangeApi {
 
 constexpr std::int32_t dlpack_cpu = 1;
 constexpr std::uint8_t dlpack_float = 2;
+constexpr std::uint8_t dlpack_complex = 5;
 
-std::optional<Precision> precision_of(const DlpackTensor& tensor) {
-  if (tensor.dtype_code != dlpack_float || tensor.dtype_lanes != 1) return std::nullopt;
-  if (tensor.dtype_bits == 32) return Precision::f32;
-  if (tensor.dtype_bits == 64) return Precision::f64;
+std::optional<Precision> precision_of(const DlpackTensor& tensor, bool is_complex) {
+  if (!is_complex && tensor.dtype_code != dlpack_float) return std::nullopt;
+  if (tensor.dtype_lanes != 1) return std::nullopt;
+  const int bits = is_complex ? tensor.dtype_bits / 2 : tensor.dtype_bits;
+  if (bits == 32) return Precision::f32;
+  if (bits == 64) return Precision::f64;
   return std::nullopt;
 }
 
@@ -82,11 +85,25 @@ TensorView steppable(TensorReader& reader, const py::handle& param, std::int64_t
         broken_rule(element_name("params", index) + ' ' + rule, describe_tensor(param)));
   };
   const std::optional<TensorView> view = reader.read(param);
-  if (!view) refuse("must be a strided CPU tensor of float32 or float64");
+  if (!view) {
+    refuse(
+        "must be a strided CPU tensor of float32, float64, complex64 or complex128, and no "
+        "conjugated view");
+  }
   if (!is_dense(*view)) {
     refuse("must fill its memory without gaps or overlaps, to be updated in place");
   }
+  if (param.attr("is_neg")().cast<bool>()) refuse("must be no negated view: use resolve_neg()");
   return *view;
+}
+
+bool is_within_storage(const py::handle& tensor, const TensorView& view) {
+  if (view.size == 0) return true;
+  const py::object storage = tensor.attr("untyped_storage")();
+  const auto begin = storage.attr("data_ptr")().cast<std::uintptr_t>();
+  const auto bytes = storage.attr("nbytes")().cast<std::uintptr_t>();
+  const auto first = reinterpret_cast<std::uintptr_t>(view.data);
+  return first >= begin && first + static_cast<std::uintptr_t>(view.extent()) <= begin + bytes;
 }
 
 std::optional<TensorView> TensorReader::read(const py::handle& object) {
@@ -100,15 +117,33 @@ std::optional<TensorView> TensorReader::read(const py::handle& object) {
     PyErr_Clear();
     return std::nullopt;
   }
-  const std::optional<Precision> precision = precision_of(tensor);
+  const bool is_complex = tensor.dtype_code == dlpack_complex;
+  const std::optional<Precision> precision = precision_of(tensor, is_complex);
   if (!precision || tensor.device_type != dlpack_cpu) return std::nullopt;
   const auto ndim = static_cast<std::size_t>(tensor.ndim);
   TensorView view{.data = static_cast<char*>(tensor.data) + tensor.byte_offset,
                   .precision = *precision,
+                  .is_complex = is_complex,
                   .shape = {tensor.shape, ndim},
                   .strides = {tensor.strides, ndim}};
   set_size(view);
   if (tensor.data == nullptr && view.size != 0) return std::nullopt;
+  if (is_complex) return as_pairs_of_reals(object, view);
+  return view;
+}
+
+std::optional<TensorView> TensorReader::as_pairs_of_reals(const py::handle& object,
+                                                          TensorView view) {
+  if (object.attr("is_conj")().cast<bool>()) return std::nullopt;
+  const std::size_t ndim = view.shape.size();
+  std::vector<std::int64_t> extents(view.shape.begin(), view.shape.end());
+  extents.push_back(2);
+  for (const std::int64_t stride : view.strides) extents.push_back(2 * stride);
+  extents.push_back(1);
+  extents_ = std::move(extents);  // last: what there is may be borrowed from it
+  view.shape = {extents_.data(), ndim + 1};
+  view.strides = {extents_.data() + ndim + 1, ndim + 1};
+  view.size *= 2;
   return view;
 }
 
@@ -118,8 +153,10 @@ std::optional<TensorView> TensorReader::read_attributes(const py::handle& object
     return py::str(py::getattr(object, name, py::none())).cast<std::string>();
   };
   const std::string dtype = text("dtype");
+  const bool is_single = dtype == "torch.float32" || dtype == "torch.complex64";
+  const bool is_complex = dtype == "torch.complex64" || dtype == "torch.complex128";
   if (text("layout") != "torch.strided" || text("device") != "cpu" ||
-      (dtype != "torch.float32" && dtype != "torch.float64")) {
+      !(is_single || is_complex || dtype == "torch.float64")) {
     return std::nullopt;
   }
   const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
@@ -127,11 +164,19 @@ std::optional<TensorView> TensorReader::read_attributes(const py::handle& object
   extents_ = shape;
   extents_.insert(extents_.end(), strides.begin(), strides.end());
   TensorView view{.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>()),
-                  .precision = dtype == "torch.float32" ? Precision::f32 : Precision::f64,
+                  .precision = is_single ? Precision::f32 : Precision::f64,
+                  .is_complex = is_complex,
                   .shape = {extents_.data(), shape.size()},
                   .strides = {extents_.data() + shape.size(), strides.size()}};
   set_size(view);
+  if (view.data == nullptr && view.size != 0) return std::nullopt;
+  if (is_complex) return as_pairs_of_reals(object, view);
   return view;
+}
+
+bool TensorView::is_like(const TensorView& other) const noexcept {
+  return precision == other.precision && is_complex == other.is_complex &&
+         std::ranges::equal(shape, other.shape);
 }
 
 std::int64_t TensorView::extent() const noexcept {

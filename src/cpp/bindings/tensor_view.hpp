@@ -18,11 +18,13 @@ namespace fusedadam::python {
 
 namespace py = pybind11;
 
-// A strided CPU tensor of float32 or float64. Shape and strides (in elements) are borrowed from the
-// tensor or from the reader.
+// A strided CPU tensor of float32 or float64; or of complex numbers, as their real and imaginary
+// parts in a last dimension of two. Shape and strides (in elements) are borrowed from the tensor or
+// from the reader.
 struct TensorView {
   void* data = nullptr;
   Precision precision = Precision::f32;
+  bool is_complex = false;
   std::span<const std::int64_t> shape;
   std::span<const std::int64_t> strides;
   std::int64_t size = 0;
@@ -32,12 +34,16 @@ struct TensorView {
 
   // From its first byte to its last.
   std::int64_t extent() const noexcept;
+
+  // Whether dtype and shape are the same.
+  bool is_like(const TensorView& other) const noexcept;
 };
 
 // Reads tensors, best many of one type in a row.
 class TensorReader {
  public:
-  // No value where the object is something else. Valid until the next call, while the tensor lives.
+  // No value where the object is something else, or where its complex numbers are still to be
+  // conjugated. Valid until the next call, while the tensor lives.
   std::optional<TensorView> read(const py::handle& object);
 
  private:
@@ -46,6 +52,7 @@ class TensorReader {
   using Describe = int (*)(void* object, void* tensor);
 
   std::optional<TensorView> read_attributes(const py::handle& object);
+  std::optional<TensorView> as_pairs_of_reals(const py::handle& object, TensorView view);
 
   PyTypeObject* type_ = nullptr;  // that `describe_` is of
   Describe describe_ = nullptr;   // null: ask for one attribute after the other
@@ -55,6 +62,9 @@ class TensorReader {
 // One that can be updated in place.
 // @throws py::value_error  naming params[index]
 TensorView steppable(TensorReader& reader, const py::handle& param, std::int64_t index);
+
+// Whether all elements lie in the memory that the tensor has, which torch lets one shrink.
+bool is_within_storage(const py::handle& tensor, const TensorView& view);
 
 // Whether two tensors of one shape have their elements in the same order in memory. Strides of
 // dimensions of one element, or of tensors of no more, are of no meaning.

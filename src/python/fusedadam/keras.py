@@ -17,7 +17,7 @@ meaning and their variables in their order, so that states are interchangeable b
 
 Where Keras' meaning is not that of the kernel, Keras' own code runs: the averages (`use_ema`) in
 calls that only accumulate or that lack a gradient, a step whose clipped gradients are not finite,
-and the unscaling of gradients that are accumulated.
+and the unscaling of gradients that are accumulated, or by a factor beyond 2**-127 to 2**127.
 
 Other backends are refused: a compiled step of TensorFlow or JAX can leave it by a callback only, and
 arrays that a callback is given must not be written (on TensorFlow fresh moments even share memory), so
@@ -42,7 +42,7 @@ if keras.backend.backend() == "torch":
     import torch
 
     from fusedadam._core import TensorPlan
-    from fusedadam.torch.fused_step import flushes
+    from fusedadam.torch.fused_step import divides_by, flushes
     from fusedadam.torch.local import copy_like
 
 __all__ = ["Adam", "AdamW"]
@@ -72,22 +72,24 @@ def _not_traced(function: _Function) -> _Function:
 
 
 class _Bound:
-    """The tensors of some variables and of what the optimizer keeps for them, and their plan."""
+    """Some variables and what the optimizer keeps for them, and the plan of their steps."""
 
     def __init__(self, optimizer: Adam, variables: Sequence[Any], *, stateless: bool) -> None:
-        def tensors(variables: Sequence[Any]) -> list[Any]:
-            # `value` looks for scopes at every access, which costs more than to step the tensor.
-            return [v if v is None else v.value if stateless else v._value for v in variables]
-
         self.variables = variables
-        self.params = tensors(variables)
+        self.stateless = stateless
         indices = [optimizer._get_variable_index(v) for v in variables]
         kept = {kind: getattr(optimizer, name, None) for kind, name in _STATE.items()}
-        self.state = {k: tensors([own[i] for i in indices]) for k, own in kept.items() if own}
+        self.state = {kind: [own[i] for i in indices] for kind, own in kept.items() if own}
         averages = kept["ema"] or []
         self.all_averages = sum(average is not None for average in averages) == len(variables)
         self.groups = [0 if optimizer._use_weight_decay(v) else 1 for v in variables]
         self.plan = TensorPlan(copy_like)
+
+    def tensors(self, variables: Sequence[Any]) -> list[Any]:
+        """What these variables hold now: Keras and users may replace it between steps."""
+        # `value` looks for scopes at every access, which costs more than to step the tensor.
+        name = "value" if self.stateless else "_value"
+        return [None if v is None else getattr(v, name) for v in variables]
 
 
 class _Prepared:
@@ -139,6 +141,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
             if not getattr(variable, "overwrite_with_gradient", False):
                 _require_steppable(variable)
         super().build(var_list)
+        self._prepared.bound = None
         for name in _STATE.values():
             for own, variable in zip(getattr(self, name, None) or (), var_list, strict=False):
                 # Keras makes them contiguous, and some initializers make variables that are not.
@@ -161,7 +164,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
     def _apply(self, grads: Any, trainable_variables: Any) -> None:
         scale = self.loss_scale_factor
         # Accumulators hold gradients that are unscaled already.
-        if scale is None or self.gradient_accumulation_steps:
+        if scale is None or self.gradient_accumulation_steps or not divides_by(float(scale)):
             super().apply(grads, trainable_variables)
             return
         # Keras would make unscaled copies of all gradients.
@@ -178,11 +181,14 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
         bound = self._bound(trainable_variables)
         fuses_ema = self.use_ema and steps and bound.all_averages
         needed = {"vhat": self.amsgrad, "ema": fuses_ema, "accumulator": calls_per_step > 1}
-        state = {kind: own for kind, own in bound.state.items() if needed.get(kind, True)}
+        params = bound.tensors(bound.variables)
+        state = {
+            kind: bound.tensors(own) for kind, own in bound.state.items() if needed.get(kind, True)
+        }
         lr = float(self._get_current_learning_rate()) if steps else 0.0
         options = self._core_options(lr=lr, use_ema=fuses_ema)
         progress = AdamProgress({"iterations": iterations, "accumulated": accumulated})
-        bound.plan.step(bound.params, grads, state, bound.groups, options, progress)
+        bound.plan.step(params, grads, state, bound.groups, options, progress)
         if progress.skipped_steps:
             # A norm that is not finite: Keras clips by it nevertheless.
             scale = self._prepared.loss_scale
@@ -191,7 +197,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
             super()._backend_apply_gradients(grads, trainable_variables)
             return
         if steps:
-            torch.autograd.graph.increment_version(bound.params)
+            torch.autograd.graph.increment_version(params)
             if self.gradient_accumulation_steps:
                 self._backend_reset_gradient_accumulators()
         if self.use_ema and not fuses_ema:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedadam import _core
-from fusedadam.torch.fused_step import FusedStep
+from fusedadam.torch.fused_step import FusedStep, name_tensors
+from fusedadam.torch.scaled_losses import require_unscaled, unwatch, watch
 from fusedadam.torch.state import new_plan
 
 if TYPE_CHECKING:
@@ -19,14 +20,12 @@ if TYPE_CHECKING:
 class Attachment:
     """What `attach` returns: `remove()` ends it, and so does leaving its `with` block."""
 
-    def __init__(self, handles: list[Any]) -> None:
-        self._handles = handles
+    def __init__(self) -> None:
+        self._undo = contextlib.ExitStack()
 
     def remove(self) -> None:
         """Leave gradients and steps to the caller again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._undo.close()
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +41,8 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
     `optimizer.step()` after `backward`; that call, if it stays in the loop, finds no gradients and
     does nothing. Settings and learning rates are read at each step, so schedulers work. Each
     `backward` is a step: gradients do not accumulate. Step hooks of the optimizer are not called.
-    The state of all these parameters begins with this call.
+    The state of all these parameters begins with this call. Not for a loss that an enabled
+    `torch.amp.GradScaler` has scaled: its backward pass is refused before the first step.
 
     Parameters
     ----------
@@ -62,8 +62,9 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         The optimizer is none of this module; or a module of the model is a DistributedDataParallel,
         which averages the gradients of all ranks only after these steps.
     ValueError
-        A parameter cannot be stepped in place; no parameter of the model is one of the optimizer; or
-        `max_grad_norm` is on: the norm of all gradients is known after the backward pass only.
+        A parameter cannot be stepped in place, or is attached already; no parameter of the model is
+        one of the optimizer; the averages are swapped in; or `max_grad_norm` is on: the norm of all
+        gradients is known after the backward pass only.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module. Received: {type(model).__name__}")
@@ -84,30 +85,25 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         for index, group in enumerate(optimizer.param_groups)
         for param in group["params"]
     }
-    params: list[torch.Tensor] = [
-        p for p in model.parameters() if p.requires_grad and p in group_of
-    ]
+    names: dict[torch.Tensor, str] = {
+        p: name for name, p in model.named_parameters() if p.requires_grad and p in group_of
+    }
+    params = list(names)
     if not params:
         raise ValueError(
             "model must have parameters that require gradients and are the optimizer's. "
             f"Received: a {type(model).__name__} with none"
         )
+    for param, name in names.items():
+        hooks = getattr(param, "_post_accumulate_grad_hooks", None) or {}
+        if any(isinstance(hook, _Hook) for hook in hooks.values()):
+            raise ValueError(
+                "a parameter must be attached once, since its gradient is gone after the first "
+                f"step: call remove() of the attachment before. Received: {name!r} again"
+            )
+    optimizer._require_not_swapped()
     for index in range(len(optimizer.param_groups)):
         _require_no_norm(optimizer, index)
-
-    def hook(param: torch.Tensor) -> None:
-        try:
-            _require_no_norm(optimizer, group_of[param])
-            optimizer._step([param], [group_of[param]], plans[param])
-        except Exception:
-            raise  # and the gradient stays, as nothing has been stepped
-        except BaseException:
-            # An interrupt may come when the step is over: its gradient must not be added to.
-            param.grad = None
-            raise
-        param.grad = None
-        # Without it, a learning rate scheduler warns that nobody has called step().
-        optimizer._opt_called = True  # type: ignore[attr-defined]
 
     # Now, in one piece: for each parameter by itself, pages would be rounded up.
     with contextlib.ExitStack() as undo, torch.no_grad():
@@ -115,20 +111,48 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         without = [i for i, param in enumerate(params) if not optimizer.state.get(param)]
         optimizer._begin(params, groups, without, undo)
         undo.pop_all()
-    plans: dict[torch.Tensor, _core.TensorPlan] = {param: new_plan() for param in params}
     register: Any = torch.Tensor.register_post_accumulate_grad_hook  # without annotations in torch
-    attachment = Attachment([])
+    attachment = Attachment()
     try:
-        for param in params:
-            attachment._handles.append(register(param, hook))
+        attachment._undo.callback(unwatch)
+        watch()
+        for param, name in names.items():
+            handle = register(param, _Hook(optimizer, group_of[param], name))
+            attachment._undo.callback(handle.remove)
     except BaseException:
         attachment.remove()
         raise
     return attachment
 
 
+class _Hook:
+    """Steps a parameter whose gradient is complete."""
+
+    def __init__(self, optimizer: FusedStep, group: int, name: str) -> None:
+        self._optimizer = optimizer
+        self._group = group
+        self._name = name
+        self._plan: _core.TensorPlan = new_plan()
+
+    def __call__(self, param: torch.Tensor) -> None:
+        try:
+            require_unscaled()
+            _require_no_norm(self._optimizer, self._group)
+            self._optimizer._step([param], [self._group], self._plan)
+        except Exception as error:
+            name_tensors(error, [self._name])
+            raise  # and the gradient stays, as nothing has been stepped
+        except BaseException:
+            # An interrupt may come when the step is over: its gradient must not be added to.
+            param.grad = None
+            raise
+        param.grad = None
+        # Without it, a learning rate scheduler warns that nobody has called step().
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
 def _require_no_norm(optimizer: FusedStep, index: int) -> None:
-    bound = optimizer.param_groups[index]["max_grad_norm"]
+    bound = optimizer.param_groups[index].get("max_grad_norm")
     if bound:
         raise ValueError(
             "max_grad_norm must be None where steps are taken before all gradients are known. "

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,14 +17,22 @@ import torch
 
 from fusedadam import _core
 from fusedadam.locks import new_lock
-from fusedadam.signals import without_interruption
+from fusedadam.signals import assignments, without_interruption
 from fusedadam.torch.local import any_distributed, local_gradient, local_tensor
-from fusedadam.torch.state import ABSENT, conform, new_average, new_plan, new_states
+from fusedadam.torch.state import (
+    ABSENT,
+    conform,
+    new_average,
+    new_plan,
+    new_states,
+    separate_counter,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Settings of a group beside torch's own, and what they are when off.
+# Settings of a group beside torch's own, and what they are when off. A group has those that are on:
+# torch's tools compare the keys of groups with those of torch's own optimizers.
 _EXTRAS: Final[dict[str, Any]] = {
     "max_grad_norm": None,
     "ema_decay": None,
@@ -31,21 +41,28 @@ _EXTRAS: Final[dict[str, Any]] = {
 
 _SMALLEST_EPSILON_TO_FLUSH: Final = 1e-12
 
+_GRAD_OF: Final = operator.attrgetter("grad")
+
+# How a message of the kernel names a tensor.
+_NAMED_TENSOR: Final = re.compile(r"\b(?:params|grads|m|v|vhat|ema|step)\[(\d+)\]")
+
 
 class FusedStep(torch.optim.Optimizer):
     """What `Adam` and `AdamW` add to torch's own classes, which keep settings and state."""
 
-    _extras: Mapping[str, Any] = _EXTRAS
+    _extras: Mapping[str, Any] = {}
 
     def _use_extras(self, **extras: Any) -> None:
         """Settings of groups that name none; to be called before torch's own `__init__`."""
         self._extras = extras
+        _drop_what_is_off(extras)
         self._prepare()
 
     def _prepare(self) -> None:
         self._lock = new_lock()
         self._plan = new_plan()
         self._options: dict[int, tuple[tuple[Any, ...], _core.AdamOptions]] = {}
+        self._swapped = False
         # All parameters, where all have state and in the order of `state`; and that state.
         self._known_params: list[Tensor] = []
         self._known_states: list[dict[str, Any]] = []
@@ -56,44 +73,93 @@ class FusedStep(torch.optim.Optimizer):
         self._known_groups: list[int] = []
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with settings of their own; those not named are the optimizer's."""
+        """Add parameters with settings of their own; those not named are the optimizer's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As torch's own; or a setting of fusedadam's is out of range or misspelt, or a parameter
+            is there twice. The optimizer has not changed.
+        """
         if isinstance(param_group, dict):
+            params = param_group.get("params")
+            if params is not None and not isinstance(params, (torch.Tensor, set)):
+                param_group["params"] = list(params)
+                _require_once(param_group["params"])
+            _require_no_misspelt(param_group)
             for name, value in self._extras.items():
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)
+        _drop_what_is_off(param_group)
         try:
             self._options_of(len(self.param_groups) - 1)
         except BaseException:
             self.param_groups.pop()
             raise
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return settings and state, as torch's own."""
+        with self._lock:
+            self._require_not_swapped()
+            for group in self.param_groups:
+                _drop_what_is_off(group)
+            return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load settings and state, as torch's own. Settings that torch lacks may be missing."""
+        self._require_not_swapped()
+        super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._require_not_swapped()
+        return super().__getstate__()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         # For a pickle, and by load_state_dict with what may come from torch's own optimizer.
         groups_before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
-        self._extras = {name: self.defaults.get(name, off) for name, off in _EXTRAS.items()}
+        _drop_what_is_off(self.defaults)
+        self._extras = {name: self.defaults[name] for name in _EXTRAS if name in self.defaults}
         for index, group in enumerate(self.param_groups):
             extras = groups_before[index] if index < len(groups_before) else self._extras
             for name in _EXTRAS:
-                group.setdefault(name, extras[name])
+                group.setdefault(name, extras.get(name))
+            # In a checkpoint of an earlier version they may be there though they are off.
+            _drop_what_is_off(group)
+        counters: set[int] = set()
         for param, own in self.state.items():
             if isinstance(param, torch.Tensor):
                 conform(own, param)
+                separate_counter(own, counters)
         self._prepare()
 
     @torch.no_grad()
     def swap_ema(self) -> None:
-        """Exchange parameters and their averages: before an evaluation, and after it once more."""
+        """Exchange parameters and their averages: before an evaluation, and after it once more.
+
+        Until they are exchanged back, whatever steps, saves, loads or copies is refused.
+
+        Raises
+        ------
+        ValueError
+            There are no averages.
+        """
         with self._lock:
             pairs = [
                 (local_tensor(param), local_tensor(state["ema"]))
                 for param, state in self.state.items()
                 if "ema" in state
             ]
+            if not pairs:
+                raise ValueError(
+                    "swap_ema needs averages: ema_decay, and a step before it. Received: "
+                    f"ema_decay={[group.get('ema_decay') for group in self.param_groups]!r}, "
+                    f"state of {len(self.state)} parameters without an average"
+                )
             # Bytes for one of them at a time.
-            most = max((param.nbytes for param, _ in pairs), default=0)
+            most = max(param.nbytes for param, _ in pairs)
             scratch = torch.empty(most, dtype=torch.uint8, device="cpu")
-            calls: list[partial[Any]] = []
+            calls: list[Callable[[], object]] = []
             for param, average in pairs:
                 kept = scratch[: param.nbytes].view(param.dtype).view(param.shape)
                 calls += [
@@ -101,7 +167,14 @@ class FusedStep(torch.optim.Optimizer):
                     partial(average.copy_, param),
                     partial(param.copy_, kept),
                 ]
-            without_interruption(*calls)
+            without_interruption(*calls, *assignments(self, _swapped=not self._swapped))
+
+    def _require_not_swapped(self) -> None:
+        if self._swapped:
+            raise ValueError(
+                "the averages must be swapped out first: call swap_ema() again. "
+                "Received: parameters that are swapped with their averages"
+            )
 
     # ---- the step
 
@@ -124,6 +197,7 @@ class FusedStep(torch.optim.Optimizer):
             A tensor cannot be stepped in place, named by its index among all parameters; or a
             setting of a group is out of range. No parameter and no state has changed.
         """
+        self._require_not_swapped()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -133,36 +207,49 @@ class FusedStep(torch.optim.Optimizer):
         if sizes != self._known_sizes:
             self._known_groups = [i for i, size in enumerate(sizes) for _ in range(size)]
             self._known_sizes = sizes  # last: an interrupt may come in between
-        self._step(list(itertools.chain(*lists)), self._known_groups, self._plan)
+        try:
+            self._step(list(itertools.chain(*lists)), self._known_groups, self._plan)
+        except ValueError as error:
+            names = itertools.chain(*(group.get("param_names", ()) for group in self.param_groups))
+            name_tensors(error, list(names))
+            raise
         return loss
 
     @torch.no_grad()
     def _step(self, params: list[Tensor], groups: list[int], plan: _core.TensorPlan) -> None:
         """Step these parameters, each with the settings of its group."""
-        # Both are set by torch.amp.GradScaler.
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():
-            return
-        grad_scale = getattr(self, "grad_scale", None)
-        scale = None if grad_scale is None else float(grad_scale)
         with self._lock, contextlib.ExitStack() as undo:
-            options = [self._options_of(i, scale) for i in range(len(self.param_groups))]
-            grads = list(map(operator.attrgetter("grad"), params))
+            self._require_not_swapped()
+            # Both are set by torch.amp.GradScaler: tensors, or the number 0 where it met no
+            # gradient.
+            found_inf = getattr(self, "found_inf", None)
+            if found_inf is not None and float(found_inf):
+                return
+            grad_scale = getattr(self, "grad_scale", None)
+            scale = None if grad_scale is None else float(grad_scale)
+            # What the kernel cannot divide by, torch does, into copies.
+            copy_scale = None if scale is None or divides_by(scale) else scale
+            loss_scale = scale if copy_scale is None else None
+            options = [self._options_of(i, loss_scale) for i in range(len(self.param_groups))]
+            grads: list[Tensor | None] = list(map(_GRAD_OF, params))
             states = self._states(params, grads, groups, undo)
             known = states is self._known_states
             distributed = self._known_distributed if known else any_distributed(params)
+            used = grads
+            if copy_scale is not None:
+                used = [None if grad is None else grad / copy_scale for grad in grads]
             try:
-                stepped = _call(plan, params, grads, states, groups, options, distributed)
+                stepped = _call(plan, params, used, states, groups, options, distributed)
             except ValueError:
                 # Somebody gave a parameter or its state another layout: torch's steps allow that.
                 changed = [conform(s, p) for s, p in zip(states, params, strict=True) if s]
                 if not any(changed):
                     raise
-                stepped = _call(plan, params, grads, states, groups, options, distributed)
+                stepped = _call(plan, params, used, states, groups, options, distributed)
             undo.pop_all()
         torch.autograd.graph.increment_version(stepped)
         if scale is not None or any(option.zero_grad for option in options):
-            _leave_gradients(grads, [options[group].zero_grad for group in groups], scale)
+            _leave_gradients(grads, used, [options[group].zero_grad for group in groups], scale)
 
     def _states(
         self,
@@ -173,7 +260,7 @@ class FusedStep(torch.optim.Optimizer):
     ) -> list[dict[str, Any]]:
         """The state of each parameter with a gradient, begun where there is none yet."""
         own = self.state
-        averages = [group["ema_decay"] is not None for group in self.param_groups]
+        averages = [group.get("ema_decay") is not None for group in self.param_groups]
         # To look a tensor up in a dict calls its __hash__, in Python: the most expensive thing here.
         if (
             averages == self._known_averages
@@ -240,17 +327,21 @@ class FusedStep(torch.optim.Optimizer):
             "decoupled": group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW)),
             "amsgrad": group["amsgrad"],
             "maximize": group["maximize"],
-            "capturable": group["capturable"],
             "differentiable": group["differentiable"],
-            "max_grad_norm": group["max_grad_norm"],
-            "ema_decay": group["ema_decay"],
-            "zero_grad_in_step": group["zero_grad_in_step"],
+            **{name: group.get(name, off) for name, off in _EXTRAS.items()},
             "loss_scale": loss_scale,
         }
         key = tuple(settings.values())
         known = self._options.get(index)
         if known is None or known[0] != key:
-            known = self._options[index] = key, _checked_options(settings)
+            _drop_what_is_off(group)
+            try:
+                _require_valid(group)
+                options = _core_options(settings)
+            except (TypeError, ValueError) as error:
+                error.args = (f"{error} in param_groups[{index}]",)
+                raise
+            known = self._options[index] = key, options
         return known[1]
 
 
@@ -263,6 +354,11 @@ def _forget_average(state: dict[str, Any], steps: float) -> None:
         state.pop("ema", None)
 
 
+def divides_by(loss_scale: float) -> bool:
+    """Whether the kernel divides gradients by this scale; beyond, its inverse is no float32."""
+    return 2.0**-127 <= loss_scale <= 2.0**127
+
+
 def flushes(epsilon: float) -> bool:
     """Whether subnormal moments may become zero beside this epsilon, of a framework that keeps them.
 
@@ -272,28 +368,54 @@ def flushes(epsilon: float) -> bool:
     return bool(epsilon >= _SMALLEST_EPSILON_TO_FLUSH)
 
 
-def _checked_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
-    for name, reason in (
-        ("capturable", "a step on the CPU is not captured in a graph"),
-        ("differentiable", "autograd does not see into the step"),
-    ):
-        if settings[name]:
-            raise ValueError(f"{name} must be False: {reason}. Received: {name}={settings[name]!r}")
-    # Those that the kernel knows by another name.
-    for name, upper in (
-        ("eps", math.inf),
-        ("weight_decay", math.inf),
-        ("max_grad_norm", math.inf),
-        ("ema_decay", 1.0),
-    ):
-        value = settings[name]
-        if value is None and name in _EXTRAS:
-            continue
-        if isinstance(value, str) or not hasattr(value, "__float__"):
+# The least and the greatest value of each number of a group. lr may be negative: schedules end so.
+_RANGES: Final = {
+    "lr": (-math.inf, math.inf),
+    "eps": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "max_grad_norm": (0.0, math.inf),
+    "ema_decay": (0.0, 1.0),
+}
+
+
+def _require_valid(group: Mapping[str, Any]) -> None:
+    """Check the numbers of a group, under torch's names, and the flags that are not torch's."""
+    if group["differentiable"]:
+        raise ValueError(
+            "differentiable must be False: autograd does not see into the step. "
+            f"Received: differentiable={group['differentiable']!r}"
+        )
+    numbers = {name: group[name] for name in _RANGES if name in group}
+    betas = {f"betas[{i}]": beta for i, beta in enumerate(group["betas"])}
+    for name, value in (numbers | betas).items():
+        if _is_no_number(value):
             raise TypeError(f"{name} must be a real number. Received: {name}={value!r}")
-        if not (0 <= value <= upper and math.isfinite(value)):
-            rule = "finite and >= 0" if upper == math.inf else f">= 0 and <= {upper:g}"
+        least, greatest = _RANGES.get(name, (0.0, 1.0))
+        number = float(value)
+        if not (least <= number <= greatest and math.isfinite(number)) or (
+            name in betas and number == 1
+        ):
+            rule = ">= 0 and < 1" if name in betas else f">= 0 and <= {greatest:g}"
+            if math.isinf(greatest):
+                rule = "finite" if math.isinf(least) else "finite and >= 0"
             raise ValueError(f"{name} must be {rule}. Received: {name}={value!r}")
+    zeroes = group.get("zero_grad_in_step", False)
+    if zeroes not in (True, False):
+        raise TypeError(
+            f"zero_grad_in_step must be True or False. Received: zero_grad_in_step={zeroes!r}"
+        )
+
+
+def _is_no_number(value: Any) -> bool:
+    # float() takes strings, and truth values as 0 and 1.
+    return (
+        isinstance(value, (str, bytes, bool))
+        or not hasattr(value, "__float__")
+        or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
+    )
+
+
+def _core_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
     ema_decay = settings["ema_decay"]
     return _core.AdamOptions(
         {
@@ -313,6 +435,48 @@ def _checked_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
             "flush_denormals": flushes(settings["eps"]),
         }
     )
+
+
+def _drop_what_is_off(settings: dict[str, Any]) -> None:
+    """Take out settings of ours that are off, from a group or from the defaults."""
+    for name, off in _EXTRAS.items():
+        if name in settings and settings[name] in (None, off):
+            del settings[name]
+
+
+def _require_once(params: Sequence[Any]) -> None:
+    """Refuse a parameter that is there twice; with or without a name."""
+    first: dict[int, int] = {}
+    for i, item in enumerate(params):
+        param = item[1] if isinstance(item, tuple) and len(item) == 2 else item
+        if id(param) in first:
+            raise ValueError(
+                "params must have each parameter once. "
+                f"Received: params[{first[id(param)]}] again as params[{i}]"
+            )
+        first[id(param)] = i
+
+
+def _require_no_misspelt(group: Mapping[str, Any]) -> None:
+    """Refuse a key that is nearly one of ours: torch takes any, and nobody would look at it."""
+    for key in group:
+        for name in difflib.get_close_matches(str(key), _EXTRAS, 1, 0.85):
+            if key != name:
+                raise TypeError(
+                    f"a group has no setting {key!r}. Did you mean {name!r}? "
+                    f"Received: {key}={group[key]!r}"
+                )
+
+
+def name_tensors(error: Exception, names: Sequence[str]) -> None:
+    """Add the names of parameters to what the message of an error calls by an index."""
+
+    def named(match: re.Match[str]) -> str:
+        index = int(match[1])
+        return f"{match[0]} ({names[index]!r})" if index < len(names) else match[0]
+
+    if names:
+        error.args = (_NAMED_TENSOR.sub(named, str(error)), *error.args[1:])
 
 
 # ---- the call of the kernel
@@ -347,12 +511,16 @@ def _call(
     return [param for param, grad in zip(params, grads, strict=True) if grad is not None]
 
 
-def _leave_gradients(grads: list[Tensor | None], zeroed: list[bool], scale: float | None) -> None:
+def _leave_gradients(
+    grads: list[Tensor | None], used: list[Tensor | None], zeroed: list[bool], scale: float | None
+) -> None:
     """Leave gradients unscaled, as torch's own fused step does, and tell of those zeroed."""
-    for grad, is_zeroed in zip(grads, zeroed, strict=True):
+    for grad, copied, is_zeroed in zip(grads, used, zeroed, strict=True):
         if grad is None:
             continue
-        if is_zeroed:
+        if is_zeroed and copied is not grad:
+            grad.zero_()
+        elif is_zeroed:
             if grad.layout == torch.strided:
                 torch.autograd.graph.increment_version(local_tensor(grad))
         elif scale is not None:

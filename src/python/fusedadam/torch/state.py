@@ -47,7 +47,7 @@ def new_states(
     names = [NAMES["m"], NAMES["v"]]
     if group["amsgrad"]:
         names.append(NAMES["vhat"])
-    averaged = group["ema_decay"] is not None
+    averaged = group.get("ema_decay") is not None
     if averaged:
         names.append(NAMES["ema"])
     states: list[dict[str, Tensor]] = [{"step": _counter(0)} for _ in params]
@@ -96,6 +96,19 @@ def conform(state: dict[str, Any], param: Tensor) -> bool:
             state[name] = copy_like(value, param)
             changed = True
     return changed
+
+
+def separate_counter(state: dict[str, Any], seen: set[int]) -> None:
+    """Give state a count of its own, where its memory is among those `seen`, and add it to these.
+
+    Some formats keep one count for all parameters.
+    """
+    step = state.get("step")
+    if not isinstance(step, torch.Tensor):
+        return
+    if step.data_ptr() in seen:
+        step = state["step"] = step.clone()
+    seen.add(step.data_ptr())
 
 
 def _counter(count: float) -> Tensor:
