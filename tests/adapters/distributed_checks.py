@@ -31,6 +31,7 @@ from distributed_training import (
 )
 from fusedadam.torch import Adam, AdamW, attach
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     get_state_dict,
@@ -325,9 +326,9 @@ def checkpoint_of(training: Training) -> dict[str, Any]:
     }
 
 
-def resume(training: Training, path: Path, planner: Any = None) -> Training:
+def resume(training: Training, path: Path) -> Training:
     saved = checkpoint_of(training)
-    dcp.load(saved, checkpoint_id=path, planner=planner)
+    dcp.load(saved, checkpoint_id=path)
     set_state_dict(
         training.model,
         training.optimizer,
@@ -379,9 +380,7 @@ def checkpoint_of_torch_is_loaded(rank: int, directory: Path) -> None:
     before = fsdp(torch.float64, torch.optim.AdamW)
     before.run(SAVED, [rank], 2)
     dcp.save(checkpoint_of(before), checkpoint_id=directory / "by-torch")
-    # It lacks the settings that torch does not know.
-    planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
-    after = resume(fsdp(torch.float64), directory / "by-torch", planner)
+    after = resume(fsdp(torch.float64), directory / "by-torch")
     go_on_alike(rank, before, after)
 
 
@@ -392,6 +391,55 @@ def checkpoint_is_loaded_by_torch(rank: int, directory: Path) -> None:
     dcp.save(checkpoint_of(before), checkpoint_id=directory / "for-torch")
     after = resume(fsdp(torch.float64, torch.optim.AdamW), directory / "for-torch")
     go_on_alike(rank, after, before)
+
+
+@on_ranks(2)
+def state_dicts_go_both_ways_with_every_option(rank: int, _: Path) -> None:
+    for options in STATE_DICT_OPTIONS:
+        for saving, loading in ((AdamW, torch.optim.AdamW), (torch.optim.AdamW, AdamW)):
+            before, after = fsdp(torch.float64, saving), fsdp(torch.float64, loading)
+            before.run(SAVED, [rank], 2)
+            after.run(1, [rank], 2)
+            move_state(before, after, options)
+            torchs, ours = (after, before) if saving is AdamW else (before, after)
+            go_on_alike(rank, torchs, ours)
+
+
+# What torch.distributed.checkpoint.state_dict can be asked for, and combinations.
+STATE_DICT_OPTIONS = [
+    StateDictOptions(**options)
+    for options in (
+        {"full_state_dict": True},
+        {"flatten_optimizer_state_dict": True},
+        {"cpu_offload": True},
+        {"ignore_frozen_params": True},
+        {"full_state_dict": True, "flatten_optimizer_state_dict": True, "cpu_offload": True},
+        {"full_state_dict": True, "broadcast_from_rank0": True},
+    )
+]
+
+
+def move_state(before: Training, after: Training, options: StateDictOptions) -> None:
+    """Load all that one training has into another, by names."""
+    model, state = get_state_dict(before.model, before.optimizer, options=options)
+    # Only the first rank is given what is whole.
+    set_state_dict(
+        after.model,
+        after.optimizer,
+        model_state_dict=copy.deepcopy(whole_on_all_ranks(model)),
+        optim_state_dict=copy.deepcopy(whole_on_all_ranks(state)),
+        options=options,
+    )
+    after.schedule.load_state_dict(before.schedule.state_dict())
+    after.steps = before.steps
+
+
+def whole_on_all_ranks(state: dict[str, Any]) -> dict[str, Any]:
+    """What cpu_offload of a full state leaves to the first rank alone."""
+    if all(gathered(bool(state))):
+        return state
+    whole_state: dict[str, Any] = gathered(state)[0]
+    return whole_state
 
 
 def go_on_alike(rank: int, torchs: Training, ours: Training) -> None:

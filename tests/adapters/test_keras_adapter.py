@@ -593,6 +593,57 @@ def test_in_place(dtype: str, options: dict[str, Any]) -> None:
     assert all(t.requires_grad for t in tensors[: len(variables)])
 
 
+MOVES: dict[str, Callable[[Any], Any]] = {
+    "another value": lambda v: setattr(
+        v, "_value", torch.nn.Parameter(v._value.detach().clone(), v.trainable)
+    ),
+    "data": lambda v: setattr(v._value, "data", v._value.detach().clone()),
+    "share_memory_": lambda v: v._value.share_memory_(),
+    "set_": lambda v: v._value.detach().set_(v._value.detach().clone()),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_values_that_are_replaced_or_moved(dtype: str, move: Callable[[Any], Any]) -> None:
+    beside = Beside(dtype, amsgrad=True, use_ema=True)
+    for _ in range(4):
+        beside.train(2)
+        for v in beside.variables[1] + beside.optimizers[1].variables:
+            move(v)
+
+
+def test_optimizer_built_anew_steps_what_it_has_now(dtype: str) -> None:
+    start = values(np.random.default_rng(1), (3,), dtype)
+    optimizer, fresh = (fusedadam.keras.Adam(LR) for _ in range(2))
+    v, w = variable(start), variable(start)
+    optimizer.apply([torch.ones_like(v._value)], [v])
+    optimizer.built = False
+    optimizer._momentums, optimizer._velocities = [], []
+    v.assign(start)
+    optimizer._iterations.assign(0)
+    optimizer.build([v])
+    fresh.build([w])
+    for of, p in ((optimizer, v), (fresh, w)):
+        of.apply([torch.ones_like(p._value)], [p])
+    np.testing.assert_array_equal(array(v), array(w))
+    np.testing.assert_array_equal(array(optimizer._momentums[0]), array(fresh._momentums[0]))
+
+
+@pytest.mark.parametrize("scale", [2.0**127, 3e38, 2.0**-127, 2.0**-140])
+def test_loss_scale_of_any_float32(dtype: str, scale: float) -> None:
+    beside = Beside(dtype, loss_scale_factor=scale, clipnorm=0.5, amsgrad=True)
+    for i in range(3):
+        # Of some binary orders of magnitude below 1, so that they are finite when scaled.
+        grads = [
+            (np.sign(g) * np.minimum(np.abs(g), 1) * scale).astype(dtype)
+            for g in beside.gradients()
+        ]
+        for optimizer, variables in zip(beside.optimizers, beside.variables, strict=True):
+            optimizer.apply([torch.from_numpy(g.copy()) for g in grads], variables)
+        for mine, its in zip(*(beside.arrays(side)["v"] for side in (1, 0)), strict=True):
+            near(mine, its, f"call {i}")
+
+
 def test_gradients_are_only_read(dtype: str) -> None:
     beside = Beside(dtype, loss_scale_factor=4.0, clipnorm=0.5)
     beside.train(1)

@@ -246,13 +246,17 @@ def test_checkpoint_loaded_while_attached() -> None:
     assert_everything_same_bits(everything(optimizer), expected)
 
 
-def test_attached_twice_steps_once() -> None:
+@pytest.mark.parametrize("of", ["the same optimizer", "another"])
+def test_parameter_attached_twice_is_refused(of: str) -> None:
     model = model_of()
     optimizer = Adam(model.parameters())
-    attach(model, optimizer)
-    with contextlib.suppress(ValueError):
-        attach(model, optimizer)
+    attachment = attach(model, optimizer)
+    # The second would find no gradient, and quietly do nothing.
+    with pytest.raises(ValueError, match=r"attached once.*remove\(\).*Received: '0.weight' again"):
+        attach(model, optimizer if of == "the same optimizer" else Adam(model.parameters()))
     loss_of(model, 0).backward()
+    attachment.remove()
+    attach(model, optimizer)
     assert [s["step"] for s in everything(optimizer)] == [1] * 6
 
 
@@ -325,6 +329,84 @@ def test_error_of_a_step_ends_the_backward() -> None:
     with pytest.raises((ValueError, RuntimeError), match="shape"):
         loss_of(model, 1).backward()
     assert_same_bits(array(model[0].weight), before)
+
+
+# -- a loss that is scaled ----------------------------------------------------------------------
+
+
+class CallersScaler(torch.amp.GradScaler):  # type: ignore[misc] # torch is Any here
+    """With a `scale` of its own, as ShardedGradScaler has."""
+
+    def scale(self, outputs: Any) -> Any:
+        return super().scale(outputs)
+
+
+def checkpointed(model: Any, *, use_reentrant: bool) -> Any:
+    x = torch.ones(2, 4, requires_grad=True)
+    out = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=use_reentrant)
+    return out.square().mean()
+
+
+SCALED_LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "a tensor": lambda scaler, m: scaler.scale(loss_of(m, 0)),
+    "of a list": lambda scaler, m: scaler.scale([[loss_of(m, 0)]])[0][0],
+    "of an iterator": lambda scaler, m: next(iter(scaler.scale(iter([loss_of(m, 0)])))),
+    "divided again": lambda scaler, m: scaler.scale(loss_of(m, 0)) / 4,
+    "checkpointed": lambda scaler, m: scaler.scale(checkpointed(m, use_reentrant=False)),
+    "checkpointed by a pass in the pass": lambda scaler, m: scaler.scale(
+        checkpointed(m, use_reentrant=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", SCALED_LOSSES.values(), ids=SCALED_LOSSES)
+@pytest.mark.parametrize("kind", [torch.amp.GradScaler, CallersScaler])
+@pytest.mark.parametrize("scale", [1.0, 2.0**16])
+def test_scaled_loss_is_refused_before_the_first_step(
+    loss: Callable[[Any, Any], Any], kind: Any, scale: float
+) -> None:
+    model = model_of()
+    optimizer = Adam(model.parameters())
+    own = torch.amp.GradScaler.scale
+    with attach(model, optimizer):
+        before = everything(optimizer)
+        scaler = kind("cpu", init_scale=scale)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=rf"GradScaler.*Received: .* by {scale:g}$"):
+                loss(scaler, model).backward()
+            assert_everything_same_bits(everything(optimizer), before)
+        for p in model.parameters():
+            p.grad = None
+        # It is over with the pass.
+        loss_of(model, 0).backward()
+        assert [s["step"] for s in everything(optimizer)] == [1] * len(before)
+    assert torch.amp.GradScaler.scale is own
+    scaler.scale(loss_of(model, 0)).backward()
+    scaler.step(optimizer)
+    assert [s["step"] for s in everything(optimizer)] == [2] * len(before)
+
+
+def test_scaler_of_another_optimizer_goes_on() -> None:
+    # A generator that is attached beside a critic that is not, as one trains a GAN.
+    results = []
+    for attached in (True, False):
+        model = model_of()
+        torch.manual_seed(1)
+        critic = torch.nn.Linear(1, 1)
+        optimizer, theirs = Adam(model.parameters()), torch.optim.Adam(critic.parameters())
+        scaler, off = torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu", enabled=False)
+        with attach(model, optimizer) if attached else contextlib.nullcontext():
+            for i in range(3):
+                made = loss_of(model, i).reshape(1)
+                theirs.zero_grad()
+                scaler.scale(critic(made.detach()).square().sum()).backward()
+                scaler.step(theirs)
+                scaler.update()
+                optimizer.zero_grad()
+                off.scale(critic(made).sum()).backward()
+                off.step(optimizer)
+        results.append(everything(optimizer))
+    assert_everything_same_bits(*results)
 
 
 # -- memory -----------------------------------------------------------------------------------

@@ -287,6 +287,98 @@ def test_one_gradient_for_two_parameters() -> None:
     assert_everything_same_bits(everything(optimizer), everything(reference))
 
 
+def by_a_queue(t: Any) -> None:
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    queue.put(t)  # moves the storage of `t` into shared memory
+    queue.get()
+
+
+def shrink(t: Any) -> None:
+    storage, kept = t.untyped_storage(), t.clone()
+    if storage.resizable():
+        storage.resize_(0)
+        storage.resize_(4 * kept.nbytes + 64)
+        t.copy_(kept)
+
+
+def resize(t: Any) -> None:
+    if t.untyped_storage().resizable():
+        shape = t.shape
+        t.resize_(5000).resize_(shape)
+
+
+MOVES: dict[str, Callable[[Any], Any]] = {
+    "share_memory_": lambda t: t.share_memory_(),
+    "resize_": resize,
+    "set_": lambda t: t.set_(t.clone()),
+    "data": lambda t: setattr(t, "data", t.detach().clone()),
+    "storage": shrink,
+    "a queue": by_a_queue,
+    "swap_tensors": lambda t: torch.utils.swap_tensors(t, t.clone()),
+}
+
+
+STATE = ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema"]
+
+
+# Torch swaps no tensors that others refer to, as parameters to gradients.
+@pytest.mark.parametrize(
+    ("of", "how"),
+    [
+        (of, how)
+        for of in ("param", "grad", *STATE)
+        for how in MOVES
+        if of in STATE or how != "swap_tensors"
+    ],
+)
+def test_memory_that_moves(of: str, how: str) -> None:
+    move = MOVES[how]
+    options: dict[str, Any] = {"amsgrad": True, "ema_decay": 0.9}
+    params, plain = leaves([(7, 3), (5,)]), leaves([(7, 3), (5,)])
+    optimizer, reference = Adam(params, **options), Adam(plain, **options)
+    rng = np.random.default_rng(2)
+    for _ in range(4):
+        grads = grads_like(rng, plain)
+        set_grads(params, grads)
+        if of == "grad":
+            for p in params:
+                move(p.grad)
+        optimizer.step()
+        stepped(reference, grads)
+        # What was freed is given to somebody else.
+        taken = [torch.full((size,), 1.2e30) for size in (1, 1, 5, 5, 21, 21)]
+        for p in params:
+            if of == "param":
+                move(p if how == "data" else p.detach())
+            elif of in optimizer.state[p]:
+                move(optimizer.state[p][of])
+        assert all((t == 1.2e30).all() for t in taken)
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+
+
+def test_parameter_swapped_for_another_between_steps() -> None:
+    (p,), (plain,) = leaves([(7, 3)]), leaves([(7, 3)])
+    optimizer, reference = Adam([p]), Adam([plain])
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        grads = grads_like(rng, [plain])
+        stepped(optimizer, grads)
+        stepped(reference, grads)
+        p.grad = None
+        torch.utils.swap_tensors(p, torch.nn.Parameter(p.detach().clone()))
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+
+
+def test_tensor_larger_than_its_storage_is_refused() -> None:
+    # Torch lets a storage be shrunk under its tensors, and would itself write behind it.
+    (p,) = leaves([(4000,)])
+    optimizer = Adam([p])
+    stepped(optimizer, [torch.ones(4000)])
+    p.untyped_storage().resize_(400)
+    with pytest.raises(ValueError, match=r"params\[0\] must not be larger than its storage"):
+        stepped(optimizer, [torch.ones(4000)])
+
+
 @pytest.mark.parametrize("size", [7, 41_003])
 def test_memory_swapped_between_steps(size: int) -> None:
     (p,), (plain,) = leaves([(size,)]), leaves([(size,)])
@@ -369,7 +461,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "on no device": (lambda: torch.zeros(5, 3, device="meta"), "CPU"),
     "bfloat16": (lambda: torch.zeros(5, 3, dtype=torch.bfloat16), "float32 or float64"),
     "float16": (lambda: torch.zeros(5, 3, dtype=torch.float16), "float32 or float64"),
-    "complex": (lambda: torch.zeros(5, 3, dtype=torch.complex64), "float32 or float64"),
+    "conjugated": (lambda: torch.zeros(5, 3, dtype=torch.complex64).conj(), "no conjugated view"),
     "sparse": (lambda: torch.eye(5, 3).to_sparse(), "strided CPU tensor"),
     "sparse rows": (lambda: torch.eye(5, 3).to_sparse_csr(), "strided CPU tensor"),
 }
@@ -503,7 +595,7 @@ def test_storage_that_was_freed() -> None:
         import torch
         from fusedadam.torch import Adam
 
-        for of in ("param", "grad", "exp_avg", "exp_avg_sq"):
+        for of in ("param", "grad", "exp_avg", "exp_avg_sq", "step"):
             p, q = (torch.nn.Parameter(torch.ones(100_000)) for _ in "pq")
             optimizer = Adam([p, q])
             p.grad, q.grad = torch.ones(100_000), torch.ones(100_000)

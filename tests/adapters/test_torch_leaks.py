@@ -58,13 +58,17 @@ def _kinds() -> dict[str, Call]:
         other.load_state_dict(other.state_dict())
         other.step()
 
+    def swaps() -> None:
+        everything.swap_ema()
+        everything.swap_ema()
+
     def other_group() -> None:
         other.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "eps": -1.0})
 
     return {
         "step": optimizer.step,
         "all options": everything.step,
-        "swap_ema": everything.swap_ema,
+        "swap_ema": swaps,
         "sparse": sparse.step,
         "copied gradient": strided.step,
         "new": lambda: trained(),

@@ -299,6 +299,83 @@ def test_scale_and_overflow_set_by_hand() -> None:
     assert_everything_same_bits(everything(optimizer), everything(reference))
 
 
+NUMBERS: dict[str, Callable[[float], Any]] = {
+    "numbers": float,
+    "int": int,
+    "float64": lambda x: torch.tensor(x, dtype=torch.float64),
+    "float16": lambda x: torch.tensor(x, dtype=torch.float16),
+    "one element": lambda x: torch.tensor([x]),
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
+def test_scale_and_overflow_of_any_type(number: Callable[[float], Any]) -> None:
+    optimizer: Any = Adam(leaves([(5,)]))
+    reference = Adam(leaves([(5,)]))
+    g = torch.arange(5.0)
+    optimizer.grad_scale, optimizer.found_inf = number(4.0), number(0.0)
+    stepped(optimizer, [4 * g])
+    stepped(reference, [g])
+    optimizer.found_inf = number(2.0)
+    stepped(optimizer, [g])
+    assert_everything_same_bits(everything(optimizer), everything(reference))
+
+
+def test_scaler_of_two_optimizers_of_which_one_has_no_gradients() -> None:
+    # Then found_inf of that one is the sum of nothing, the int 0.
+    sides = []
+    for kind in (Adam, torch.optim.Adam):
+        used, idle = (kind(leaves([(5,)]), fused=True) for _ in range(2))
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler.scale((used.param_groups[0]["params"][0] ** 2).sum()).backward()
+        for optimizer in (used, idle):
+            if kind is Adam or optimizer is used:
+                scaler.step(optimizer)
+        scaler.update()
+        assert not idle.state
+        sides.append(everything(used)[0])
+    ours, theirs = sides
+    # One step of some ten roundings.
+    np.testing.assert_allclose(ours["param"], theirs["param"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scale", [2.0**127, 3.4e38, 2.0**-127, 2.0**-140, -8.0, math.inf, math.nan]
+)
+@pytest.mark.parametrize("zeroes", [False, True])
+@pytest.mark.parametrize("layout", ["dense", "transposed", "sparse"])
+def test_scale_of_any_float32(scale: float, zeroes: bool, layout: str) -> None:
+    p, q = leaves([(4, 3)]) + leaves([(4, 3)])
+    ours: Any = Adam([p], zero_grad_in_step=zeroes)
+    theirs: Any = torch.optim.Adam([q], fused=True)
+    with np.errstate(all="ignore"):
+        g = torch.linspace(-2, 2, 12).reshape(4, 3) * torch.tensor(scale or 1.0)
+    g = g.clamp(-3.4e38, 3.4e38)
+    for of in (ours, theirs):
+        of.grad_scale, of.found_inf = torch.tensor(scale), torch.tensor(0.0)
+    for _ in range(3):
+        q.grad = g.clone()
+        p.grad = {
+            "dense": g.clone,
+            "transposed": lambda: g.t().contiguous().t(),
+            "sparse": lambda: g.to_sparse(1),
+        }[layout]()
+        ours.step()
+        theirs.step()
+        if zeroes:
+            assert not array(p.grad).any()
+        else:
+            np.testing.assert_array_equal(array(p.grad), array(q.grad))
+    if layout == "sparse":
+        return  # with the epsilon of SparseAdam
+    for name, expected in everything(theirs)[0].items():
+        # Three steps of some ten roundings each. Torch's reciprocal of a subnormal scale is of
+        # fewer digits than its division.
+        np.testing.assert_allclose(
+            everything(ours)[0][name], expected, rtol=1e-5, atol=1e-30, err_msg=name
+        )
+
+
 def test_scaler_that_is_off() -> None:
     optimizer: Any = Adam(leaves([(5,)]))
     reference: Any = Adam(leaves([(5,)]))

@@ -82,7 +82,7 @@ def set_grads(params: Iterable[Any], grads: Iterable[Any]) -> None:
 def array(t: Any) -> Array:
     """A copy of a tensor, dense if it was sparse."""
     dense = t.detach().to_dense() if t.layout is not torch.strided else t.detach()
-    copied: Array = dense.resolve_neg().numpy().copy()
+    copied: Array = dense.resolve_conj().resolve_neg().numpy().copy()
     return copied
 
 

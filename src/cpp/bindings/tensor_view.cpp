@@ -87,7 +87,7 @@ TensorView steppable(TensorReader& reader, const py::handle& param, std::int64_t
   const std::optional<TensorView> view = reader.read(param);
   if (!view) {
     refuse(
-        "must be a strided CPU tensor of float32, float64, complex64 or complex128, and no "
+        "must be a strided CPU tensor of float32 or float64, or of complex64 or complex128 and no "
         "conjugated view");
   }
   if (!is_dense(*view)) {

@@ -317,11 +317,15 @@ class FusedStep(torch.optim.Optimizer):
     def _options_of(self, index: int, loss_scale: float | None = None) -> _core.AdamOptions:
         """The settings of a group as the kernel takes them."""
         group = self.param_groups[index]
-        beta_1, beta_2 = group["betas"]
+        try:
+            lr, (beta_1, beta_2) = float(group["lr"]), map(float, group["betas"])
+        except (TypeError, ValueError):
+            _require_valid(group, index)
+            raise
         settings = {
-            "lr": float(group["lr"]),
-            "beta_1": float(beta_1),
-            "beta_2": float(beta_2),
+            "lr": lr,
+            "beta_1": beta_1,
+            "beta_2": beta_2,
             "eps": group["eps"],
             "weight_decay": group["weight_decay"],
             "decoupled": group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW)),
@@ -335,13 +339,8 @@ class FusedStep(torch.optim.Optimizer):
         known = self._options.get(index)
         if known is None or known[0] != key:
             _drop_what_is_off(group)
-            try:
-                _require_valid(group)
-                options = _core_options(settings)
-            except (TypeError, ValueError) as error:
-                error.args = (f"{error} in param_groups[{index}]",)
-                raise
-            known = self._options[index] = key, options
+            _require_valid(group, index)
+            known = self._options[index] = key, _core_options(settings)
         return known[1]
 
 
@@ -368,41 +367,46 @@ def flushes(epsilon: float) -> bool:
     return bool(epsilon >= _SMALLEST_EPSILON_TO_FLUSH)
 
 
-# The least and the greatest value of each number of a group. lr may be negative: schedules end so.
-_RANGES: Final = {
-    "lr": (-math.inf, math.inf),
-    "eps": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "max_grad_norm": (0.0, math.inf),
-    "ema_decay": (0.0, 1.0),
+# The greatest value of each number of a group, but betas.
+_GREATEST: Final = {
+    "lr": math.inf,
+    "eps": math.inf,
+    "weight_decay": math.inf,
+    "max_grad_norm": math.inf,
+    "ema_decay": 1.0,
 }
 
 
-def _require_valid(group: Mapping[str, Any]) -> None:
+def _require_valid(group: Mapping[str, Any], index: int) -> None:
     """Check the numbers of a group, under torch's names, and the flags that are not torch's."""
+    rules: dict[str, str] = {}
     if group["differentiable"]:
+        rules["differentiable"] = "must be False: autograd does not see into the step"
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        rules["betas"] = "must be two numbers"
+        betas = ()
+    values = {**group, **{f"betas[{i}]": beta for i, beta in enumerate(betas)}}
+    for name in (*_GREATEST, *(f"betas[{i}]" for i in range(len(betas)))):
+        if name not in values:
+            continue
+        if _is_no_number(values[name]):
+            raise TypeError(
+                f"{name} must be a real number. "
+                f"Received: {name}={values[name]!r} in param_groups[{index}]"
+            )
+        number, greatest = float(values[name]), _GREATEST.get(name, 1.0)
+        if name.startswith("betas") and not 0 <= number < 1:
+            rules[name] = "must be >= 0 and < 1"
+        elif not math.isfinite(number) or number > greatest or (number < 0 and name != "lr"):
+            # Schedules may end with an lr below 0.
+            limits = " and >= 0" if math.isinf(greatest) else f", >= 0 and <= {greatest:g}"
+            rules[name] = "must be finite" + ("" if name == "lr" else limits)
+    if group.get("zero_grad_in_step", False) not in (True, False):
+        rules["zero_grad_in_step"] = "must be True or False"
+    for name, rule in rules.items():
         raise ValueError(
-            "differentiable must be False: autograd does not see into the step. "
-            f"Received: differentiable={group['differentiable']!r}"
-        )
-    numbers = {name: group[name] for name in _RANGES if name in group}
-    betas = {f"betas[{i}]": beta for i, beta in enumerate(group["betas"])}
-    for name, value in (numbers | betas).items():
-        if _is_no_number(value):
-            raise TypeError(f"{name} must be a real number. Received: {name}={value!r}")
-        least, greatest = _RANGES.get(name, (0.0, 1.0))
-        number = float(value)
-        if not (least <= number <= greatest and math.isfinite(number)) or (
-            name in betas and number == 1
-        ):
-            rule = ">= 0 and < 1" if name in betas else f">= 0 and <= {greatest:g}"
-            if math.isinf(greatest):
-                rule = "finite" if math.isinf(least) else "finite and >= 0"
-            raise ValueError(f"{name} must be {rule}. Received: {name}={value!r}")
-    zeroes = group.get("zero_grad_in_step", False)
-    if zeroes not in (True, False):
-        raise TypeError(
-            f"zero_grad_in_step must be True or False. Received: zero_grad_in_step={zeroes!r}"
+            f"{name} {rule}. Received: {name}={values[name]!r} in param_groups[{index}]"
         )
 
 
