@@ -27,13 +27,14 @@ class Adam(FusedStep, torch.optim.Adam):
     Parameters
     ----------
     params : iterable
-        float32 or float64 tensors on the CPU, named tensors, or groups with settings of their own.
-        They may have any strides that leave neither gaps nor overlaps.
+        float32 or float64 tensors on the CPU, or complex ones as pairs of these; named tensors; or
+        groups with settings of their own. They may have any strides that leave neither gaps nor
+        overlaps.
     lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay
         As for `torch.optim.Adam`.
-    foreach, fused : bool, optional
+    foreach, fused, capturable : bool, optional
         Accepted, without influence.
-    capturable, differentiable : bool, default False
+    differentiable : bool, default False
         Must be False.
     max_grad_norm : float, optional
         Bound of the norm of all gradients of the step that this process holds: where the norm is
@@ -48,8 +49,9 @@ class Adam(FusedStep, torch.optim.Adam):
 
     Raises
     ------
-    ValueError
-        A setting is out of range, or one that must be False is not.
+    TypeError, ValueError
+        A setting is no number or out of range, or one that must be False is not; or a parameter is
+        in a group twice.
 
     Notes
     -----
@@ -122,8 +124,9 @@ class AdamW(FusedStep, torch.optim.AdamW):
 
     Raises
     ------
-    ValueError
-        A setting is out of range, or one that must be False is not.
+    TypeError, ValueError
+        A setting is no number or out of range, or one that must be False is not; or a parameter is
+        in a group twice.
 
     References
     ----------
