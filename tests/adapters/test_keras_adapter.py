@@ -635,7 +635,7 @@ def test_loss_scale_of_any_float32(dtype: str, scale: float) -> None:
     for i in range(3):
         # Of some binary orders of magnitude below 1, so that they are finite when scaled.
         grads = [
-            (np.sign(g) * np.minimum(np.abs(g), 1) * scale).astype(dtype)
+            np.asarray(np.sign(g) * np.minimum(np.abs(g), 1) * scale, dtype)
             for g in beside.gradients()
         ]
         for optimizer, variables in zip(beside.optimizers, beside.variables, strict=True):

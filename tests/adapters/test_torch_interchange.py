@@ -359,19 +359,17 @@ def test_torch_distributed_reads_and_writes_it() -> None:
     assert_everything_same_bits(everything(other), everything(optimizer))
 
 
-STATE_DICT_OPTIONS = ("full_state_dict", "flatten_optimizer_state_dict", "cpu_offload")
-
-
-@pytest.mark.parametrize("chosen", range(2 ** len(STATE_DICT_OPTIONS)))
+# What is full and flat at once, torch cannot load into its own optimizers either.
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("chosen", [None, "full_state_dict", "flatten_optimizer_state_dict"])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("kinds", [(AdamW, "stock"), ("stock", AdamW), (AdamW, AdamW)])
 def test_distributed_state_dicts_go_both_ways(
-    kinds: tuple[Any, Any], frozen: bool, chosen: int
+    kinds: tuple[Any, Any], frozen: bool, chosen: str | None, offload: bool
 ) -> None:
     tools: Any = pytest.importorskip("torch.distributed.checkpoint.state_dict")
     options = tools.StateDictOptions(
-        **{name: bool(chosen >> i & 1) for i, name in enumerate(STATE_DICT_OPTIONS)},
-        ignore_frozen_params=frozen,
+        **({chosen: True} if chosen else {}), cpu_offload=offload, ignore_frozen_params=frozen
     )
     sides = []
     for kind, lr in zip(kinds, (0.1, 0.7), strict=True):

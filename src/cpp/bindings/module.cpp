@@ -15,6 +15,7 @@
 #include "options.hpp"
 #include "state_memory.hpp"
 #include "stateless.hpp"
+#include "tensor_gradients.hpp"
 #include "tensor_plan.hpp"
 
 namespace fusedadam::python {
@@ -85,6 +86,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       .def_property_readonly("slots", &AdamState::slots);
 
   module.def("same_objects", &same_objects, arg("a"), arg("b"));
+  module.def("gradients_of", &gradients_of, arg("tensors"));
   module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("kinds"));
   py::class_<TensorPlan>(module, "TensorPlan")
       .def(py::init<py::object, py::dict>(), arg("copy_like"), arg("names") = py::dict())

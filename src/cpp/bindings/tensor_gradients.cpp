@@ -34,6 +34,28 @@ bool is_conjugated(const py::handle& grad) {
 
 }  // namespace
 
+py::list gradients_of(const py::list& tensors) {
+  py::list grads(tensors.size());
+  const py::str name("grad");
+  PyTypeObject* type = nullptr;
+  const PyGetSetDef* known = nullptr;  // of that type: to look it up takes as long as to call it
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const py::object tensor = tensors[i];
+    if (Py_TYPE(tensor.ptr()) != type) {
+      type = Py_TYPE(tensor.ptr());
+      const py::object found = py::getattr(reinterpret_cast<PyObject*>(type), name, py::none());
+      known = Py_TYPE(found.ptr()) == &PyGetSetDescr_Type
+                  ? reinterpret_cast<PyGetSetDescrObject*>(found.ptr())->d_getset
+                  : nullptr;
+    }
+    PyObject* grad = known != nullptr ? known->get(tensor.ptr(), known->closure)
+                                      : PyObject_GetAttr(tensor.ptr(), name.ptr());
+    if (grad == nullptr) throw py::error_already_set();
+    PyList_SET_ITEM(grads.ptr(), static_cast<py::ssize_t>(i), grad);
+  }
+  return grads;
+}
+
 void TensorGradients::attach(const py::handle& grad, const py::handle& param,
                              const TensorView& param_view, std::size_t index, bool zero,
                              TensorRef& tensor) {

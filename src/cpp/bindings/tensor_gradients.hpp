@@ -17,6 +17,9 @@
 
 namespace fusedadam::python {
 
+// The attribute `grad` of each of these tensors.
+py::list gradients_of(const py::list& tensors);
+
 // Keeps alive what a step reads.
 class TensorGradients {
  public:

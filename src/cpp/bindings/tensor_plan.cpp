@@ -147,31 +147,27 @@ bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>
                           bool counts) {
   const std::size_t count = tensors.params.size();
   if (params_.size() != count) return false;
+  std::vector<Column> columns;
+  for (const Kind& kind : kinds) columns.emplace_back(tensors, names_, kind.name);
+  const Column steps(tensors, names_, counter);
+  // All of one parameter before the next: what Python and torch have of it is in the caches then.
   for (std::size_t i = 0; i < count; ++i) {
     const bool present = !item(tensors.grads, i).is_none();
     if (present != params_[i].present) return false;
     if (!present) continue;
-    const std::optional<TensorView> view = params_reader_.read(item(tensors.params, i));
-    if (!view || !params_[i].is(*view)) return false;
-  }
-  for (std::size_t k = 0; k < std::size(kinds); ++k) {
-    const Column column(tensors, names_, kinds[k].name);
-    for (std::size_t i = 0; i < count; ++i) {
-      if (!params_[i].present) continue;
+    const std::optional<TensorView> param = params_reader_.read(item(tensors.params, i));
+    if (!param || !params_[i].is(*param)) return false;
+    for (std::size_t k = 0; k < std::size(kinds); ++k) {
       const StateTensor& known = state_[k][i];
       if (known.present != needs(kinds[k], i, options)) return false;
       if (!known.present) continue;
-      const auto view = state_reader_.read(column[i]);
-      if (!view || !known.is(*view) || (view->size > 1 && !same_layout(*view, params_[i].view()))) {
+      const std::optional<TensorView> view = state_reader_.read(columns[k][i]);
+      if (!view || !known.is(*view) || (view->size > 1 && !same_layout(*view, *param))) {
         return false;
       }
     }
-  }
-  if (!counts) return true;
-  const Column column(tensors, names_, counter);
-  for (std::size_t i = 0; i < count; ++i) {
-    if (!params_[i].present) continue;
-    const auto view = state_reader_.read(column[i]);
+    if (!counts) continue;
+    const std::optional<TensorView> view = state_reader_.read(steps[i]);
     if (!view || !counters_[i].is(*view)) return false;
   }
   return true;

@@ -189,6 +189,7 @@ class TensorPlan:
         """
 
 def same_objects(a: list[Any], b: list[Any]) -> bool: ...
+def gradients_of(tensors: list[Any]) -> list[Any]: ...
 def allocate_state(params: list[Any], positions: list[int], kinds: int) -> list[list[_Array]]:
     """Zeros for tensors of torch: `kinds` lists of flat arrays. Errors name `positions`."""
 

@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import itertools
 import math
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -40,8 +39,6 @@ _EXTRAS: Final[dict[str, Any]] = {
 }
 
 _SMALLEST_EPSILON_TO_FLUSH: Final = 1e-12
-
-_GRAD_OF: Final = operator.attrgetter("grad")
 
 # How a message of the kernel names a tensor.
 _NAMED_TENSOR: Final = re.compile(r"\b(?:params|grads|m|v|vhat|ema|step)\[(\d+)\]")
@@ -231,7 +228,7 @@ class FusedStep(torch.optim.Optimizer):
             copy_scale = None if scale is None or divides_by(scale) else scale
             loss_scale = scale if copy_scale is None else None
             options = [self._options_of(i, loss_scale) for i in range(len(self.param_groups))]
-            grads: list[Tensor | None] = list(map(_GRAD_OF, params))
+            grads: list[Tensor | None] = _core.gradients_of(params)
             states = self._states(params, grads, groups, undo)
             known = states is self._known_states
             distributed = self._known_distributed if known else any_distributed(params)
