@@ -408,16 +408,13 @@ def state_dicts_go_both_ways_with_every_option(rank: int, _: Path) -> None:
 # What torch.distributed.checkpoint.state_dict can be asked for, and combinations. What is full and
 # flat at once, torch cannot load into its own optimizers either.
 STATE_DICT_OPTIONS = [
-    StateDictOptions(**options)
-    for options in (
-        {"full_state_dict": True},
-        {"flatten_optimizer_state_dict": True},
-        {"cpu_offload": True},
-        {"ignore_frozen_params": True},
-        {"full_state_dict": True, "cpu_offload": True, "ignore_frozen_params": True},
-        {"flatten_optimizer_state_dict": True, "cpu_offload": True},
-        {"full_state_dict": True, "broadcast_from_rank0": True},
-    )
+    StateDictOptions(full_state_dict=True),
+    StateDictOptions(flatten_optimizer_state_dict=True),
+    StateDictOptions(cpu_offload=True),
+    StateDictOptions(ignore_frozen_params=True),
+    StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True),
+    StateDictOptions(flatten_optimizer_state_dict=True, cpu_offload=True),
+    StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
 ]
 
 

@@ -406,7 +406,7 @@ def test_scaler_of_another_optimizer_goes_on() -> None:
                 off.scale(critic(made).sum()).backward()
                 off.step(optimizer)
         results.append(everything(optimizer))
-    assert_everything_same_bits(*results)
+    assert_everything_same_bits(results[0], results[1])
 
 
 # -- memory -----------------------------------------------------------------------------------

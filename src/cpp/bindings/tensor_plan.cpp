@@ -143,8 +143,8 @@ bool TensorPlan::needs(const Kind& kind, std::size_t index,
   return kind.needed(options[groups_[index]].settings());
 }
 
-bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options,
-                          bool counts) {
+bool TensorPlan::attach_to_known(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                                 bool counts, TensorGradients& gradients) {
   const std::size_t count = tensors.params.size();
   if (params_.size() != count) return false;
   std::vector<Column> columns;
@@ -154,6 +154,7 @@ bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>
   for (std::size_t i = 0; i < count; ++i) {
     const bool present = !item(tensors.grads, i).is_none();
     if (present != params_[i].present) return false;
+    plan_.tensors()[i].group = groups_[i];
     if (!present) continue;
     const std::optional<TensorView> param = params_reader_.read(item(tensors.params, i));
     if (!param || !params_[i].is(*param)) return false;
@@ -166,18 +167,37 @@ bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>
         return false;
       }
     }
-    if (!counts) continue;
-    const std::optional<TensorView> view = state_reader_.read(steps[i]);
-    if (!view || !counters_[i].is(*view)) return false;
+    if (counts) {
+      const std::optional<TensorView> view = state_reader_.read(steps[i]);
+      if (!view || !counters_[i].is(*view)) return false;
+    }
+    attach_gradient(tensors, options, i, gradients);
   }
   return true;
 }
 
-void TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& options,
-                      bool counts) {
+std::unique_ptr<TensorGradients> TensorPlan::bind(const Tensors& tensors,
+                                                  const std::vector<AdamOptions>& options,
+                                                  bool counts) {
   find_groups(tensors, options);
-  if (is_bound(tensors, options, counts)) return;
+  const auto new_gradients = [&] {
+    return std::make_unique<TensorGradients>(copy_like_, written_, zeroes(options));
+  };
+  std::unique_ptr<TensorGradients> gradients = new_gradients();
+  if (!attach_to_known(tensors, options, counts, *gradients)) {
+    bind_anew(tensors, options, counts);
+    gradients = new_gradients();
+    for (std::size_t i = 0; i < params_.size(); ++i) {
+      plan_.tensors()[i].group = groups_[i];
+      if (params_[i].present) attach_gradient(tensors, options, i, *gradients);
+    }
+  }
+  gradients->require_zeroed_apart();
+  return gradients;
+}
 
+void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                           bool counts) {
   const std::size_t count = tensors.params.size();
   std::vector<Param> params(count);
   std::vector<TensorRef> refs(count);
@@ -250,24 +270,17 @@ void TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& op
   counters_ = std::move(counters);
 }
 
-void TensorPlan::attach_gradients(const Tensors& tensors, const std::vector<AdamOptions>& options,
-                                  TensorGradients& gradients) {
-  for (std::size_t i = 0; i < params_.size(); ++i) {
-    TensorRef& tensor = plan_.tensors()[i];
-    tensor.group = groups_[i];
-    if (!params_[i].present) continue;
-    gradients.attach(item(tensors.grads, i), item(tensors.params, i), params_[i].view(), i,
-                     options[groups_[i]].settings().zero_grad, tensor);
-  }
-  gradients.require_zeroed_apart();
+void TensorPlan::attach_gradient(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                                 std::size_t index, TensorGradients& gradients) {
+  gradients.attach(item(tensors.grads, index), item(tensors.params, index), params_[index].view(),
+                   index, options[groups_[index]].settings().zero_grad, plan_.tensors()[index]);
 }
 
 void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& options,
                       AdamProgress& progress) {
-  bind(tensors, options, false);
+  const std::unique_ptr<TensorGradients> owned = bind(tensors, options, false);
+  const TensorGradients& gradients = *owned;
   if (options.empty()) return;
-  TensorGradients gradients(copy_like_, written_, zeroes(options));
-  attach_gradients(tensors, options, gradients);
   if (gradients.any_of_rows()) {
     throw py::value_error(broken_rule("grads must be dense", "a sparse gradient"));
   }
@@ -283,9 +296,8 @@ void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& op
 
 std::size_t TensorPlan::step_counted(const Tensors& tensors,
                                      const std::vector<AdamOptions>& options) {
-  bind(tensors, options, true);
-  TensorGradients gradients(copy_like_, written_, zeroes(options));
-  attach_gradients(tensors, options, gradients);
+  const std::unique_ptr<TensorGradients> owned = bind(tensors, options, true);
+  TensorGradients& gradients = *owned;
 
   // Tensors share their constants that share options, count and the meaning of epsilon.
   using Key = std::tuple<std::uint32_t, std::int64_t, bool>;

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "adam_plan.hpp"
@@ -75,13 +76,17 @@ class TensorPlan {
   };
 
   void find_groups(const Tensors& tensors, const std::vector<AdamOptions>& options);
-  // Points the tensors of plan_ to the memory of everything but gradients. `counts`: state has the
-  // numbers of steps.
-  void bind(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
-  bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
+  // Points the tensors of plan_ to the memory of everything; the result keeps alive what there is
+  // of gradients. `counts`: state has the numbers of steps.
+  std::unique_ptr<TensorGradients> bind(const Tensors& tensors,
+                                        const std::vector<AdamOptions>& options, bool counts);
+  // False where anything but a gradient is not as it was.
+  bool attach_to_known(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts,
+                       TensorGradients& gradients);
+  void bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   bool needs(const Kind& kind, std::size_t index, const std::vector<AdamOptions>& options) const;
-  void attach_gradients(const Tensors& tensors, const std::vector<AdamOptions>& options,
-                        TensorGradients& gradients);
+  void attach_gradient(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                       std::size_t index, TensorGradients& gradients);
 
   py::object copy_like_;
   py::dict names_;
