@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,13 @@ class Swap(Steps):
 
     def call(self) -> object:
         return self.optimizer.swap_ema()
+
+    def go_on(self) -> object:
+        with contextlib.suppress(ValueError):
+            return super().go_on()
+        # They are swapped in.
+        self.optimizer.swap_ema()
+        return super().go_on()
 
 
 class Attached(Case):

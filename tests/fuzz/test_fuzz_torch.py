@@ -153,7 +153,7 @@ class TorchMachine(RuleBasedStateMachine):
         """Step what is expected; each gradient is None, an array, or row numbers and rows."""
         summed = [oracle.sum_rows(*g) if isinstance(g, tuple) else (..., g) for g in grads]
         present = [g for _, g in summed if g is not None]
-        bounds = [group["max_grad_norm"] or 0.0 for group in self.optimizer.param_groups]
+        bounds = [group.get("max_grad_norm") or 0.0 for group in self.optimizer.param_groups]
         norm = oracle.global_norm(present) if any(bounds) else 0.0
         following = iter(zip(summed, grads, strict=True))
         for group, slots, bound in zip(
@@ -179,7 +179,7 @@ class TorchMachine(RuleBasedStateMachine):
             state["step"] = np.zeros((), "float32")
             for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] * group["amsgrad"])):
                 state[name] = np.zeros_like(slot.expected)
-        averages = group["ema_decay"] is not None
+        averages = group.get("ema_decay") is not None
         if averages and "ema" not in state:
             state["ema"] = slot.expected.copy()
         state["step"] = np.asarray(state["step"] + 1, "float32")
@@ -200,7 +200,7 @@ class TorchMachine(RuleBasedStateMachine):
             bias_corrected_epsilon=not isinstance(given, tuple),
             weight_decay=group["weight_decay"] if is_apart else None,
             l2=0.0 if is_apart else group["weight_decay"],
-            ema_momentum=group["ema_decay"] or 0.0,
+            ema_momentum=group.get("ema_decay") or 0.0,
             flush_denormals=group["eps"] >= 1e-12,
         )
         wholes = [slot.expected, *(state[name] for name in (*names, *more.values()))]
@@ -220,7 +220,7 @@ class TorchMachine(RuleBasedStateMachine):
             if form == "none":
                 slot.param.grad = None
                 given.append(None)
-            elif form == "rows" and drawn.ndim and not group["zero_grad_in_step"]:
+            elif form == "rows" and drawn.ndim and not group.get("zero_grad_in_step"):
                 given.append(self._give_rows(slot, kind))
             elif form == "strided" and drawn.ndim > 1:
                 held = Guarded(np.ascontiguousarray(drawn.T), self._place())
@@ -286,7 +286,7 @@ class TorchMachine(RuleBasedStateMachine):
     def _check_gradients(self, grads: list[Any], *, refused: bool = False) -> None:
         for (slot, group), g in zip(self._with_groups(), grads, strict=True):
             if slot.grad is not None:
-                left = np.zeros_like(g) if group["zero_grad_in_step"] and not refused else g
+                left = np.zeros_like(g) if group.get("zero_grad_in_step") and not refused else g
                 assert_same_bits(slot.param.grad.numpy(), left, "grad after the call")
                 slot.grad.assert_canaries_alive()
             elif isinstance(g, tuple):
@@ -383,7 +383,7 @@ class TorchMachine(RuleBasedStateMachine):
         name, value = bad
         grads = self._give_gradients("plain", ["new"])
         group = self.optimizer.param_groups[index % len(self.optimizer.param_groups)]
-        before, group[name] = group[name], value
+        before, group[name] = group.get(name), value
         try:
             self._refused(self.optimizer.step)
         finally:
@@ -438,7 +438,7 @@ class TorchMachine(RuleBasedStateMachine):
             slot.param.grad = torch.sparse_coo_tensor(
                 torch.tensor([[len(slot.param)]]), rows, slot.param.shape, check_invariants=False
             )
-        elif fault == "a param to zero" and group["zero_grad_in_step"]:
+        elif fault == "a param to zero" and group.get("zero_grad_in_step"):
             slot.param.grad = slot.param.detach()
         else:
             self._step_with_overlap(slot)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <tuple>
 
@@ -65,6 +66,25 @@ class Column {
   py::handle list_;
   py::handle name_;  // where the items of the list are dicts
 };
+
+void prefetch(const void* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address);
+#else
+  static_cast<void>(address);
+#endif
+}
+
+void prefetch_object(const py::handle& object) { prefetch(object.ptr()); }
+
+// What the first field behind the head of the object points to, which is where torch has its
+// tensor. A hint, and right or wrong without effect on what is read: a prefetch cannot fail.
+void prefetch_tensor(const py::handle& object) {
+  if (Py_TYPE(object.ptr())->tp_basicsize < 2 * static_cast<py::ssize_t>(sizeof(PyObject))) return;
+  const void* tensor = nullptr;
+  std::memcpy(&tensor, object.ptr() + 1, sizeof tensor);
+  for (int line = 0; line < 3; ++line) prefetch(static_cast<const char*>(tensor) + 64 * line);
+}
 
 // The kind of state that counts the steps of a parameter.
 constexpr const char* counter = "step";
@@ -150,25 +170,45 @@ bool TensorPlan::attach_to_known(const Tensors& tensors, const std::vector<AdamO
   std::vector<Column> columns;
   for (const Kind& kind : kinds) columns.emplace_back(tensors, names_, kind.name);
   const Column steps(tensors, names_, counter);
-  // All of one parameter before the next: what Python and torch have of it is in the caches then.
+  // First all objects, then what they are: the latter waits for memory, which can be asked for
+  // ahead.
+  objects_.clear();
+  first_object_.clear();
   for (std::size_t i = 0; i < count; ++i) {
     const bool present = !item(tensors.grads, i).is_none();
     if (present != params_[i].present) return false;
-    plan_.tensors()[i].group = groups_[i];
+    first_object_.push_back(objects_.size());
     if (!present) continue;
-    const std::optional<TensorView> param = params_reader_.read(item(tensors.params, i));
-    if (!param || !params_[i].is(*param)) return false;
+    objects_.push_back(item(tensors.params, i));
+    objects_.push_back(item(tensors.grads, i));
     for (std::size_t k = 0; k < std::size(kinds); ++k) {
-      const StateTensor& known = state_[k][i];
-      if (known.present != needs(kinds[k], i, options)) return false;
-      if (!known.present) continue;
-      const std::optional<TensorView> view = state_reader_.read(columns[k][i]);
-      if (!view || !known.is(*view) || (view->size > 1 && !same_layout(*view, *param))) {
+      if (state_[k][i].present != needs(kinds[k], i, options)) return false;
+      if (state_[k][i].present) objects_.push_back(columns[k][i]);
+    }
+    if (counts) objects_.push_back(steps[i]);
+  }
+  const auto each_ahead = [&](std::size_t index, const auto& ask) {
+    if (index + 1 >= count) return;
+    for (std::size_t o = first_object_[index]; o < first_object_[index + 1]; ++o) ask(objects_[o]);
+  };
+  for (std::size_t i = 0; i < count; ++i) {
+    each_ahead(i + 8, prefetch_object);
+    each_ahead(i + 4, prefetch_tensor);
+    plan_.tensors()[i].group = groups_[i];
+    if (!params_[i].present) continue;
+    const py::handle* object = &objects_[first_object_[i]];
+    const std::optional<TensorView> param = params_reader_.read(*object);
+    if (!param || !params_[i].is(*param)) return false;
+    object += 2;
+    for (const std::vector<StateTensor>& of_kind : state_) {
+      if (!of_kind[i].present) continue;
+      const std::optional<TensorView> view = state_reader_.read(*object++);
+      if (!view || !of_kind[i].is(*view) || (view->size > 1 && !same_layout(*view, *param))) {
         return false;
       }
     }
     if (counts) {
-      const std::optional<TensorView> view = state_reader_.read(steps[i]);
+      const std::optional<TensorView> view = state_reader_.read(*object);
       if (!view || !counters_[i].is(*view)) return false;
     }
     attach_gradient(tensors, options, i, gradients);

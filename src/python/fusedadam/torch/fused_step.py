@@ -232,9 +232,8 @@ class FusedStep(torch.optim.Optimizer):
             states = self._states(params, grads, groups, undo)
             known = states is self._known_states
             distributed = self._known_distributed if known else any_distributed(params)
-            used = grads
-            if copy_scale is not None:
-                used = [None if grad is None else grad / copy_scale for grad in grads]
+            # No branch before `try`: CPython 3.11 leaves the start of such a block out of the `with`.
+            used = grads if copy_scale is None else _divided(grads, copy_scale)
             try:
                 stepped = _call(plan, params, used, states, groups, options, distributed)
             except ValueError:
@@ -510,6 +509,10 @@ def _call(
     if stepped == len(params):
         return params
     return [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+
+
+def _divided(grads: list[Tensor | None], scale: float) -> list[Tensor | None]:
+    return [None if grad is None else grad / scale for grad in grads]
 
 
 def _leave_gradients(
