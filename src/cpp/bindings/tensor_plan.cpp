@@ -75,8 +75,6 @@ void prefetch(const void* address) {
 #endif
 }
 
-void prefetch_object(const py::handle& object) { prefetch(object.ptr()); }
-
 // What the first field behind the head of the object points to, which is where torch has its
 // tensor. A hint, and right or wrong without effect on what is read: a prefetch cannot fail.
 void prefetch_tensor(const py::handle& object) {
@@ -167,53 +165,59 @@ bool TensorPlan::attach_to_known(const Tensors& tensors, const std::vector<AdamO
                                  bool counts, TensorGradients& gradients) {
   const std::size_t count = tensors.params.size();
   if (params_.size() != count) return false;
-  std::vector<Column> columns;
-  for (const Kind& kind : kinds) columns.emplace_back(tensors, names_, kind.name);
-  const Column steps(tensors, names_, counter);
-  // First all objects, then what they are: the latter waits for memory, which can be asked for
-  // ahead.
-  objects_.clear();
-  first_object_.clear();
-  for (std::size_t i = 0; i < count; ++i) {
-    const bool present = !item(tensors.grads, i).is_none();
-    if (present != params_[i].present) return false;
-    first_object_.push_back(objects_.size());
-    if (!present) continue;
-    objects_.push_back(item(tensors.params, i));
-    objects_.push_back(item(tensors.grads, i));
-    for (std::size_t k = 0; k < std::size(kinds); ++k) {
-      if (state_[k][i].present != needs(kinds[k], i, options)) return false;
-      if (state_[k][i].present) objects_.push_back(columns[k][i]);
+  // One list of tensors after the other, whose memory is asked for some tensors ahead.
+  const auto all = [&](const auto& object_at, const auto& known) {
+    constexpr std::size_t ahead = 8;
+    for (std::size_t i = 0; i < count; ++i) {
+      if (i + ahead < count && params_[i + ahead].present) prefetch_tensor(object_at(i + ahead));
+      if (params_[i].present && !known(i, object_at(i))) return false;
     }
-    if (counts) objects_.push_back(steps[i]);
-  }
-  const auto each_ahead = [&](std::size_t index, const auto& ask) {
-    if (index + 1 >= count) return;
-    for (std::size_t o = first_object_[index]; o < first_object_[index + 1]; ++o) ask(objects_[o]);
+    return true;
   };
   for (std::size_t i = 0; i < count; ++i) {
-    each_ahead(i + 8, prefetch_object);
-    each_ahead(i + 4, prefetch_tensor);
+    if (item(tensors.grads, i).is_none() == params_[i].present) return false;
     plan_.tensors()[i].group = groups_[i];
-    if (!params_[i].present) continue;
-    const py::handle* object = &objects_[first_object_[i]];
-    const std::optional<TensorView> param = params_reader_.read(*object);
-    if (!param || !params_[i].is(*param)) return false;
-    object += 2;
-    for (const std::vector<StateTensor>& of_kind : state_) {
-      if (!of_kind[i].present) continue;
-      const std::optional<TensorView> view = state_reader_.read(*object++);
-      if (!view || !of_kind[i].is(*view) || (view->size > 1 && !same_layout(*view, *param))) {
-        return false;
-      }
-    }
-    if (counts) {
-      const std::optional<TensorView> view = state_reader_.read(*object);
-      if (!view || !counters_[i].is(*view)) return false;
-    }
-    attach_gradient(tensors, options, i, gradients);
   }
-  return true;
+  const auto param_at = [&](std::size_t i) { return item(tensors.params, i); };
+  const bool same_params = all(param_at, [&](std::size_t i, const py::handle& object) {
+    const std::optional<TensorView> view = params_reader_.read(object);
+    return view && params_[i].is(*view);
+  });
+  if (!same_params) return false;
+  for (std::size_t k = 0; k < std::size(kinds); ++k) {
+    std::size_t needed = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      if (!params_[i].present) continue;
+      if (state_[k][i].present != needs(kinds[k], i, options)) return false;
+      needed += state_[k][i].present ? 1 : 0;
+    }
+    if (needed == 0) continue;
+    const Column column(tensors, names_, kinds[k].name);
+    const auto tensor_at = [&](std::size_t i) {
+      return state_[k][i].present ? column[i] : py::handle(Py_None);
+    };
+    const bool same = all(tensor_at, [&](std::size_t i, const py::handle& object) {
+      const StateTensor& known = state_[k][i];
+      if (!known.present) return true;
+      const std::optional<TensorView> view = state_reader_.read(object);
+      return view && known.is(*view) && (view->size <= 1 || same_layout(*view, params_[i].view()));
+    });
+    if (!same) return false;
+  }
+  if (counts) {
+    const Column column(tensors, names_, counter);
+    const auto tensor_at = [&](std::size_t i) { return column[i]; };
+    const bool same = all(tensor_at, [&](std::size_t i, const py::handle& object) {
+      const std::optional<TensorView> view = state_reader_.read(object);
+      return view && counters_[i].is(*view);
+    });
+    if (!same) return false;
+  }
+  const auto grad_at = [&](std::size_t i) { return item(tensors.grads, i); };
+  return all(grad_at, [&](std::size_t i, const py::handle& /*grad*/) {
+    attach_gradient(tensors, options, i, gradients);
+    return true;
+  });
 }
 
 std::unique_ptr<TensorGradients> TensorPlan::bind(const Tensors& tensors,

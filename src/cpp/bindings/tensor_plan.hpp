@@ -96,9 +96,6 @@ class TensorPlan {
   std::vector<Param> params_;
   std::vector<std::vector<StateTensor>> state_;  // of each kind
   std::vector<StateTensor> counters_;            // the steps that each parameter has taken
-  // Of the parameters that take part, in the order in which they are read; and where each begins.
-  std::vector<py::handle> objects_;
-  std::vector<std::size_t> first_object_;
   AdamPlan plan_;
   WrittenRanges written_;
 };
