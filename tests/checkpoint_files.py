@@ -103,7 +103,7 @@ class Training:
 
 def assert_same_state(actual: Adam, expected: Adam) -> None:
     ours, theirs = actual._snapshot(), expected._snapshot()
-    for part in ("config", "progress", "excluded"):
+    for part in ("config", "progress", "excluded", "own"):
         assert ours[part] == theirs[part]
     assert sorted(ours["slots"]) == sorted(theirs["slots"])
     for kind, arrays in theirs["slots"].items():

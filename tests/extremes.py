@@ -113,16 +113,18 @@ def check_call(
     """
     options = {"amsgrad": vhat is not None, "use_ema": ema is not None} | options
     reference = oracle.OracleAdam([p], **options)
-    reference.iterations, reference.m, reference.v = iterations, [m], [v]
+    reference.set_count(iterations)
+    reference.m, reference.v = [m], [v]
     reference.vhat = [] if vhat is None else [vhat]
     reference.ema = [] if ema is None else [ema]
-    before = reference.weights(), reference.ema
+    before = reference.weights(), list(reference.ema)
     grads = [g] if accumulated is None else [accumulated, g]
     lefts = [reference.step([grad])[0] for grad in grads]
     expected = [*reference.params, *reference.weights()[1:], *reference.ema]
 
     start = oracle.OracleAdam([p], **options)
-    start.iterations, start.m, start.v = iterations, [m], [v]
+    start.set_count(iterations)
+    start.m, start.v = [m], [v]
     start.vhat, start.ema = before[0][3:], before[1]
     for isa in fusedadam.supported_isas():
         q = p.copy()

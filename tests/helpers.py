@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import fusedadam
@@ -139,7 +139,8 @@ FEW: ShapesAndDtypes = [
 class Training:
     """An optimizer, its parameters, and the oracle that has seen the same gradients.
 
-    The parameters at the positions `excluded` do not decay.
+    The parameters at the positions `excluded` do not decay; `own` has settings of their own by
+    position. A gradient that is None freezes its parameter.
     """
 
     def __init__(
@@ -148,13 +149,16 @@ class Training:
         *,
         seed: int = 5,
         excluded: Iterable[int] = (),
+        own: Mapping[int, Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
         self.rng = np.random.default_rng(seed)
         self.params = [values(self.rng, *of) for of in shapes_and_dtypes]
-        excluded = list(excluded)
-        self.reference = oracle.OracleAdam(self.params, excluded=excluded, **options)
+        excluded, own = list(excluded), own or {}
+        self.reference = oracle.OracleAdam(self.params, excluded=excluded, own=own, **options)
         self.optimizer = Adam(**options)
+        for position, settings in own.items():
+            self.optimizer.override([self.params[position]], **settings)
         if excluded:
             self.optimizer.exclude_from_weight_decay([self.params[i] for i in excluded])
 
@@ -165,12 +169,13 @@ class Training:
         for _ in range(count):
             self.call(self.grads())
 
-    def call(self, grads: list[Array]) -> None:
+    def call(self, grads: Sequence[Array | None]) -> None:
         """Hand over these gradients, which are left as the oracle says."""
         left = self.reference.step(grads)
         count = self.optimizer.apply_gradients(list(zip(grads, self.params, strict=True)))
         assert count == self.reference.iterations
-        assert_all_same_bits(grads, left, "grads after the call")
+        there = [g for g in grads if g is not None]
+        assert_all_same_bits(there, [g for g in left if g is not None], "grads after the call")
 
     def check(self) -> None:
         optimizer, reference = self.optimizer, self.reference
@@ -178,5 +183,6 @@ class Training:
         assert_all_same_bits(optimizer.weights, reference.weights(), "weights")
         assert_all_same_bits(optimizer.ema, reference.ema, "ema")
         assert optimizer.iterations == reference.iterations
+        assert optimizer._state is None or optimizer._state.steps == reference.steps
         assert optimizer.skipped_steps == reference.skipped_steps
         assert optimizer.current_loss_scale == reference.current_loss_scale

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import decimal
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -79,6 +79,7 @@ def adam_step(
     v: Array,
     *,
     step: int,
+    iterations: int | None = None,
     lr: float = 0.001,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
@@ -94,12 +95,13 @@ def adam_step(
 ) -> tuple[Array, ...]:
     """Step one tensor once: the new ``(p, m, v)``, and then those of `vhat` and `ema` given.
 
-    The gradient is that after scaling and clipping, as `clip` makes it.
+    The gradient is that after scaling and clipping, as `clip` makes it. `step` is that of the
+    moments; `iterations` are the steps that the optimizer has taken, where they are others.
     """
     T = p.dtype.type
     b1, one_minus_b1 = T(beta_1), T(1.0 - beta_1)
     b2, one_minus_b2 = T(beta_2), T(1.0 - beta_2)
-    decayed_lr = decayed(lr, decay, step - 1)
+    decayed_lr = decayed(lr, decay, step - 1 if iterations is None else iterations)
     rate = T(lr_t(decayed_lr, beta_1, beta_2, step))
     eps = T(epsilon * math.sqrt(1.0 - power(beta_2, step)) if bias_corrected_epsilon else epsilon)
 
@@ -230,7 +232,9 @@ class OracleAdam:
 
     `params`, `m`, `v`, `vhat` and `ema` are lists of new arrays after each step (the last two empty
     where they are not asked for); nothing is written in place. `excluded` has the positions of the
-    parameters that do not decay. Attributes may be set between steps.
+    parameters that do not decay, `own` settings of their own by position, `transposed` the positions
+    of those that lie in Fortran order, in which their norms add up. Attributes may be set between
+    steps.
     """
 
     def __init__(
@@ -259,16 +263,13 @@ class OracleAdam:
         maximize: bool = False,
         flush_denormals: bool = True,
         excluded: Iterable[int] = (),
+        own: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.params = [p.copy() for p in params]
-        self.m = [np.zeros_like(p) for p in self.params]
-        self.v = [np.zeros_like(p) for p in self.params]
-        self.vhat = [np.zeros_like(p) for p in self.params] if amsgrad else []
-        self.ema = [p.copy() for p in self.params] if use_ema else []
-        self.accumulators: list[Array] = []
+        self.amsgrad = amsgrad
+        self.use_ema = use_ema
+        self.build(params)
         self.iterations = 0
         self.skipped_steps = 0
-        self.accumulated = 0
         self.dynamic_loss_scale = FIRST_LOSS_SCALE
         self.good_steps = 0
         self.lr = lr
@@ -277,13 +278,11 @@ class OracleAdam:
         self.epsilon = epsilon
         self.bias_corrected_epsilon = bias_corrected_epsilon
         self.decay = decay
-        self.amsgrad = amsgrad
         self.weight_decay = weight_decay
         self.l2 = l2
         self.clipnorm = clipnorm
         self.clipnorm_per_tensor = clipnorm_per_tensor
         self.clipvalue = clipvalue
-        self.use_ema = use_ema
         self.ema_momentum = ema_momentum
         self.ema_overwrite_frequency = ema_overwrite_frequency
         self.loss_scale = loss_scale
@@ -293,6 +292,24 @@ class OracleAdam:
         self.maximize = maximize
         self.flush_denormals = flush_denormals
         self.excluded = set(excluded)
+        self.own: dict[int, dict[str, Any]] = {i: dict(each) for i, each in (own or {}).items()}
+        self.transposed: set[int] = set()
+
+    def set_count(self, count: int) -> None:
+        """Go on as if the optimizer, and the moments of each parameter, had taken these steps."""
+        self.iterations = count
+        self.steps = [count] * len(self.params)
+
+    def build(self, params: Iterable[Array]) -> None:
+        """Start new moments for these parameters."""
+        self.params = [p.copy() for p in params]
+        self.m = [np.zeros_like(p) for p in self.params]
+        self.v = [np.zeros_like(p) for p in self.params]
+        self.vhat = [np.zeros_like(p) for p in self.params] if self.amsgrad else []
+        self.ema = [p.copy() for p in self.params] if self.use_ema else []
+        self.steps = [0] * len(self.params)
+        self.accumulators: list[Array | None] = []
+        self.accumulated = 0
 
     @property
     def current_loss_scale(self) -> float:
@@ -301,12 +318,18 @@ class OracleAdam:
             return 1.0
         return self.dynamic_loss_scale if self.loss_scale == "dynamic" else float(self.loss_scale)
 
-    def step(self, grads: Sequence[Array]) -> list[Array]:
-        """Take one call: it accumulates, skips or steps. The gradients as it leaves them."""
-        given = [g.copy() for g in grads]
+    def step(self, grads: Sequence[Any]) -> list[Any]:
+        """Take one call: it accumulates, skips or steps. The gradients as it leaves them.
+
+        A gradient that is None adds nothing to a mean; a parameter with no other is left alone.
+        """
+        given = [None if g is None else g.copy() for g in grads]
         if self.accumulated:
             with np.errstate(all="ignore"):
-                given = [np.asarray(a + g) for a, g in zip(self.accumulators, given, strict=True)]
+                given = [
+                    g if a is None else a if g is None else np.asarray(a + g)
+                    for a, g in zip(self.accumulators, given, strict=True)
+                ]
         if self.accumulated + 1 < (self.gradient_accumulation_steps or 1):
             self.accumulators = given
             self.accumulated += 1
@@ -325,12 +348,15 @@ class OracleAdam:
             g = np.zeros_like(p)
             g[rows] = summed
             self._step_or_skip([g])
-        return self._after([grad_rows])[0]
+        left: Array = self._after([grad_rows])[0]
+        return left
 
     def gradients(self, grads: Sequence[Array]) -> list[Array]:
         """What `get_gradients` makes of gradients: unscaled and clipped, neither meant nor negated."""
         divisor = None if self.loss_scale is None else self.current_loss_scale
-        return clip(grads, divisor=divisor, **self._clips())
+        positions = range(len(grads))
+        clipped = clip(self._turned(positions, grads), divisor=divisor, **self._clips())
+        return self._turned(positions, clipped)
 
     def swap_ema(self) -> None:
         """Exchange the parameters and their averages."""
@@ -340,6 +366,11 @@ class OracleAdam:
         """Return ``[iterations] + m + v + vhat``, as the optimizer under test lists them."""
         return [np.array(self.iterations, dtype=np.int64), *self.m, *self.v, *self.vhat]
 
+    def _turned(self, positions: Iterable[int], grads: Sequence[Array]) -> list[Array]:
+        """Gradients of these parameters in the order of memory, or those in that order back."""
+        pairs = zip(positions, grads, strict=True)
+        return [g.T if i in self.transposed else g for i, g in pairs]
+
     def _clips(self) -> dict[str, Any]:
         return {
             "clipnorm": self.clipnorm,
@@ -347,13 +378,24 @@ class OracleAdam:
             "clipvalue": self.clipvalue,
         }
 
-    def _after(self, grads: Sequence[Array]) -> list[Array]:
-        return [np.zeros_like(g) if self.zero_grad else g.copy() for g in grads]
+    def _after(self, grads: Sequence[Any]) -> list[Any]:
+        return [g if g is None else np.zeros_like(g) if self.zero_grad else g.copy() for g in grads]
 
-    def _step_or_skip(self, grads: list[Array], rows: Any = ...) -> None:
-        """Step all tensors, or only these rows of them; skip where a gradient is not finite."""
+    def _setting(self, i: int, name: str) -> Any:
+        """A setting of tensor `i`: its own, or that of all."""
+        shared = getattr(self, name)
+        if i in self.excluded and name in ("weight_decay", "l2"):
+            shared = 0.0
+        if callable(shared):
+            shared = shared(self.iterations)
+        return self.own.get(i, {}).get(name, shared)
+
+    def _step_or_skip(self, grads: Sequence[Array | None], rows: Any = ...) -> None:
+        """Step all tensors with a gradient, or only these rows; skip where one is not finite."""
         is_dynamic = self.loss_scale == "dynamic"
-        if (self.skip_nonfinite or is_dynamic) and not all_finite(grads):
+        positions = [i for i, g in enumerate(grads) if g is not None]
+        present = [g for g in grads if g is not None]
+        if (self.skip_nonfinite or is_dynamic) and not all_finite(present):
             self.skipped_steps = min(self.skipped_steps + 1, LARGEST_COUNT)
             if is_dynamic:
                 self.dynamic_loss_scale = max(self.dynamic_loss_scale / 2, 1.0)
@@ -362,15 +404,17 @@ class OracleAdam:
 
         count = self.gradient_accumulation_steps or 1
         is_divided = self.loss_scale is not None or count > 1
-        clipped = clip(
-            grads,
-            divisor=self.current_loss_scale * count if is_divided else None,
-            sign=-1.0 if self.maximize else 1.0,
-            **self._clips(),
-        )
-        stepped = [self._stepped(i, g, rows) for i, g in enumerate(clipped)]
-        for k, name in enumerate(self._kinds()):
-            setattr(self, name, [arrays[k] for arrays in stepped])
+        for k, i in enumerate(positions):
+            clipped = clip(
+                self._turned(positions, present),
+                divisor=self.current_loss_scale * count if is_divided else None,
+                sign=-1.0 if self._setting(i, "maximize") else 1.0,
+                **{name: self._setting(i, name) for name in self._clips()},
+            )
+            stepped = self._stepped(i, self._turned(positions, clipped)[k], rows)
+            for name, array in zip(self._kinds(), stepped, strict=True):
+                getattr(self, name)[i] = array
+            self.steps[i] = min(self.steps[i] + 1, LARGEST_COUNT)
         self.iterations = min(self.iterations + 1, LARGEST_COUNT)
         if is_dynamic:
             self.good_steps += 1
@@ -384,27 +428,22 @@ class OracleAdam:
 
     def _stepped(self, i: int, g: Array, rows: Any) -> list[Array]:
         """Return the new arrays of tensor `i`, kind by kind."""
-        decays = i not in self.excluded
         olds = {name: getattr(self, name)[i] for name in self._kinds()}
-        arguments = {name: np.asarray(old[rows]) for name, old in olds.items()}
-        t = self.iterations + 1
+        arguments: dict[str, Any] = {name: np.asarray(old[rows]) for name, old in olds.items()}
+        settings = (
+            *("lr", "beta_1", "beta_2", "epsilon", "bias_corrected_epsilon", "decay"),
+            *("ema_momentum", "weight_decay", "l2", "flush_denormals"),
+        )
         news = adam_step(
             arguments.pop("params"),
             g,
             **arguments,
-            step=t,
-            lr=self.lr(self.iterations) if callable(self.lr) else self.lr,
-            beta_1=self.beta_1,
-            beta_2=self.beta_2,
-            epsilon=self.epsilon,
-            bias_corrected_epsilon=self.bias_corrected_epsilon,
-            decay=self.decay,
-            ema_momentum=self.ema_momentum,
-            weight_decay=self.weight_decay if decays else None,
-            l2=self.l2 if decays else 0.0,
-            flush_denormals=self.flush_denormals,
+            step=self.steps[i] + 1,
+            iterations=self.iterations,
+            **{name: self._setting(i, name) for name in settings},
         )
-        if self.ema_overwrite_frequency and t % self.ema_overwrite_frequency == 0:
+        frequency = self._setting(i, "ema_overwrite_frequency")
+        if frequency and (self.iterations + 1) % frequency == 0:
             news = (news[-1].copy(), *news[1:])
         whole = [old.copy() for old in olds.values()]
         for array, new in zip(whole, news, strict=True):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import json
+import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -31,6 +33,7 @@ from helpers import (
     state,
     values,
 )
+from processor_state import MODES, needs_fenv, processor_restored
 
 SHAPE = (12, 10)
 # More than the 32,768 elements from which a step is shared among threads.
@@ -169,12 +172,20 @@ def test_adam_step_gradient_that_overlaps_a_moment(
 
 
 @pytest.mark.parametrize("size", [100, 40_000])
-def test_gradients_that_are_the_other_parameter(rng: np.random.Generator, size: int) -> None:
+@pytest.mark.parametrize("order", [[1, 0], [0, 1], [0, 0]], ids=str)
+def test_gradients_that_are_parameters(
+    rng: np.random.Generator, size: int, order: list[int]
+) -> None:
     params = [values(rng, size, "float32") for _ in range(2)]
     reference = oracle.OracleAdam(params)
-    reference.step([p.copy() for p in params[::-1]])
     optimizer = Adam()
-    optimizer.get_updates(params[::-1], params)
+    for _ in range(3):
+        reference.step([params[i].copy() for i in order])
+        optimizer.apply_gradients([(params[i], p) for i, p in zip(order, params, strict=True)])
+        assert_all_same_bits(params, reference.params)
+        params = [p.copy() for p in params]  # for bound parameters and for others of their kind
+    reference.step([params[i].copy() for i in order])
+    optimizer.get_updates([params[i] for i in order], params)
     assert_all_same_bits(params, reference.params)
     assert_all_same_bits(optimizer.weights, reference.weights())
 
@@ -247,13 +258,307 @@ def test_gradient_changed_in_place_between_steps(rng: np.random.Generator) -> No
     with pytest.raises(ValueError, match=r"grads\[0\] must have the shape"):
         optimizer.apply_gradients([(g, p)])
     g.resize((4, 5), refcheck=False)
-    g.dtype = np.dtype("int32")  # type: ignore[misc]
-    with pytest.raises(TypeError, match=r"grads\[0\] must be float32 or float64"):
+    g.dtype = np.dtype("S4")  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"grads\[0\] must be .* same_kind"):
         optimizer.apply_gradients([(g, p)])
     assert_same_bits(p, before)
+    g.dtype = np.dtype("int32")  # type: ignore[misc]
+    reference = oracle.OracleAdam([p], lr=0.5)
+    reference.step([g.astype("float32")])
+    fresh = Adam(lr=0.5)
+    fresh.apply_gradients([(g, p)])
+    assert_same_bits(p, reference.params[0])
+
+
+# -- gradients that are cast ------------------------------------------------------------------
+
+# Every kind of numbers that NumPy casts to float32 and float64 by its rule `same_kind`, with values
+# that round.
+CASTS: dict[str, Callable[[Array], Any]] = {
+    **{
+        dtype: lambda g, dtype=dtype: g.astype(dtype)  # type: ignore[misc]
+        for dtype in ("float16", "float32", "float64", "longdouble", ">f4", ">f8", ">f2", "bool")
+    },
+    **{
+        dtype: lambda g, dtype=dtype: (g.astype("float64") * 2.0**20).astype(dtype)  # type: ignore[misc]
+        for dtype in ("int8", "int32", "int64", ">i8")
+    },
+    **{
+        dtype: lambda g, dtype=dtype: (np.abs(g.astype("float64")) * 2.0**20).astype(dtype)  # type: ignore[misc]
+        for dtype in ("uint8", "uint64")
+    },
+    "odd integers beyond 2**53": lambda g: (g * 2**20).astype("int64") * 2 + 2**60 + 1,
+    "float64 in Fortran order": lambda g: np.asfortranarray(g, "float64"),
+    "strided float16": lambda g: strided(g.astype("float16")),
+    "lists": lambda g: g.tolist(),
+    "lists of integers": lambda g: g.astype("int64").tolist(),
+    "lists of arrays": lambda g: list(g.astype("float64")),
+}
+casts = pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS)
+
+
+@casts
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradient_of_another_dtype_is_cast(
+    rng: np.random.Generator, dtype: str, cast: Callable[[Array], Any]
+) -> None:
+    p, g, m, v = state(rng, SHAPE, dtype)
+    given = cast(g)
+    kept = np.array(given)
+    rounded = np.asarray(given).astype(dtype)
+    expected = oracle.adam_step(p, rounded, m, v, step=4)
+    for step in STEPS:
+        arrays = p.copy(), given, m.copy(), v.copy()
+        assert_all_same_bits(step(*arrays), expected, step.__name__)
+    np.testing.assert_array_equal(np.array(given), kept)
+    [returned] = Adam().get_gradients([given], [p])
+    assert_same_bits(returned, rounded)
+    [clipped] = Adam(clipnorm=0.5).get_gradients([given], [p])
+    assert_same_bits(clipped, oracle.clip([rounded], clipnorm=0.5)[0])
+    ours, theirs = p.copy(), p.copy()
+    Adam().get_updates([given], [ours])
+    Adam().apply_gradients([(rounded, theirs)])
+    assert_same_bits(ours, theirs)
+
+
+@casts
+def test_gradients_of_another_dtype_at_every_step(
+    rng: np.random.Generator, cast: Callable[[Array], Any]
+) -> None:
+    # What was found of one gradient does not hold for the next, which may lie in the same place.
+    params = [values(rng, SHAPE, dtype) for dtype in FLOATS]
+    reference, optimizer = oracle.OracleAdam(params, clipnorm=1.0), Adam(clipnorm=1.0)
+    for call in range(6):
+        grads: list[Any] = [values(rng, SHAPE, str(p.dtype)) for p in params]
+        if call % 2:
+            grads[call // 2 % 2] = cast(grads[call // 2 % 2])
+        reference.step([np.asarray(g).astype(p.dtype) for g, p in zip(grads, params, strict=True)])
+        optimizer.apply_gradients(list(zip(grads, params, strict=True)))
+        assert_all_same_bits(params, reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_small_gradients_are_cast(dtype: str, shape: tuple[int, ...]) -> None:
+    for value in (0.1, 3, True, np.float64(0.1), np.float16(0.1), np.int32(-2)):
+        p = np.ones(shape, dtype)
+        given: Any = np.full(shape, value) if shape else value
+        expected = oracle.OracleAdam([p])
+        expected.step([np.full(shape, value, dtype)])
+        Adam().apply_gradients([(given, p)])
+        assert_same_bits(p, expected.params[0])
+
+
+@needs_fenv
+@pytest.mark.parametrize("modes", MODES, ids="+".join)
+@pytest.mark.parametrize("kind", ["float64", "int64", "float16", "longdouble"])
+def test_casts_round_to_nearest_whatever_the_caller_has_set(
+    rng: np.random.Generator, kind: str, modes: tuple[str, ...]
+) -> None:
+    p, _, m, v = state(rng, SHAPE, "float32")
+    wide = values(rng, SHAPE, "float64")
+    wide[::3] *= 1e-41  # subnormal in float32
+    given = (wide * 2.0**40 if kind == "int64" else wide).astype(kind)
+    rounded = given.astype("float32")
+    expected = oracle.adam_step(p, rounded, m, v, step=4)
+    table = oracle.OracleAdam([p])
+    table.apply_sparse(np.arange(len(p)), rounded)
+    ours = [[a.copy() for a in (p, given, m, v)] for _ in STEPS]
+    rows, adam = p.copy(), Adam()
+    with processor_restored() as processor:
+        processor.set(*modes)
+        results = [step(*arrays) for step, arrays in zip(STEPS, ours, strict=True)]
+        [returned] = Adam().get_gradients([given], [p])
+        adam.apply_sparse(np.arange(len(p)), given, rows)
+        processor.restore()
+    for result in results:
+        assert_all_same_bits(result, expected)
+    assert_same_bits(returned, rounded)
+    assert_same_bits(rows, table.params[0])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_zeroed_gradient_of_any_dense_layout(rng: np.random.Generator, order: Any) -> None:
+    for parameter in (np.copy, np.asfortranarray):
+        c, g, m, v = state(rng, SHAPE, "float32")
+        p, grad = parameter(c), np.array(g, order=order)
+        expected = oracle.adam_step(c, g, m, v, step=4)
+        assert_all_same_bits(step_by_optimizer(p, grad, m, v, zero_grad=True), expected)
+        assert_same_bits(grad, np.zeros(SHAPE, "float32"))
+        grad[...] = g
+        p[...] = c
+        like = [parameter(a) for a in (m, v)]
+        adam_step(p, grad, *like, step=4, zero_grad=True)
+        assert_all_same_bits([p, *like], expected)
+        assert_same_bits(grad, np.zeros(SHAPE, "float32"))
 
 
 # -- parameters -------------------------------------------------------------------------------
+
+
+class LaidOut:
+    """Parameters whose dimensions have another order in memory, beside an oracle of that memory.
+
+    Sums over elements (of norms) go in the order of the memory, and nothing else depends on it.
+    """
+
+    def __init__(self, axes: tuple[int, ...], dtype: str, size: int = 3, **options: Any) -> None:
+        self.rng = np.random.default_rng(8)
+        self.axes = axes
+        self.inverse = tuple(np.argsort(axes))
+        extents = tuple(size + 2 * i for i in range(len(axes)))
+        self.memory = [values(self.rng, extents, dtype), values(self.rng, 5, "float64")]
+        self.params = self.laid(self.memory)
+        assert not self.params[0].flags.c_contiguous
+        self.reference = oracle.OracleAdam(self.memory, **options)
+        self.optimizer = Adam(**options)
+
+    def laid(self, arrays: Sequence[Array]) -> list[Array]:
+        return [arrays[0].transpose(self.axes), *arrays[1:]]
+
+    def call(self) -> None:
+        grads = [values(self.rng, a.shape, str(a.dtype)) for a in self.memory]
+        given = self.laid([g.copy() for g in grads])
+        if self.reference.iterations % 2:
+            given[0] = np.ascontiguousarray(given[0])
+        left = self.laid(self.reference.step(grads))
+        count = self.optimizer.apply_gradients(list(zip(given, self.params, strict=True)))
+        assert count == self.reference.iterations
+        assert_all_same_bits(given, left, "grads after the call")
+        self.check()
+
+    def check(self) -> None:
+        assert_all_same_bits(self.params, self.laid(self.reference.params), "params")
+        state, kept = self.optimizer._state, self.optimizer.weights[1:] + self.optimizer.ema
+        assert state is not None
+        slots = {kind: getattr(self.reference, kind) for kind in state.slots if kind[0] != "a"}
+        for kind, arrays in slots.items():
+            assert_all_same_bits(state.slots[kind], self.laid(arrays), kind)
+        assert {a.strides for a in kept if a.ndim > 1} == {self.params[0].strides}
+
+
+AXES = [(1, 0), (2, 0, 1), (0, 2, 1), (3, 1, 0, 2)]
+LAID_OUT_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"amsgrad": True, "use_ema": True, "ema_overwrite_frequency": 3, "weight_decay": 0.1},
+    {"gradient_accumulation_steps": 2, "clipnorm": 0.5, "zero_grad": True, "amsgrad": True},
+    {"clipnorm_per_tensor": 0.1, "clipvalue": 0.05, "loss_scale": "dynamic", "zero_grad": True},
+]
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@pytest.mark.parametrize("options", LAID_OUT_OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_parameter_of_any_dense_layout(
+    axes: tuple[int, ...], options: dict[str, Any], dtype: str
+) -> None:
+    training = LaidOut(axes, dtype, **options)
+    for _ in range(6):
+        training.call()
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("options", LAID_OUT_OPTIONS, ids=str)
+def test_large_parameter_in_fortran_order(options: dict[str, Any]) -> None:
+    training = LaidOut((1, 0), "float32", 190, **options)
+    for _ in range(4):
+        training.call()
+
+
+@pytest.mark.parametrize("keep", ["save", "pickle", "deepcopy", "weights", "in place"])
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@pytest.mark.parametrize("options", LAID_OUT_OPTIONS, ids=str)
+def test_parameter_of_any_dense_layout_goes_on(
+    path: Path, keep: str, axes: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    training = LaidOut(axes, "float32", **options)
+    accumulates = "gradient_accumulation_steps" in options
+    for _ in range(4 if keep == "weights" else 3):
+        training.call()
+    optimizer = training.optimizer
+    if keep == "save":
+        optimizer.save(path)
+        looked_at = [read_only(p) for p in training.params]
+        training.optimizer = Adam.load(path, looked_at)
+    elif keep == "in place":
+        optimizer.save(path)
+        assert optimizer.load(path, training.params) is optimizer
+    elif keep == "pickle":
+        training.optimizer = pickle.loads(pickle.dumps(optimizer))
+    elif keep == "deepcopy":
+        training.optimizer = copy.deepcopy(optimizer)
+    elif accumulates or not options:  # averages and the loss scale are no weights
+        training.optimizer = Adam(**options)
+        training.optimizer.build(training.params)
+        training.optimizer.set_weights(optimizer.get_weights())
+    for _ in range(3):
+        training.call()
+
+
+def test_averages_of_a_parameter_in_fortran_order_are_swapped() -> None:
+    training = LaidOut((1, 0), "float64", use_ema=True)
+    for _ in range(3):
+        training.call()
+    training.optimizer.swap_ema()
+    training.reference.swap_ema()
+    training.check()
+    training.optimizer.swap_ema()
+    training.reference.swap_ema()
+    training.call()
+
+
+@pytest.mark.parametrize("options", LAID_OUT_OPTIONS[:2], ids=str)
+def test_layout_may_change_between_steps(rng: np.random.Generator, options: dict[str, Any]) -> None:
+    p = values(rng, (3, 4, 5), "float32")
+    reference, optimizer = oracle.OracleAdam([p], **options), Adam(**options)
+    for axes in [(0, 1, 2), (2, 1, 0), (2, 1, 0), (0, 2, 1), (0, 1, 2)]:
+        memory = np.ascontiguousarray(p.transpose(axes))
+        p = memory.transpose(np.argsort(axes))
+        g = values(rng, p.shape, "float32")
+        reference.step([g])
+        optimizer.apply_gradients([(g, p)])
+        assert_same_bits(p, reference.params[0])
+        assert_all_same_bits(optimizer.weights, reference.weights())
+        assert_all_same_bits(optimizer.ema, reference.ema)
+        assert {w.strides for w in optimizer.weights[1:]} == {p.strides}
+
+
+def test_refused_step_with_another_layout_changes_nothing(rng: np.random.Generator) -> None:
+    p = values(rng, (4, 5), "float32")
+    reference, optimizer = oracle.OracleAdam([p]), Adam()
+    grads = [values(rng, (4, 5), "float32") for _ in range(3)]
+    for g in grads:
+        other = np.asfortranarray(p)
+        kept = other.copy()
+        with pytest.raises(ValueError, match="shape"):
+            optimizer.apply_gradients([(g[:1], other)])
+        assert_same_bits(other, kept)
+        reference.step([g])
+        optimizer.apply_gradients([(g, p)])
+        assert_same_bits(p, reference.params[0])
+        assert_all_same_bits(optimizer.weights, reference.weights())
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+def test_adam_step_of_any_dense_layout(rng: np.random.Generator, axes: tuple[int, ...]) -> None:
+    arrays = state(rng, tuple(range(2, 2 + len(axes))), "float64")
+    memory = [np.abs(a) for a in (*arrays, arrays[3], arrays[0])]
+    p, g, m, v, vhat, ema = (a.transpose(axes) for a in memory)
+    reference = oracle.adam_step(*memory[:4], step=4)
+    for grad in (g, np.ascontiguousarray(g)):
+        ours = [np.copy(a, order="K") for a in (p, m, v)]
+        adam_step(ours[0], grad, *ours[1:], step=4)
+        assert_all_same_bits(ours, [a.transpose(axes) for a in reference])
+    adam_step(p, g, m, v, step=4, vhat=vhat, ema=ema)
+    assert_all_same_bits([m, v], [a.transpose(axes) for a in reference[1:3]])
+
+
+@pytest.mark.parametrize("strides", [(8, 8), (80, 8), (-8, 0), (3, 5)], ids=str)
+def test_strides_of_single_elements_mean_nothing(strides: tuple[int, int]) -> None:
+    p = np.lib.stride_tricks.as_strided(np.ones(1), (1, 1), strides)
+    assert Adam(lr=0.5).apply_gradients([(np.ones((1, 1)), p)]) == 1
+    np.testing.assert_allclose(p, 0.5, rtol=1e-6)
 
 
 def test_parameters_that_touch_but_do_not_overlap(rng: np.random.Generator) -> None:
@@ -369,6 +674,29 @@ def test_new_arrays_at_every_step(rng: np.random.Generator) -> None:
 # -- ways to hand gradients over --------------------------------------------------------------
 
 
+def test_parameters_in_another_layout_that_are_refused(rng: np.random.Generator) -> None:
+    p, g = (values(rng, SHAPE, "float32") for _ in range(2))
+    adam = Adam(use_ema=True)
+    adam.apply_gradients([(g, p)])
+    live, kept = adam.weights, p.copy()
+    with pytest.raises(ValueError, match=r"grads\[0\] must have the shape"):
+        adam.apply_gradients([(g[1:], np.asfortranarray(p))])
+    assert all(map(np.shares_memory, adam.weights[1:], live[1:]))
+    adam.swap_ema()
+    adam.swap_ema()
+    assert_same_bits(p, kept)
+
+
+def test_state_in_another_layout_is_saved(rng: np.random.Generator, tmp_path: Path) -> None:
+    dense = values(rng, (3, 4, 5), "float64").transpose(1, 2, 0)
+    adam, path = Adam(use_ema=True), tmp_path / "adam"
+    adam.apply_gradients([(values(rng, (4, 5, 3), "float64"), dense)])
+    adam.save(path)
+    for like in (dense, dense.copy()):
+        loaded = Adam.load(path, [like])
+        assert_all_same_bits([*loaded.weights, *loaded.ema], [*adam.weights, *adam.ema])
+
+
 class ArrayLike:
     """An array of another library, as NumPy 1 saw it."""
 
@@ -432,11 +760,12 @@ def test_numpy_scalar_as_the_gradient_of_a_0d_parameter(scalar: Any, method: str
     assert_same_bits(p, expected[0])
 
 
-def test_plain_numbers_are_float64_gradients() -> None:
-    params = [np.array(1.0), np.array([1.0, 2.0])]
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("grads", [[0.1, [0.3, -0.5]], [1, (2, -3)], [True, [0.1, 1]]], ids=str)
+def test_plain_numbers_as_gradients(grads: Any, dtype: str) -> None:
+    params = [np.array(1, dtype), np.array([1, 2], dtype)]
     reference = oracle.OracleAdam(params)
-    reference.step([np.array(0.25), np.array([0.5, -0.5])])
-    grads: Any = [0.25, [0.5, -0.5]]
+    reference.step([np.array(g, dtype) for g in grads])
     Adam().get_updates(grads, params)
     assert_all_same_bits(params, reference.params)
 
@@ -746,7 +1075,7 @@ def test_autograd_loss_that_leaves_a_parameter_out() -> None:
     optimizer.get_updates([np.ones(2), np.ones(3, "float32")], [used, unused])
     reference = oracle.OracleAdam([used, unused])
     reference.m, reference.v = ([w.copy() for w in optimizer.weights[i : i + 2]] for i in (1, 3))
-    reference.iterations = 1
+    reference.set_count(1)
     reference.step([2 * used, np.zeros(3, "float32")])
     optimizer.get_updates(lambda p: anp.sum(p[0] ** 2), [used, unused])
     assert_all_same_bits([used, unused], reference.params)

@@ -269,12 +269,6 @@ def test_load_does_not_call_the_schedule(path: Path) -> None:
     assert Adam.load(path, [param], lr=schedule).lr is schedule
 
 
-def test_schedule_without_a_name_is_not_saved(path: Path) -> None:
-    with pytest.raises(ValueError, match="lr"):
-        Adam(lr=lambda iterations: 1.0 / (1 + iterations)).save(path)
-    assert names_beside(path) == []
-
-
 def test_save_before_excluded_parameters_are_found(tmp_path: Path) -> None:
     kernel, bias = np.ones(3), np.ones(2)
     adam = Adam(weight_decay=0.1)

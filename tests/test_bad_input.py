@@ -128,6 +128,7 @@ def cast(dtype: str) -> Callable[[Array], Array]:
 
 
 FLOAT_DTYPE = "float32 or float64"
+GAPS = r"fill its memory without gaps or overlaps.*numpy\.ascontiguousarray\("
 WRITTEN_FAULTS = {
     "a list": Fault(lambda a: a.tolist(), TypeError, "ndarray"),
     "a NumPy scalar": Fault(lambda _: np.float32(1), TypeError, "ndarray"),
@@ -138,34 +139,37 @@ WRITTEN_FAULTS = {
     "longdouble": Fault(cast("longdouble"), TypeError, FLOAT_DTYPE),
     "int32": Fault(cast("int32"), TypeError, FLOAT_DTYPE),
     "bool": Fault(cast("bool"), TypeError, FLOAT_DTYPE),
-    "complex64": Fault(cast("complex64"), TypeError, FLOAT_DTYPE),
+    "complex64": Fault(cast("complex64"), TypeError, rf"{FLOAT_DTYPE}.*\.view\(numpy\.float32"),
     "object": Fault(cast("object"), TypeError, FLOAT_DTYPE),
     "a record": Fault(lambda a: a.view([("x", "f4")]), TypeError, FLOAT_DTYPE),
     "swapped bytes": Fault(
         lambda a: a.astype(a.dtype.newbyteorder()), TypeError, "(byte order|endian)"
     ),
     "misaligned": Fault(misaligned, ValueError, "align"),
-    "Fortran order": Fault(np.asfortranarray, ValueError, "C-contiguous"),
-    "strided": Fault(strided, ValueError, "C-contiguous"),
-    "reversed": Fault(lambda a: a[::-1].copy()[::-1], ValueError, "C-contiguous"),
-    "transposed": Fault(lambda a: a.T.copy().T, ValueError, "C-contiguous"),
-    "read-only": Fault(read_only, ValueError, "(writ|read-only)"),
-    "broadcast": Fault(
-        lambda a: np.broadcast_to(a[0], a.shape), ValueError, "(C-contiguous|writ|read-only)"
+    "strided": Fault(strided, ValueError, GAPS),
+    "strided in Fortran order": Fault(lambda a: strided(a.T).T, ValueError, GAPS),
+    "reversed": Fault(lambda a: a[::-1].copy()[::-1], ValueError, GAPS),
+    "reversed in Fortran order": Fault(lambda a: a.T[::-1].copy()[::-1].T, ValueError, GAPS),
+    "broadcast": Fault(lambda a: np.broadcast_to(a[0], a.shape), ValueError, GAPS),
+    "overlapping": Fault(
+        lambda a: np.lib.stride_tricks.as_strided(a.copy(), strides=(4, 4)), ValueError, GAPS
     ),
+    "read-only": Fault(read_only, ValueError, r"writeable.*numpy\.array\("),
+    "masked": Fault(np.ma.array, TypeError, r"mask.*\.filled\("),
+    "masked in part": Fault(lambda a: np.ma.masked_less(a, 0), TypeError, "mask"),
 }
 GRADIENT_FAULTS = {
-    "float64": Fault(cast("float64"), TypeError, "float32"),
-    "float16": Fault(cast("float16"), TypeError, "float32"),
-    "int32": Fault(cast("int32"), TypeError, "float32"),
-    "complex64": Fault(cast("complex64"), TypeError, "float32"),
-    "object": Fault(cast("object"), TypeError, "float32"),
-    "text": Fault(lambda _: "gradient", TypeError, "(float32|array)"),
-    "no array at all": Fault(lambda _: object(), TypeError, "(float32|array)"),
-    "ragged lists": Fault(lambda _: [[1.0], [1.0, 2.0]], TypeError, "(float32|array)"),
-    "swapped bytes": Fault(
-        lambda a: a.astype(a.dtype.newbyteorder()), TypeError, "(float32|byte order|endian)"
-    ),
+    **{
+        dtype: Fault(cast(dtype), TypeError, r"\bfloat32\b.*same_kind.*\.astype\(")
+        for dtype in ("complex64", "complex128", "object", "str", "bytes", "timedelta64[s]")
+    },
+    "a record": Fault(lambda a: a.view([("x", "f4")]), TypeError, "same_kind"),
+    "complex numbers": Fault(lambda a: (a + 1j).tolist(), TypeError, "same_kind"),
+    "text": Fault(lambda _: "gradient", TypeError, "array"),
+    "no array at all": Fault(lambda _: object(), TypeError, "(same_kind|array)"),
+    "ragged lists": Fault(lambda _: [[1.0], [1.0, 2.0]], TypeError, "array"),
+    "masked": Fault(np.ma.array, TypeError, r"mask.*\.filled\("),
+    "masked in part": Fault(lambda a: np.ma.masked_less(a, 0), TypeError, "mask"),
     "transposed": Fault(lambda a: a.T, ValueError, "shape"),
     "flat": Fault(lambda a: a.ravel(), ValueError, "shape"),
     "one axis more": Fault(lambda a: a[..., None], ValueError, "shape"),
@@ -298,8 +302,9 @@ def test_adam_step_optional_array_that_cannot_be_updated_in_place(
         (cast("float64"), TypeError, "(dtype|float32)"),
         (lambda a: a.T.copy(), ValueError, "shape"),
         (lambda a: a[:2].copy(), ValueError, "shape"),
+        (np.asfortranarray, ValueError, r"order in memory of params\[1\].*numpy\.zeros_like"),
     ],
-    ids=["float64", "transposed", "shorter"],
+    ids=["float64", "transposed", "shorter", "Fortran order"],
 )
 def test_adam_step_optional_array_unlike_its_parameter(
     training: Training, name: str, make: Callable[[Array], Array], error: type[Exception], rule: str
@@ -371,8 +376,9 @@ def test_adam_step_optional_array_that_overlaps(one: str, other: str) -> None:
         (lambda a: a.T.copy(), ValueError, "shape"),
         (lambda a: a.ravel().copy(), ValueError, "shape"),
         (lambda a: a[:2].copy(), ValueError, "shape"),
+        (np.asfortranarray, ValueError, r"order in memory of params\[1\].*numpy\.zeros_like"),
     ],
-    ids=["float64", "transposed", "flat", "shorter"],
+    ids=["float64", "transposed", "flat", "shorter", "Fortran order"],
 )
 def test_adam_step_moment_unlike_its_parameter(
     training: Training, name: str, make: Callable[[Array], Array], error: type[Exception], rule: str
@@ -407,7 +413,8 @@ def test_gradient_unlike_its_parameter(
     )
 
 
-@pytest.mark.parametrize("route", [*STEPS, by_get_gradients])
+# `apply_gradients` freezes its parameter: see test_freezing.py.
+@pytest.mark.parametrize("route", [by_get_updates, by_adam_step, by_get_gradients])
 def test_gradient_that_is_none(pair: tuple[Training, Training], route: Route) -> None:
     training, twin = pair
     grads: list[Any] = list(training.grads)
@@ -656,12 +663,12 @@ def test_callable_loss_that_fails(
 
 def test_callable_loss_does_not_rescue_a_bad_parameter(pair: tuple[Training, Training]) -> None:
     training, twin = pair
-    params = spoilt(training.params, WRITTEN_FAULTS["Fortran order"])
+    params = spoilt(training.params, WRITTEN_FAULTS["strided"])
     assert_refused(
         training,
         lambda: training.optimizer.get_updates(lambda p: anp.sum(p[1]) + anp.sum(p[0]), params),
         ValueError,
-        message(rf"params\[{BAD}\]", "C-contiguous"),
+        message(rf"params\[{BAD}\]", GAPS),
         twin=twin,
     )
 
@@ -812,6 +819,95 @@ def test_parameters_unlike_those_that_built_the_moments(
     )
     assert_all_same_bits(params, kept)
     assert_goes_on(training, Training())
+
+
+# -- gradients and parameters in the wrong places ---------------------------------------------
+
+
+def by_step(t: Training, params: list[Any], grads: list[Any]) -> object:
+    return t.optimizer.step(params, grads)
+
+
+class Alike(Training):
+    """Three parameters of one shape and dtype, which only their memory tells apart."""
+
+    def __init__(self, *, built: bool, **options: Any) -> None:
+        super().__init__(fresh=True, **options)
+        rng = np.random.default_rng(12)
+        self.params, self.grads, self.m = (
+            [values(rng, (2, 3), "float32") for _ in range(3)] for _ in range(3)
+        )
+        self.v = [np.asarray(np.abs(m)) for m in self.m]
+        if built:
+            self.optimizer.build(self.params)
+        else:
+            self.optimizer.apply_gradients(list(zip(self.grads, self.params, strict=True)))
+
+
+MISPLACED: dict[str, tuple[Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]], str]] = {
+    "wrong way round": (
+        lambda p, g: (g, p),
+        r"grads\[0\], which is the parameter params\[0\]",
+    ),
+    "one pair the wrong way round": (
+        lambda p, g: ([p[0], g[1], p[2]], [g[0], p[1], g[2]]),
+        r"grads\[1\], which is the parameter params\[1\]",
+    ),
+    "wrong way round in another order": (
+        lambda p, g: (g, p[::-1]),
+        r"grads\[0\], which is the parameter params\[2\]",
+    ),
+    "wrong way round as views": (
+        lambda p, g: (g, [a[:] for a in p]),
+        r"grads\[0\], which is the parameter params\[0\]",
+    ),
+    "reversed": (lambda p, g: (p[::-1], g[::-1]), r"params\[0\], which was params\[2\]"),
+    "two exchanged": (
+        lambda p, g: ([p[0], p[2], p[1]], g),
+        r"params\[1\], which was params\[2\]",
+    ),
+    "one moved, the others new": (
+        lambda p, g: ([p[1], p[0].copy(), p[2].copy()], g),
+        r"params\[0\], which was params\[1\]",
+    ),
+    "views exchanged": (
+        lambda p, g: ([p[1][:], p[0][:], p[2]], g),
+        r"params\[0\], which was params\[1\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "stepped"])
+@pytest.mark.parametrize("route", [by_apply_gradients, by_get_updates, by_step])
+@pytest.mark.parametrize(("place", "said"), MISPLACED.values(), ids=MISPLACED)
+def test_parameters_in_other_places(
+    built: bool,
+    route: Route,
+    place: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]],
+    said: str,
+) -> None:
+    training, twin = Alike(built=built), Alike(built=built)
+    params, grads = place(training.params, training.grads)
+    rule = "order of the steps before" if "was params" in said else "gradients must come first"
+    assert_refused(
+        training,
+        lambda: route(training, params, grads),
+        ValueError,
+        message(rule, received=said),
+        twin=twin,
+    )
+
+
+def test_wrong_way_round_when_gradients_are_accumulated() -> None:
+    options: dict[str, Any] = {"gradient_accumulation_steps": 3, "use_ema": True}
+    training, twin = Alike(built=False, **options), Alike(built=False, **options)
+    assert_refused(
+        training,
+        lambda: by_apply_gradients(training, training.grads, training.params),
+        ValueError,
+        message("gradients must come first"),
+        twin=twin,
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 50), (200, 500), (50, 20), (1,), (100_000,)], ids=str)
@@ -1389,14 +1485,15 @@ def test_excluded_position_that_fewer_parameters_lack() -> None:
     training.optimizer.build(other)
 
 
-@pytest.mark.parametrize("bad", [None, 3.0, "bias", np.ones(3)], ids=lambda b: type(b).__name__)
-def test_excluded_parameters_that_are_no_sequence(
-    pair: tuple[Training, Training], bad: Any
+@pytest.mark.parametrize("bad", [None, 3.0, "bias"], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize("method", ["exclude_from_weight_decay", "override"])
+def test_parameters_to_find_that_are_no_sequence(
+    pair: tuple[Training, Training], method: str, bad: Any
 ) -> None:
     training, twin = pair
     assert_refused(
         training,
-        lambda: training.optimizer.exclude_from_weight_decay(bad),
+        lambda: getattr(training.optimizer, method)(bad),
         TypeError,
         message(r"\bparams\b"),
         twin=twin,
@@ -1451,6 +1548,15 @@ SPARSE_FAULTS: dict[str, SparseFault] = {
         )
         for dtype in ("float64", "int16", "uint64", "uint32", "bool", "object", ">i8", "complex64")
     },
+    **{
+        f"a list of {type(bad[1]).__name__}": SparseFault(
+            with_indices(bad), TypeError, (r"\bindices\b",)
+        )
+        for bad in ([0, 1.0, 2], [0, True, 2], [0, None, 2], [0, [1], 2], [0, "1", 2])
+    },
+    "masked indices": SparseFault(
+        with_indices(np.ma.array([0, 1, 2])), TypeError, (r"\bindices\b", "mask")
+    ),
     "2-D indices": SparseFault(with_indices(np.array([[0], [1], [2]])), ValueError, (r"indices",)),
     "0-d indices": SparseFault(with_indices(np.array(1)), ValueError, (r"\bindices\b",)),
     "indices None": SparseFault(with_indices(None), TypeError, (r"\bindices\b",)),
@@ -1482,10 +1588,15 @@ SPARSE_FAULTS: dict[str, SparseFault] = {
         f"{dtype} rows": SparseFault(
             lambda a, dtype=dtype: {"grad_rows": a["grad_rows"].astype(dtype)},  # type: ignore[misc]
             TypeError,
-            (r"\bgrad_rows\b", "float32"),
+            (r"\bgrad_rows\b", "float32", "same_kind"),
         )
-        for dtype in ("float64", "float16", "int32", "complex64", "object", ">f4")
+        for dtype in ("complex64", "object", "str")
     },
+    "masked rows": SparseFault(
+        lambda a: {"grad_rows": np.ma.masked_less(a["grad_rows"], 0)},
+        TypeError,
+        (r"\bgrad_rows\b", "mask"),
+    ),
     "rows None": SparseFault(
         lambda _: {"grad_rows": None}, (TypeError, ValueError), (r"\bgrad_rows\b",)
     ),
@@ -1502,6 +1613,12 @@ SPARSE_FAULTS: dict[str, SparseFault] = {
     ),
     "table Fortran": SparseFault(
         lambda a: {"param": np.asfortranarray(a["param"])}, ValueError, (r"\bparam\b", "C-contig")
+    ),
+    "table masked": SparseFault(
+        lambda a: {"param": np.ma.array(a["param"])}, TypeError, (r"\bparam\b", "mask")
+    ),
+    "table strided": SparseFault(
+        lambda a: {"param": strided(a["param"])}, ValueError, (r"\bparam\b", "gaps")
     ),
     "table misaligned": SparseFault(
         lambda a: {"param": misaligned(a["param"])}, ValueError, (r"\bparam\b", "align")
@@ -1612,6 +1729,8 @@ ZEROED_ROWS: dict[str, Callable[[Array], Any]] = {
     "misaligned": misaligned,
     "read-only": read_only,
     "a list": lambda a: a.tolist(),
+    "float64": lambda a: a.astype("float64"),
+    "swapped bytes": lambda a: a.astype(a.dtype.newbyteorder()),
 }
 
 
@@ -1833,6 +1952,12 @@ BAD_WEIGHTS: list[tuple[str, Callable[[list[Array]], Any], Any, str]] = [
         lambda w: replaced(w, 5, np.full((4, 6), "x")),
         (TypeError, ValueError),
         message(r"weights\[5\]"),
+    ),
+    (
+        "masked moment",
+        lambda w: replaced(w, 5, np.ma.masked_less(w[5], 0)),
+        TypeError,
+        message(r"weights\[5\]", "mask"),
     ),
     (
         "None for a moment",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import sys
@@ -24,7 +26,7 @@ from checkpoint_files import (
 from fresh_python import output_of, run_python
 from fusedadam import Adam
 from fusedadam.checkpoint import load as load_checkpoint
-from helpers import Array, assert_all_same_bits
+from helpers import Array, assert_all_same_bits, read_only, values
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -138,6 +140,99 @@ def test_torch_parameters(path: Path) -> None:
     assert_same_state(Adam.load(path, params), optimizer)
 
 
+LOOKED_AT: dict[str, Callable[[Array], Array]] = {
+    "read-only": read_only,
+    "in Fortran order": lambda p: np.array(p, order="F"),
+    "read-only in Fortran order": lambda p: read_only(np.array(p, order="F")),
+    "strided": lambda p: np.repeat(p, 2, axis=-1)[..., ::2] if p.ndim else p,
+    "memory-mapped": lambda p: np.frombuffer(p.tobytes(), p.dtype).reshape(p.shape),
+}
+
+
+@pytest.mark.parametrize("change", LOOKED_AT.values(), ids=LOOKED_AT)
+@pytest.mark.parametrize("name", ["everything", "defaults"])
+def test_parameters_are_only_looked_at(
+    path: Path, name: str, change: Callable[[Array], Array]
+) -> None:
+    unstopped = Training(**OPTIONS[name])
+    unstopped.step(6)
+    resumed = unstopped.resumed(path)
+    lr = OPTIONS[name].get("lr")
+    looked_at = [change(p) for p in resumed.params]
+    resumed.optimizer = Adam.load(path, looked_at, lr=lr)
+    resumed.assert_same_as(unstopped)
+    for training in (unstopped, resumed):
+        training.step(8)
+    resumed.assert_same_as(unstopped)
+    # And what cannot be written to is refused when it is.
+    if not looked_at[0].flags.writeable:
+        fresh = Adam.load(path, looked_at, lr=lr)
+        with pytest.raises(ValueError, match=r"params\[0\] must be writeable"):
+            fresh.apply_gradients([(np.ones_like(p), p) for p in looked_at])
+
+
+def test_parameters_may_be_nested(path: Path, training: Training) -> None:
+    training.optimizer.save(path)
+    a, b, c, d = training.params
+    for nested in ({"a": a, "b": [b, (c, d)]}, (a, b, c, d), iter(training.params)):
+        assert_same_state(Adam.load(path, nested), training.optimizer)
+    only = Adam()
+    only.build(a)
+    only.save(path)
+    assert_same_state(Adam.load(path, a), only)
+
+
+class Step:
+    """A schedule that is an instance."""
+
+    def __call__(self, iterations: int) -> float:
+        return 0.5**iterations
+
+
+NAMELESS: dict[str, Callable[[int], float]] = {
+    "lambda": lambda iterations: 0.5**iterations,
+    "partial": functools.partial(pow, 0.5),
+    "instance": Step(),
+    "method": Step().__call__,
+}
+
+
+@pytest.mark.parametrize("schedule", NAMELESS.values(), ids=NAMELESS)
+@pytest.mark.parametrize("by", ["lr", "learning_rate"])
+def test_schedule_without_a_name_is_saved(path: Path, schedule: Any, by: str) -> None:
+    unstopped = Training(lr=schedule)
+    unstopped.step(3)
+    unstopped.optimizer.save(path)
+    resumed = copy.copy(unstopped)
+    resumed.params = [param.copy() for param in unstopped.params]
+    with pytest.raises(ValueError, match="lr must be given as a callable"):
+        Adam.load(path, resumed.params)
+    with pytest.raises(TypeError, match="the same argument"):
+        Adam.load(path, resumed.params, lr=schedule, learning_rate=schedule)
+    resumed.optimizer = Adam.load(path, resumed.params, **{by: schedule})
+    assert resumed.optimizer.lr is schedule
+    resumed.assert_same_as(unstopped)
+    for _ in range(3):
+        for training in (unstopped, resumed):
+            rng = np.random.default_rng(training.optimizer.iterations)
+            grads = [values(rng, p.shape, str(p.dtype)) for p in training.params]
+            training.optimizer.apply_gradients(list(zip(grads, training.params, strict=True)))
+    resumed.assert_same_as(unstopped)
+
+
+@pytest.mark.parametrize("method", ["exclude_from_weight_decay", "override"])
+def test_parameters_still_to_be_found_are_not_saved(
+    path: Path, training: Training, method: str
+) -> None:
+    getattr(training.optimizer, method)(training.params[:2])
+    with pytest.raises(ValueError, match=rf"{method}.*before save\. .*Received: 2 parameters"):
+        training.optimizer.save(path)
+    assert names_beside(path) == []
+    training.step(1)
+    training.optimizer.save(path)
+    assert_same_state(Adam.load(path, training.params), training.optimizer)
+
+
 class Named(Adam):
     """A user's own."""
 
@@ -171,6 +266,36 @@ def test_the_same_state_gives_the_same_bytes(path: Path, training: Training) -> 
     first = path.read_bytes()
     Adam.load(path, training.params).save(path)
     assert path.read_bytes() == first
+
+
+def test_arrays_in_the_file_are_in_c_order(path: Path) -> None:
+    param = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)
+    optimizer = Adam()
+    optimizer.apply_gradients([(param.copy(), param)])
+    optimizer.save(path)
+    assert_all_same_bits([load_file(path)[f"{k}.0"] for k in "mv"], optimizer.weights[1:])
+
+
+def test_the_file_with_counts_and_settings_of_parameters_is_as_documented(
+    path: Path, training: Training
+) -> None:
+    grads = [np.ones_like(p) for p in training.params]
+    training.optimizer.override(training.params[1:3], lr=0.5, weight_decay=None)
+    training.optimizer.apply_gradients(
+        [
+            (None if i == 2 else g, p)
+            for i, (g, p) in enumerate(zip(grads, training.params, strict=True))
+        ]
+    )
+    training.optimizer.save(path)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    assert metadata["version"] == "2"
+    assert json.loads(metadata["own"]) == {
+        "steps": [4, 4, 3, 4],
+        "overrides": [[[1, 2], {"lr": 0.5, "weight_decay": None}]],
+    }
+    assert_same_state(Adam.load(path, training.params), training.optimizer)
 
 
 def test_arrays_in_the_file_are_aligned_to_their_elements(path: Path) -> None:
@@ -225,9 +350,18 @@ UNFIT: dict[str, tuple[Callable[[list[Array]], Any], type[Exception], str]] = {
     "wider": (lambda p: [p[0].astype("f8"), *p[1:]], ValueError, "params.0. must have the dtype"),
     "swapped bytes": (lambda p: [p[0].astype(">f4")], TypeError, "params.0. must be float32"),
     "half": (lambda p: [p[0].astype("f2")], TypeError, "params.0. must be float32"),
-    "lists": (lambda p: [p[0].tolist()], TypeError, "params.0. must be a numpy.ndarray"),
-    "columns": (lambda p: [np.asfortranarray(p[0]), *p[1:]], ValueError, "params.0.*contiguous"),
-    "an array": (lambda p: p[0], TypeError, "params must be a list or tuple"),
+    "lists": (
+        lambda p: [p[0].tolist()],
+        TypeError,
+        r"params\[0\]\[0\]\[0\] must be a numpy.ndarray",
+    ),
+    "masked": (lambda p: [np.ma.array(p[0]), *p[1:]], TypeError, "params.0. must have no mask"),
+    "an array": (lambda p: p[0], ValueError, "must be as many .* the state of 4. Received: 1"),
+    "a dict in another order": (
+        lambda p: {"a": p[1], "b": p[0], "c": p[2], "d": p[3]},
+        ValueError,
+        r"params\['a'\] must have the shape of m.0",
+    ),
     "None": (lambda _: None, TypeError, "params must be a list or tuple"),
 }
 

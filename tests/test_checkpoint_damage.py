@@ -63,10 +63,14 @@ HOSTILE = [
     '{"": 1}',
 ]
 EDITS: dict[str, tuple[Callable[[Edited], None], str]] = {
-    "no format": (metadata("format", None), "written by something else"),
-    "another format": (metadata("format", "pt"), "written by something else"),
+    "no format": (metadata("format", None), "is not a fusedadam checkpoint"),
+    "another format": (metadata("format", "pt"), "is not a fusedadam checkpoint"),
     "no version": (metadata("version", None), "format version None"),
-    "next version": (metadata("version", "2"), "format version '2', of a later .* reads version 1"),
+    "version 2": (metadata("version", "2"), "damaged: 'own' is missing"),
+    "next version": (
+        metadata("version", "3"),
+        "format version '3', of a later .* reads versions 1 and 2",
+    ),
     "empty version": (metadata("version", ""), "format version ''"),
     "long version": (metadata("version", "9" * 10_000), r"format version '9+\.\.\.9+'"),
     "no optimizer": (metadata("optimizer", None), "an optimizer None"),
@@ -205,6 +209,77 @@ def test_unknown_count_is_refused(path: Path, refused: Callable[[str], None]) ->
     refused("'progress' has more or fewer counts")
 
 
+NO_LISTS: list[Any] = [
+    *(None, 3, "text", {}),
+    *([None], [True], [0.5], ["0"], [[0]], [-1], [2**63]),
+]
+OWN: dict[str, tuple[Any, str]] = {
+    **{
+        f"{what} {value!r:.20}": ({what: value}, "'own' has something else")
+        for what in ("steps", "waiting", "overrides")
+        for value in NO_LISTS
+    },
+    "unknown": ({"momentum": [1]}, "'own' has something else"),
+    "fewer steps": ({"steps": [1, 2, 3]}, "'own' has something else"),
+    "more steps": ({"steps": [1] * 5}, "'own' has something else"),
+    "steps beyond": ({"steps": [1, 2, 3, 2**53 + 1]}, "steps"),
+    "waiting twice": ({"waiting": [1, 1]}, "'own' has something else"),
+    "waiting beyond": ({"waiting": [4]}, "'own' has something else"),
+    "no positions": ({"overrides": [[{"lr": 0.5}]]}, "'own' has something else"),
+    "no settings": ({"overrides": [[[1]]]}, "'own' has something else"),
+    "three": ({"overrides": [[[1], {"lr": 0.5}, {}]]}, "'own' has something else"),
+    "the other way round": ({"overrides": [[{"lr": 0.5}, [1]]]}, "'own' has something else"),
+    "a position that is none": ({"overrides": [[[0.5], {"lr": 0.5}]]}, "'own' has something else"),
+    "a position of truth": ({"overrides": [[[True], {"lr": 0.5}]]}, "'own' has something else"),
+    "a position twice": ({"overrides": [[[1, 1], {"lr": 0.5}]]}, "'own' has something else"),
+    "a position in two": (
+        {"overrides": [[[1], {"lr": 0.5}], [[1], {"l2": 0.5}]]},
+        "'own' has something else",
+    ),
+    "a position beyond": ({"overrides": [[[4], {"lr": 0.5}]]}, "'own' has something else"),
+    "a position below 0": ({"overrides": [[[-1], {"lr": 0.5}]]}, "'own' has something else"),
+    "a huge position": ({"overrides": [[[10**30], {"lr": 0.5}]]}, "in 'own', a number is no"),
+    "a setting of a list": ({"overrides": [[[1], {"lr": [0.5]}]]}, "'own' has something else"),
+    "an unknown setting": ({"overrides": [[[1], {"momentum": 0.5}]]}, "momentum"),
+    "an unknown setting of a long name": (
+        {"overrides": [[[1], {"x" * 10_000: 0.5}]]},
+        r"x\.\.\.\. Received",
+    ),
+    "a setting of the step": ({"overrides": [[[1], {"amsgrad": True}]]}, "amsgrad concerns"),
+    "a setting out of range": ({"overrides": [[[1], {"beta_1": 1.0}]]}, "beta_1 must be"),
+    "a setting not finite": ({"overrides": [[[1], {"lr": math.inf}]]}, "in 'own', Infinity"),
+    "a setting of text": ({"overrides": [[[1], {"lr": "os:system"}]]}, "lr must be"),
+    "a setting of text elsewhere": ({"overrides": [[[1], {"l2": "0.5"}]]}, "l2 must be"),
+    "settings that exclude each other": (
+        {"overrides": [[[1], {"clipnorm": 1.0, "clipnorm_per_tensor": 1.0}]]},
+        "exclude each other",
+    ),
+}
+
+
+@pytest.mark.parametrize(("own", "reason"), OWN.values(), ids=OWN)
+def test_counts_and_settings_of_parameters_are_checked(
+    path: Path, refused: Callable[[str], None], own: Any, reason: str
+) -> None:
+    file = Edited(path)
+    file.metadata |= {"version": "2", "own": json.dumps(own)}
+    file.write(path)
+    refused(reason)
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "[]"], ids=lambda text: f"{text[:12]}:{len(text)}")
+def test_hostile_counts_and_settings_of_parameters_are_refused(
+    path: Path, refused: Callable[[str], None], training: Training, text: str
+) -> None:
+    file = Edited(path)
+    file.metadata |= {"version": "2", "own": text}
+    file.write(path)
+    if text == "{}":  # nothing of their own
+        assert Adam.load(path, training.params).iterations == 3
+    else:
+        refused("'own'")
+
+
 def test_file_truncated_anywhere_is_refused(path: Path, refused: Callable[[str], None]) -> None:
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
@@ -319,7 +394,7 @@ def test_safetensors_file_of_others_is_refused(
     path: Path, refused: Callable[[str], None], content: bytes
 ) -> None:
     path.write_bytes(content)
-    refused("written by something else")
+    refused("is not a fusedadam checkpoint")
 
 
 def test_appended_bytes_are_refused(path: Path, refused: Callable[[str], None]) -> None:
@@ -346,7 +421,10 @@ def test_shapes_that_numpy_cannot_hold_are_refused(
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[Array]]:
     """A path to write to, the bytes of a good file, and its parameters."""
     training = Training(**{k: v for k, v in OPTIONS["everything"].items() if k != "lr"})
-    training.step(6)
+    training.optimizer.override(training.params[1:2], lr=0.5)
+    training.step(5)
+    frozen = [(None if p.size == 7 else np.ones_like(p), p) for p in training.params]
+    training.optimizer.apply_gradients(frozen)
     path = tmp_path_factory.mktemp("fuzzed") / "adam.safetensors"
     training.optimizer.save(path)
     return path, path.read_bytes(), training.params
@@ -425,7 +503,7 @@ def test_changed_metadata_loads_or_is_refused(
     path.unlink(missing_ok=True)
     path.write_bytes(whole)
     file = Edited(path)
-    part = data.draw(st.sampled_from(["config", "progress", "excluded"]))
+    part = data.draw(st.sampled_from(["config", "progress", "excluded", "own"]))
     content = json.loads(file.metadata[part])
     if isinstance(content, dict) and data.draw(st.integers(0, 4)):
         content[data.draw(st.sampled_from(sorted(content)))] = data.draw(json_values)

@@ -336,7 +336,8 @@ def test_long_training_from_restored_weights(rng: np.random.Generator) -> None:
     adam.build([p])
     adam.set_weights([np.array(2**40), m, v])
     expected = oracle.OracleAdam([p], decay=1e-9)
-    expected.iterations, expected.m, expected.v = 2**40, [m], [v]
+    expected.m, expected.v = [m], [v]
+    expected.set_count(2**40)
     expected.step([g])
     assert adam.apply_gradients([(g, p)]) == 2**40 + 1
     assert_same_bits(p, expected.params[0])

@@ -69,13 +69,13 @@ class Table:
         if excluded:
             self.optimizer.exclude_from_weight_decay([table])
 
-    def apply(self, indices: Array, rows: Array, *, lazy: bool) -> None:
-        kept = indices.copy()
-        left = self.reference.apply_sparse(indices, rows, lazy=lazy)
+    def apply(self, indices: Any, rows: Array, *, lazy: bool) -> None:
+        kept = np.array(indices)
+        left = self.reference.apply_sparse(kept, rows, lazy=lazy)
         count = self.optimizer.apply_sparse(indices, rows, self.table, lazy=lazy)
         assert count == self.reference.iterations
         assert_same_bits(rows, left, "grad_rows after the call")
-        assert_same_bits(indices, kept, "indices")
+        assert_same_bits(np.array(indices), kept, "indices")
         self.check()
 
     def check(self) -> None:
@@ -261,7 +261,7 @@ def test_norm_is_that_of_the_summed_rows(lazy: bool) -> None:
 
 # -- what indices and rows may look like ------------------------------------------------------
 
-INDICES: dict[str, Callable[[Array], Array]] = {
+INDICES: dict[str, Callable[[Array], Any]] = {
     "int64": lambda i: i,
     "int32": lambda i: i.astype("int32"),
     "strided": lambda i: np.repeat(i, 3)[::3],
@@ -270,6 +270,8 @@ INDICES: dict[str, Callable[[Array], Array]] = {
     "a column": lambda i: np.stack([i, i * 0 + 99], axis=1)[:, 0],
     "misaligned": misaligned,
     "read-only": read_only,
+    "list": lambda i: i.tolist(),
+    "tuple of NumPy's integers": tuple,
 }
 ROWS: dict[str, Callable[[Array], Array]] = {
     "Fortran": np.asfortranarray,
@@ -284,7 +286,7 @@ ROWS: dict[str, Callable[[Array], Array]] = {
 @modes
 @pytest.mark.parametrize("form", INDICES.values(), ids=INDICES)
 def test_indices_of_any_layout(
-    rng: np.random.Generator, form: Callable[[Array], Array], lazy: bool
+    rng: np.random.Generator, form: Callable[[Array], Any], lazy: bool
 ) -> None:
     t = Table(values(rng, (30, 4), "float32"), clipnorm=0.5)
     for _ in range(2):
@@ -302,6 +304,41 @@ def test_rows_of_any_layout(
         # With and without repeats: without, the rows may be read where they are.
         for indices in (rng.integers(0, 30, 25), rng.permutation(30)[:25], np.arange(25)):
             t.apply(indices, form(values(rng, (25, 4), "float64")), lazy=lazy)
+
+
+CASTS: dict[str, Callable[[Array], Any]] = {
+    **{
+        dtype: lambda r, dtype=dtype: r.astype(dtype)  # type: ignore[misc]
+        for dtype in ("float16", "float32", "float64", "longdouble", ">f4", "int32", "bool")
+    },
+    "Fortran float64": lambda r: np.asfortranarray(r, "float64"),
+    "lists": lambda r: r.tolist(),
+}
+
+
+@modes
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS)
+def test_rows_of_another_dtype_are_cast(
+    rng: np.random.Generator, cast: Callable[[Array], Any], dtype: str, lazy: bool
+) -> None:
+    table = values(rng, (30, 4), dtype)
+    reference, adam = oracle.OracleAdam([table], clipnorm=0.5), Adam(clipnorm=0.5)
+    for indices in (rng.integers(0, 30, 25), rng.permutation(30)[:25], np.arange(25)):
+        rows = cast(values(rng, (25, 4), dtype))
+        # Rounded first, and added up then.
+        reference.apply_sparse(indices, np.asarray(rows).astype(dtype), lazy=lazy)
+        adam.apply_sparse(indices.tolist(), rows, table, lazy=lazy)
+        assert_same_bits(table, reference.params[0])
+        assert_all_same_bits(adam.weights, reference.weights())
+
+
+@modes
+@pytest.mark.parametrize("empty", [[], (), np.zeros(0, np.int64)], ids=lambda e: type(e).__name__)
+def test_empty_indices(empty: Any, lazy: bool) -> None:
+    table = np.ones((3, 2))
+    assert Adam().apply_sparse(empty, np.zeros((0, 2)), table, lazy=lazy) == 1
+    np.testing.assert_array_equal(table, 1.0)
 
 
 @modes

@@ -43,14 +43,14 @@ void append(std::vector<TensorRef>& references, std::span<const AnyKindOfTensor>
   }
 }
 
-void check_tensors(std::span<const TensorRef> tensors, std::span<const AdamOptions> groups) {
+void check_tensors(std::span<const TensorRef> tensors, std::span<const CountedOptions> groups) {
   std::vector<ByteRange> written;
   std::vector<ByteRange> read;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const TensorRef& tensor = tensors[i];
     const auto index = static_cast<std::int64_t>(i);
     const auto name = [index] { return element_name("tensors", index); };
-    check_written(tensor, groups[tensor.group].settings(), name, index, written);
+    check_written(tensor, groups[tensor.group].options.settings(), name, index, written);
     check_pointer(tensor.grad, tensor.size, tensor.precision, [&] { return name() + ".grad"; });
     (tensor.zeroed == nullptr ? read : written)
         .push_back(
@@ -61,7 +61,7 @@ void check_tensors(std::span<const TensorRef> tensors, std::span<const AdamOptio
   });
 }
 
-StepOutcome check_and_step(std::vector<TensorRef> tensors, std::span<const AdamOptions> groups,
+StepOutcome check_and_step(std::vector<TensorRef> tensors, std::span<const CountedOptions> groups,
                            AdamProgress& progress) {
   check_tensors(tensors, groups);
   return AdamPlan(std::move(tensors)).step(groups, progress);
@@ -83,7 +83,8 @@ StepOutcome step_number(std::span<const AnyKindOfTensor> tensors, const AdamOpti
   AdamProgress progress{.iterations = step - 1};
   std::vector<TensorRef> references;
   append(references, tensors, options, 0);
-  return check_and_step(std::move(references), std::span(&options, 1), progress);
+  const CountedOptions group{options, progress.iterations};
+  return check_and_step(std::move(references), std::span(&group, 1), progress);
 }
 
 std::string text(bool value) { return value ? "true" : "false"; }
@@ -125,16 +126,18 @@ StepOutcome adam_step(std::span<const AnyTensor> tensors, const AdamOptions& opt
 }
 
 StepOutcome adam_step(std::span<const AdamGroup> groups, AdamProgress& progress) {
-  std::vector<AdamOptions> options;
+  std::vector<CountedOptions> counted;
   std::vector<TensorRef> references;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     check_agreement(groups[0].options.settings(), groups[i].options.settings(),
                     static_cast<std::int64_t>(i));
-    options.push_back(groups[i].options);
+    check_count(element_name("groups", static_cast<std::int64_t>(i)) + ".steps",
+                groups[i].steps.value_or(0));
+    counted.push_back({groups[i].options, groups[i].steps.value_or(progress.iterations)});
     append(references, groups[i].tensors, groups[i].options, static_cast<std::uint32_t>(i));
   }
-  if (groups.empty()) options.emplace_back();
-  return check_and_step(std::move(references), options, progress);
+  if (groups.empty()) counted.emplace_back();
+  return check_and_step(std::move(references), counted, progress);
 }
 
 StepOutcome adam_step(std::span<const AnyTensor> tensors, const AdamOptions& options,

@@ -17,6 +17,13 @@ namespace {
 
 using Edge = TensorList::Edge;
 
+// The settings of a group, and the steps taken: by the optimizer, and by the group's moments.
+struct Group {
+  const AdamSettings& settings;
+  std::int64_t iterations;
+  std::int64_t steps;
+};
+
 // The constants of a group of tensors, in both precisions.
 class GroupConstants {
  public:
@@ -53,11 +60,13 @@ bool clips_by_a_norm(const AdamSettings& settings) noexcept {
 
 void accumulate(const TensorList& list, bool first_of_mean) {
   const KernelTable& kernels = active_kernels();
-  pass_over(
-      list, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-        kernels_of<T>(kernels).accumulate(list.tensors()[index].streams<T>(first),
-                                          static_cast<std::size_t>(end - first), first_of_mean);
-      });
+  pass_over(list, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorRef& tensor = list.tensors()[index];
+              kernels_of<T>(kernels).accumulate(tensor.streams<T>(first),
+                                                static_cast<std::size_t>(end - first),
+                                                first_of_mean || tensor.accumulator_is_empty);
+            });
 }
 
 void zero_gradients(const TensorList& list) {
@@ -80,16 +89,38 @@ void touch(void* data, std::int64_t first_byte, std::int64_t end_byte) {
 AdamPlan::AdamPlan(std::vector<TensorRef> tensors) : list_(std::move(tensors)) {}
 
 StepOutcome AdamPlan::step(std::span<const AdamOptions> groups, AdamProgress& progress) {
-  const AdamSettings& common = groups.front().settings();
+  const auto group = [&](std::size_t i) {
+    return Group{groups[i].settings(), progress.iterations, progress.iterations};
+  };
+  return step_or_accumulate(groups.size(), group, progress);
+}
+
+StepOutcome AdamPlan::step(std::span<const CountedOptions> groups, AdamProgress& progress) {
+  const auto group = [&](std::size_t i) {
+    return Group{groups[i].options.settings(), progress.iterations, groups[i].steps};
+  };
+  return step_or_accumulate(groups.size(), group, progress);
+}
+
+StepOutcome AdamPlan::step(std::span<const CountedOptions> groups) {
+  if (groups.empty()) return StepOutcome::taken;
+  const DefaultFloatEnvironment environment;
+  const auto group = [&](std::size_t i) {
+    return Group{groups[i].options.settings(), groups[i].steps, groups[i].steps};
+  };
+  return take(groups.size(), group, groups.front().options.settings().loss_scale.value_or(1));
+}
+
+// `group_at(i)` gives a Group.
+template <class GroupAt>
+StepOutcome AdamPlan::step_or_accumulate(std::size_t groups, const GroupAt& group_at,
+                                         AdamProgress& progress) {
+  const AdamSettings& common = group_at(0).settings;
   check_progress(progress, common);
   const DefaultFloatEnvironment environment;
   StepOutcome outcome = StepOutcome::accumulated;
   if (completes_a_step(progress, common)) {
-    const auto group = [&](std::size_t i) {
-      return std::pair<const AdamSettings&, std::int64_t>(groups[i].settings(),
-                                                          progress.iterations);
-    };
-    outcome = take(groups.size(), group, current_loss_scale(progress, common));
+    outcome = take(groups, group_at, current_loss_scale(progress, common));
   } else {
     accumulate(list_, progress.accumulated == 0);
   }
@@ -97,23 +128,12 @@ StepOutcome AdamPlan::step(std::span<const AdamOptions> groups, AdamProgress& pr
   return outcome;
 }
 
-StepOutcome AdamPlan::step(std::span<const CountedOptions> groups) {
-  if (groups.empty()) return StepOutcome::taken;
-  const DefaultFloatEnvironment environment;
-  const auto group = [&](std::size_t i) {
-    return std::pair<const AdamSettings&, std::int64_t>(groups[i].options.settings(),
-                                                        groups[i].iterations);
-  };
-  return take(groups.size(), group, groups.front().options.settings().loss_scale.value_or(1));
-}
-
-// `group(i)` gives the settings of a group and its iterations.
-template <class Group>
-StepOutcome AdamPlan::take(std::size_t groups, const Group& group, double loss_scale) {
-  const AdamSettings& common = group(0).first;
+template <class GroupAt>
+StepOutcome AdamPlan::take(std::size_t groups, const GroupAt& group_at, double loss_scale) {
+  const AdamSettings& common = group_at(0).settings;
   const bool may_skip = common.skip_nonfinite || common.dynamic_loss_scale;
   bool needs_norms = may_skip;
-  for (std::size_t i = 0; i < groups; ++i) needs_norms |= clips_by_a_norm(group(i).first);
+  for (std::size_t i = 0; i < groups; ++i) needs_norms |= clips_by_a_norm(group_at(i).settings);
   if (needs_norms) {
     reserve(list_, sums_);
     sum_gradients(list_, sums_);
@@ -122,9 +142,11 @@ StepOutcome AdamPlan::take(std::size_t groups, const Group& group, double loss_s
   std::vector<GroupConstants> constants;
   constants.reserve(groups);
   for (std::size_t i = 0; i < groups; ++i) {
-    const auto& [settings, iterations] = group(i);
-    constants.emplace_back(settings, step_scalars(settings, iterations + 1, powers_[i]), loss_scale,
-                           sums_);
+    const Group group = group_at(i);
+    constants.emplace_back(
+        group.settings,
+        step_scalars(group.settings, group.iterations + 1, group.steps + 1, powers_[i]), loss_scale,
+        sums_);
   }
   if (may_skip && !all_finite(list_, sums_)) {
     zero_gradients(list_);
@@ -145,18 +167,18 @@ StepOutcome AdamPlan::take(std::size_t groups, const Group& group, double loss_s
 }
 
 void AdamPlan::begin() const {
-  pass_over(list_, Edge::tile,
-            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-              const TensorRef& tensor = list_.tensors()[index];
-              const std::int64_t item = item_size(tensor.precision);
-              for (void* zeros : {tensor.m, tensor.v, tensor.vhat, tensor.accumulator}) {
-                touch(zeros, first * item, end * item);
-              }
-              const TensorStreams<T> streams = tensor.streams<T>(first);
-              if (streams.ema != nullptr) {
-                std::copy_n(streams.param, end - first, streams.ema);
-              }
-            });
+  pass_over(
+      list_, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+        const TensorRef& tensor = list_.tensors()[index];
+        const std::int64_t item = item_size(tensor.precision);
+        for (void* zeros : {tensor.m, tensor.v, tensor.vhat, tensor.ema, tensor.accumulator}) {
+          touch(zeros, first * item, end * item);
+        }
+        const TensorStreams<T> streams = tensor.streams<T>(first);
+        if (streams.ema != nullptr && streams.param != nullptr) {
+          std::copy_n(streams.param, end - first, streams.ema);
+        }
+      });
 }
 
 void AdamPlan::swap_averages() const {

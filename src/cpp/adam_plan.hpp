@@ -16,10 +16,10 @@
 
 namespace fusedadam {
 
-// Options that a group of tensors shares, and the number of steps that these have taken.
+// Options that a group of tensors shares, and the number of steps that their moments have taken.
 struct CountedOptions {
   AdamOptions options;
-  std::int64_t iterations = 0;
+  std::int64_t steps = 0;
 };
 
 class AdamPlan {
@@ -39,19 +39,25 @@ class AdamPlan {
   // @throws std::bad_alloc  before anything is written.
   StepOutcome step(std::span<const AdamOptions> groups, AdamProgress& progress);
 
-  // The same where each group counts for itself. One call is one step: no group accumulates
-  // gradients or has a dynamic loss scale; loss_scale and skip_nonfinite are those of the first.
+  // The same where the moments of a group have taken other steps than the optimizer.
+  // @throws std::invalid_argument, std::bad_alloc  as above.
+  StepOutcome step(std::span<const CountedOptions> groups, AdamProgress& progress);
+
+  // The same without an optimizer that counts. One call is one step: no group accumulates gradients
+  // or has a dynamic loss scale; loss_scale and skip_nonfinite are those of the first.
   // @throws std::bad_alloc  before anything is written.
   StepOutcome step(std::span<const CountedOptions> groups);
 
-  // Touches each page of the state first on the thread that will step it. Averages begin as their
-  // parameters, everything else must be zeros.
+  // Touches each page of the state first on the thread that will step it. All of it must be zeros;
+  // averages then begin as their parameters, where these are known.
   void begin() const;
 
   // Exchanges parameters and averages.
   void swap_averages() const;
 
  private:
+  template <class Group>
+  StepOutcome step_or_accumulate(std::size_t groups, const Group& group, AdamProgress& progress);
   template <class Group>
   StepOutcome take(std::size_t groups, const Group& group, double loss_scale);
 

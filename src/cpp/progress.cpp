@@ -12,29 +12,25 @@ namespace {
 
 constexpr double largest_loss_scale = 0x1p127;
 
-[[noreturn]] void refuse(const std::string& rule, const char* name, const std::string& value) {
-  throw std::invalid_argument(broken_rule(rule, std::string(name) + '=' + value));
+[[noreturn]] void refuse(const std::string& rule, const std::string& name,
+                         const std::string& value) {
+  throw std::invalid_argument(broken_rule(rule, name + '=' + value));
 }
-
-bool is_count(std::int64_t value) noexcept { return value >= 0 && value <= max_iterations; }
 
 // One more, up to the largest count, where it stays: else a state could not be restored.
 std::int64_t counted(std::int64_t count) noexcept { return std::min(count + 1, max_iterations); }
 
 }  // namespace
 
+void check_count(const std::string& name, std::int64_t count) {
+  if (count >= 0 && count <= max_iterations) return;
+  refuse(name + " must be >= 0 and <= 2**53", name, std::to_string(count));
+}
+
 void check_progress(const AdamProgress& p, const AdamSettings& settings) {
-  const struct {
-    const char* name;
-    std::int64_t value;
-  } counts[] = {{"iterations", p.iterations},
-                {"skipped_steps", p.skipped_steps},
-                {"good_steps", p.good_steps}};
-  for (const auto& count : counts) {
-    if (is_count(count.value)) continue;
-    refuse(std::string(count.name) + " must be >= 0 and <= 2**53", count.name,
-           std::to_string(count.value));
-  }
+  check_count("iterations", p.iterations);
+  check_count("skipped_steps", p.skipped_steps);
+  check_count("good_steps", p.good_steps);
   if (p.accumulated < 0 || p.accumulated >= settings.gradient_accumulation_steps) {
     refuse("accumulated must be >= 0 and < gradient_accumulation_steps, " +
                std::to_string(settings.gradient_accumulation_steps),

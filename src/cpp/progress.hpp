@@ -3,6 +3,8 @@
 // How the counts of include/fusedadam/progress.hpp change.
 #pragma once
 
+#include <string>
+
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 
@@ -10,6 +12,9 @@ namespace fusedadam {
 
 // @throws std::invalid_argument  naming the count that is out of its range for these settings
 void check_progress(const AdamProgress& progress, const AdamSettings& settings);
+
+// @throws std::invalid_argument  unless 0 <= count <= max_iterations
+void check_count(const std::string& name, std::int64_t count);
 
 // @throws std::invalid_argument  unless 1 <= step <= max_iterations + 1, so that the count of steps
 // taken is exact in double

@@ -57,8 +57,8 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
     const std::string name = range.list;
     return name == "grad_rows" ? name : "table." + name;
   });
-  return step_rows(table, tensor.row_size, tensor.indices, tensor.grad_rows, options, progress,
-                   mode);
+  return step_rows(table, tensor.row_size, tensor.indices, tensor.grad_rows,
+                   {options, progress.iterations}, progress, mode);
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "adam_plan.hpp"
 #include "float_environment.hpp"
 #include "messages.hpp"
 #include "sparse_rows.hpp"
@@ -21,7 +20,7 @@ void check_sparse_options(const AdamSettings& settings) {
 
 template <class T>
 StepOutcome step_rows(TensorRef table, std::int64_t row_size, const RowIndices& indices,
-                      const T* grad_rows, const AdamOptions& options, AdamProgress& progress,
+                      const T* grad_rows, const CountedOptions& options, AdamProgress& progress,
                       SparseMode mode) {
   const DefaultFloatEnvironment environment;
   const SummedRows<T> summed = sum_rows(indices, grad_rows, row_size);
@@ -31,7 +30,7 @@ StepOutcome step_rows(TensorRef table, std::int64_t row_size, const RowIndices& 
   if (mode == SparseMode::lazy) table.size = gradient_size(table);
 
   const StepOutcome outcome = AdamPlan({table}).step(std::span(&options, 1), progress);
-  if (options.settings().zero_grad) {
+  if (options.options.settings().zero_grad) {
     const auto count = std::visit([](const auto& list) { return list.size(); }, indices);
     std::fill_n(const_cast<T*>(grad_rows), count * static_cast<std::size_t>(row_size), T(0));
   }
@@ -39,8 +38,8 @@ StepOutcome step_rows(TensorRef table, std::int64_t row_size, const RowIndices& 
 }
 
 template StepOutcome step_rows(TensorRef, std::int64_t, const RowIndices&, const float*,
-                               const AdamOptions&, AdamProgress&, SparseMode);
+                               const CountedOptions&, AdamProgress&, SparseMode);
 template StepOutcome step_rows(TensorRef, std::int64_t, const RowIndices&, const double*,
-                               const AdamOptions&, AdamProgress&, SparseMode);
+                               const CountedOptions&, AdamProgress&, SparseMode);
 
 }  // namespace fusedadam

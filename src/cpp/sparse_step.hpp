@@ -3,6 +3,7 @@
 // A step from gradients of some rows, over memory and indices that were checked before.
 #pragma once
 
+#include "adam_plan.hpp"
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 #include "fusedadam/sparse.hpp"
@@ -15,7 +16,7 @@ namespace fusedadam {
 // @throws std::bad_alloc, std::invalid_argument  before anything is written
 template <class T>
 StepOutcome step_rows(TensorRef table, std::int64_t row_size, const RowIndices& indices,
-                      const T* grad_rows, const AdamOptions& options, AdamProgress& progress,
+                      const T* grad_rows, const CountedOptions& options, AdamProgress& progress,
                       SparseMode mode);
 
 // @throws std::invalid_argument  where the options accumulate gradients

@@ -8,22 +8,23 @@
 
 namespace fusedadam {
 
-StepScalars step_scalars(const AdamSettings& s, std::int64_t step, BetaPowers& powers) noexcept {
+StepScalars step_scalars(const AdamSettings& s, std::int64_t step, std::int64_t own_step,
+                         BetaPowers& powers) noexcept {
   const auto iterations = static_cast<double>(step - 1);
   const double lr = s.decay == 0 ? s.lr : s.lr * (1 / (1 + s.decay * iterations));
-  const double root = std::sqrt(1 - powers.beta_2(s.beta_2, step));
+  const double root = std::sqrt(1 - powers.beta_2(s.beta_2, own_step));
   return {
-      .lr_t = lr * (root / (1 - powers.beta_1(s.beta_1, step))),
+      .lr_t = lr * (root / (1 - powers.beta_1(s.beta_1, own_step))),
       .epsilon = s.bias_corrected_epsilon ? s.epsilon * root : s.epsilon,
       .weight_decay = lr * s.weight_decay.value_or(0),
-      .ema_momentum = step == 1 ? 0 : s.ema_momentum,
+      .ema_momentum = own_step == 1 ? 0 : s.ema_momentum,
       .overwrite_param = s.ema_overwrite_frequency && step % *s.ema_overwrite_frequency == 0,
   };
 }
 
 StepScalars step_scalars(const AdamSettings& settings, std::int64_t step) noexcept {
   BetaPowers powers;
-  return step_scalars(settings, step, powers);
+  return step_scalars(settings, step, step, powers);
 }
 
 bool clips_by_global_norm(const AdamSettings& settings) noexcept {

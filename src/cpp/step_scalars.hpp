@@ -28,10 +28,12 @@ struct BetaPowers {
   RunningPower beta_2;
 };
 
-StepScalars step_scalars(const AdamSettings& settings, std::int64_t step,
+// `step` is that of the optimizer, for decay and the overwriting of parameters; `own_step` that of
+// the moments, for bias correction and the first average. Both begin at 1.
+StepScalars step_scalars(const AdamSettings& settings, std::int64_t step, std::int64_t own_step,
                          BetaPowers& powers) noexcept;
 
-// A step by itself.
+// A step by itself, of moments as old as the optimizer.
 StepScalars step_scalars(const AdamSettings& settings, std::int64_t step) noexcept;
 
 // Whether the settings clip by a norm; 0 clips nothing, as in Keras.

@@ -35,8 +35,10 @@ struct TensorRef {
   void* vhat = nullptr;
   void* ema = nullptr;
   void* accumulator = nullptr;
-  void* zeroed = nullptr;        // grad, where it is to be zeroed
-  std::uint32_t group = 0;       // which of a step's options hold for it
+  void* zeroed = nullptr;   // grad, where it is to be zeroed
+  std::uint32_t group = 0;  // which of a step's options hold for it
+  // Whether it had no gradient in the calls before of the mean that is accumulated.
+  bool accumulator_is_empty = false;
   const RowMap* rows = nullptr;  // of a sparse gradient (sparse_rows.hpp)
 
   template <class T>

@@ -37,6 +37,7 @@ using AnyArrays = std::variant<Arrays<float>, Arrays<double>>;
 struct Group {
   std::vector<AnyArrays> tensors;
   AdamSettings settings;
+  std::optional<std::int64_t> steps{};  // taken by their moments; those of the optimizer if unset
 };
 
 // ---- scalars, in double ------------------------------------------------------------------------
@@ -46,10 +47,13 @@ inline double decayed_lr(const AdamSettings& s, std::int64_t step) {
 }
 
 // For steps up to some hundreds: the powers take time that grows with the square of the step.
-inline double lr_t(const AdamSettings& s, std::int64_t step) {
-  const double correction = std::sqrt(1 - power(s.beta_2, step)) / (1 - power(s.beta_1, step));
+inline double lr_t(const AdamSettings& s, std::int64_t step, std::int64_t own_step) {
+  const double correction =
+      std::sqrt(1 - power(s.beta_2, own_step)) / (1 - power(s.beta_1, own_step));
   return decayed_lr(s, step) * correction;
 }
+
+inline double lr_t(const AdamSettings& s, std::int64_t step) { return lr_t(s, step, step); }
 
 // Of Algorithm 1 of the paper, where asked for.
 inline double epsilon(const AdamSettings& s, std::int64_t step) {
@@ -93,20 +97,22 @@ struct Constants {
   bool amsgrad, use_ema, overwrite_param, zero_grad, flush_denormals;
 };
 
+// `step` is that of the optimizer, `own_step` that of the moments.
 template <class T>
-Constants<T> constants(const AdamSettings& s, std::int64_t step, std::optional<double> factor) {
+Constants<T> constants(const AdamSettings& s, std::int64_t step, std::int64_t own_step,
+                       std::optional<double> factor) {
   const auto positive = [](double wanted, double value) {
     return wanted > 0 ? std::optional<T>(static_cast<T>(value)) : std::nullopt;
   };
   const double clipvalue = s.clipvalue.value_or(0);
   const double weight_decay = s.weight_decay.value_or(0);
-  const double ema_momentum = step == 1 ? 0 : s.ema_momentum;
+  const double ema_momentum = own_step == 1 ? 0 : s.ema_momentum;
   return {.beta_1 = static_cast<T>(s.beta_1),
           .one_minus_beta_1 = static_cast<T>(1 - s.beta_1),
           .beta_2 = static_cast<T>(s.beta_2),
           .one_minus_beta_2 = static_cast<T>(1 - s.beta_2),
-          .lr_t = static_cast<T>(lr_t(s, step)),
-          .epsilon = static_cast<T>(epsilon(s, step)),
+          .lr_t = static_cast<T>(lr_t(s, step, own_step)),
+          .epsilon = static_cast<T>(epsilon(s, own_step)),
           .factor = factor ? std::optional<T>(static_cast<T>(*factor)) : std::nullopt,
           .clamp = positive(clipvalue, clipvalue),
           .l2 = positive(s.l2, s.l2),
@@ -233,22 +239,31 @@ inline bool all_finite(std::vector<Group>& groups) {
   return finite;
 }
 
+// Counts stay at the largest.
+inline std::int64_t one_more(std::int64_t count) { return std::min(count + 1, max_iterations); }
+
 inline void step_tensors(std::vector<Group>& groups, const AdamProgress& progress) {
   double total = 0;
   for_each_tensor(groups, [&](auto& arrays, const AdamSettings& settings) {
     total += sum_of_squares(incoming(arrays, settings));
   });
-  for_each_tensor(groups, [&]<class T>(Arrays<T>& arrays, const AdamSettings& settings) {
-    const std::vector<T> grad = incoming(arrays, settings);
-    const std::optional<double> factor =
-        gradient_factor(settings, unscaling(settings, progress), total, sum_of_squares(grad));
-    const auto c = constants<T>(settings, progress.iterations + 1, factor);
-    for (std::size_t i = 0; i < grad.size(); ++i) step_element(arrays, i, grad[i], c);
-  });
+  for (Group& group : groups) {
+    const std::int64_t steps = group.steps.value_or(progress.iterations);
+    for (AnyArrays& any : group.tensors) {
+      std::visit(
+          [&]<class T>(Arrays<T>& arrays) {
+            const AdamSettings& s = group.settings;
+            const std::vector<T> grad = incoming(arrays, s);
+            const std::optional<double> factor =
+                gradient_factor(s, unscaling(s, progress), total, sum_of_squares(grad));
+            const auto c = constants<T>(s, progress.iterations + 1, steps + 1, factor);
+            for (std::size_t i = 0; i < grad.size(); ++i) step_element(arrays, i, grad[i], c);
+          },
+          any);
+    }
+    if (group.steps) group.steps = one_more(*group.steps);
+  }
 }
-
-// Counts stay at the largest.
-inline std::int64_t one_more(std::int64_t count) { return std::min(count + 1, max_iterations); }
 
 // A dynamic loss scale after a step that was good, or skipped.
 inline void adapt_loss_scale(AdamProgress& progress, bool good) {
@@ -258,7 +273,7 @@ inline void adapt_loss_scale(AdamProgress& progress, bool good) {
   }
   if (progress.good_steps < 2000) return;
   progress.good_steps = 0;
-  progress.dynamic_loss_scale = std::min(progress.dynamic_loss_scale * 2, 0x1p126);
+  progress.dynamic_loss_scale = std::min(progress.dynamic_loss_scale * 2, 0x1p127);
 }
 
 // Groups agree in what concerns a step as a whole.
@@ -316,7 +331,7 @@ inline std::vector<AnyArrays> clipped(std::vector<AnyArrays> tensors, const Adam
     std::visit(
         [&]<class T>(Arrays<T>& arrays) {
           const auto c = constants<T>(
-              settings, 1,
+              settings, 1, 1,
               gradient_factor(settings, unscaling, total, sum_of_squares(arrays.grad)));
           for (T& g : arrays.grad) g = clipped(g, c);
         },

@@ -43,7 +43,32 @@ TEST(AdamPlan, StepsTheSameTensorsManyTimes) {
   }
 }
 
-// Averages begin as the parameters; zeros are touched and stay zeros.
+// An accumulator that had no gradient before takes this one, whatever it holds.
+TEST(AdamPlan, AccumulatesIntoWhatIsEmpty) {
+  const AdamSettings settings{.gradient_accumulation_steps = 3};
+  std::vector<reference::AnyArrays> actual = mixed_tensors(3);
+  std::vector<reference::AnyArrays> expected = actual;
+  std::vector<TensorRef> tensors = references_of(actual, settings);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    tensors[i].accumulator_is_empty = i % 2 == 0;
+    std::visit(
+        [&](auto& arrays) {
+          for (std::size_t k = 0; k < arrays.grad.size(); ++k) {
+            auto& sum = arrays.accumulator[k];
+            sum = i % 2 == 0 ? arrays.grad[k] : sum + arrays.grad[k];
+          }
+        },
+        expected[i]);
+  }
+  AdamPlan plan(std::move(tensors));
+  const CountedOptions group{settings, 5};
+  AdamProgress progress{.iterations = 9, .accumulated = 1};
+  EXPECT_EQ(plan.step(std::span(&group, 1), progress), StepOutcome::accumulated);
+  EXPECT_EQ(progress, (AdamProgress{.iterations = 9, .accumulated = 2}));
+  EXPECT_TRUE(same_bits(actual, expected));
+}
+
+// Averages begin as the parameters, where these are known; zeros are touched and stay zeros.
 TEST(AdamPlan, BeginsTheState) {
   const std::vector<float> zeros(100000);
   reference::Arrays<float> arrays{std::vector<float>(100000, 1),
@@ -53,17 +78,17 @@ TEST(AdamPlan, BeginsTheState) {
                                   zeros,
                                   zeros,
                                   zeros};
-  for (const bool averages : {true, false}) {
+  for (const auto& [averages, known] : {std::pair{true, true}, {true, false}, {false, true}}) {
     for (const int threads : thread_counts) {
       set_num_threads(threads);
       std::vector<reference::AnyArrays> actual{arrays, trained_arrays<double>(0, 1)};
       std::vector<reference::AnyArrays> expected = actual;
       auto& expected_ema = std::get<reference::Arrays<float>>(expected[0]).ema;
-      if (averages) expected_ema = arrays.param;
-      AdamPlan(
-          references_of(actual,
-                        {.amsgrad = true, .use_ema = averages, .gradient_accumulation_steps = 2}))
-          .begin();
+      if (averages && known) expected_ema = arrays.param;
+      std::vector<TensorRef> tensors = references_of(
+          actual, {.amsgrad = true, .use_ema = averages, .gradient_accumulation_steps = 2});
+      if (!known) tensors[0].param = nullptr;
+      AdamPlan(std::move(tensors)).begin();
       ASSERT_TRUE(same_bits(actual, expected)) << threads;
     }
   }

@@ -289,6 +289,18 @@ TEST_F(RefusedStep, GroupsThatDisagree) {
   }
 }
 
+TEST_F(RefusedStep, StepsOfAGroupOutOfRange) {
+  for (const std::int64_t bad : {std::int64_t{-1}, max_iterations + 1}) {
+    AdamProgress progress;
+    const AdamGroup groups[] = {{std::span(tensors).first(1), settings, max_iterations},
+                                {std::span(tensors).subspan(1), settings, bad}};
+    expect_message("groups[1].steps must be >= 0 and <= 2**53. Received: groups[1].steps=" +
+                       std::to_string(bad),
+                   [&] { adam_step(groups, progress); });
+    EXPECT_EQ(progress, AdamProgress());
+  }
+}
+
 // Tensors are counted over all groups, with the rules of their own.
 TEST_F(RefusedStep, TensorsOfAnotherGroup) {
   third.vhat = nullptr;

@@ -15,7 +15,7 @@ std::vector<AdamGroup> given(std::vector<reference::Group>& groups,
   tensors.clear();
   for (reference::Group& group : groups) {
     tensors.push_back(tensors_of(group.tensors));
-    all.push_back({{}, group.settings});
+    all.push_back({{}, group.settings, group.steps});
   }
   for (std::size_t i = 0; i < all.size(); ++i) all[i].tensors = tensors[i];
   return all;
@@ -23,7 +23,13 @@ std::vector<AdamGroup> given(std::vector<reference::Group>& groups,
 
 StepOutcome step_groups(std::vector<reference::Group>& groups, AdamProgress& progress) {
   std::vector<std::vector<AnyTensor>> tensors;
-  return adam_step(given(groups, tensors), progress);
+  const StepOutcome outcome = adam_step(given(groups, tensors), progress);
+  for (reference::Group& group : groups) {
+    if (group.steps && outcome == StepOutcome::taken) {
+      group.steps = reference::one_more(*group.steps);
+    }
+  }
+  return outcome;
 }
 
 // Whatever a group can have of its own, with a group of nothing between.
@@ -31,10 +37,12 @@ std::vector<reference::Group> different_groups() {
   return {{mixed_tensors(1), {.lr = 0.01, .weight_decay = 0.1, .clipnorm = 0.7}},
           {{}, {.lr = 5, .amsgrad = true}},
           {mixed_tensors(2),
-           {.beta_1 = 0.5, .decay = 0.5, .amsgrad = true, .clipnorm_per_tensor = 0.4}},
+           {.beta_1 = 0.5, .decay = 0.5, .amsgrad = true, .clipnorm_per_tensor = 0.4},
+           17},
           {mixed_tensors(3), {.epsilon = 1e-3, .l2 = 0.1, .clipvalue = 0.01, .use_ema = true}},
           {mixed_tensors(4), {.zero_grad = true, .maximize = true, .flush_denormals = false}},
           {mixed_tensors(5), everything},
+          {mixed_tensors(6), everything, 0},
           {{trained_arrays<float>(0, 1)}, {.clipnorm = 1}}};
 }
 

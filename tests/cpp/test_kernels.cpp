@@ -185,7 +185,8 @@ TYPED_TEST(Kernel, StepEqualsReference) {
   using T = TypeParam;
   for (const Variant& variant : variants()) {
     SCOPED_TRACE(variant.name);
-    const auto constants = reference::constants<T>(variant.settings, variant.step, variant.factor);
+    const auto constants =
+        reference::constants<T>(variant.settings, variant.step, variant.step, variant.factor);
     for (const std::size_t n : lengths()) {
       const reference::Arrays<T> before = this->next_numbers(n);
       reference::Arrays<T> expected = before;
@@ -219,7 +220,7 @@ TYPED_TEST(Kernel, StepFlushesMomentsBelowTheSmallestNormalNumber) {
     for (const T sign : {T(1), T(-1)}) {
       for (const bool flush : {true, false}) {
         const auto constants = reference::constants<T>(
-            {.beta_1 = 0.5, .beta_2 = 0.5, .flush_denormals = flush}, 3, {});
+            {.beta_1 = 0.5, .beta_2 = 0.5, .flush_denormals = flush}, 3, 3, {});
         T p[] = {1, 1};
         const T g[] = {0, 0};
         T m[] = {sign * 2 * smallest,
@@ -240,7 +241,7 @@ TYPED_TEST(Kernel, StepFlushesMomentsBelowTheSmallestNormalNumber) {
 TYPED_TEST(Kernel, StepKeepsTheLargestSecondMoment) {
   using T = TypeParam;
   constexpr T nan = std::numeric_limits<T>::quiet_NaN();
-  const auto constants = reference::constants<T>({.beta_2 = 0.5, .amsgrad = true}, 3, {});
+  const auto constants = reference::constants<T>({.beta_2 = 0.5, .amsgrad = true}, 3, 3, {});
   for_each_isa([&] {
     T p[] = {1, 1, 1, 1, 1};
     const T g[] = {0, 0, 0, 0, 0};
@@ -263,7 +264,8 @@ TYPED_TEST(Kernel, StepKeepsTheLargestSecondMoment) {
 TYPED_TEST(Kernel, ClipEqualsReference) {
   using T = TypeParam;
   for (const Variant& variant : variants()) {
-    const auto constants = reference::constants<T>(variant.settings, variant.step, variant.factor);
+    const auto constants =
+        reference::constants<T>(variant.settings, variant.step, variant.step, variant.factor);
     if (!constants.factor && !constants.clamp) continue;
     SCOPED_TRACE(variant.name);
     const AdamConstants<T> given = kernel_constants(constants);

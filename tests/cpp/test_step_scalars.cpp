@@ -61,6 +61,26 @@ TEST(StepScalars, OverwriteEverySoManySteps) {
   EXPECT_TRUE(step_scalars({.use_ema = true, .ema_overwrite_frequency = 1}, 1).overwrite_param);
 }
 
+// Decay and overwriting go by the step of the optimizer, the rest by that of the moments.
+TEST(StepScalars, CountTheStepsOfTheMomentsApart) {
+  const AdamSettings settings{.lr = 0.003,
+                              .bias_corrected_epsilon = true,
+                              .decay = 0.5,
+                              .weight_decay = 0.07,
+                              .use_ema = true,
+                              .ema_overwrite_frequency = 3};
+  BetaPowers powers;
+  for (const auto& [step, own] : std::initializer_list<std::pair<std::int64_t, std::int64_t>>{
+           {1, 1}, {3, 1}, {4, 1}, {6, 2}, {7, 5}, {2, 9}, {3, 100}, {100, 3}}) {
+    const StepScalars scalars = step_scalars(settings, step, own, powers);
+    EXPECT_TRUE(same_bits(scalars.lr_t, reference::lr_t(settings, step, own))) << step << own;
+    EXPECT_TRUE(same_bits(scalars.epsilon, reference::epsilon(settings, own)));
+    EXPECT_TRUE(same_bits(scalars.weight_decay, reference::decayed_lr(settings, step) * 0.07));
+    EXPECT_EQ(scalars.ema_momentum, own == 1 ? 0 : 0.99);
+    EXPECT_EQ(scalars.overwrite_param, step % 3 == 0);
+  }
+}
+
 // ---- of a gradient -----------------------------------------------------------------------------
 
 TEST(GradientScale, IsThereFromTheNormOnThatEqualsClipnorm) {

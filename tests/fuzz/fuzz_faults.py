@@ -81,7 +81,14 @@ def _longer(a: Array) -> Array:
     return np.concatenate([a, a[:1]])
 
 
+def _masked(a: Array) -> Array:
+    masked: Array = np.ma.array(a.copy())
+    return masked
+
+
 BAD_PARAMS: Final[dict[str, Callable[[Array], Any]]] = {
+    "masked": _masked,
+    "complex": _cast("complex64"),
     "None": lambda _: None,
     "a list": lambda a: a.tolist(),
     "float16": _cast("float16"),
@@ -95,14 +102,25 @@ BAD_PARAMS: Final[dict[str, Callable[[Array], Any]]] = {
     "another rank": lambda a: a[None].copy(),
 }
 BAD_GRADIENTS: Final[dict[str, Callable[[Array], Any]]] = {
-    "None": lambda _: None,
     "text": lambda _: "gradient",
+    "an array of text": lambda a: np.full(a.shape, "1"),
+    "an array of objects": lambda a: a.astype(object),
+    "an array of durations": lambda a: np.ones(a.shape, "timedelta64[s]"),
+    "complex": _cast("complex64"),
+    "masked": _masked,
+    "longer": _longer,
+    "another rank": lambda a: a[None],
+    "a ragged list": lambda _: [[1.0], [1.0, 2.0]],
+    "no array": lambda _: object(),
+}
+# Of another dtype or none at all, which cannot be zeroed.
+BAD_GRADIENTS_TO_ZERO: Final[dict[str, Callable[[Array], Any]]] = {
     "float16": _cast("float16"),
     "swapped bytes": _swapped,
     "another dtype": _other_dtype,
-    "longer": _longer,
-    "another rank": lambda a: a[None],
-    "no array": lambda _: object(),
+    "a list": lambda a: a.tolist(),
+    "strided": _strided,
+    "read-only": read_only,
 }
 ROUTES: Final[dict[str, Callable[[Adam, list[Any], list[Any]], object]]] = {
     "apply_gradients": lambda adam, g, p: adam.apply_gradients(list(zip(g, p, strict=True))),
@@ -152,12 +170,61 @@ def _bad_gradient(make: Callable[[Array], Any]) -> Fault:
     return fault
 
 
+def _bad_gradient_to_zero(make: Callable[[Array], Any]) -> Fault:
+    def fault(program: Program) -> Refused | None:
+        i = _position(program, 2)
+        if i is None or not program.model.oracle.zero_grad:
+            return None
+        grads: list[Any] = list(program.gradients())
+        grads[i] = make(grads[i])
+        return _step(program, grads, list(program.params.arrays))
+
+    return fault
+
+
+def _no_gradient(program: Program) -> Refused | None:
+    i = _position(program)
+    if i is None:
+        return None
+    grads: list[Any] = list(program.gradients())
+    grads[i] = None
+    return Refused(lambda: program.adam.get_updates(grads, program.params.arrays), (ValueError,))
+
+
+def _no_gradients(program: Program) -> Refused | None:
+    pairs = [(None, array) for array in program.params.arrays]
+    return Refused(lambda: program.adam.apply_gradients(pairs), (ValueError,)) if pairs else None
+
+
+def _wrong_way_round(program: Program) -> Refused | None:
+    if _position(program, 1) is None or program.model.bound is not program.params:
+        return None
+    return Refused(
+        lambda: program.adam.apply_gradients(
+            zip(program.params.arrays, program.gradients(), strict=True)
+        ),
+        (ValueError,),
+    )
+
+
+def _another_order(program: Program) -> Refused | None:
+    """Parameters of the last step, of which two change places."""
+    filled = [i for i, a in enumerate(program.params.arrays) if a.size]
+    if len(filled) < 2 or program.model.bound is not program.params:
+        return None
+    order = list(range(len(program.params.arrays)))
+    i, j = (int(k) for k in program.rng.choice(filled, 2, replace=False))
+    order[i], order[j] = j, i
+    grads = program.gradients()
+    return _step(program, [grads[k] for k in order], [program.params.arrays[k] for k in order])
+
+
 def _gradient_of_other_parameters(program: Program) -> Refused | None:
-    """Good parameters that were not seen before, and then a bad gradient."""
+    """Good parameters that were not seen before, in another layout, and then a bad gradient."""
     i = _position(program, 1)
     if i is None:
         return None
-    twins = [a.copy() for a in program.params.arrays]
+    twins = [a.copy("F" if a.flags.c_contiguous else "C") for a in program.params.arrays]
     grads: list[Any] = list(program.gradients())
     grads[i] = grads[i][..., None]
     return _step(program, grads, twins)
@@ -174,6 +241,20 @@ def _overlapping_params(program: Program) -> Refused | None:
     return None
 
 
+def _overlapping_twins(program: Program) -> Refused | None:
+    """Parameters in another layout, of which two share memory."""
+    i = _position(program, 1)
+    if i is None or not program.model.is_built:
+        return None
+    arrays = program.params.arrays
+    twins = [a.copy("F" if a.flags.c_contiguous else "C") for a in arrays]
+    for j, array in enumerate(arrays):
+        if j != i and (array.shape, array.dtype) == (arrays[i].shape, arrays[i].dtype):
+            twins[j] = twins[i]
+            return _step(program, program.gradients(), twins)
+    return None
+
+
 def _a_moment_as_parameter(program: Program) -> Refused | None:
     i = _position(program, 1)
     if i is None or not program.model.is_built:
@@ -181,15 +262,6 @@ def _a_moment_as_parameter(program: Program) -> Refused | None:
     params = list(program.params.arrays)
     params[i] = program.adam.weights[1 + i]
     return _step(program, program.gradients(), params)
-
-
-def _read_only_gradient_to_zero(program: Program) -> Refused | None:
-    i = _position(program)
-    if i is None or not program.model.oracle.zero_grad:
-        return None
-    grads = program.gradients()
-    grads[i] = read_only(grads[i])
-    return _step(program, grads, program.params.arrays)
 
 
 def _parameter_as_gradient_to_zero(program: Program) -> Refused | None:
@@ -354,6 +426,15 @@ def _rows(make: Callable[[Array], tuple[Any, Any, Any]]) -> Fault:
     return fault
 
 
+def _rows_in_fortran_order(program: Program) -> Refused | None:
+    if len(program.params.arrays) != 1:
+        return None
+    table = np.asfortranarray(program.params.arrays[0].copy())
+    if table.flags.c_contiguous or not table.size:
+        return None
+    return Refused(lambda: program.adam.apply_sparse(np.array([0]), table[:1].copy(), table))
+
+
 def _rows_of_several(program: Program) -> Refused | None:
     arrays = program.params.arrays
     if len(arrays) < 2 or not program.model.is_built or not arrays[0].ndim:
@@ -412,6 +493,30 @@ def _excluding(value: Any) -> Fault:
     )
 
 
+def _overriding(error: type[Exception], **settings: Any) -> Fault:
+    return lambda program: Refused(
+        lambda: program.adam.override(program.params.arrays, **settings), (error,)
+    )
+
+
+def _nested_otherwise(program: Program) -> Refused | None:
+    """Gradients that are nested otherwise than the parameters."""
+    if not program.params.arrays:
+        return None
+    return Refused(
+        lambda: program.adam.step(program.params.arrays, {"p0": program.gradients()[0]}),
+        (TypeError, ValueError),
+    )
+
+
+def _load_into_what_is_swapped(program: Program) -> Refused | None:
+    if not program.model.is_swapped:
+        return None
+    path = program.folder / "whole"
+    Adam().save(path)
+    return Refused(lambda: program.adam.load(path, program.params.arrays), (ValueError,))
+
+
 def _copy_while_swapped(program: Program) -> Refused | None:
     if not program.model.is_swapped:
         return None
@@ -423,10 +528,26 @@ def _copy_while_swapped(program: Program) -> Refused | None:
 FAULTS: Final[dict[str, Fault]] = {
     **{f"param: {name}": _bad_param(make) for name, make in BAD_PARAMS.items()},
     **{f"grad: {name}": _bad_gradient(make) for name, make in BAD_GRADIENTS.items()},
+    **{
+        f"grad to zero: {name}": _bad_gradient_to_zero(b)
+        for name, b in BAD_GRADIENTS_TO_ZERO.items()
+    },
+    "grad: None": _no_gradient,
+    "grads: all None": _no_gradients,
+    "pairs the wrong way round": _wrong_way_round,
+    "params in another order": _another_order,
+    "params in another layout that overlap": _overlapping_twins,
+    "nested otherwise": _nested_otherwise,
+    "overriding the step": _overriding(ValueError, loss_scale=2.0),
+    "overriding by a schedule": _overriding(TypeError, lr=lambda _: 0.1),
+    "overriding an unknown one": _overriding(TypeError, momentum=0.1),
+    "overriding out of range": _overriding(ValueError, beta_1=1.0),
+    "overriding by a truth value": _overriding(TypeError, lr=True),
+    "overriding by text": _overriding(TypeError, weight_decay="0.1"),
+    "loading into what is swapped": _load_into_what_is_swapped,
     "grad of other params": _gradient_of_other_parameters,
     "params that overlap": _overlapping_params,
     "a moment as param": _a_moment_as_parameter,
-    "read-only grad to zero": _read_only_gradient_to_zero,
     "a param as grad to zero": _parameter_as_gradient_to_zero,
     "one grad missing": _one_gradient_missing,
     "one param more": _one_parameter_more,
@@ -461,7 +582,10 @@ FAULTS: Final[dict[str, Fault]] = {
     "rows: int16 indices": _rows(lambda t: (np.array([0], "int16"), t[:1].copy(), t)),
     "rows: indices of two axes": _rows(lambda t: (np.array([[0]]), t[:1].copy(), t)),
     "rows: one missing": _rows(lambda t: (np.array([0, 0]), t[:1].copy(), t)),
-    "rows: another dtype": _rows(lambda t: (np.array([0]), _other_dtype(t[:1]), t)),
+    "rows: complex": _rows(lambda t: (np.array([0]), t[:1] + 1j, t)),
+    "rows: masked": _rows(lambda t: (np.array([0]), _masked(t[:1]), t)),
+    "rows: no list": _rows(lambda t: (np.array([0]), "rows", t)),
+    "rows: Fortran order": _rows_in_fortran_order,
     "rows: read-only table": _rows(lambda t: (np.array([0]), t[:1].copy(), read_only(t))),
     "rows: no table": _rows(lambda t: (np.array([0]), t[:1].copy(), t.tolist())),
     "rows: of several": _rows_of_several,
@@ -469,7 +593,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "save to nowhere": _save_to_nowhere,
     "truncated file": _truncated_file,
     "file of other params": _file_of_other_parameters,
-    "excluding an array": _excluding(np.ones(3)),
+    "excluding text": _excluding("bias"),
     "excluding a number": _excluding([0]),
     "copy while swapped": _copy_while_swapped,
     "unknown isa": lambda _: Refused(lambda: fusedadam.set_isa("mmx"), (ValueError,)),

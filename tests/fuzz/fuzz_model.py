@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from fuzz_values import ALWAYS, STRUCTURAL, TensorSpec, conflict
-from guarded import Guarded, Place
+from guarded import Guarded, Order, Place
 from helpers import Array, assert_all_same_bits
 from oracle import OracleAdam
 
 DEFAULTS: Final[dict[str, Any]] = {
     name: parameter.default
     for name, parameter in inspect.signature(OracleAdam).parameters.items()
-    if name not in ("params", "excluded")
+    if name not in ("params", "excluded", "own")
 }
 
 # 1 is as good as None.
@@ -26,15 +27,26 @@ _COUNT: Final = "gradient_accumulation_steps"
 class Parameters:
     """Arrays between guard pages, and what is to be in them."""
 
-    def __init__(self, expected: Sequence[Array], placed: Iterable[Place]) -> None:
+    def __init__(
+        self, expected: Sequence[Array], placed: Iterable[Place], orders: Iterable[Order]
+    ) -> None:
         self.expected = list(expected)
         self.places = list(placed)
-        self.held = [Guarded(x, place) for x, place in zip(expected, self.places, strict=True)]
+        self.orders = list(orders)
+        self.held = [
+            Guarded(x, place, order)
+            for x, place, order in zip(expected, self.places, self.orders, strict=True)
+        ]
         self.arrays = [held.array for held in self.held]
 
     @property
     def specs(self) -> list[TensorSpec]:
         return [(a.shape, str(a.dtype), p) for a, p in zip(self.arrays, self.places, strict=True)]
+
+    @property
+    def transposed(self) -> set[int]:
+        """Positions of those in Fortran order."""
+        return {i for i, array in enumerate(self.arrays) if not array.flags.c_contiguous}
 
     def check(self) -> None:
         assert_all_same_bits(self.arrays, self.expected, "params")
@@ -53,6 +65,10 @@ class Model:
         self.bound: Parameters | None = None
         # Arrays to be found among the parameters of the next step; None where there are none.
         self.to_exclude: list[Array] | None = None
+        # Likewise, with the settings that they shall have of their own.
+        self.to_override: list[tuple[list[Array], dict[str, Any]]] = []
+        # How the parameters of `step` and `minimize` are nested; None before the first.
+        self.structure: str | None = None
 
     # ---- settings
 
@@ -73,36 +89,61 @@ class Model:
             return False
         return not conflict(now | {name: value})
 
+    def can_override(self, settings: Mapping[str, Any]) -> bool:
+        now = {name: getattr(self.oracle, name) for name in DEFAULTS}
+        return not conflict({**now, **settings})
+
     # ---- whether a call is to be refused
 
-    def positions(self, params: Parameters) -> set[int] | None:
-        """Positions that do not decay; None where an array to be excluded is none of these."""
-        if self.to_exclude is None:
-            return self.oracle.excluded
+    def own(self, params: Parameters) -> tuple[set[int], dict[int, Mapping[str, Any]]] | None:
+        """Positions that do not decay, and settings by position; None where an array is unknown."""
         by_identity = {id(array): i for i, array in enumerate(params.arrays)}
-        found = [by_identity.get(id(array)) for array in self.to_exclude]
-        return None if None in found else {i for i in found if i is not None}
 
-    def refuses_step(self, params: Parameters) -> bool:
-        return self.is_swapped or self.positions(params) is None
+        def found(arrays: Iterable[Array]) -> list[int]:
+            return [by_identity.get(id(array), -1) for array in arrays]
+
+        excluded, own = self.oracle.excluded, dict(self.oracle.own)
+        if self.to_exclude is not None:
+            excluded = set(found(self.to_exclude))
+        if -1 in excluded:
+            return None
+        for arrays, settings in self.to_override:
+            for i in set(found(arrays)):
+                own[i] = {**own.get(i, {}), **settings} if settings else {}
+        if -1 in own:
+            return None
+        return excluded, {i: settings for i, settings in own.items() if settings}
+
+    def refuses_step(self, params: Parameters, structure: str | None = None) -> bool:
+        own = self.own(params)
+        if self.is_swapped or own is None:
+            return True
+        if structure is not None and self.structure not in (None, structure):
+            return True
+        # The optimizer's may have changed since.
+        return not all(map(self.can_override, own[1].values()))
 
     def refuses_build(self, params: Parameters) -> bool:
-        positions = self.positions(params)
-        if self.is_swapped or positions is None:
+        own = self.own(params)
+        if self.is_swapped or own is None:
             return True
-        return any(position >= len(params.arrays) for position in positions)
+        return any(position >= len(params.arrays) for position in (*own[0], *own[1]))
 
     # ---- calls that are not refused
 
     def build(self, params: Parameters) -> None:
         self._begin(params)
         self._accept(params)
+        self.structure = None
 
-    def step(self, params: Parameters, grads: Sequence[Array]) -> list[Array]:
+    def step(
+        self, params: Parameters, grads: Sequence[Array | None], structure: str | None = None
+    ) -> list[Any]:
         """Take one call; the gradients as it leaves them."""
         self._before(params)
         left = self.oracle.step(grads)
         params.expected = self.oracle.params
+        self.structure = structure or self.structure
         return left
 
     def step_rows(
@@ -124,10 +165,30 @@ class Model:
         if self.to_exclude and is_deep:
             self.to_exclude = [np.zeros(0)]  # copies too, that are nobody's parameters
 
-    def loaded(self, params: Parameters) -> None:
-        if not self.is_built:
-            self._begin(params)
-        self._accept(params)
+    def saved(self) -> Model:
+        """What a file has of it."""
+        saved = Model()
+        saved.oracle = copy.deepcopy(self.oracle)
+        saved.is_built = self.is_built
+        if self.to_exclude is not None:
+            saved.oracle.excluded = set()
+        return saved
+
+    def fits(self, params: Parameters) -> bool:
+        """Whether it can be loaded for these parameters."""
+        known = [(x.shape, x.dtype) for x in self.oracle.m] if self.is_built else []
+        if not known and self.oracle.iterations == 0:
+            return True
+        return known == [(x.shape, x.dtype) for x in params.arrays]
+
+    def loaded(self, params: Parameters) -> Model:
+        """What is made of a file that has this one."""
+        loaded = self.saved()
+        # A state of no parameters is none.
+        loaded.is_built = self.is_built and bool(self.oracle.m)
+        if loaded.is_built:
+            loaded._accept(params)
+        return loaded
 
     def _before(self, params: Parameters) -> None:
         if not self.is_built:
@@ -136,20 +197,16 @@ class Model:
         self.oracle.params = params.expected
 
     def _begin(self, params: Parameters) -> None:
-        oracle = self.oracle
-        zeros = [np.zeros_like(x) for x in params.expected]
-        oracle.m, oracle.v = zeros, [x.copy() for x in zeros]
-        oracle.vhat = [x.copy() for x in zeros] if oracle.amsgrad else []
-        oracle.ema = [x.copy() for x in params.expected] if oracle.use_ema else []
-        oracle.accumulators = []
-        oracle.accumulated = 0
+        self.oracle.build(params.expected)
         self.is_built = True
 
     def _accept(self, params: Parameters) -> None:
-        positions = self.positions(params)
-        assert positions is not None
-        self.oracle.excluded = positions
-        self.to_exclude = None
+        own = self.own(params)
+        assert own is not None
+        self.oracle.excluded = own[0]
+        self.oracle.own = {i: dict(each) for i, each in own[1].items()}
+        self.oracle.transposed = params.transposed
+        self.to_exclude, self.to_override = None, []
         self.bound = params
 
     # ---- what is to be seen
@@ -159,6 +216,11 @@ class Model:
 
     def ema(self) -> list[Array]:
         return self.oracle.ema if self.is_built else []
+
+    def waiting(self) -> list[int]:
+        """Positions with gradients that are accumulated."""
+        accumulators = self.oracle.accumulators if self.oracle.accumulated else []
+        return [i for i, array in enumerate(accumulators) if array is not None]
 
     def progress(self) -> dict[str, Any]:
         names = ("iterations", "skipped_steps", "accumulated", "dynamic_loss_scale", "good_steps")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -82,6 +82,40 @@ def strided(array: Array, place: Place) -> tuple[Guarded, Array]:
     return held, held.array[..., 0]
 
 
+def nested(arrays: Sequence[Any], form: str) -> Any:
+    """The same arrays as they may be nested: each form of so many arrays is another structure."""
+    if form == "dict":
+        return {f"p{i}": array for i, array in enumerate(arrays)}
+    if form == "nested":
+        return {"body": tuple(arrays[:-1]), "head": [{"w": array} for array in arrays[-1:]]}
+    return arrays[0] if form == "alone" and len(arrays) == 1 else list(arrays)
+
+
+def structure(count: int, form: str) -> str:
+    """A name of how `nested` nests so many arrays."""
+    return "list" if form == "alone" and count != 1 else form
+
+
+FORMS: Final = ["list", "list", "dict", "nested", "alone"]
+
+
+def cast_gradient(rng: np.random.Generator, grad: Array) -> Any:
+    """Something that NumPy casts to such a gradient, with other numbers: of any dtype and layout."""
+    kinds = ["float16", "float32", "float64", "longdouble", "int32", "uint8", "bool"]
+    kind = str(rng.choice([*kinds, "swapped", "list", "Fortran"]))
+    with np.errstate(all="ignore"):
+        if kind == "swapped":
+            return grad.astype(grad.dtype.newbyteorder())
+        if kind == "Fortran":
+            return np.array(grad, order="F")
+        if kind == "list":
+            given = grad.tolist()
+            return given if np.shape(given) == grad.shape else grad
+        if np.dtype(kind).kind != "f":
+            return rng.integers(0, 4, grad.shape).astype(kind)
+        return grad.astype(kind)
+
+
 # -- settings ---------------------------------------------------------------------------------
 
 
@@ -121,6 +155,18 @@ SETTINGS: Final[dict[str, st.SearchStrategy[Any]]] = {
     "maximize": _switch,
     "flush_denormals": _switch,
 }
+# What a parameter may have of its own.
+OWN: Final = (
+    *("beta_1", "beta_2", "epsilon", "decay", "bias_corrected_epsilon", "weight_decay", "l2"),
+    *("clipnorm", "clipnorm_per_tensor", "clipvalue", "ema_momentum", "ema_overwrite_frequency"),
+    *("maximize", "flush_denormals"),
+)
+OWN_SETTINGS: Final = st.lists(st.sampled_from(["lr", *OWN]), max_size=3, unique=True).flatmap(
+    # A few: more of them exclude each other.
+    lambda names: st.fixed_dictionaries(
+        {name: _any if name == "lr" else SETTINGS[name] for name in names}
+    )
+)
 STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
 ALWAYS: Final = ("lr", "beta_1", "beta_2", "epsilon", "decay")
 
@@ -166,4 +212,5 @@ BAD_SETTINGS: Final[list[tuple[str, Any]]] = [
     *(("loss_scale", bad) for bad in (0.0, -1.0, _NAN, 2.0**-128, True, "static", [1.0])),
     *(("iterations", bad) for bad in (0, 7)),
     *((name, 1) for name in ("skipped_steps", "current_loss_scale", "weights", "ema")),
+    ("current_lr", 0.5),
 ]

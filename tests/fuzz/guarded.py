@@ -18,6 +18,7 @@ import numpy as np
 from helpers import Array
 
 Place: TypeAlias = Literal["end", "start"]
+Order: TypeAlias = Literal["C", "F"]
 PLACES: Final[tuple[Place, Place]] = ("end", "start")
 
 PROTECTS: Final = sys.platform != "win32"
@@ -34,7 +35,7 @@ class Guarded:
     (any multiple of the item size), and is 0 at the "start".
     """
 
-    def __init__(self, values: Array, place: Place = "end") -> None:
+    def __init__(self, values: Array, place: Place = "end", order: Order = "C") -> None:
         values = np.asarray(values)
         inside = max(1, -(-values.nbytes // _PAGE)) * _PAGE
         self._memory = _anonymous(inside + 2 * _PAGE)
@@ -46,7 +47,11 @@ class Guarded:
         self._start = inside - values.nbytes if place == "end" else 0
         self._stop = self._start + values.nbytes
         self.array: Array = np.ndarray(
-            values.shape, values.dtype, buffer=self._memory, offset=_PAGE + self._start
+            values.shape,
+            values.dtype,
+            buffer=self._memory,
+            offset=_PAGE + self._start,
+            order=order,
         )
         self.array[...] = values
 

@@ -28,19 +28,24 @@ from fuzz_faults import FAULTS, ROUTES
 from fuzz_model import Model, Parameters
 from fuzz_values import (
     BAD_SETTINGS,
+    FORMS,
+    OWN_SETTINGS,
     SETTINGS,
     TAME,
     WILD,
     TensorSpec,
+    cast_gradient,
+    nested,
     numbers,
     options,
     places,
     seeds,
     strided,
+    structure,
     tables,
     tensors,
 )
-from guarded import Guarded, Place
+from guarded import Guarded, Order, Place
 from helpers import Array, assert_all_same_bits, assert_same_bits, halving
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -65,6 +70,15 @@ def _spread(double: Array) -> Array:
     return view
 
 
+def _flat(tree: Any) -> list[Any]:
+    """The arrays of `nested`, also as autograd boxes them."""
+    if isinstance(tree, dict):
+        return [array for child in tree.values() for array in _flat(child)]
+    if isinstance(tree, (list, tuple)):
+        return [array for child in tree for array in _flat(child)]
+    return [tree]
+
+
 class AdamMachine(RuleBasedStateMachine):
     """One optimizer through one program."""
 
@@ -82,6 +96,8 @@ class AdamMachine(RuleBasedStateMachine):
         self._is_ready = False
         self._grads: list[Guarded] = []
         self._doubles: list[Guarded] = []  # room for twice as many gradients
+        self._saved: Model | None = None  # what the file at `_path` has
+        self._path = self.folder / "saved"
 
     def teardown(self) -> None:
         self._directory.cleanup()
@@ -97,7 +113,12 @@ class AdamMachine(RuleBasedStateMachine):
         return kind if self.is_wild or kind in TAME else "plain"
 
     def _parameters(self, specs: Sequence[TensorSpec], kind: str) -> Parameters:
-        return Parameters(self._drawn(specs, kind), [place for _, _, place in specs])
+        drawn = self._drawn(specs, kind)
+        return Parameters(drawn, [place for _, _, place in specs], self._orders(specs))
+
+    def _orders(self, specs: Sequence[TensorSpec]) -> list[Order]:
+        """One in four in Fortran order, but for a table alone, whose rows can be stepped in C's."""
+        return ["F" if len(specs) > 1 and self.rng.random() < 0.25 else "C" for _ in specs]
 
     def gradients(self) -> list[Array]:
         """Fresh plain gradients, between guard pages until the next ones are asked for."""
@@ -151,35 +172,65 @@ class AdamMachine(RuleBasedStateMachine):
 
     @rule(
         kind=kinds,
-        route=st.sampled_from(list(ROUTES)),
+        route=st.sampled_from([*ROUTES, "step"]),
         form=st.sampled_from(
-            ["new", "new", "again", "strided", "packed", "spread", "a param", "a moment"]
+            [
+                *("new", "new", "again", "strided", "packed", "spread", "a param", "a moment"),
+                *("Fortran", "cast"),
+            ]
         ),
         place=places,
+        frozen=st.one_of(st.just(set()), st.sets(st.integers(0, 4))),
+        nesting=st.sampled_from(FORMS),
     )
-    def step(self, kind: str, route: str, form: str, place: Place) -> None:
-        form = "new" if self.model.oracle.zero_grad else form
-        grads, held, is_alias = self._gradients(kind, form, place)
-        call = ROUTES[route]
+    def step(
+        self, kind: str, route: str, form: str, place: Place, frozen: set[int], nesting: str
+    ) -> None:
+        if self.model.oracle.zero_grad and form != "Fortran":
+            form = "new"
+        given, held, is_alias = self._gradients(kind, form, place)
+        grads: list[Any] = [None if i in frozen else g for i, g in enumerate(given)]
         arrays = self.params.arrays
-        if self.model.refuses_step(self.params):
-            self._refused(lambda: call(self.adam, grads, arrays))
+        nested_so: str | None = None
+        if route == "step":
+            nested_so = structure(len(arrays), nesting)
+
+        def call() -> object:
+            if route == "step":
+                return self.adam.step(nested(arrays, nesting), nested(grads, nesting))
+            return ROUTES[route](self.adam, grads, arrays)
+
+        present = [g for g in grads if g is not None]
+        is_refused = self.model.refuses_step(self.params, nested_so) or (
+            len(present) < len(grads) and (route == "get_updates" or not present)
+        )
+        if is_refused:
+            self._refused(call)
             return
-        left = self.model.step(self.params, [g.copy() for g in grads])
-        TALLY["calls"] += 1
-        returned = call(self.adam, grads, arrays)
+        with np.errstate(all="ignore"):
+            as_cast = [
+                None if g is None else np.array(g, a.dtype)
+                for g, a in zip(grads, arrays, strict=True)
+            ]
+            before = copy.deepcopy(given)
+            left = self.model.step(self.params, as_cast, nested_so)
+            TALLY["calls"] += 1
+            returned = call()
         if route == "get_updates":
             self._check_updates(returned)
         else:
             assert returned == self.model.oracle.iterations
-        if not is_alias:
-            assert_all_same_bits(grads, left, "grads after the call")
+        if form == "cast":
+            assert all(map(np.array_equal, given, before, [True] * len(given)))
+        elif not is_alias:
+            expected = [b if g is None else g for g, b in zip(left, before, strict=True)]
+            assert_all_same_bits(given, expected, "grads after the call")
         for guarded in held:
             guarded.assert_canaries_alive()
 
     def _gradients(
         self, kind: str, form: str, place: Place
-    ) -> tuple[list[Array], list[Guarded], bool]:
+    ) -> tuple[list[Any], list[Guarded], bool]:
         """Gradients of this form, the memory they are in, and whether a step writes to it."""
         params = self.params.arrays
         if form == "again" and _alike([g.array for g in self._grads], params):
@@ -198,6 +249,11 @@ class AdamMachine(RuleBasedStateMachine):
         if form == "strided":
             pairs = [strided(g, place) for g in grads]
             return [view for _, view in pairs], [held for held, _ in pairs], False
+        if form == "Fortran":
+            turned = [Guarded(g, place, "F") for g in grads]
+            return [held.array for held in turned], turned, False
+        if form == "cast":
+            return [cast_gradient(self.rng, g) for g in grads], [], False
         if form == "a param":
             return list(params), [], True
         if form == "a moment" and self.model.is_built:
@@ -216,29 +272,42 @@ class AdamMachine(RuleBasedStateMachine):
         for update, array in zip(updates[every::every], self.params.arrays, strict=True):
             assert update is array
 
-    @rule(kind=st.sampled_from(TAME))
-    def step_by_callable(self, kind: str) -> None:
+    @rule(kind=st.sampled_from(TAME), nesting=st.sampled_from([None, *FORMS]))
+    def step_by_callable(self, kind: str, nesting: str | None) -> None:
+        """By `get_updates`, or by `minimize` of nested parameters."""
         arrays = self.params.arrays
         if not arrays or sum(a.size for a in arrays) > 5_000:
             return
         factors = self._drawn(self.params.specs, kind)
+        nested_so = None if nesting is None else structure(len(arrays), nesting)
 
         def loss(params: Any) -> Any:
             terms = [anp.sum(c * p) for c, p in zip(factors, params, strict=True)]
             return sum(terms[1:], terms[0])
 
+        def call() -> Any:
+            if nesting is None:
+                return self.adam.get_updates(loss, arrays)
+            return self.adam.minimize(lambda p: loss(_flat(p)), nested(arrays, nesting))
+
         scale = self.model.oracle.current_loss_scale
         with np.errstate(all="ignore"):
-            if self.model.refuses_step(self.params):
-                self._refused(lambda: self.adam.get_updates(loss, arrays))
+            if self.model.refuses_step(self.params, nested_so):
+                self._refused(call)
                 return
+            plain = [np.asarray(a) for a in arrays]
             grads = autograd.grad(
                 lambda params: scale * loss(params) if scale != 1 else loss(params)
-            )([np.asarray(a) for a in arrays])
+            )(plain)
+            value = float(loss(plain))
             given = [np.asarray(g, a.dtype) for g, a in zip(grads, arrays, strict=True)]
-            self.model.step(self.params, given)
+            self.model.step(self.params, given, nested_so)
             TALLY["calls"] += 1
-            self._check_updates(self.adam.get_updates(loss, arrays))
+            returned = call()
+            if nesting is None:
+                self._check_updates(returned)
+            else:
+                assert_same_bits(np.array(returned), np.array(value), "loss")
 
     @rule(
         kind=kinds,
@@ -274,7 +343,7 @@ class AdamMachine(RuleBasedStateMachine):
             return self.adam.apply_sparse(indices.array, rows, table, lazy=lazy)
 
         accumulates = (self.model.oracle.gradient_accumulation_steps or 1) > 1
-        if accumulates or self.model.refuses_step(self.params):
+        if accumulates or self.params.transposed or self.model.refuses_step(self.params):
             self._refused(call)
             return
         left = self.model.step_rows(self.params, indices.array.copy(), rows.copy(), lazy=lazy)
@@ -285,14 +354,21 @@ class AdamMachine(RuleBasedStateMachine):
         held.assert_canaries_alive()
         indices.assert_canaries_alive()
 
-    @rule(kind=kinds)
-    def get_gradients(self, kind: str) -> None:
-        grads = self._new_gradients(kind)
-        kept = [g.copy() for g in grads]
-        TALLY["calls"] += 1
-        actual = self.adam.get_gradients(grads, self.params.arrays)
-        assert_all_same_bits(actual, self.model.oracle.gradients(kept), "get_gradients")
-        assert_all_same_bits(grads, kept, "grads")
+    @rule(kind=kinds, form=st.sampled_from(["new", "Fortran", "cast"]), place=places)
+    def get_gradients(self, kind: str, form: str, place: Place) -> None:
+        grads, _, _ = self._gradients(kind, form, place)
+        oracle = copy.copy(self.model.oracle)
+        oracle.transposed = self.params.transposed
+        with np.errstate(all="ignore"):
+            kept = [
+                np.array(g, a.dtype, order="C")
+                for g, a in zip(grads, self.params.arrays, strict=True)
+            ]
+            TALLY["calls"] += 1
+            actual = self.adam.get_gradients(grads, self.params.arrays)
+        assert_all_same_bits(actual, oracle.gradients(kept), "get_gradients")
+        if form != "cast":
+            assert_all_same_bits(grads, kept, "grads")
         for held in self._grads:
             held.assert_canaries_alive()
 
@@ -354,8 +430,9 @@ class AdamMachine(RuleBasedStateMachine):
             # Only where nothing decides: the layout is then named.
             if "more than one layout" not in str(error):
                 raise
-            self.adam.set_weights(given, layout="fusedadam")
-        oracle.iterations, oracle.m, oracle.v, oracle.vhat = count, m, v, vhat
+            self.adam.set_weights(given, layout="keras-3" if form == "Keras 3" else "fusedadam")
+        oracle.set_count(count)
+        oracle.m, oracle.v, oracle.vhat = m, v, vhat
         if lr is not None and not callable(oracle.lr):
             oracle.lr = lr
 
@@ -389,24 +466,45 @@ class AdamMachine(RuleBasedStateMachine):
         twin = copier(self.adam)
         assert_all_same_bits(twin.get_weights(), self.model.weights(), "weights of the copy")
         assert twin._progress.as_dict() == self.model.progress()
-        if goes_on:
+        if goes_on and not self.model.to_override:
             self.adam = twin
             self.model.copied(is_deep=which != "copy")
 
-    @rule(goes_on=st.booleans())
-    def save_and_load(self, goes_on: bool) -> None:
-        path = self.folder / "adam"
-        if self.model.is_swapped or self.model.to_exclude or self._has_unnamed_schedule():
-            self._refused(lambda: self.adam.save(path))
+    @rule()
+    def save(self) -> None:
+        if (
+            self.model.is_swapped
+            or self.model.to_exclude
+            or any(a for a, _ in self.model.to_override)
+        ):
+            self._refused(lambda: self.adam.save(self._path))
             return
         TALLY["calls"] += 1
-        self.adam.save(path)
-        lr = self.model.oracle.lr
-        loaded = Adam.load(path, self.params.arrays, lr=lr if callable(lr) else None)
-        assert loaded._progress.as_dict() == self.model.progress()
-        if goes_on:
-            self.adam = loaded
-            self.model.loaded(self.params)
+        self.adam.save(self._path)
+        self._saved = self.model.saved()
+
+    @rule(in_place=st.booleans(), goes_on=st.booleans())
+    def load(self, in_place: bool, goes_on: bool) -> None:
+        saved = self._saved
+        if saved is None:
+            return
+        lr = saved.oracle.lr
+        load = self.adam.load if in_place else Adam.load
+
+        def call() -> Adam:
+            return load(self._path, self.params.arrays, lr=lr if callable(lr) else None)
+
+        if (in_place and self.model.is_swapped) or not saved.fits(self.params):
+            self._refused(call)
+            return
+        TALLY["calls"] += 1
+        loaded = call()
+        assert (loaded is self.adam) == in_place
+        model = saved.loaded(self.params)
+        assert loaded._progress.as_dict() == model.progress()
+        assert_all_same_bits(loaded.weights, model.weights(), "weights of a file")
+        if in_place or goes_on:
+            self.adam, self.model = loaded, model
 
     @rule()
     def config_round_trip(self) -> None:
@@ -440,6 +538,30 @@ class AdamMachine(RuleBasedStateMachine):
             named.append(np.ones(3))
         self.adam.exclude_from_weight_decay(named)
         self.model.to_exclude = named
+
+    @rule(
+        chosen=st.sets(st.integers(0, 4)),
+        every=st.lists(st.one_of(st.just({}), OWN_SETTINGS, OWN_SETTINGS), min_size=1, max_size=3),
+        nesting=st.sampled_from(FORMS),
+        builds=st.booleans(),
+    )
+    def override(
+        self, chosen: set[int], every: list[dict[str, Any]], nesting: str, builds: bool
+    ) -> None:
+        """Several times; a step, or `build`, finds the arrays afterwards."""
+        named = [a for i, a in enumerate(self.params.arrays) if i not in chosen]
+        for own in every:
+            self._override(named, own, nesting)
+        if builds:
+            self._build(self.params)
+
+    def _override(self, named: list[Array], own: dict[str, Any], nesting: str) -> None:
+        if not self.model.can_override(own):
+            self._refused(lambda: self.adam.override(nested(named, nesting), **own))
+            return
+        TALLY["calls"] += 1
+        self.adam.override(nested(named, nesting), **own)
+        self.model.to_override.append((named, own))
 
     # ---- settings
 
@@ -475,8 +597,11 @@ class AdamMachine(RuleBasedStateMachine):
     @rule(place=places)
     def move_parameters(self, place: Place) -> None:
         """The same numbers elsewhere in memory."""
+        if self.model.to_override:
+            return  # no step would find them any more
         moved = [x.copy() for x in self.params.expected]
-        self.params = Parameters(moved, [place] * len(moved))
+        orders = self._orders(self.params.specs)
+        self.params = Parameters(moved, [place] * len(moved), orders)
 
     @rule(kind=kinds)
     def write_parameters(self, kind: str) -> None:
@@ -493,7 +618,7 @@ class AdamMachine(RuleBasedStateMachine):
         if refused is None:
             return
         errors = refused.errors
-        if self.model.is_swapped or self.model.positions(self.params) is None:
+        if self.model.refuses_step(self.params):
             errors = (*errors, ValueError)  # the first of two reasons to be seen
         self._refused(refused.call, *errors)
         assert (fusedadam.get_num_threads(), fusedadam.active_isa()) == (threads, isa)
@@ -514,6 +639,13 @@ class AdamMachine(RuleBasedStateMachine):
         assert_all_same_bits(adam.ema, model.ema(), "ema")
         assert adam._progress.as_dict() == model.progress()
         assert adam.iterations == model.oracle.iterations
+        assert set(adam._own.excluded) == model.oracle.excluded
+        assert adam._own.overrides == model.oracle.own
+        if model.is_built:
+            assert adam._state is not None
+            assert adam._state.steps == model.oracle.steps
+            if model.oracle.accumulated:
+                assert adam._state.waiting == model.waiting()
         assert adam.current_loss_scale == model.oracle.current_loss_scale
         assert adam._plain_config() | {"lr": adam.lr} == model.config()
 

@@ -117,6 +117,53 @@ class Copied(Steps):
         return self.optimizer.apply_gradients([(self.strided, self.params[0])])
 
 
+class Cast(Steps):
+    """A step by a gradient of another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.cast = self.grads[0].astype(np.float64)
+
+    def call(self) -> object:
+        return self.optimizer.apply_gradients([(self.cast, self.params[0])])
+
+
+class Relaid(Steps):
+    """A step of parameters in another layout, in which the state then is."""
+
+    def __init__(self) -> None:
+        super().__init__(1, shape=(1024, _ELEMENTS // 1024), use_ema=True)
+        self.turned = np.asfortranarray(self.params[0])
+
+    def call(self) -> object:
+        return self.optimizer.apply_gradients([(self.grads[0], self.turned)])
+
+    def observe(self) -> object:
+        # The swap tells which parameters the optimizer knows.
+        self.optimizer.swap_ema()
+        swapped = self.turned.tobytes(), super().observe()
+        self.optimizer.swap_ema()
+        return swapped
+
+
+class Frozen(Steps):
+    """A step that leaves one of two parameters alone."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.params.append(self.params[0].copy())
+        for _ in range(calls):
+            self.go_on()
+
+    def call(self) -> object:
+        return self.optimizer.apply_gradients(
+            [(self.grads[0], self.params[0]), (None, self.params[1])]
+        )
+
+    def go_on(self) -> object:
+        return self.optimizer.apply_gradients([(self.grads[0], p) for p in self.params])
+
+
 class Sparse(Steps):
     """A step by rows of which some are named twice, and so are added up."""
 
@@ -183,6 +230,17 @@ class Loaded(Saved):
         return Adam.load(self.path, self.params)
 
 
+class LoadedInPlace(Loaded):
+    """An optimizer that becomes the one of a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.optimizer.apply_gradients([(self.grads[0], self.params[0])])
+
+    def call(self) -> object:
+        return self.optimizer.load(self.path, self.params)
+
+
 class Pickled(Steps):
     """A copy by way of `pickle`."""
 
@@ -212,6 +270,10 @@ CASES: dict[str, tuple[Callable[[], Case], int]] = {
     ),
     "step": (lambda: Steps(1, clipnorm=1.0), 0),
     "gradient that is copied": (Copied, 1),
+    "gradient that is cast": (Cast, 1),
+    "another layout": (Relaid, 4),
+    "first step, frozen": (lambda: Frozen(0), 4),
+    "frozen": (lambda: Frozen(1), 0),
     "first sparse step": (lambda: Sparse(0, lazy=True), 3),
     "sparse step": (lambda: Sparse(1, lazy=True), 1),
     "dense step of sparse gradients": (lambda: Sparse(1, lazy=False), 1),
@@ -220,6 +282,7 @@ CASES: dict[str, tuple[Callable[[], Case], int]] = {
     "set_weights": (Weights, 2),
     "save": (Saved, 0),
     "load": (Loaded, 2),
+    "load in place": (LoadedInPlace, 2),
     "pickle": (lambda: Pickled(1), 2),
     "swap_ema": (Averages, 0),
 }

@@ -80,14 +80,21 @@ class Slow:
             pass
         return "slow"
 
+class Storage:
+    def __init__(self, array):
+        self.data_ptr = array.ctypes.data.__int__
+        self.nbytes = (2 * array.nbytes).__int__  # with what lies between its elements
+
 class Tensor:
     dtype, layout, device = "torch.float32", "torch.strided", "cpu"
+    is_conj = is_neg = bool  # false
 
     # No Python code of their own: torch's has none either.
     def __init__(self, array):
         self.array, self.shape = array, array.shape
         self.stride = functools.partial(list, [step // 4 for step in array.strides])
         self.data_ptr = array.ctypes.data.__int__
+        self.untyped_storage = functools.partial(Storage, array)
 
 def copy_like(grad, param):
     for _ in range(20_000):

@@ -95,6 +95,59 @@ class Updates(Steps):
         return self.optimizer.get_updates(self.grads, self.params)
 
 
+class Frozen(Steps):
+    """A step that leaves some parameters alone."""
+
+    def call(self) -> object:
+        grads = [None if i % 2 else g for i, g in enumerate(self.grads)]
+        return self.optimizer.apply_gradients(list(zip(grads, self.params, strict=True)))
+
+
+class Nested(Steps):
+    """A step of nested parameters, of which one has settings of its own."""
+
+    def __init__(self, calls: int, **options: Any) -> None:
+        super().__init__(calls, own={1: {"lr": 0.5, "weight_decay": 0.1}}, **options)
+
+    def nested(self, arrays: list[Any]) -> Any:
+        return {"first": arrays[0], "rest": [*arrays[1:]]}
+
+    def call(self) -> object:
+        return self.optimizer.step(self.nested(self.params), self.nested(self.grads))
+
+    def go_on(self) -> object:
+        return self.optimizer.step(self.nested(self.params), self.nested(self.next_grads))
+
+
+class Minimize(Nested):
+    """A step down a loss of nested parameters."""
+
+    def call(self) -> object:
+        return self.optimizer.minimize(
+            lambda p: anp.sum(p["first"] ** 2) + sum(anp.sum(x) for x in p["rest"]),
+            self.nested(self.params),
+        )
+
+
+class Override(Steps):
+    """Settings of their own; they show in the step that goes on."""
+
+    def call(self) -> object:
+        return self.optimizer.override(self.params[:2], lr=0.25, maximize=True)
+
+    def observe(self) -> object:
+        return super().observe(), len(self.optimizer._to_override)
+
+
+class Relaid(Steps):
+    """Gradients of other dtypes and parameters of another layout, in which the moments then are."""
+
+    def __init__(self, calls: int, **options: Any) -> None:
+        super().__init__(calls, **options)
+        self.params = [np.array(p, order="F") for p in self.params]
+        self.grads = [g.astype("float16") for g in self.grads]
+
+
 class Loss(Steps):
     """A step with a loss that autograd differentiates."""
 
@@ -151,6 +204,13 @@ class Pickle(Steps):
 
 
 CALLS: dict[str, Callable[[], Case]] = {
+    "frozen": lambda: Frozen(0),
+    "frozen while accumulating": lambda: Frozen(1, gradient_accumulation_steps=2),
+    "first step": lambda: Nested(0),
+    "step": lambda: Nested(1, use_ema=True),
+    "minimize": lambda: Minimize(0, shapes_and_dtypes=FEW[:2]),
+    "override": lambda: Override(1),
+    "another layout": lambda: Relaid(1),
     "first get_updates": lambda: Updates(0),
     "get_updates": lambda: Updates(1, zero_grad=True),
     "get_updates with a loss": lambda: Loss(0, shapes_and_dtypes=FEW[:2]),
@@ -251,14 +311,33 @@ class Loaded(Steps):
         return super().go_on()
 
 
+class LoadedInPlace(Loaded):
+    """An optimizer that becomes the one of a file, and steps to go on."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        super(Loaded, self).call()
+        self.optimizer.lr = 0.125
+
+    def call(self) -> object:
+        return self.optimizer.load(self.path, self.params)
+
+    def go_on(self) -> object:
+        return super(Loaded, self).go_on()
+
+    def observe(self) -> object:
+        return super().observe(), self.optimizer.lr
+
+
 # Files that nobody has closed are closed when they are freed.
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-def test_an_interrupted_load_leaves_nothing(tmp_path: Path) -> None:
-    Loaded(tmp_path).go_on()
+@pytest.mark.parametrize("kind", [Loaded, LoadedInPlace])
+def test_an_interrupted_load_leaves_nothing(kind: type[Loaded], tmp_path: Path) -> None:
+    kind(tmp_path).go_on()
     before = open_files() if Path("/proc/self/fd").exists() else 0
-    assert interrupt_everywhere(lambda: Loaded(tmp_path), times=1) > 50
+    assert interrupt_everywhere(lambda: kind(tmp_path), times=1) > 50
     if Path("/proc/self/fd").exists():
         # One at most: Python may be interrupted before it knows the number of a file that it has opened.
         assert open_files() <= before + 1

@@ -4,12 +4,15 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <compare>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "adam_plan.hpp"
 #include "arrays.hpp"
+#include "gradients.hpp"
 
 namespace fusedadam::python {
 
@@ -18,17 +21,21 @@ namespace fusedadam::python {
 // at once: fusedadam.Optimizer holds a lock.
 class AdamState {
  public:
-  // Fresh state for parameters of these shapes and dtypes, of the kinds that the options need.
-  AdamState(const py::handle& params, const AdamOptions& options);
+  // Fresh state for parameters of these shapes, dtypes and layouts, of the kinds that the options
+  // need. `only_like`: the parameters need not be writeable; averages do not begin as they are, and
+  // unless all of them can be updated in place, none is remembered.
+  AdamState(const py::handle& params, const AdamOptions& options, bool only_like);
 
   // @throws py::value_error  these options need other kinds of arrays than there are
   void require_kinds(const AdamOptions& options) const;
 
-  // From now on neither weight_decay nor l2 holds for the parameters at these positions.
+  // From now on the parameters at some positions have settings of their own in place of the
+  // optimizer's: [(positions, {setting: value}), ...], no position twice.
   // @throws py::value_error  no such position
-  void exclude(const std::vector<std::size_t>& positions);
+  void override_settings(const py::list& overrides);
 
-  // One call, which takes a step, accumulates or skips. @throws  before the first write.
+  // One call, which takes a step, accumulates or skips. A gradient that is None leaves its
+  // parameter alone. @throws  before the first write.
   void step(const py::handle& params, const py::handle& grads, const AdamOptions& options,
             AdamProgress& progress);
 
@@ -45,11 +52,21 @@ class AdamState {
   void swap_averages();
 
   // Forgets the parameters, not the state.
-  void unbind() { bind({}); }
+  void unbind() { bind(Binding{}); }
 
   // {kind: [an array of each parameter]}: "m", "v", and as the options need them "vhat", "ema",
   // "accumulator".
   py::dict slots() const;
+
+  // The number of steps that each parameter's moments have taken.
+  std::vector<std::int64_t> steps() const;
+  // @throws py::value_error  not one for each parameter, or no count
+  void set_steps(const std::vector<std::int64_t>& steps);
+
+  // Positions whose accumulators hold gradients of a mean that is not complete.
+  std::vector<std::size_t> waiting() const;
+  // @throws py::value_error  no such position
+  void set_waiting(const std::vector<std::size_t>& positions);
 
  private:
   // A kind of array: its name, and where a TensorRef points to it.
@@ -60,9 +77,20 @@ class AdamState {
 
   // A position in the list of parameters.
   struct Slot {
-    std::vector<py::ssize_t> shape;  // its own: users may reshape the arrays
-    std::vector<py::array> arrays;   // of each kind
-    ArrayInfo expected;              // shape and precision that a parameter must have
+    std::vector<py::ssize_t> shape;    // its own: users may reshape the arrays
+    std::vector<py::ssize_t> strides;  // of a layout that is not C's
+    std::vector<py::array> arrays;     // of each kind
+    ArrayInfo expected;                // shape, layout and precision that a parameter must have
+    bool waits = false;                // its accumulator holds gradients
+  };
+
+  // Parameters that share their constants: a group of the plan.
+  struct Group {
+    std::size_t settings = 0;  // position in own_settings_
+    std::int64_t steps = 0;    // taken by their moments
+    bool takes_part = true;
+
+    auto operator<=>(const Group&) const = default;
   };
 
   // The parameters as last seen, one of each slot.
@@ -73,40 +101,73 @@ class AdamState {
     WrittenRanges written;
   };
 
-  // The binding before returns, unless the work over the new one went well.
+  // The state at a position in another layout than it has.
+  struct Layout {
+    std::size_t position;
+    std::vector<py::ssize_t> strides;
+    std::vector<py::array> arrays;  // of each kind
+  };
+
+  // The binding before returns, and the layout, unless the work over the new ones went well.
   class Rebinding {
    public:
-    Rebinding(AdamState& state, std::optional<Binding> before)
-        : state_(state), before_(std::move(before)) {}
-    Rebinding(const Rebinding&) = delete;
-    Rebinding& operator=(const Rebinding&) = delete;
+    Rebinding(AdamState& state, std::optional<Binding> before, std::vector<Layout> layouts)
+        : state_(state), before_(std::move(before)), layouts_(std::move(layouts)) {}
+    Rebinding(Rebinding&& other) noexcept
+        : state_(other.state_),
+          before_(std::exchange(other.before_, std::nullopt)),
+          layouts_(std::move(other.layouts_)) {}
+    Rebinding& operator=(Rebinding&&) = delete;
     ~Rebinding() {
-      if (before_) state_.bind(std::move(*before_));
+      if (!before_) return;
+      state_.exchange(layouts_);
+      state_.bind(std::move(*before_));
     }
     void keep() noexcept { before_.reset(); }
 
    private:
     AdamState& state_;
     std::optional<Binding> before_;
+    std::vector<Layout> layouts_;
   };
 
   static std::vector<Kind> kinds_for(const AdamSettings& settings);
+  bool is_bound(const py::tuple& params) const noexcept;
   // @throws  with the binding as it was. `is_list`: whether errors name them as params[i], or the
   // only one as param.
-  [[nodiscard]] Rebinding bind(const py::tuple& params, bool is_list);
+  [[nodiscard]] Rebinding bind(const py::tuple& params, bool is_list,
+                               const Gradients* grads = nullptr);
   void bind(Binding binding) noexcept;
+  // @throws py::value_error  these parameters are not those bound, and pairs are the wrong way
+  // round or in another order
+  void require_right_places(const py::tuple& params, const py::tuple& grads) const;
+  // A copy of the state at a position, in the layout of a parameter that came in another one.
+  Layout laid_out_like(const ArrayInfo& param, std::size_t position) const;
+  void exchange(std::vector<Layout>& layouts) noexcept;
+  void require_position(std::size_t position, const char* what) const;
   void step_arrays(const py::tuple& params, const py::handle& grads, const AdamOptions& options,
                    AdamProgress& progress);
-  // The options of each group: those given, and for excluded parameters those without decay. Valid
-  // until the next call.
-  std::span<const AdamOptions> groups_for(const AdamOptions& options);
+  Group& group_of(std::size_t position) { return groups_[plan_.tensors()[position].group]; }
+  // Makes the plan for parameters of these groups. @throws std::bad_alloc  as it was
+  void arrange(const std::vector<Group>& group_of_each);
+  // Arranges that those parameters take part that `takes_part(position)` names.
+  template <class TakesPart>
+  void let_take_part(const TakesPart& takes_part);
+  // Points each tensor to its accumulator, as far as there is anything in it.
+  void attach_accumulators(const py::tuple& grads, bool completes);
+  // The options of each group. Valid until the next call.
+  std::span<const CountedOptions> counted(const AdamOptions& options);
+  void count_step() noexcept;
 
   std::vector<Kind> kinds_;
   std::vector<Slot> slots_;
   AdamPlan plan_;
-  std::vector<AdamOptions> groups_;
+  std::vector<Group> groups_;             // one at least
+  std::vector<py::dict> own_settings_;    // the first ones are none: those of the optimizer
+  std::vector<AdamOptions> own_options_;  // these settings, in place of those of the optimizer...
+  std::optional<AdamSettings> own_options_for_;  // ...as they were then
+  std::vector<CountedOptions> counted_;          // of each group
   Binding binding_;
-  bool excludes_ = false;
 };
 
 }  // namespace fusedadam::python

@@ -1,7 +1,21 @@
 // SPDX-License-Identifier: MIT
 #include "gradients.hpp"
 
+#include "messages.hpp"
+
 namespace fusedadam::python {
+
+void require_gradients(const py::handle& grads) {
+  const py::tuple items = snapshot(grads, "grads");
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (PyTuple_GET_ITEM(items.ptr(), static_cast<py::ssize_t>(i)) != Py_None) continue;
+    // Keras' own words.
+    throw py::value_error(broken_rule(
+        "An operation has `None` for gradient. Make sure that the loss depends on every parameter "
+        "through differentiable operations, or leave out the parameters that it does not depend on",
+        element_name("grads", static_cast<std::int64_t>(i)) + "=None"));
+  }
+}
 
 Gradients::Gradients(const py::handle& grads, std::size_t expected)
     : items_(snapshot(grads, "grads")) {
@@ -15,21 +29,43 @@ void Gradients::attach(std::span<TensorRef> tensors, std::span<const ArrayInfo> 
     const auto index = static_cast<std::int64_t>(i);
     const py::handle item = PyTuple_GET_ITEM(items_.ptr(), static_cast<py::ssize_t>(i));
     TensorRef& tensor = tensors[i];
+    tensor.zeroed = nullptr;
+    if (item.is_none()) {
+      tensor.grad = nullptr;
+      continue;
+    }
+    if (!zero && tensor.grad != nullptr && is_readable_at(item, tensor.grad, params[i])) continue;
     if (zero) {
       const ArrayInfo grad = writeable_array(item, "grads", index, to_zero);
       require_like(grad, params[i], "grads", "params", index);
       zeroed.push_back(byte_range(grad, "grads", index));
       require_disjoint(zeroed.back(), written);
-      tensor.grad = tensor.zeroed = grad.data;
-      continue;
+      if (same_layout(grad, params[i])) {
+        tensor.grad = tensor.zeroed = grad.data;
+        continue;
+      }
+      to_zero_.push_back(py::reinterpret_borrow<py::array>(item));
     }
-    tensor.zeroed = nullptr;
-    if (tensor.grad != nullptr && is_readable_at(item, tensor.grad, params[i])) continue;
-    const ArrayInfo grad = float_array(item, "grads", index);
-    require_like(grad, params[i], "grads", "params", index);
-    tensor.grad = readable_elements(grad, written, copies_);
+    const ArrayInfo grad = any_array(item, "grads", index);
+    require_shape_of(grad, params[i], "grads", "params", index);
+    tensor.grad = readable_elements(grad, params[i], "grads", index, written, copies_);
+    if (copied_at_.size() < copies_.size()) copied_at_.push_back(i);
   }
   if (zero) require_disjoint(WrittenRanges(std::move(zeroed)));
+}
+
+py::list Gradients::cast(std::span<const ArrayInfo> params) const {
+  py::list all(items_);
+  for (std::size_t copy = 0; copy < copies_.size(); ++copy) {
+    const std::size_t i = copied_at_[copy];
+    const auto item = py::reinterpret_borrow<py::array>(all[i]);
+    if (!item.dtype().is(params[i].dtype)) all[i] = copies_[copy];
+  }
+  return all;
+}
+
+void Gradients::zero_the_rest() const {
+  for (const py::array& grad : to_zero_) assign(grad, py::int_(0));
 }
 
 }  // namespace fusedadam::python

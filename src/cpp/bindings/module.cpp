@@ -11,6 +11,7 @@
 #include "entry.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
+#include "gradients.hpp"
 #include "messages.hpp"
 #include "options.hpp"
 #include "state_memory.hpp"
@@ -67,9 +68,10 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   bind_progress(module);
 
   py::class_<AdamState>(module, "AdamState")
-      .def(py::init<const py::handle&, const AdamOptions&>(), arg("params"), arg("options"))
+      .def(py::init<const py::handle&, const AdamOptions&, bool>(), arg("params"), arg("options"),
+           arg("only_like") = false)
       .def("require_kinds", &AdamState::require_kinds, arg("options"))
-      .def("exclude", &AdamState::exclude, arg("positions"))
+      .def("override", &AdamState::override_settings, arg("overrides"))
       .def("step", &AdamState::step, arg("params"), arg("grads"), arg("options"), arg("progress"))
       .def(
           "step_pairs",
@@ -83,6 +85,10 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
            arg("options"), arg("progress"), arg("lazy"))
       .def("unbind", &AdamState::unbind)
       .def("swap_ema", &AdamState::swap_averages)
+      .def("set_steps", &AdamState::set_steps, arg("steps"))
+      .def("set_waiting", &AdamState::set_waiting, arg("positions"))
+      .def_property_readonly("steps", &AdamState::steps)
+      .def_property_readonly("waiting", &AdamState::waiting)
       .def_property_readonly("slots", &AdamState::slots);
 
   module.def("same_objects", &same_objects, arg("a"), arg("b"));
@@ -112,6 +118,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
              arg("vhat"), arg("ema"), arg("options"), arg("step"));
   module.def("clip_gradients", &python::clip_gradients, arg("params"), arg("grads"), arg("options"),
              arg("progress"));
+  module.def("require_gradients", &require_gradients, arg("grads"));
   module.def("require_table", &require_table, arg("param"));
   module.def("global_norm", &python::global_norm, arg("arrays"));
 

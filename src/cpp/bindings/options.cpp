@@ -162,6 +162,10 @@ AdamProgress make_progress(const py::dict& counts) {
 
 }  // namespace
 
+AdamOptions changed_options(const AdamOptions& options, const py::dict& settings) {
+  return AdamOptions(changed(settings_table, options.settings(), settings));
+}
+
 void bind_options(py::module_& module) {
   py::class_<AdamOptions> options(module, "AdamOptions");
   options
@@ -169,12 +173,7 @@ void bind_options(py::module_& module) {
              return AdamOptions(changed(settings_table, AdamSettings{}, settings));
            }),
            py::arg("settings") = py::dict())
-      .def(
-          "changed",
-          [](const AdamOptions& self, const py::dict& settings) {
-            return AdamOptions(changed(settings_table, self.settings(), settings));
-          },
-          py::arg("settings"))
+      .def("changed", &changed_options, py::arg("settings"))
       .def("as_dict",
            [](const AdamOptions& self) { return as_dict(settings_table, self.settings()); })
       // Not py::pickle(), which knows no protocol below 2.

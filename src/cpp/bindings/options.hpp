@@ -5,7 +5,13 @@
 
 #include <pybind11/pybind11.h>
 
+#include "fusedadam/options.hpp"
+
 namespace fusedadam::python {
+
+// Options with some settings changed, by their names in Python.
+// @throws py::type_error, py::value_error, std::invalid_argument  naming a setting
+AdamOptions changed_options(const AdamOptions& options, const pybind11::dict& settings);
 
 void bind_options(pybind11::module_& module);
 void bind_progress(pybind11::module_& module);

@@ -37,6 +37,7 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
   add("v", &TensorRef::v, v);
   if (!vhat.is_none()) add("vhat", &TensorRef::vhat, vhat);
   if (!ema.is_none()) add("ema", &TensorRef::ema, ema);
+  require_gradients(grads);
   Gradients gradients(grads, count);
 
   std::vector<ArrayInfo> infos;
@@ -52,6 +53,7 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
     for (const Companions& companion : companions) {
       const ArrayInfo info = writeable_array(companion.items[i], companion.name, index);
       require_like(info, param, companion.name, "params", index);
+      require_layout_of(info, param, companion.name, "params", index);
       ranges.push_back(byte_range(info, companion.name, index));
       tensor.*companion.pointer = info.data;
     }
@@ -62,26 +64,28 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
 
   AdamPlan plan(std::move(tensors));
   AdamProgress progress{.iterations = step_number - 1};
-  // Safe without the GIL: from here on only raw memory is touched, of arrays that the tuples keep
-  // alive.
-  const ReleasedGil released(plan.elements());
-  plan.step(std::span(&options, 1), progress);
+  {
+    // Safe without the GIL: only raw memory is touched, of arrays that the tuples keep alive.
+    const ReleasedGil released(plan.elements());
+    plan.step(std::span(&options, 1), progress);
+  }
+  gradients.zero_the_rest();
 }
 
 py::list clip_gradients(const py::handle& params, const py::handle& grads,
                         const AdamOptions& options, const AdamProgress& progress) {
   const py::tuple items = snapshot(params, "params");
+  require_gradients(grads);
   Gradients gradients(grads, items.size());
   py::list clipped;
   std::vector<ArrayInfo> infos;
   std::vector<TensorRef> tensors;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    infos.push_back(float_array(items[i], "params", static_cast<std::int64_t>(i)));
-    py::array out = empty_like(infos.back());
-    tensors.push_back({.precision = infos.back().precision,
-                       .param = out.mutable_data(),
-                       .size = infos.back().size});
-    clipped.append(std::move(out));
+    const auto index = static_cast<std::int64_t>(i);
+    const py::array out = empty_like(float_array(items[i], "params", index));
+    clipped.append(out);
+    const ArrayInfo& info = infos.emplace_back(float_array(out, "params", index));
+    tensors.push_back({.precision = info.precision, .param = info.data, .size = info.size});
   }
   gradients.attach(tensors, infos, WrittenRanges(), false);
   const TensorList list(std::move(tensors));
@@ -92,7 +96,7 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
     const ReleasedGil released(list.elements());
     changed = fusedadam::clip_gradients(list, options, loss_scale);
   }
-  return changed ? clipped : py::list(py::reinterpret_borrow<py::object>(grads));
+  return changed ? clipped : gradients.cast(infos);
 }
 
 double global_norm(const py::handle& arrays) {
@@ -101,9 +105,12 @@ double global_norm(const py::handle& arrays) {
   std::vector<py::object> copies;
   std::vector<TensorRef> tensors;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    const ArrayInfo info = float_array(items[i], "arrays", static_cast<std::int64_t>(i));
+    const auto index = static_cast<std::int64_t>(i);
+    const ArrayInfo info = float_array(items[i], "arrays", index);
+    ArrayInfo in_order = info;
+    in_order.c_contiguous = true;
     tensors.push_back({.precision = info.precision,
-                       .grad = readable_elements(info, written, copies),
+                       .grad = readable_elements(info, in_order, "arrays", index, written, copies),
                        .size = info.size});
   }
   const TensorList list(std::move(tensors));

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
@@ -12,7 +13,7 @@ from fusedadam import _core
 from fusedadam._core import public
 from fusedadam.arrays import Array, gradient_arrays, listed
 from fusedadam.optimizer import Optimizer
-from fusedadam.schedules import Schedule, by_name, importable_name
+from fusedadam.schedules import Schedule, by_name, describe, importable_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,6 +28,12 @@ _ALWAYS: Final = ("lr", "beta_1", "beta_2", "decay", "epsilon")
 
 # They decide which arrays the state has.
 _STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
+
+# They cannot differ between parameters.
+_OF_THE_STEP: Final = (*_STRUCTURAL, "loss_scale", "skip_nonfinite", "zero_grad")
+
+# Whether a configuration is for a checkpoint, which need not name a schedule: `load` asks for it.
+_for_checkpoint: Final = ContextVar("for_checkpoint", default=False)
 
 
 _Value = TypeVar("_Value")
@@ -285,7 +292,8 @@ class Adam(Optimizer):
         """
         config = self._plain_config()
         if self._schedule is not None:
-            config["lr"] = importable_name(self._schedule)
+            name = describe if _for_checkpoint.get() else importable_name
+            config["lr"] = name(self._schedule)
         return config
 
     @classmethod
@@ -337,11 +345,49 @@ class Adam(Optimizer):
             options = options.changed({"zero_grad": False})
         return options
 
-    def _new_state(self, params: Sequence[Array]) -> _core.AdamState:
-        return _core.AdamState(params, self._options)
+    def _saved_config(self) -> dict[str, Any]:
+        token = _for_checkpoint.set(True)
+        try:
+            return self.get_config()
+        finally:
+            _for_checkpoint.reset(token)
+
+    def _checked_override(self, settings: dict[str, Any]) -> dict[str, Any]:
+        settings = dict(settings)
+        if "learning_rate" in settings:
+            if "lr" in settings:
+                raise TypeError(
+                    "lr and learning_rate are the same argument: give one. "
+                    f"Received: lr={settings['lr']!r}, learning_rate={settings['learning_rate']!r}"
+                )
+            settings["lr"] = settings.pop("learning_rate")
+        if callable(settings.get("lr")):
+            raise TypeError(
+                "lr must be a number: a schedule is that of the optimizer. Call override again to "
+                f"change it. Received: lr={settings['lr']!r}"
+            )
+        for name in _OF_THE_STEP:
+            if name in settings:
+                raise ValueError(
+                    f"{name} concerns the step as a whole: set it for the optimizer. "
+                    f"Received: {name}={settings[name]!r}"
+                )
+        options = _descending(self._options.changed(settings))
+        return {name: getattr(options, name) for name in settings}
+
+    def _new_state(self, params: Sequence[Array], *, only_like: bool = False) -> _core.AdamState:
+        return _core.AdamState(params, self._options, only_like)
 
     def _clip(self, params: Sequence[Array], grads: Sequence[Array]) -> list[Array]:
-        return _core.clip_gradients(params, grads, self._options, self._progress)
+        clipped = _core.clip_gradients(params, grads, self._options, self._progress)
+        for positions, settings in self._own.groups():
+            # The norm is that of all gradients.
+            options = self._options.changed(settings)
+            own = _core.clip_gradients(params, grads, options, self._progress)
+            for i in positions:
+                if i < len(own):
+                    clipped[i] = own[i]
+        return clipped
 
 
 def _descending(options: _core.AdamOptions) -> _core.AdamOptions:

@@ -30,7 +30,17 @@ def are_plain_arrays(values: Iterable[object]) -> bool:
 
 
 def tensor_view(tensor: torch.Tensor, name: str) -> Array:
-    """The memory of a dense CPU tensor as an array."""
+    """The memory of a dense CPU tensor of float32 or float64 as an array."""
+    import torch
+
+    view = _read_tensor(tensor, name)
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64. Received: dtype={tensor.dtype}")
+    return view
+
+
+def _read_tensor(tensor: torch.Tensor, name: str) -> Array:
+    """A dense CPU tensor as an array: its memory, or a copy where NumPy has no such dtype."""
     import torch
 
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -38,10 +48,9 @@ def tensor_view(tensor: torch.Tensor, name: str) -> Array:
             f"{name} must be a dense CPU tensor. "
             f"Received: device={tensor.device.type}, layout={tensor.layout}"
         )
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64. Received: dtype={tensor.dtype}")
-    view: Array = tensor.detach().numpy()
-    return view
+    tensor = tensor.detach()
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def listed(values: Iterable[Any], name: str) -> Sequence[Any]:
@@ -72,26 +81,23 @@ def parameter_arrays(params: Sequence[Any]) -> Sequence[Any]:
 def gradient_arrays(grads: Sequence[Any], *, written: bool = False) -> Sequence[Any]:
     """Gradients as arrays, of whatever NumPy can read; never copies where they are `written`.
 
+    None stays None.
+
     Raises
     ------
-    ValueError
-        A gradient is None.
     TypeError
-        A gradient is no array.
+        A gradient is not an array.
     """
     if are_plain_arrays(grads):
         return grads
-    return [gradient_array(grad, f"grads[{i}]", written=written) for i, grad in enumerate(grads)]
+    return [
+        None if grad is None else gradient_array(grad, f"grads[{i}]", written=written)
+        for i, grad in enumerate(grads)
+    ]
 
 
 def gradient_array(grad: Any, name: str, *, written: bool) -> Array:
     """One of `gradient_arrays`."""
-    if grad is None:
-        raise ValueError(
-            "An operation has `None` for gradient. Make sure that the loss depends on every "
-            "parameter through differentiable operations, or leave out the parameters that it "
-            f"does not depend on. Received: {name}=None"
-        )
     if written and not (isinstance(grad, np.ndarray) or is_tensor(grad)):
         raise TypeError(
             f"{name} must be a numpy.ndarray or a torch.Tensor, so that it can be zeroed in place. "
@@ -101,8 +107,16 @@ def gradient_array(grad: Any, name: str, *, written: bool) -> Array:
 
 
 def index_array(indices: Any) -> Any:
-    """Row numbers as an array; a tensor's own memory."""
-    return indices.detach().numpy() if is_tensor(indices) else indices
+    """Row numbers as an array: a tensor's own memory, a list as int64."""
+    if is_tensor(indices):
+        return indices.detach().numpy()
+    return np.array(indices, dtype=np.int64) if _is_list_of_ints(indices) else indices
+
+
+def _is_list_of_ints(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in value
+    )
 
 
 def memory_of(array: Any) -> tuple[int, int] | None:
@@ -120,16 +134,24 @@ def as_array(value: Any, name: str) -> Array:
     Raises
     ------
     TypeError
-        It is no array.
+        It is not an array, or has a mask.
     """
     if is_tensor(value):
-        return tensor_view(value, name)
+        return _read_tensor(value, name)
+    if isinstance(value, np.ma.MaskedArray):  # NumPy would drop the mask without a word
+        raise TypeError(
+            f"{name} must have no mask, which a step would not see: fill it by .filled(value). "
+            f"Received: {type(value).__name__}"
+        )
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name} must be an array. Received: {value!r}")
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError) as error:  # ragged lists, tensors of other frameworks
         raise TypeError(
             f"{name} must be an array; NumPy cannot read it as one ({error}). "
             f"Received: {type(value).__name__}"
         ) from error
+    if array.dtype == object and array is not value:
+        raise TypeError(f"{name} must be an array of numbers. Received: {type(value).__name__}")
+    return array

@@ -7,6 +7,7 @@ Files are read and written here, and no formula is known.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -16,12 +17,13 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeV
 
 import numpy as np
 
-from fusedadam.arrays import Array, listed, parameter_arrays
+from fusedadam.arrays import Array, as_array, listed, parameter_arrays
 from fusedadam.atomic_file import replace_file
 from fusedadam.tensor_file import DTYPES, TensorFile, refused, strict_json
 
 _FORMAT: Final = "fusedadam"
-_VERSION: Final = "1"
+# Files of version 1 lack what parameters have of their own; a file that needs none of it is one.
+_VERSIONS: Final = ("1", "2")
 
 # What a header may have: configuration and counts; for each parameter some arrays (a class has 2 to
 # 5 kinds); for an array its name, dtype and offsets; for a dimension a number and a comma.
@@ -42,7 +44,7 @@ class SavesItself(Protocol):
     _lock: Any
 
     def _snapshot(self) -> dict[str, Any]:
-        """Return `config`, `progress`, `excluded` and `slots`: the live arrays by kind."""
+        """Return `config`, `progress`, `excluded`, `own` and `slots`: the live arrays by kind."""
 
 
 class Restorable(SavesItself, Protocol):
@@ -63,6 +65,7 @@ class Restorable(SavesItself, Protocol):
         params: Sequence[Array],
         progress: dict[str, Any],
         excluded: list[int],
+        own: dict[str, Any],
         slots: Any,
     ) -> Any:
         """Make an optimizer with this state, which is checked first and then copied."""
@@ -81,12 +84,14 @@ def save(optimizer: SavesItself, path: PathLike) -> None:
         _check_flat(snapshot["config"])
         metadata = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _VERSIONS[bool(snapshot["own"])],
             "optimizer": type(optimizer).__name__,
             "config": json.dumps(snapshot["config"], allow_nan=False),
             "progress": json.dumps(snapshot["progress"], allow_nan=False),
             "excluded": json.dumps(snapshot["excluded"]),
         }
+        if snapshot["own"]:
+            metadata["own"] = json.dumps(snapshot["own"], allow_nan=False)
         tensors = {
             f"{kind}.{i}": array
             for kind, arrays in snapshot["slots"].items()
@@ -98,7 +103,8 @@ def save(optimizer: SavesItself, path: PathLike) -> None:
         _check_length(header, next(iter(snapshot["slots"].values()), []))
         # Not by safetensors' own writer: version 0.8 writes to a temporary file of its own, which a
         # kill leaves behind under a name that is nobody's, with mode 0600, and renames it unflushed.
-        replace_file(os.fsdecode(path), [header, *(tensors[name].data for name in names)])
+        contents = (np.ascontiguousarray(tensors[name]).data for name in names)
+        replace_file(os.fsdecode(path), itertools.chain([header], contents))
 
 
 def _check_flat(config: dict[str, Any]) -> None:
@@ -139,7 +145,11 @@ def _header(metadata: dict[str, str], tensors: dict[str, Array]) -> bytes:
 
 
 def load(
-    cls: type[_Optimizer], path: PathLike, params: Iterable[Any], lr: Any = None
+    cls: type[_Optimizer],
+    path: PathLike,
+    params: Iterable[Any],
+    lr: Any = None,
+    schedule: Any = None,
 ) -> _Optimizer:
     """Make the optimizer that was saved, for these parameters, which are not written to.
 
@@ -153,6 +163,8 @@ def load(
         Parameters of the number, shapes and dtypes of those that were saved.
     lr : float or callable, optional
         Replaces the saved one; needed where that is a schedule, since no file may name code to run.
+    schedule : callable, optional
+        In place of `lr` where a schedule was saved and `lr` is None.
 
     Raises
     ------
@@ -171,9 +183,11 @@ def load(
         checkpoint = _read_metadata(path, file.metadata, cls.__name__)
         config = checkpoint.config
         if isinstance(config.get("lr"), str):
+            lr = schedule if lr is None else lr
             if not callable(lr):
                 raise ValueError(  # noqa: TRY004 (the file asks for it, not the type of lr)
-                    f"lr must be given as a callable where a schedule was saved: {path!r} names "
+                    "lr must be given as a callable where a schedule was saved, "
+                    f"load(path, params, lr=schedule): {path!r} names "
                     f"{reprlib.repr(config['lr'])}, which is not imported. Received: lr={lr!r}"
                 )
             config["lr"] = 0.0  # any number: `lr` takes its place
@@ -194,9 +208,19 @@ def load(
             raise _other_count(path, 0, len(arrays))
         if any(position >= len(arrays) for position in checkpoint.excluded):
             raise refused(path, "this file is damaged: an excluded parameter does not exist")
+        if checkpoint.own != {} and not _is_own(checkpoint.own, len(arrays)):
+            raise refused(
+                path, "this file is damaged: 'own' has something else than settings and counts"
+            )
         with _refusing(path):
             restored: _Optimizer = cls._restored(
-                config, lr, arrays, checkpoint.progress, checkpoint.excluded, slots
+                config,
+                lr,
+                arrays,
+                checkpoint.progress,
+                checkpoint.excluded,
+                checkpoint.own,
+                slots,
             )
         return restored
 
@@ -209,6 +233,7 @@ def _checked_arrays(params: Iterable[Any]) -> Sequence[Array]:
                 f"params[{i}] must be a numpy.ndarray or a torch.Tensor. "
                 f"Received: {type(array).__name__}"
             )
+        as_array(array, f"params[{i}]")  # has no mask
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(
                 f"params[{i}] must be float32 or float64. Received: dtype={array.dtype}"
@@ -240,17 +265,18 @@ class _Metadata(NamedTuple):
     config: dict[str, Any]
     progress: dict[str, Any]
     excluded: list[int]
+    own: dict[str, Any]
 
 
 def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Metadata:
     if metadata.get("format") != _FORMAT:
-        raise refused(path, "this safetensors file is none, it was written by something else")
+        raise refused(path, "this safetensors file is not a fusedadam checkpoint")
     version = metadata.get("version")
-    if version != _VERSION:
+    if version not in _VERSIONS:
         raise refused(
             path,
             f"this file is of format version {reprlib.repr(version)}, of a later fusedadam than "
-            f"this one, which reads version {_VERSION}",
+            f"this one, which reads versions {' and '.join(_VERSIONS)}",
         )
     if metadata.get("optimizer") != optimizer:
         raise refused(
@@ -271,7 +297,8 @@ def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Meta
         or len(set(excluded)) < len(excluded)
     ):
         raise refused(path, "this file is damaged: 'excluded' has something else than positions")
-    return _Metadata(config, progress, excluded)
+    own = {} if version == "1" else _parsed(path, metadata, "own")
+    return _Metadata(config, progress, excluded, own)
 
 
 def _parsed(path: str, metadata: dict[str, str], name: str) -> Any:
@@ -281,6 +308,34 @@ def _parsed(path: str, metadata: dict[str, str], name: str) -> Any:
         return strict_json(metadata[name])
     except (ValueError, RecursionError) as error:
         raise refused(path, f"this file is damaged: in {name!r}, {error}") from error
+
+
+def _is_own(own: object, params: int) -> bool:
+    """Whether this is what `_snapshot` gives as `own` for so many parameters."""
+    if not isinstance(own, dict) or not own.keys() <= {"steps", "waiting", "overrides"}:
+        return False
+    steps = own.get("steps", [0] * params)
+    if not isinstance(steps, list) or len(steps) != params or not all(map(_is_position, steps)):
+        return False
+    with_settings: list[Any] = []
+    overrides = own.get("overrides", [])
+    if not isinstance(overrides, list):
+        return False
+    for entry in overrides:
+        if not isinstance(entry, list) or [type(item) for item in entry] != [list, dict]:
+            return False
+        if not all(map(_is_setting, entry[1].values())):
+            return False
+        with_settings += entry[0]
+    return all(_are_positions(each, params) for each in (own.get("waiting", []), with_settings))
+
+
+def _are_positions(values: object, params: int) -> bool:
+    return (
+        isinstance(values, list)
+        and all(_is_position(value) and value < params for value in values)
+        and len(set(values)) == len(values)
+    )
 
 
 def _is_setting(value: object) -> bool:

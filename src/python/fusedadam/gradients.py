@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from fusedadam.arrays import is_tensor
+from fusedadam.structures import rebuilt
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,50 @@ def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
         "loss must be a callable loss(params) written with autograd.numpy, a scalar torch.Tensor, "
         f"or a sequence of arrays (the gradients themselves). Received: {type(loss).__name__}"
     )
+
+
+def value_and_gradients(
+    loss: Any, tree: Any, params: Sequence[Any], scale: float
+) -> tuple[float, Sequence[Any]]:
+    """The value of a loss, and the gradients of `scale` times the loss.
+
+    Parameters
+    ----------
+    loss : callable or torch.Tensor
+        A callable gets `tree` with its arrays as autograd traces them.
+    tree
+        The parameters as they are nested, and `params` the same in one list.
+
+    Raises
+    ------
+    TypeError
+        `loss` is none of the two kinds.
+    ValueError
+        A torch loss is no scalar, or a torch parameter requires no gradient.
+    """
+    if is_tensor(loss):
+        grads = _by_torch(loss if scale == 1 else scaled(loss, scale), params)
+        return float(loss.detach()), grads
+    if not callable(loss):
+        raise TypeError(
+            "loss must be a callable loss(params) written with autograd.numpy, or a scalar "
+            "torch.Tensor; with gradients at hand, call step(params, grads). "
+            f"Received: {type(loss).__name__}"
+        )
+    from autograd.tracer import getval
+
+    values = []
+
+    def of_list(arrays: Sequence[Any]) -> Any:
+        value = loss(rebuilt(tree, iter([arrays[i] for i in range(len(params))])))
+        values.append(value)
+        return value if scale == 1 else scale * value
+
+    grads = _by_autograd(of_list, params)
+    value = values[0]
+    while value is not getval(value):  # one box for each trace of autograd
+        value = getval(value)
+    return float(value), grads
 
 
 def _by_autograd(loss: Any, params: Sequence[Any]) -> Sequence[Any]:

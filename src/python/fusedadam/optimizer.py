@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fusedadam._core import AdamProgress, require_table
+from fusedadam._core import AdamProgress, public, require_gradients, require_table
 from fusedadam.arrays import (
     Array,
     are_plain_arrays,
@@ -21,13 +21,15 @@ from fusedadam.arrays import (
     index_array,
     is_tensor,
     listed,
-    memory_of,
     parameter_arrays,
     tensor_view,
 )
-from fusedadam.gradients import are_given, gradients, scaled
+from fusedadam.gradients import are_given, gradients, scaled, value_and_gradients
 from fusedadam.locks import new_lock
+from fusedadam.methods import class_or_instance_method
+from fusedadam.own_settings import Finder, OwnSettings, arrays_to_find
 from fusedadam.signals import assignments, without_interruption
+from fusedadam.structures import Naming, Structure, flatten, flatten_like, require_same
 from fusedadam.weights import Weights, taken_weights
 
 if TYPE_CHECKING:
@@ -47,15 +49,34 @@ class State(Protocol):
     def slots(self) -> dict[str, list[Array]]:
         """Per kind of array, one per parameter: "m", "v", ..."""
 
+    @property
+    def steps(self) -> list[int]:
+        """The number of steps that the moments of each parameter have taken."""
+
+    @property
+    def waiting(self) -> list[int]:
+        """Positions whose accumulators hold gradients of a mean that is not complete."""
+
+    def set_steps(self, steps: Sequence[int]) -> None:
+        """Take over `steps`."""
+
+    def set_waiting(self, positions: Sequence[int]) -> None:
+        """Take over `waiting`."""
+
     def step(
-        self, params: Sequence[Array], grads: Sequence[Array], options: Any, progress: AdamProgress
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array | None],
+        options: Any,
+        progress: AdamProgress,
     ) -> None:
-        """Step all parameters in place and count it, or raise before the first write."""
+        """Step all parameters with a gradient in place and count it, or raise before a write."""
 
     def step_pairs(self, pairs: Sequence[Any], options: Any, progress: AdamProgress) -> int | None:
         """Step pairs (gradient, parameter) and return the number of steps taken.
 
-        None, and nothing is done, where there is anything but tuples of two plain arrays.
+        None, and nothing is done, where there is anything but tuples of two plain arrays, or of
+        None and one.
         """
 
     def step_rows(
@@ -69,8 +90,8 @@ class State(Protocol):
     ) -> None:
         """Step the only parameter from gradients of rows."""
 
-    def exclude(self, positions: Sequence[int]) -> None:
-        """Parameters without weight decay from now on."""
+    def override(self, overrides: list[tuple[list[int], dict[str, Any]]]) -> None:
+        """Use settings of their own for the parameters at some positions from now on."""
 
     def swap_ema(self) -> None:
         """Exchange the parameters with their averages."""
@@ -102,10 +123,13 @@ class Optimizer(ABC):
         self._lock = new_lock()
         self._state = None
         self._progress = AdamProgress()
-        # Arrays given to exclude_from_weight_decay until a step finds them among its parameters;
-        # then their positions.
+        # Arrays given to exclude_from_weight_decay and override until a step finds them among its
+        # parameters; then what these have by position.
         self._to_exclude: list[Any] | None = None
-        self._excluded: tuple[int, ...] = ()
+        self._to_override: list[tuple[list[Any] | None, dict[str, Any]]] = []
+        self._own = OwnSettings()
+        # How the parameters of `step` and `minimize` are nested; empty before the first.
+        self._structure: tuple[()] | tuple[Structure] = ()
         self._swapped = False
         # Parameters last seen that are torch tensors: torch is told when they change.
         self._tensors: tuple[Any, ...] = ()
@@ -117,8 +141,11 @@ class Optimizer(ABC):
         """Return the configuration as plain Python numbers, for `from_config`."""
 
     @abstractmethod
-    def _new_state(self, params: Sequence[Array]) -> State:
-        """Fresh state for these parameters; raises where one of them cannot be updated in place."""
+    def _new_state(self, params: Sequence[Array], *, only_like: bool = False) -> State:
+        """Fresh state for these parameters; raises where one of them cannot be updated in place.
+
+        With `only_like` they are only looked at: for their shapes, dtypes and layouts.
+        """
 
     @abstractmethod
     def _clip(self, params: Sequence[Array], grads: Sequence[Array]) -> list[Array]:
@@ -131,6 +158,14 @@ class Optimizer(ABC):
     @abstractmethod
     def _set_learning_rate(self, lr: float) -> None:
         """Take over the learning rate of a list of weights that holds one."""
+
+    @abstractmethod
+    def _checked_override(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings that some parameters may have of their own, as plain numbers, or raise."""
+
+    def _saved_config(self) -> dict[str, Any]:
+        """The configuration as a checkpoint holds it."""
+        return self.get_config()
 
     @property
     @abstractmethod
@@ -177,6 +212,7 @@ class Optimizer(ABC):
         moments = self._moments(self._state)
         return Weights([self._iterations_array(), *(array for kind in moments for array in kind)])
 
+    @public
     def build(self, params: Iterable[Any]) -> None:
         """Start fresh moments, all zeros, for these parameters; `iterations` counts on.
 
@@ -187,28 +223,31 @@ class Optimizer(ABC):
 
         Parameters
         ----------
-        params : iterable of numpy.ndarray or torch.Tensor
-            float32 or float64; C-contiguous, aligned, writeable, no two sharing memory.
+        params : array, or list, tuple, dict or iterable of arrays
+            numpy.ndarray or torch.Tensor, nested as for `step`; float32 or float64, aligned,
+            writeable, of any strides without gaps or overlaps, no two sharing memory.
 
         Raises
         ------
         TypeError, ValueError
             A parameter that cannot be updated in place, named by its index. The state is unchanged.
         """
-        params = listed(params, "params")
-        with self._lock:
+        params, structure = _leaves(params)
+        with self._lock, Naming(structure):
             self._require_not_swapped()
             state = self._new_state(parameter_arrays(params))
-            excluded = self._positions(params)
-            state.exclude(excluded)
+            own = self._found(params)
+            state.override(own.groups())
             tensors = tuple(filter(is_tensor, params))
             progress = AdamProgress(self._progress.as_dict() | {"accumulated": 0})
             without_interruption(
                 *assignments(
                     self,
                     _state=state,
-                    _excluded=excluded,
+                    _own=own,
                     _to_exclude=None,
+                    _to_override=[],
+                    _structure=(),
                     _tensors=tensors,
                     _progress=progress,
                 )
@@ -223,6 +262,7 @@ class Optimizer(ABC):
         with self._lock:
             return Weights(weight.copy() for weight in self.weights)
 
+    @public
     def set_weights(self, weights: Iterable[Any], layout: str | None = None) -> None:
         """Take over a state, as `get_weights` or a version of Keras returns it.
 
@@ -257,9 +297,9 @@ class Optimizer(ABC):
         """
         with self._lock:
             self._require_not_swapped()
-            slots = None if self._state is None else self._state.slots
-            taken = taken_weights(weights, slots, layout)
-            if taken is None:
+            state = self._state
+            taken = taken_weights(weights, None if state is None else state.slots, layout)
+            if taken is None or state is None:
                 return
             # Converted here, where a warning of an overflow may be an exception. What does not own
             # its memory may be another of these very moments.
@@ -272,13 +312,16 @@ class Optimizer(ABC):
                 self._set_learning_rate(taken.learning_rate)
             without_interruption(
                 *(partial(operator.setitem, live, ..., new) for live, new in values),
+                partial(state.set_steps, [taken.iterations] * len(state.steps)),
                 *assignments(self, _progress=progress),
             )
 
+    @public
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file: configuration, state, averages, accumulators, counts.
 
-        A crash at any instant leaves the old file or the new one. The parameters are not in it.
+        A crash at any instant leaves the old file or the new one. The parameters are not in it, nor
+        is a schedule, which `load` asks for.
 
         Parameters
         ----------
@@ -288,8 +331,8 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            `lr` is a schedule that no name imports, the averages are swapped in, or parameters to
-            be excluded from weight decay are still to be found.
+            The averages are swapped in, or parameters with settings of their own are still to be
+            found by a step or by `build`.
         TypeError
             The configuration of a subclass holds more than numbers, strings and None.
         OSError
@@ -299,50 +342,108 @@ class Optimizer(ABC):
 
         checkpoint.save(self, path)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], params: Iterable[Any], *, lr: Any = None) -> Self:
-        """Make an optimizer from a file of `save`, and go on where it was.
+    @class_or_instance_method
+    @public
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        params: Iterable[Any],
+        *,
+        lr: Any = None,
+        learning_rate: Any = None,
+    ) -> Self:
+        """Go on where a file of `save` left off.
+
+        `Adam.load(path, params)` makes an optimizer; `adam.load(path, params)` makes `adam` the one
+        that was saved, configuration included, and returns it.
 
         Parameters
         ----------
         path : str or os.PathLike
             The file.
-        params : iterable of numpy.ndarray or torch.Tensor
-            The parameters, of the shapes and dtypes that the state was built for. Only looked at.
+        params : array, or list, tuple, dict or iterable of arrays
+            The parameters, nested as for `step`, of the shapes and dtypes that the state was built
+            for. Only looked at.
         lr : float or callable, optional
-            In place of the one in the file. Needed where that is a schedule: a file is never
-            trusted to name code to run.
+            In place of the one in the file. Needed where that is a schedule, unless `adam` has one:
+            a file is never trusted to name code to run.
+        learning_rate : float or callable, optional
+            Another name of `lr`.
+
+        Returns
+        -------
+        Optimizer
+            The new one, or `adam` itself.
 
         Raises
         ------
         ValueError
-            The file is truncated, is no checkpoint of this class, is of a future version, or does
-            not fit these parameters.
+            The file is truncated, is not a checkpoint of this class, is of a future version, or
+            does not fit these parameters; or the averages of `adam` are swapped in. Nothing has
+            changed.
         TypeError
-            A parameter is no array, or `lr` neither a number nor a callable.
+            A parameter is not an array, or `lr` neither a number nor a callable.
         OSError
             The file cannot be read; FileNotFoundError where there is none.
         """
         from fusedadam import checkpoint
 
-        return checkpoint.load(cls, path, listed(params, "params"), lr=lr)
+        if learning_rate is not None:
+            if lr is not None:
+                raise TypeError(
+                    "lr and learning_rate are the same argument: give one. "
+                    f"Received: lr={lr!r}, learning_rate={learning_rate!r}"
+                )
+            lr = learning_rate
+        into: Any = cls
+        leaves, structure = _leaves(params)
+        with Naming(structure):
+            if isinstance(into, type):
+                new: Self = checkpoint.load(into, path, leaves, lr=lr)
+                return new
+            schedule = into.learning_rate if callable(into.learning_rate) else None
+            loaded = checkpoint.load(type(into), path, leaves, lr=lr, schedule=schedule)
+        with into._lock:
+            into._require_not_swapped()
+            attributes = {k: v for k, v in vars(loaded).items() if k != "_lock"}
+            without_interruption(*assignments(into, **attributes))
+        restored: Self = into
+        return restored
 
     def _snapshot(self) -> dict[str, Any]:
         """What a checkpoint holds. The arrays are live: `_lock` must be held while they are used."""
         self._require_not_swapped()
-        if self._to_exclude:
+        to_find = len(self._to_exclude or ())
+        to_find += sum(len(arrays or ()) for arrays, _ in self._to_override)
+        if to_find:
             raise ValueError(
-                "exclude_from_weight_decay(params) must be followed by a step or by build(params), "
-                "which find their positions, before save. "
-                f"Received: {len(self._to_exclude)} parameters still to be found"
+                "exclude_from_weight_decay(params) and override(params) must be followed by a step "
+                "or by build(params), which find their positions, before save. "
+                f"Received: {to_find} parameters still to be found"
             )
-        slots = {} if self._state is None else self._state.slots
         return {
-            "config": self.get_config(),
+            "config": self._saved_config(),
             "progress": self._progress.as_dict(),
-            "excluded": list(self._excluded if self._to_exclude is None else ()),
-            "slots": slots,
+            "excluded": list(self._own.excluded if self._to_exclude is None else ()),
+            "own": self._own_counts_and_settings(),
+            "slots": {} if self._state is None else self._state.slots,
         }
+
+    def _own_counts_and_settings(self) -> dict[str, Any]:
+        """What is not the same for all parameters, and not by `excluded`; by kind."""
+        own: dict[str, Any] = {}
+        if self._state is not None:
+            steps = self._state.steps
+            if any(count != self.iterations for count in steps):
+                own["steps"] = steps
+            if self._progress.accumulated and len(self._state.waiting) != len(steps):
+                own["waiting"] = self._state.waiting
+        if self._own.overrides:
+            own["overrides"] = [
+                [positions, settings]
+                for positions, settings in OwnSettings((), self._own.overrides).groups()
+            ]
+        return own
 
     @classmethod
     def _restored(
@@ -352,52 +453,72 @@ class Optimizer(ABC):
         params: Sequence[Any],
         progress: dict[str, Any],
         excluded: Sequence[int],
+        own: Mapping[str, Any],
         slots: Mapping[str, Iterable[Array]],
     ) -> Self:
         """Make an optimizer from what `_snapshot` gave."""
         optimizer = cls(**(config if lr is None else config | {"lr": lr}))
         optimizer._progress = AdamProgress(progress)
         optimizer._progress.require_valid_for(optimizer._options)
-        state = optimizer._new_state(parameter_arrays(params))
-        state.exclude(excluded)
-        for kind, arrays in slots.items():
-            for array, value in zip(state.slots[kind], arrays, strict=True):
-                array[...] = value
-        optimizer._state = state
-        optimizer._excluded = tuple(excluded)
-        optimizer._tensors = tuple(filter(is_tensor, params))
+        overrides = {
+            position: optimizer._checked_override(settings)
+            for positions, settings in own.get("overrides", ())
+            for position in positions
+        }
+        optimizer._own = OwnSettings(tuple(excluded), overrides)
+        if slots:
+            optimizer._state = optimizer._state_from(params, slots, own)
+            optimizer._tensors = tuple(filter(is_tensor, params))
         return optimizer
+
+    def _state_from(
+        self, like: Sequence[Any], slots: Mapping[str, Iterable[Array]], own: Mapping[str, Any]
+    ) -> State:
+        """State for such parameters, with these arrays, and counts of their own where given."""
+        state = self._new_state(parameter_arrays(like), only_like=True)
+        state.override(self._own.groups())
+        positions = range(len(like))
+        state.set_steps(own.get("steps", [self.iterations for _ in positions]))
+        if self._progress.accumulated:
+            state.set_waiting(own.get("waiting", positions))
+        for kind, arrays in state.slots.items():
+            for array, value in zip(arrays, slots[kind], strict=True):
+                array[...] = value
+        return state
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             self._require_not_swapped()
             state = self.__dict__.copy()
             del state["_lock"], state["_tensors"]
+            state["_counts"] = {}
             # Copies, also where the caller copies shallowly: two optimizers never share moments.
             if self._state is not None:
                 state["_state"] = {
                     kind: [array.copy() for array in arrays]
                     for kind, arrays in self._state.slots.items()
                 }
+                state["_counts"] = {"steps": self._state.steps, "waiting": self._state.waiting}
             state["_progress"] = AdamProgress(self._progress.as_dict())
+            state["_own"] = (self._own.excluded, dict(self._own.overrides))
             return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         slots = state.pop("_state")
+        counts = state.pop("_counts")
+        own = OwnSettings(*state.pop("_own"))
         self.__dict__.update(state)
         self._lock = new_lock()
         self._state = None
         self._tensors = ()
+        self._own = own
         if slots is not None:
-            self._state = self._new_state(slots["m"])
+            self._state = self._state_from(slots["m"], slots, counts)
             self._state.unbind()
-            self._state.exclude(self._excluded)
-            for kind, arrays in self._state.slots.items():
-                for array, value in zip(arrays, slots[kind], strict=True):
-                    array[...] = value
 
     # ---- steps
 
+    @public
     def get_gradients(self, loss: Any, params: Iterable[Any]) -> list[Array]:
         """Return the gradients of a loss with respect to the parameters, as a step uses them.
 
@@ -427,8 +548,11 @@ class Optimizer(ABC):
             A gradient is None, or has another shape than its parameter.
         """
         params = listed(params, "params")
-        return self._clip(parameter_arrays(params), gradient_arrays(self._gradients(loss, params)))
+        grads = self._gradients(loss, params)
+        require_gradients(grads)
+        return self._clip(parameter_arrays(params), gradient_arrays(grads))
 
+    @public
     def get_updates(self, loss: Any, params: Iterable[Any]) -> list[Any]:
         """Take one step: compute the gradients and update the parameters in place.
 
@@ -451,6 +575,7 @@ class Optimizer(ABC):
         """
         params = listed(params, "params")
         grads = self._gradients(loss, params)
+        require_gradients(grads)
         with self._lock:
             self._require_not_swapped()
             self._step(params, grads, self._step_options(own_gradients=not are_given(loss)))
@@ -461,13 +586,15 @@ class Optimizer(ABC):
                 updates.extend(group)
             return updates
 
+    @public
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
         """Take one step with these gradients, updating the parameters in place.
 
         Parameters
         ----------
         grads_and_vars : iterable of (gradient, parameter)
-            In the same order at every step.
+            In the same order at every step. A gradient of None leaves its parameter, its moments and
+            their count of steps alone; not all may be None.
 
         Returns
         -------
@@ -485,7 +612,7 @@ class Optimizer(ABC):
             self._require_not_swapped()
             options = self._step_options()
             # What most steps are: no work in Python for each tensor.
-            if self._state is not None and self._to_exclude is None:
+            if self._state is not None and not self._is_to_find():
                 taken = self._state.step_pairs(pairs, options, self._progress)
                 if taken is not None:
                     self._tensors = ()
@@ -494,6 +621,96 @@ class Optimizer(ABC):
             self._step(params, grads, options)
             return self.iterations
 
+    @public
+    def step(self, params: Any, grads: Any) -> int:
+        """Take one step with these gradients, updating the parameters in place.
+
+        Parameters
+        ----------
+        params : array, or list, tuple or dict of arrays
+            numpy.ndarray or torch.Tensor, nested in lists, tuples and dicts as you like, in the same
+            way at every step; a dict in the order of its insertion.
+        grads : array, or list, tuple or dict of arrays
+            Nested likewise; the keys of a dict may come in another order. A gradient is an array, a
+            number or a list of numbers, cast to the parameter's dtype where NumPy's `same_kind`
+            allows it. None leaves its parameter, its moments and their count of steps alone; not
+            all may be None.
+
+        Returns
+        -------
+        int
+            The number of steps taken. A call that only accumulates, or whose step is skipped, takes
+            none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `get_gradients` and `build`, or `params` are nested otherwise than before.
+            Nothing has changed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fusedadam import Adam
+        >>> adam = Adam(lr=0.1)
+        >>> params = {"w": np.ones((2, 2)), "b": np.zeros(2)}
+        >>> adam.step(params, {"w": np.ones((2, 2)), "b": [0.5, -0.5]})
+        1
+        >>> params["b"].round(3)
+        array([-0.1,  0.1])
+        """
+        leaves, structure = flatten(params, "params")
+        items = flatten_like(grads, structure, "grads")
+        with self._lock, Naming(structure):
+            self._require_not_swapped()
+            self._step_structure(structure, leaves, items, self._step_options())
+            return self.iterations
+
+    @public
+    def minimize(self, loss: Any, params: Any) -> float:
+        """Take one step down the gradient of a loss, and return the loss before it.
+
+        Parameters
+        ----------
+        loss : callable or torch.Tensor
+            A function `loss(params)` written with `autograd.numpy` that returns a scalar; or a
+            scalar tensor whose graph reaches `params`, which are then torch tensors.
+        params : array, or list, tuple or dict of arrays
+            The parameters, as for `step`; `loss` gets them nested in the same way.
+
+        Returns
+        -------
+        float
+            The loss of the parameters before the step, not multiplied by `loss_scale`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `step`, and where the loss does not depend on a parameter. Nothing has changed.
+
+        Examples
+        --------
+        >>> import autograd.numpy as anp
+        >>> import numpy as np
+        >>> from fusedadam import Adam
+        >>> adam, params = Adam(lr=0.1), {"x": np.array([3.0])}
+        >>> for _ in range(3):
+        ...     print(round(adam.minimize(lambda p: anp.sum(p["x"] ** 2), params), 2))
+        9.0
+        8.41
+        7.84
+        """
+        leaves, structure = flatten(params, "params")
+        with Naming(structure):
+            value, grads = value_and_gradients(loss, params, leaves, self.current_loss_scale)
+            require_gradients(grads)
+            with self._lock:
+                self._require_not_swapped()
+                options = self._step_options(own_gradients=True)
+                self._step_structure(structure, leaves, grads, options)
+        return value
+
+    @public
     def apply_sparse(self, indices: Any, grad_rows: Any, param: Any, *, lazy: bool = True) -> int:
         """Take one step of a table from the gradients of some of its rows.
 
@@ -529,19 +746,19 @@ class Optimizer(ABC):
             self._require_not_swapped()
             array = tensor_view(param, "param") if is_tensor(param) else param
             require_table(array)
-            constraints = _constraints([param])
+            constraints = _constraints([param], [grad_rows])
             state = self._state if self._state is not None else self._new_state([array])
             options = self._step_options()
             rows = gradient_array(grad_rows, "grad_rows", written=options.zero_grad)
-            excluded = self._positions([param])
-            state.exclude(excluded)
             work = (index_array(indices), rows, array, options, self._progress, bool(lazy))
-            self._keep_stepped(state, excluded, state.step_rows, work)
+            self._keep_stepped(state, [param], state.step_rows, work)
             self._tensors = tuple(filter(is_tensor, [param]))
             _mark_as_changed([grad_rows] if options.zero_grad else [])
-            _finish([param], [array], constraints)
+            _mark_as_changed([param])
+            _constrain([param], [array], constraints)
             return self.iterations
 
+    @public
     def exclude_from_weight_decay(self, params: Iterable[Any]) -> None:
         """Leave these parameters out of `weight_decay` and `l2`: biases and scales of norms.
 
@@ -551,24 +768,73 @@ class Optimizer(ABC):
 
         Parameters
         ----------
-        params : iterable of numpy.ndarray or torch.Tensor
-            The very arrays, or views of the same memory.
+        params : array, or list, tuple, dict or iterable of arrays
+            The very arrays, or views of the same memory, nested as for `step`.
 
         Raises
         ------
         TypeError
-            `params` is a single array, or something in it is none. Nothing has changed.
+            Something in `params` is not an array. Nothing has changed.
         """
-        arrays = list(listed(params, "params"))
-        for i, array in enumerate(arrays):
-            if not (isinstance(array, np.ndarray) or is_tensor(array)):
-                raise TypeError(
-                    f"params[{i}] must be a numpy.ndarray or a torch.Tensor. "
-                    f"Received: {type(array).__name__}"
-                )
+        arrays = arrays_to_find(_leaves(params)[0])
         with self._lock:
             self._to_exclude = arrays
 
+    @public
+    def override(self, params: Any = None, **settings: Any) -> None:
+        """Give these parameters settings of their own, in place of the optimizer's.
+
+        One optimizer, one step and one norm: `adam.override(head, lr=0.01, weight_decay=None)`. Like
+        the moments, the settings then belong to the parameters' positions, and are saved with them.
+        A later call changes the settings that it names; without any, it takes all of them back, and
+        `override()` those of all parameters.
+
+        Parameters
+        ----------
+        params : array, or list, tuple, dict or iterable of arrays
+            The very arrays, or views of the same memory, nested as for `step`; looked for among the
+            parameters of the next step, or of `build`. None stands for all parameters, and needs no
+            settings.
+        **settings
+            Any of `lr` (or `learning_rate`, a number), `beta_1`, `beta_2`, `epsilon`, `decay`,
+            `bias_corrected_epsilon`, `weight_decay`, `l2`, `clipnorm` (its bound of the one norm of
+            all gradients), `clipnorm_per_tensor`, `clipvalue`, `ema_momentum`,
+            `ema_overwrite_frequency`, `maximize`, `flush_denormals`.
+
+        Raises
+        ------
+        TypeError
+            A setting is unknown or of another type, or something in `params` is not an array.
+            Nothing has changed.
+        ValueError
+            A setting is out of range, or concerns the step as a whole. Nothing has changed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fusedadam import Adam
+        >>> adam, body, head = Adam(lr=0.001), np.ones(2), np.ones(2)
+        >>> adam.override([head], lr=0.1)
+        >>> adam.apply_gradients([(np.ones(2), body), (np.ones(2), head)])
+        1
+        >>> body.round(3), head.round(3)
+        (array([0.999, 0.999]), array([0.9, 0.9]))
+        """
+        if params is None:
+            if settings:
+                raise TypeError(
+                    "params must be given with settings of their own; those of all parameters are "
+                    f"attributes of the optimizer. Received: {', '.join(settings)}"
+                )
+            with self._lock:
+                self._to_override = [(None, {})]  # what was to be found is not looked for any more
+            return
+        arrays = arrays_to_find(_leaves(params)[0])
+        with self._lock:
+            checked = self._checked_override(settings)
+            self._to_override = [*self._to_override, (arrays, checked)]
+
+    @public
     def swap_ema(self) -> None:
         """Exchange the parameters with their averages, in place; a second call exchanges them back.
 
@@ -591,6 +857,7 @@ class Optimizer(ABC):
             )
             _mark_as_changed(self._tensors)
 
+    @public
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss multiplied by `current_loss_scale`.
 
@@ -610,6 +877,14 @@ class Optimizer(ABC):
             loss = scaled(loss, scale)
         return gradients(loss, params)
 
+    def _step_structure(
+        self, structure: Structure, params: Sequence[Any], grads: Sequence[Any], options: Any
+    ) -> None:
+        if self._structure:
+            require_same(structure, self._structure[0], "params")
+        self._step(params, grads, options)
+        self._structure = (structure,)
+
     def _step(self, params: Sequence[Any], grads: Sequence[Any], options: Any) -> None:
         arrays = gradient_arrays(grads, written=options.zero_grad)
         zeroed = grads if options.zero_grad and arrays is not grads else ()
@@ -619,27 +894,22 @@ class Optimizer(ABC):
             _mark_as_changed(zeroed)
             return
         param_arrays = parameter_arrays(params)
-        constraints = _constraints(params)
+        constraints = _constraints(params, grads)
         self._step_arrays(params, param_arrays, arrays, options)
         self._tensors = tuple(filter(is_tensor, params))
         _mark_as_changed(zeroed)
-        _finish(params, param_arrays, constraints)
+        _mark_as_changed([p for p, grad in zip(params, grads, strict=True) if grad is not None])
+        _constrain(params, param_arrays, constraints)
 
     def _step_arrays(
         self,
         params: Sequence[Any],
         arrays: Sequence[Array],
-        grads: Sequence[Array],
+        grads: Sequence[Array | None],
         options: Any,
     ) -> None:
-        if self._state is not None and self._to_exclude is None:
-            self._state.step(arrays, grads, options, self._progress)
-            return
         state = self._state if self._state is not None else self._new_state(arrays)
-        excluded = self._positions(params)
-        state.exclude(excluded)
-        work = (arrays, grads, options, self._progress)
-        self._keep_stepped(state, excluded, state.step, work)
+        self._keep_stepped(state, params, state.step, (arrays, grads, options, self._progress))
 
     def _require_not_swapped(self) -> None:
         if self._swapped:
@@ -648,39 +918,43 @@ class Optimizer(ABC):
                 "Received: parameters that are swapped with their averages"
             )
 
-    def _positions(self, params: Sequence[Any]) -> tuple[int, ...]:
-        """Positions without weight decay: those known, or of the arrays still to be found."""
-        if self._to_exclude is None:
-            return self._excluded
-        by_identity = {id(param): i for i, param in enumerate(params)}
-        by_memory = {memory_of(param): i for i, param in enumerate(params)}
-        positions = set()
-        for i, array in enumerate(self._to_exclude):
-            position = by_identity.get(id(array))
-            if position is None and memory_of(array) is not None:
-                position = by_memory.get(memory_of(array))
-            if position is None:
-                raise ValueError(
-                    "exclude_from_weight_decay(params) must name parameters of the optimizer. "
-                    f"Received: params[{i}], of shape {tuple(array.shape)}, is none of them"
+    def _is_to_find(self) -> bool:
+        return self._to_exclude is not None or bool(self._to_override)
+
+    def _found(self, params: Sequence[Any]) -> OwnSettings:
+        """What parameters have of their own, with that of the arrays still to be found."""
+        if not self._is_to_find():
+            return self._own
+        excluded, overrides = self._own.excluded, dict(self._own.overrides)
+        find = Finder(params)
+        if self._to_exclude is not None:
+            excluded = tuple(sorted(find(self._to_exclude, "exclude_from_weight_decay")))
+        for arrays, settings in self._to_override:
+            if arrays is None:
+                overrides.clear()
+                continue
+            for position in find(arrays, "override"):
+                overrides[position] = (
+                    {**overrides.get(position, {}), **settings} if settings else {}
                 )
-            positions.add(position)
-        return tuple(sorted(positions))
+        return OwnSettings(excluded, {i: own for i, own in overrides.items() if own})
 
     def _keep_stepped(
         self,
         state: State,
-        excluded: tuple[int, ...],
+        params: Sequence[Any],
         step: Callable[..., object],
         arguments: tuple[Any, ...],
     ) -> None:
-        """Step this state, then keep it and where parameters without decay are."""
-        if state is self._state and excluded == self._excluded and self._to_exclude is None:
+        """Step this state, then keep it and what its parameters have of their own."""
+        if state is self._state and not self._is_to_find():
             step(*arguments)
             return
+        own = self._found(params)
+        state.override(own.groups())
         without_interruption(
             partial(step, *arguments),
-            *assignments(self, _state=state, _excluded=excluded, _to_exclude=None),
+            *assignments(self, _state=state, _own=own, _to_exclude=None, _to_override=[]),
         )
 
     def _iterations_array(self) -> Array:
@@ -692,6 +966,13 @@ class Optimizer(ABC):
     def _moments(state: State) -> list[list[Array]]:
         slots = state.slots
         return [slots[kind] for kind in _WEIGHT_KINDS if kind in slots]
+
+
+def _leaves(params: Any) -> tuple[Sequence[Any], Structure]:
+    """Parameters in one list, and how they were nested; an iterable of them counts as a list."""
+    if not (isinstance(params, (list, tuple, dict, np.ndarray)) or is_tensor(params)):
+        params = listed(params, "params")
+    return flatten(params, "params")
 
 
 def _unzipped(pairs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -711,11 +992,12 @@ def _unzipped(pairs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     return grads, params
 
 
-def _constraints(params: Sequence[Any]) -> list[tuple[int, Any]]:
+def _constraints(params: Sequence[Any], grads: Sequence[Any]) -> list[tuple[int, Any]]:
+    """Of the parameters that are stepped, by position."""
     constraints = []
-    for i, param in enumerate(params):
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         constraint = getattr(param, "constraint", None)
-        if constraint is None:
+        if constraint is None or grad is None:
             continue
         if not callable(constraint):
             raise TypeError(
@@ -725,11 +1007,9 @@ def _constraints(params: Sequence[Any]) -> list[tuple[int, Any]]:
     return constraints
 
 
-def _finish(
+def _constrain(
     params: Sequence[Any], arrays: Sequence[Array], constraints: Sequence[tuple[int, Any]]
 ) -> None:
-    """Do what comes after a step: torch's bookkeeping, and the constraints."""
-    _mark_as_changed(params)
     for i, constraint in constraints:
         value = as_array(constraint(params[i]), f"params[{i}].constraint(...)")
         if value.shape != arrays[i].shape:

@@ -33,6 +33,12 @@ def importable_name(schedule: Schedule) -> str:
     )
 
 
+def describe(schedule: Schedule) -> str:
+    """Return what tells a reader which schedule it was, importable or not."""
+    named = schedule if hasattr(schedule, "__qualname__") else type(schedule)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 def by_name(name: str) -> Any:
     """Import what `importable_name` names."""
     module, _, qualname = name.partition(":")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -255,6 +256,43 @@ def named(message: str, structure: Structure) -> str:
         return known[name][index] if index < len(known[name]) else match[0]
 
     return re.sub(r"\b(params|grads)\[(\d+)\]", path, message)
+
+
+class Naming:
+    """A `with` block whose TypeError and ValueError name the arrays of a tree by their paths."""
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, (TypeError, ValueError)) and error.args:
+            message, *rest = error.args
+            if isinstance(message, str):
+                error.args = (named(message, self._structure), *rest)
+
+
+def rebuilt(tree: Any, arrays: Iterator[Any]) -> Any:
+    """Return the same nesting with other arrays, in the order of `flatten`."""
+    if isinstance(tree, dict):
+        items = {key: rebuilt(value, arrays) for key, value in tree.items()}
+        if isinstance(tree, defaultdict):
+            return type(tree)(tree.default_factory, items)
+        return type(tree)(items)
+    if isinstance(tree, (list, tuple)):
+        values = [rebuilt(value, arrays) for value in tree]
+        return type(tree)(*values) if _fields(tree) else type(tree)(values)
+    return next(arrays)
+
+
+def _parts(tree: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> tuple[str, Any, Any]:
+    """The kind of a container, its keys and its values."""
+    if isinstance(tree, dict):
+        return _DICT, tuple(tree), tuple(tree.values())
+    fields = _fields(tree)
+    return (_NAMED, fields, tree) if fields else (_LIST, range(len(tree)), tree)
 
 
 def _fields(tree: object) -> tuple[str, ...]:

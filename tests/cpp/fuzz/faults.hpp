@@ -66,7 +66,7 @@ inline bool is_allowed(const AdamProgress& p, const AdamSettings& settings) {
     if (count < 0 || count > max_iterations) return false;
   }
   return p.accumulated >= 0 && p.accumulated < settings.gradient_accumulation_steps &&
-         p.dynamic_loss_scale >= 1 && p.dynamic_loss_scale <= 0x1p126;
+         p.dynamic_loss_scale >= 1 && p.dynamic_loss_scale <= 0x1p127;
 }
 
 // ---- what can be wrong -------------------------------------------------------------------------

@@ -170,7 +170,7 @@ inline AdamProgress drawn_progress(Input& in, const AdamSettings& settings) {
   if (seldom(in, 8)) {
     progress.dynamic_loss_scale = raw_double(in);
   } else {
-    progress.dynamic_loss_scale = number(in, 0x1p15, 1, 0x1p126);
+    progress.dynamic_loss_scale = number(in, 0x1p15, 1, 0x1p127);
   }
   return progress;
 }

@@ -25,6 +25,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <variant>
 
@@ -56,6 +57,12 @@ using AnyTensor = std::variant<Tensor<float>, Tensor<double>>;
 struct AdamGroup {
   std::span<const AnyTensor> tensors;
   AdamOptions options;
+
+  /// Steps that the moments of these tensors have taken, 0 to max_iterations, where it is not
+  /// AdamProgress::iterations: moments that began later, or tensors that took no part in some
+  /// steps. Bias correction and the first average go by it; decay and ema_overwrite_frequency go by
+  /// AdamProgress::iterations. The caller counts on after each step that is taken.
+  std::optional<std::int64_t> steps{};
 };
 
 /// One Adam step over all tensors, in one parallel region; on the calling thread alone where that

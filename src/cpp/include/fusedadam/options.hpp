@@ -80,6 +80,8 @@ struct AdamSettings {
   /// alike. A moment whose gradient stays zero otherwise decays into the subnormal range, where
   /// many CPUs are a hundred times slower.
   bool flush_denormals = true;
+
+  bool operator==(const AdamSettings&) const = default;
 };
 
 /// Checked hyper-parameters: if one exists, every rule stated at AdamSettings holds.

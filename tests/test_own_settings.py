@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""`Adam.override`: settings that some parameters have of their own."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fusedadam import Adam
+from helpers import Training, assert_all_same_bits, halving
+from oracle import clip
+
+OWN: list[tuple[dict[int, dict[str, Any]], dict[str, Any]]] = [
+    ({0: {"lr": 0.5}, 2: {"lr": 0.25}}, {}),
+    ({1: {"lr": 0.5}}, {"lr": halving, "decay": 0.5}),
+    ({0: {"beta_1": 0.0, "beta_2": 0.5, "epsilon": 0.1}}, {"amsgrad": True}),
+    ({1: {"weight_decay": None}, 2: {"weight_decay": 0.5, "l2": 0.1}}, {"weight_decay": 0.1}),
+    ({0: {"clipvalue": 0.01}, 1: {"clipnorm": None}}, {"clipnorm": 0.1}),
+    ({0: {"clipnorm_per_tensor": 0.1}}, {"gradient_accumulation_steps": 2}),
+    ({1: {"ema_momentum": 0.5, "ema_overwrite_frequency": 2}}, {"use_ema": True}),
+    ({0: {"maximize": True}, 1: {"bias_corrected_epsilon": True}}, {"loss_scale": 8.0}),
+    ({0: {"flush_denormals": False}, 1: {"decay": 1.0}}, {"zero_grad": True}),
+]
+
+
+@pytest.mark.parametrize(("own", "options"), OWN, ids=str)
+def test_own_settings_equal_oracle(
+    path: Path, own: dict[int, dict[str, Any]], options: dict[str, Any]
+) -> None:
+    training = Training(own=own, excluded=[2], **options)
+    training.step(3)
+    training.check()
+    training.optimizer.save(path)
+    lr = options.get("lr")
+    training.optimizer = Adam.load(path, training.params, lr=lr if callable(lr) else None)
+    training.step(2)
+    training.optimizer = pickle.loads(pickle.dumps(training.optimizer))
+    training.step(2)
+    training.check()
+
+
+def test_a_later_call_changes_what_it_names() -> None:
+    training = Training(own={0: {"lr": 0.5, "decay": 0.5}})
+    adam, own = training.optimizer, training.reference.own
+    training.step()
+    adam.override(training.params[0], learning_rate=0.25)
+    adam.override({"a": training.params[1]}, l2=0.5)
+    own.update({0: {"lr": 0.25, "decay": 0.5}, 1: {"l2": 0.5}})
+    training.step(2)
+    training.check()
+    adam.override(iter(training.params[:1]))  # takes them back
+    del own[0]
+    training.step()
+    training.check()
+
+
+def test_own_settings_win_over_an_exclusion() -> None:
+    training = Training(weight_decay=0.5, excluded=[0, 1], own={0: {"weight_decay": 0.25}})
+    training.step(2)
+    training.check()
+
+
+def test_own_settings_belong_to_a_position() -> None:
+    training = Training(own={1: {"lr": 0.5}})
+    training.step()
+    training.params = [p.copy() for p in training.params]
+    training.step()
+    training.optimizer.build(training.params)
+    training.reference.build(training.params)
+    training.step()
+    training.check()
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"nonsense": 1}, TypeError, "^Unexpected keyword argument passed to optimizer: nonsense"),
+    ({"lr": halving}, TypeError, "^lr must be a number"),
+    ({"lr": 0.1, "learning_rate": 0.1}, TypeError, "^lr and learning_rate are the same"),
+    ({"lr": -0.5}, ValueError, "^lr must be"),
+    ({"beta_1": 1.0}, ValueError, "^beta_1 must be"),
+    ({"clipnorm_per_tensor": 1.0}, ValueError, "exclude each other"),
+    *(
+        ({name: value}, ValueError, f"^{name} concerns the step as a whole")
+        for name, value in {
+            "amsgrad": True,
+            "use_ema": True,
+            "gradient_accumulation_steps": 2,
+            "loss_scale": 2.0,
+            "skip_nonfinite": True,
+            "zero_grad": True,
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "words"), REFUSED, ids=str)
+def test_settings_that_are_refused(
+    settings: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    training = Training(clipnorm=1.0)
+    training.step()
+    with pytest.raises(error, match=words):
+        training.optimizer.override(training.params, **settings)
+    training.step()
+    training.check()
+
+
+@pytest.mark.parametrize("params", [5, "text", [np.ones(3), None], [[5]]], ids=str)
+def test_what_is_no_parameter(params: Any) -> None:
+    with pytest.raises(TypeError, match=r"^params"):
+        Adam().override(params, lr=0.1)
+
+
+def test_parameters_that_the_optimizer_lacks(path: Path) -> None:
+    training = Training()
+    training.step()
+    adam = training.optimizer
+    adam.override([np.ones(3)], lr=0.5)
+    with pytest.raises(ValueError, match=r"^override\(params\) must name .*params\[0\]"):
+        training.optimizer.apply_gradients(
+            list(zip(training.grads(), training.params, strict=True))
+        )
+    training.check()
+    with pytest.raises(ValueError, match=r"before save.*Received: 1 parameters"):
+        adam.save(path)
+    adam.override()
+    training.step()
+    training.check()
+
+
+def test_settings_of_all_parameters_are_taken_back(path: Path) -> None:
+    training = Training(own={0: {"lr": 0.5}, 3: {"decay": 0.5}})
+    training.step()
+    training.optimizer.override()
+    training.reference.own.clear()
+    training.step()
+    training.check()
+    pruned = training.params[:1]
+    training.optimizer.build(pruned)
+    training.optimizer.save(path)
+    with pytest.raises(TypeError, match=r"^params must be given .* Received: lr, l2$"):
+        training.optimizer.override(lr=0.5, l2=0.5)
+
+
+def test_gradients_are_clipped_as_their_own_settings_say() -> None:
+    training = Training(
+        [((3,), "float64"), ((2,), "float32"), ((4,), "float64")],
+        own={0: {"clipvalue": 1e-3}, 2: {"clipnorm": None}},
+        clipnorm=0.5,
+    )
+    training.step()
+    grads, reference = training.grads(), training.reference
+    clipped = training.optimizer.get_gradients(grads, training.params)
+    clips: list[dict[str, Any]] = [{"clipnorm": 0.5, "clipvalue": 1e-3}, {"clipnorm": 0.5}, {}]
+    for i, settings in enumerate(clips):
+        assert_all_same_bits([clipped[i]], [clip(grads, **settings)[i]])
+    assert reference.iterations == 1
+
+
+def test_a_plain_file_needs_no_later_reader(path: Path) -> None:
+    training = Training()
+    training.step()
+    for settings, version in (({}, "1"), ({"lr": 0.5}, "2")):
+        training.optimizer.override(training.params[0], **settings)
+        training.step()
+        training.optimizer.save(path)
+        assert f'"version":"{version}"' in path.read_bytes()[:2000].decode("latin-1")
+
+
+def test_load_into_an_optimizer(path: Path) -> None:
+    training = Training(lr=0.25, own={0: {"lr": 0.5}}, amsgrad=True)
+    training.step(2)
+    training.optimizer.save(path)
+    other = Adam(lr=halving, use_ema=True)
+    other.apply_gradients([(np.ones(2), np.ones(2))])
+    assert other.load(path, training.params) is other
+    assert other.get_config() == training.optimizer.get_config()
+    training.optimizer = other
+    training.step()
+    training.check()
+
+
+def test_load_that_fails_leaves_an_optimizer_as_it_was(path: Path) -> None:
+    training = Training()
+    training.step()
+    saved = Adam(beta_1=0.5)
+    saved.build({"a": np.ones(3)})
+    saved.save(path)
+    with pytest.raises(ValueError, match=r"^params\['a'\] must have the shape"):
+        training.optimizer.load(path, {"a": np.ones(4)})
+    training.step()
+    training.check()
+
+
+def test_load_while_averages_are_swapped_in(path: Path) -> None:
+    param = np.ones(3)
+    adam = Adam(use_ema=True)
+    adam.build(param)
+    adam.save(path)
+    adam.swap_ema()
+    with pytest.raises(ValueError, match="swapped"):
+        adam.load(path, param)
+    adam.swap_ema()
+    assert adam.load(path, param) is adam
+    assert_all_same_bits([param], [np.ones(3)])
+
+
+def test_a_schedule_is_asked_for(path: Path) -> None:
+    param = np.ones(3)
+    adam = Adam(lr=lambda iterations: 0.5**iterations)
+    adam.build(param)
+    adam.save(path)
+    with pytest.raises(ValueError, match=r"lr must be given .*load\(path, params, lr=schedule\)"):
+        Adam.load(path, param)
+    with pytest.raises(ValueError, match="lr must be given"):
+        Adam.load(path, param, lr=0.5)
+    with pytest.raises(TypeError, match="the same argument"):
+        Adam.load(path, param, lr=halving, learning_rate=halving)
+    assert Adam.load(path, param, learning_rate=halving).lr is halving
+    assert adam.load(path, param).lr is adam.lr
+    assert Adam(lr=halving).load(path, param).lr is halving
+
+
+def test_a_refused_step_leaves_own_settings_as_they_were() -> None:
+    training = Training(own={0: {"lr": 0.5}, 1: {"clipnorm_per_tensor": 1.0}})
+    training.step()
+    adam = training.optimizer
+    adam.beta_1, adam.clipnorm = 0.5, 1.0
+    with pytest.raises(ValueError, match="clipnorm and clipnorm_per_tensor exclude each other"):
+        adam.apply_gradients(list(zip(training.grads(), training.params, strict=True)))
+    adam.beta_1, adam.clipnorm = 0.9, None
+    training.step()
+    training.check()
