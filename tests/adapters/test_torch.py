@@ -246,9 +246,8 @@ BAD_PARAMS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "meta": (lambda p: torch.empty_like(p, device="meta"), "CPU"),
     "sparse": (lambda p: p.detach().to_sparse(), "dense"),
     "sparse rows": (lambda p: p.detach().to_sparse_csr(), "dense"),
-    "transposed": (lambda p: p.detach().T.contiguous().T, "C-contiguous"),
-    "strided": (lambda _: torch.zeros(5, 6)[:, ::2], "C-contiguous"),
-    "expanded": (lambda _: torch.zeros(3).expand(5, 3), "C-contiguous"),
+    "strided": (lambda _: torch.zeros(5, 6)[:, ::2], "without gaps or overlaps"),
+    "expanded": (lambda _: torch.zeros(3).expand(5, 3), "without gaps or overlaps"),
     "float16": (lambda p: p.detach().half(), "float32 or float64"),
     "bfloat16": (lambda p: p.detach().bfloat16(), "float32 or float64"),
     "int64": (lambda p: p.detach().long(), "float32 or float64"),
@@ -280,9 +279,7 @@ def test_parameter(
 BAD_GRADIENTS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "meta": (lambda g: torch.empty_like(g, device="meta"), ValueError, "CPU"),
     "sparse": (lambda g: g.to_sparse(), ValueError, "dense"),
-    "float64": (lambda g: g.double(), TypeError, "float32"),
-    "float16": (lambda g: g.half(), TypeError, "float32"),
-    "bfloat16": (lambda g: g.bfloat16(), TypeError, "float32"),
+    "complex64": (lambda g: g * 1j, TypeError, "same_kind"),
     "transposed": (lambda g: g.T, ValueError, "shape"),
     "flat": (lambda g: g.ravel(), ValueError, "shape"),
 }
@@ -302,6 +299,16 @@ def test_gradient(
         CALLS[method](training.optimizer, training.params, grads)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int64"])
+def test_gradient_of_another_dtype_is_cast(dtype: str) -> None:
+    params = [torch.ones(3, 2).T for _ in range(2)]  # in another layout than C's, too
+    grad = torch.tensor([[1.0, -2.0, 3.0], [0.0, 4.0, -5.0]]).to(getattr(torch, dtype))
+    for param, given in zip(params, (grad, grad.float()), strict=True):
+        Adam().apply_gradients([(given, param)])
+    assert torch.equal(*params)
+    assert not torch.equal(params[0], torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("method", ["get_updates", "get_gradients"])
 def test_parameter_that_the_loss_does_not_reach(training: Training, method: str) -> None:
     loss = (training.params[0] ** 2).sum() + training.params[2] ** 2
@@ -310,7 +317,7 @@ def test_parameter_that_the_loss_does_not_reach(training: Training, method: str)
 
 
 def test_grad_attribute_that_is_none(training: Training) -> None:
-    with pytest.raises(ValueError, match=r"(?s)^An operation has `None` for gradient\..*\[0\]"):
+    with pytest.raises(ValueError, match=r"^grads must not all be None"):
         training.optimizer.apply_gradients([(p.grad, p) for p in training.params])
 
 
