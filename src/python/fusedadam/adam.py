@@ -384,9 +384,8 @@ class Adam(Optimizer):
             # The norm is that of all gradients.
             options = self._options.changed(settings)
             own = _core.clip_gradients(params, grads, options, self._progress)
-            for i in positions:
-                if i < len(own):
-                    clipped[i] = own[i]
+            for i in set(positions).intersection(range(len(own))):
+                clipped[i] = own[i]
         return clipped
 
 

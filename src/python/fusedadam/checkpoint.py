@@ -228,11 +228,6 @@ def load(
 def _checked_arrays(params: Iterable[Any]) -> Sequence[Array]:
     arrays: Sequence[Array] = parameter_arrays(listed(params, "params"))
     for i, array in enumerate(arrays):
-        if not isinstance(array, np.ndarray):
-            raise TypeError(
-                f"params[{i}] must be a numpy.ndarray or a torch.Tensor. "
-                f"Received: {type(array).__name__}"
-            )
         as_array(array, f"params[{i}]")  # has no mask
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(

@@ -27,7 +27,7 @@ from fusedadam.arrays import (
 from fusedadam.gradients import are_given, gradients, scaled, value_and_gradients
 from fusedadam.locks import new_lock
 from fusedadam.methods import class_or_instance_method
-from fusedadam.own_settings import Finder, OwnSettings, arrays_to_find
+from fusedadam.own_settings import Finder, OwnSettings
 from fusedadam.signals import assignments, without_interruption
 from fusedadam.structures import Naming, Structure, flatten, flatten_like, require_same
 from fusedadam.weights import Weights, taken_weights
@@ -163,9 +163,9 @@ class Optimizer(ABC):
     def _checked_override(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings that some parameters may have of their own, as plain numbers, or raise."""
 
+    @abstractmethod
     def _saved_config(self) -> dict[str, Any]:
         """The configuration as a checkpoint holds it."""
-        return self.get_config()
 
     @property
     @abstractmethod
@@ -776,7 +776,7 @@ class Optimizer(ABC):
         TypeError
             Something in `params` is not an array. Nothing has changed.
         """
-        arrays = arrays_to_find(_leaves(params)[0])
+        arrays = list(_leaves(params)[0])
         with self._lock:
             self._to_exclude = arrays
 
@@ -829,7 +829,7 @@ class Optimizer(ABC):
             with self._lock:
                 self._to_override = [(None, {})]  # what was to be found is not looked for any more
             return
-        arrays = arrays_to_find(_leaves(params)[0])
+        arrays = list(_leaves(params)[0])
         with self._lock:
             checked = self._checked_override(settings)
             self._to_override = [*self._to_override, (arrays, checked)]

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
-from fusedadam.arrays import is_tensor, memory_of
+from fusedadam.arrays import memory_of
 
 _TAKES_BACK: Final = {
     "exclude_from_weight_decay": "exclude_from_weight_decay([])",
@@ -57,15 +55,3 @@ class Finder:
                 )
             positions.add(position)
         return positions
-
-
-def arrays_to_find(params: Iterable[Any]) -> list[Any]:
-    """Arrays for a `Finder`, or an error that names what is not one."""
-    arrays = list(params)
-    for i, array in enumerate(arrays):
-        if not (isinstance(array, np.ndarray) or is_tensor(array)):
-            raise TypeError(
-                f"params[{i}] must be a numpy.ndarray or a torch.Tensor. "
-                f"Received: {type(array).__name__}"
-            )
-    return arrays

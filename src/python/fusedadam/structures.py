@@ -268,10 +268,10 @@ class Naming:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (TypeError, ValueError)) and error.args:
-            message, *rest = error.args
-            if isinstance(message, str):
-                error.args = (named(message, self._structure), *rest)
+        if isinstance(error, (TypeError, ValueError)):
+            error.args = tuple(
+                named(arg, self._structure) if isinstance(arg, str) else arg for arg in error.args
+            )
 
 
 def rebuilt(tree: Any, arrays: Iterator[Any]) -> Any:
