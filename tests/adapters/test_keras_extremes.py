@@ -90,7 +90,7 @@ def test_count_ends_with_32_bits() -> None:
     p, g = np.array([1.0, -2.0]), np.array([0.5, 0.25])
     beta_2 = 1 - 2.0**-30
     expected = oracle.OracleAdam([p], lr=LR, beta_2=beta_2, epsilon=1e-7)
-    expected.iterations = 2**31 - 3
+    expected.set_count(2**31 - 3)
     optimizer, variable = counted(expected.iterations, p, beta_2=beta_2)
     for _ in range(3):
         expected.step([g])
