@@ -9,6 +9,7 @@ raise `KeyboardInterrupt` at each of these instants.
 from __future__ import annotations
 
 import collections
+import contextvars
 import dis
 import gc
 import sys
@@ -41,8 +42,8 @@ class _Interrupter:
         self._most = times
         self._times: collections.Counter[tuple[types.CodeType, int]] = collections.Counter()
         self.where = ""
-        # Of each frame the instruction that it came from.
-        self.last: dict[types.FrameType, int] = {}
+        # Of each frame whether Python looks for signals before its next instruction.
+        self.looks: dict[types.FrameType, bool] = {}
 
     def __call__(self, frame: types.FrameType, event: str, _argument: Any) -> Any:
         code = frame.f_code
@@ -50,11 +51,15 @@ class _Interrupter:
             return None
         frame.f_trace_opcodes = True
         if event == "call":
-            self.last.pop(frame, None)
+            self.looks[frame] = True
+        elif event == "exception":
+            # Not on the way to a handler, where an error would leave the other one handled for ever.
+            self.looks[frame] = False
         elif event == "opcode":
-            last = self.last.get(frame)
-            self.last[frame] = frame.f_lasti
-            if last is None or dis.opname[code.co_code[last]].startswith(_LOOKS_FOR_SIGNALS):
+            looks = self.looks.get(frame, True)
+            opcode = dis.opname[code.co_code[frame.f_lasti]]
+            self.looks[frame] = opcode.startswith(_LOOKS_FOR_SIGNALS)
+            if looks:
                 place = code, frame.f_lasti
                 self._times[place] += 1
                 instant = place, min(self._times[place], self._most)
@@ -76,6 +81,7 @@ def interrupted(
     """Make a call and interrupt it at an instant not yet seen; where that was, "" if none is left."""
     interrupter = _Interrupter(seen, times, not_within)
     before = sys.gettrace()
+    context = dict(contextvars.copy_context())
     sys.settrace(interrupter)
     try:
         call()
@@ -84,7 +90,8 @@ def interrupted(
         return interrupter.where
     finally:
         sys.settrace(before)
-        interrupter.last.clear()  # a cycle, and with it whatever the call had
+        interrupter.looks.clear()  # a cycle, and with it whatever the call had
+        assert dict(contextvars.copy_context()) == context, f"set after {interrupter.where}"
     assert not interrupter.where, f"an interrupt was lost at {interrupter.where}"
     return ""
 
