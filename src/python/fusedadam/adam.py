@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
@@ -13,7 +13,7 @@ from fusedadam import _core
 from fusedadam._core import public
 from fusedadam.arrays import Array, gradient_arrays, listed
 from fusedadam.optimizer import Optimizer
-from fusedadam.schedules import Schedule, by_name, describe, importable_name
+from fusedadam.schedules import Schedule, by_name, describe, either_name, importable_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,6 +22,7 @@ _DEFAULTS: Final = _core.AdamOptions().as_dict()
 # Recognised by identity: `learning_rate` may stand in for `lr`, but not beside it. No constant of
 # this module, which Python without a GIL would share with equal ones.
 _DEFAULT_LR: Final[float] = _DEFAULTS["lr"]
+_ABSENT: Final = object()
 
 # Settings that a configuration always names. The others it leaves out while they are off.
 _ALWAYS: Final = ("lr", "beta_1", "beta_2", "decay", "epsilon")
@@ -235,13 +236,7 @@ class Adam(Optimizer):
     ) -> None:
         settings = {name: value for name, value in locals().items() if name in _DEFAULTS} | kwargs
         super().__init__()
-        if learning_rate is not _DEFAULT_LR:
-            if lr is not _DEFAULT_LR:
-                raise TypeError(
-                    "lr and learning_rate are the same argument: give one. "
-                    f"Received: lr={lr!r}, learning_rate={learning_rate!r}"
-                )
-            lr = learning_rate
+        lr = either_name(lr, learning_rate, absent=_DEFAULT_LR)
         self._schedule: Schedule | None = lr if callable(lr) else None
         settings["lr"] = lr if self._schedule is None else _DEFAULT_LR
         self._options = _descending(_core.AdamOptions(settings))
@@ -346,21 +341,16 @@ class Adam(Optimizer):
         return options
 
     def _saved_config(self) -> dict[str, Any]:
-        token = _for_checkpoint.set(True)
-        try:
-            return self.get_config()
-        finally:
-            _for_checkpoint.reset(token)
+        # In a copy of the context: an interrupt cannot leave the variable set in this one.
+        context = copy_context()
+        context.run(_for_checkpoint.set, True)
+        return context.run(self.get_config)
 
     def _checked_override(self, settings: dict[str, Any]) -> dict[str, Any]:
         settings = dict(settings)
         if "learning_rate" in settings:
-            if "lr" in settings:
-                raise TypeError(
-                    "lr and learning_rate are the same argument: give one. "
-                    f"Received: lr={settings['lr']!r}, learning_rate={settings['learning_rate']!r}"
-                )
-            settings["lr"] = settings.pop("learning_rate")
+            learning_rate = settings.pop("learning_rate")
+            settings["lr"] = either_name(settings.get("lr", _ABSENT), learning_rate, absent=_ABSENT)
         if callable(settings.get("lr")):
             raise TypeError(
                 "lr must be a number: a schedule is that of the optimizer. Call override again to "

@@ -28,6 +28,7 @@ from fusedadam.gradients import are_given, gradients, scaled, value_and_gradient
 from fusedadam.locks import new_lock
 from fusedadam.methods import class_or_instance_method
 from fusedadam.own_settings import Finder, OwnSettings
+from fusedadam.schedules import either_name
 from fusedadam.signals import assignments, without_interruption
 from fusedadam.structures import Naming, Structure, flatten, flatten_like, require_same
 from fusedadam.weights import Weights, taken_weights
@@ -388,20 +389,15 @@ class Optimizer(ABC):
         """
         from fusedadam import checkpoint
 
-        if learning_rate is not None:
-            if lr is not None:
-                raise TypeError(
-                    "lr and learning_rate are the same argument: give one. "
-                    f"Received: lr={lr!r}, learning_rate={learning_rate!r}"
-                )
-            lr = learning_rate
+        lr = either_name(lr, learning_rate, absent=None)
         into: Any = cls
         leaves, structure = _leaves(params)
         with Naming(structure):
             if isinstance(into, type):
                 new: Self = checkpoint.load(into, path, leaves, lr=lr)
                 return new
-            schedule = into.learning_rate if callable(into.learning_rate) else None
+            own_lr = getattr(into, "learning_rate", None)
+            schedule = own_lr if callable(own_lr) else None
             loaded = checkpoint.load(type(into), path, leaves, lr=lr, schedule=schedule)
         with into._lock:
             into._require_not_swapped()

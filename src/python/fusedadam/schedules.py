@@ -10,6 +10,18 @@ from typing import Any, TypeAlias
 Schedule: TypeAlias = Callable[[int], float]
 
 
+def either_name(lr: Any, learning_rate: Any, *, absent: Any) -> Any:
+    """Return the learning rate, which was given under one of its two names at most."""
+    if learning_rate is absent:
+        return lr
+    if lr is absent:
+        return learning_rate
+    raise TypeError(
+        "lr and learning_rate are the same argument: give one. "
+        f"Received: lr={lr!r}, learning_rate={learning_rate!r}"
+    )
+
+
 def importable_name(schedule: Schedule) -> str:
     """Return "module:qualname" of a function that can be imported under it.
 
