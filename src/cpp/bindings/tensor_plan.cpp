@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <map>
 #include <tuple>
 
@@ -66,23 +65,6 @@ class Column {
   py::handle list_;
   py::handle name_;  // where the items of the list are dicts
 };
-
-void prefetch(const void* address) {
-#if defined(__GNUC__)
-  __builtin_prefetch(address);
-#else
-  static_cast<void>(address);
-#endif
-}
-
-// What the first field behind the head of the object points to, which is where torch has its
-// tensor. A hint, and right or wrong without effect on what is read: a prefetch cannot fail.
-void prefetch_tensor(const py::handle& object) {
-  if (Py_TYPE(object.ptr())->tp_basicsize < 2 * static_cast<py::ssize_t>(sizeof(PyObject))) return;
-  const void* tensor = nullptr;
-  std::memcpy(&tensor, object.ptr() + 1, sizeof tensor);
-  for (int line = 0; line < 3; ++line) prefetch(static_cast<const char*>(tensor) + 64 * line);
-}
 
 // The kind of state that counts the steps of a parameter.
 constexpr const char* counter = "step";
@@ -161,80 +143,52 @@ bool TensorPlan::needs(const Kind& kind, std::size_t index,
   return kind.needed(options[groups_[index]].settings());
 }
 
-bool TensorPlan::attach_to_known(const Tensors& tensors, const std::vector<AdamOptions>& options,
-                                 bool counts, TensorGradients& gradients) {
+bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                          bool counts) {
   const std::size_t count = tensors.params.size();
   if (params_.size() != count) return false;
-  // One list of tensors after the other, whose memory is asked for some tensors ahead.
-  const auto all = [&](const auto& object_at, const auto& known) {
-    constexpr std::size_t ahead = 8;
-    for (std::size_t i = 0; i < count; ++i) {
-      if (i + ahead < count && params_[i + ahead].present) prefetch_tensor(object_at(i + ahead));
-      if (params_[i].present && !known(i, object_at(i))) return false;
-    }
-    return true;
-  };
   for (std::size_t i = 0; i < count; ++i) {
-    if (item(tensors.grads, i).is_none() == params_[i].present) return false;
-    plan_.tensors()[i].group = groups_[i];
+    const Param& param = params_[i];
+    if (item(tensors.grads, i).is_none() == param.present) return false;
+    if (!param.present) continue;
+    const std::optional<TensorView> view = params_reader_.read(item(tensors.params, i));
+    if (!view || !param.is(*view)) return false;
   }
-  const auto param_at = [&](std::size_t i) { return item(tensors.params, i); };
-  const bool same_params = all(param_at, [&](std::size_t i, const py::handle& object) {
-    const std::optional<TensorView> view = params_reader_.read(object);
-    return view && params_[i].is(*view);
-  });
-  if (!same_params) return false;
+  // One kind after the other, which took 5 % less of a step over 1,000 tensors than one parameter
+  // after the other.
   for (std::size_t k = 0; k < std::size(kinds); ++k) {
-    std::size_t needed = 0;
+    const Column column(tensors, names_, kinds[k].name);
     for (std::size_t i = 0; i < count; ++i) {
       if (!params_[i].present) continue;
-      if (state_[k][i].present != needs(kinds[k], i, options)) return false;
-      needed += state_[k][i].present ? 1 : 0;
-    }
-    if (needed == 0) continue;
-    const Column column(tensors, names_, kinds[k].name);
-    const auto tensor_at = [&](std::size_t i) {
-      return state_[k][i].present ? column[i] : py::handle(Py_None);
-    };
-    const bool same = all(tensor_at, [&](std::size_t i, const py::handle& object) {
       const StateTensor& known = state_[k][i];
-      if (!known.present) return true;
-      const std::optional<TensorView> view = state_reader_.read(object);
-      return view && known.is(*view) && (view->size <= 1 || same_layout(*view, params_[i].view()));
-    });
-    if (!same) return false;
+      if (known.present != needs(kinds[k], i, options)) return false;
+      if (!known.present) continue;
+      const std::optional<TensorView> view = state_reader_.read(column[i]);
+      if (!view || !known.is(*view) || !same_layout(*view, params_[i].view())) return false;
+    }
   }
-  if (counts) {
-    const Column column(tensors, names_, counter);
-    const auto tensor_at = [&](std::size_t i) { return column[i]; };
-    const bool same = all(tensor_at, [&](std::size_t i, const py::handle& object) {
-      const std::optional<TensorView> view = state_reader_.read(object);
-      return view && counters_[i].is(*view);
-    });
-    if (!same) return false;
+  if (!counts) return true;
+  const Column column(tensors, names_, counter);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!params_[i].present) continue;
+    const std::optional<TensorView> view = state_reader_.read(column[i]);
+    if (!view || !counters_[i].is(*view)) return false;
   }
-  const auto grad_at = [&](std::size_t i) { return item(tensors.grads, i); };
-  return all(grad_at, [&](std::size_t i, const py::handle& /*grad*/) {
-    attach_gradient(tensors, options, i, gradients);
-    return true;
-  });
+  return true;
 }
 
 std::unique_ptr<TensorGradients> TensorPlan::bind(const Tensors& tensors,
                                                   const std::vector<AdamOptions>& options,
                                                   bool counts) {
   find_groups(tensors, options);
-  const auto new_gradients = [&] {
-    return std::make_unique<TensorGradients>(copy_like_, written_, zeroes(options));
-  };
-  std::unique_ptr<TensorGradients> gradients = new_gradients();
-  if (!attach_to_known(tensors, options, counts, *gradients)) {
-    bind_anew(tensors, options, counts);
-    gradients = new_gradients();
-    for (std::size_t i = 0; i < params_.size(); ++i) {
-      plan_.tensors()[i].group = groups_[i];
-      if (params_[i].present) attach_gradient(tensors, options, i, *gradients);
-    }
+  if (!is_bound(tensors, options, counts)) bind_anew(tensors, options, counts);
+  auto gradients = std::make_unique<TensorGradients>(copy_like_, written_, zeroes(options));
+  for (std::size_t i = 0; i < params_.size(); ++i) {
+    TensorRef& tensor = plan_.tensors()[i];
+    tensor.group = groups_[i];
+    if (!params_[i].present) continue;
+    gradients->attach(item(tensors.grads, i), item(tensors.params, i), params_[i].view(), i,
+                      options[groups_[i]].settings().zero_grad, tensor);
   }
   gradients->require_zeroed_apart();
   return gradients;
@@ -312,12 +266,6 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
   params_ = std::move(params);
   state_ = std::move(state);
   counters_ = std::move(counters);
-}
-
-void TensorPlan::attach_gradient(const Tensors& tensors, const std::vector<AdamOptions>& options,
-                                 std::size_t index, TensorGradients& gradients) {
-  gradients.attach(item(tensors.grads, index), item(tensors.params, index), params_[index].view(),
-                   index, options[groups_[index]].settings().zero_grad, plan_.tensors()[index]);
 }
 
 void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& options,

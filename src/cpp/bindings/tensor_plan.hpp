@@ -80,13 +80,10 @@ class TensorPlan {
   // of gradients. `counts`: state has the numbers of steps.
   std::unique_ptr<TensorGradients> bind(const Tensors& tensors,
                                         const std::vector<AdamOptions>& options, bool counts);
-  // False where anything but a gradient is not as it was.
-  bool attach_to_known(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts,
-                       TensorGradients& gradients);
+  // Whether all but the gradients is as it was.
+  bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   void bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   bool needs(const Kind& kind, std::size_t index, const std::vector<AdamOptions>& options) const;
-  void attach_gradient(const Tensors& tensors, const std::vector<AdamOptions>& options,
-                       std::size_t index, TensorGradients& gradients);
 
   py::object copy_like_;
   py::dict names_;

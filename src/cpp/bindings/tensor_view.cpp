@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "messages.hpp"
+#include "strides.hpp"
 
 namespace fusedadam::python {
 namespace {
@@ -45,11 +46,6 @@ std::optional<Precision> precision_of(const DlpackTensor& tensor, bool is_comple
   return std::nullopt;
 }
 
-void set_size(TensorView& view) {
-  view.size = 1;
-  for (const std::int64_t extent : view.shape) view.size *= extent;
-}
-
 // Null where the type has none, or one of another ABI.
 auto exchange_function(PyTypeObject* type) -> int (*)(void*, void*) {
   const py::object capsule =
@@ -59,22 +55,6 @@ auto exchange_function(PyTypeObject* type) -> int (*)(void*, void*) {
       static_cast<DlpackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   while (api != nullptr && api->major_version != 1) api = api->previous_api;
   return api == nullptr ? nullptr : api->tensor_from_object;
-}
-
-// Whether the elements fill one stretch of memory, in whatever order.
-bool is_dense(const TensorView& view) {
-  if (view.size <= 1) return true;
-  std::vector<std::size_t> order;
-  for (std::size_t i = 0; i < view.shape.size(); ++i) {
-    if (view.shape[i] != 1) order.push_back(i);
-  }
-  std::ranges::sort(order, {}, [&](std::size_t i) { return view.strides[i]; });
-  std::int64_t expected = 1;
-  for (const std::size_t i : order) {
-    if (view.strides[i] != expected) return false;
-    expected *= view.shape[i];
-  }
-  return true;
 }
 
 }  // namespace
@@ -90,7 +70,7 @@ TensorView steppable(TensorReader& reader, const py::handle& param, std::int64_t
         "must be a strided CPU tensor of float32 or float64, or of complex64 or complex128 and no "
         "conjugated view");
   }
-  if (!is_dense(*view)) {
+  if (!is_dense(view->shape, view->strides, std::int64_t{1})) {
     refuse("must fill its memory without gaps or overlaps, to be updated in place");
   }
   if (param.attr("is_neg")().cast<bool>()) refuse("must be no negated view: use resolve_neg()");
@@ -126,7 +106,7 @@ std::optional<TensorView> TensorReader::read(const py::handle& object) {
                   .is_complex = is_complex,
                   .shape = {tensor.shape, ndim},
                   .strides = {tensor.strides, ndim}};
-  set_size(view);
+  view.size = element_count(view.shape);
   if (tensor.data == nullptr && view.size != 0) return std::nullopt;
   if (is_complex) return as_pairs_of_reals(object, view);
   return view;
@@ -168,7 +148,7 @@ std::optional<TensorView> TensorReader::read_attributes(const py::handle& object
                   .is_complex = is_complex,
                   .shape = {extents_.data(), shape.size()},
                   .strides = {extents_.data() + shape.size(), strides.size()}};
-  set_size(view);
+  view.size = element_count(view.shape);
   if (view.data == nullptr && view.size != 0) return std::nullopt;
   if (is_complex) return as_pairs_of_reals(object, view);
   return view;
@@ -187,11 +167,7 @@ std::int64_t TensorView::extent() const noexcept {
 }
 
 bool same_layout(const TensorView& a, const TensorView& b) noexcept {
-  if (a.size <= 1) return true;
-  for (std::size_t i = 0; i < a.shape.size(); ++i) {
-    if (a.shape[i] != 1 && a.strides[i] != b.strides[i]) return false;
-  }
-  return true;
+  return a.size <= 1 || same_strides(a.shape, a.strides, b.strides);
 }
 
 bool is_contiguous(const TensorView& view) noexcept {
