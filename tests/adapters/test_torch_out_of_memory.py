@@ -51,11 +51,14 @@ _CODE = """
 
     class Swap(Steps):
         def __init__(self):
-            super().__init__(1, ema_decay=0.9)
+            super().__init__(2, ema_decay=0.9)
 
         def call(self):
-            self.optimizer.swap_ema()
             return self.optimizer.swap_ema()
+
+        def go_on(self):
+            self.optimizer.swap_ema()
+            return self.optimizer.step()
 
     errors = (MemoryError, RuntimeError)
     print(json.dumps({

@@ -252,12 +252,17 @@ class Averages(Steps):
     """An exchange, which needs no memory."""
 
     def __init__(self) -> None:
-        super().__init__(1, use_ema=True)
+        super().__init__(use_ema=True)
+        for _ in range(2):
+            super().go_on()
 
     def call(self) -> object:
         self.optimizer.swap_ema()
-        self.optimizer.swap_ema()
         return None
+
+    def go_on(self) -> object:
+        self.optimizer.swap_ema()
+        return super().go_on()
 
 
 # The least number of failures: of arrays that are missing once.
