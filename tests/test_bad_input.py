@@ -847,19 +847,19 @@ class Alike(Training):
 MISPLACED: dict[str, tuple[Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]], str]] = {
     "wrong way round": (
         lambda p, g: (g, p),
-        r"grads\[0\], which is the parameter params\[0\]",
+        r"grads\[0\], which was the parameter params\[0\]",
     ),
     "one pair the wrong way round": (
         lambda p, g: ([p[0], g[1], p[2]], [g[0], p[1], g[2]]),
-        r"grads\[1\], which is the parameter params\[1\]",
+        r"grads\[1\], which was the parameter params\[1\]",
     ),
     "wrong way round in another order": (
         lambda p, g: (g, p[::-1]),
-        r"grads\[0\], which is the parameter params\[2\]",
+        r"grads\[0\], which was the parameter params\[2\]",
     ),
     "wrong way round as views": (
         lambda p, g: (g, [a[:] for a in p]),
-        r"grads\[0\], which is the parameter params\[0\]",
+        r"grads\[0\], which was the parameter params\[0\]",
     ),
     "reversed": (lambda p, g: (p[::-1], g[::-1]), r"params\[0\], which was params\[2\]"),
     "two exchanged": (
@@ -888,7 +888,7 @@ def test_parameters_in_other_places(
 ) -> None:
     training, twin = Alike(built=built), Alike(built=built)
     params, grads = place(training.params, training.grads)
-    rule = "order of the steps before" if "was params" in said else "gradients must come first"
+    rule = "order of the steps before" if "was params" in said else "must not change places"
     assert_refused(
         training,
         lambda: route(training, params, grads),
@@ -905,7 +905,7 @@ def test_wrong_way_round_when_gradients_are_accumulated() -> None:
         training,
         lambda: by_apply_gradients(training, training.grads, training.params),
         ValueError,
-        message("gradients must come first"),
+        message("must not change places"),
         twin=twin,
     )
 

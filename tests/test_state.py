@@ -274,6 +274,20 @@ def test_weights_are_live(training: Training) -> None:
     training.check()
 
 
+def test_live_arrays_cannot_be_resized() -> None:
+    adam = Adam(use_ema=True)
+    p = np.ones((4, 5))
+    adam.step(p, np.ones((4, 5)))
+    # In another layout, in which the state then is.
+    for param in (p, np.asfortranarray(p)):
+        adam.step(param, np.ones((4, 5)))
+        for array in (*adam.weights[1:], *adam.ema):
+            with pytest.raises(ValueError, match="does not own its data"):
+                array.resize((1000, 1000), refcheck=False)
+            assert isinstance(array, np.ndarray)
+            assert not isinstance(array.base, np.ndarray)  # which has no such guard
+
+
 def test_iterations_in_weights_are_a_snapshot(training: Training) -> None:
     iterations = training.optimizer.weights[0]
     assert_same_bits(iterations, np.array(3, dtype=np.int64))

@@ -261,7 +261,7 @@ def test_constructor_says_the_same(dtype: str, options: dict[str, Any]) -> None:
         optimizer_v1.Adam(**options)
     with pytest.raises(theirs.type) as ours:
         Adam(**options)
-    assert str(ours.value) == str(theirs.value), f"floatx is {dtype}"
+    assert str(ours.value).startswith(str(theirs.value)), f"floatx is {dtype}"
 
 
 @pytest.mark.parametrize(

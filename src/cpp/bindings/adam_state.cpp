@@ -21,7 +21,7 @@
 namespace fusedadam::python {
 namespace {
 
-// A view of an arena that keeps it alive.
+// A view that keeps its memory alive, and that users cannot resize.
 py::array state_array(const ArrayInfo& like, std::byte* data, const py::capsule& owner) {
   return py::array(dtype_of(like.precision), like.shape, strides_like(like), data, owner);
 }
@@ -285,8 +285,9 @@ void AdamState::require_right_places(const py::tuple& params, const py::tuple& g
     const std::optional<std::size_t> place = place_of(item(grads, i));
     if (!place) continue;
     throw py::value_error(
-        broken_rule("gradients must come first, then parameters: (gradient, parameter)",
-                    name("grads", i) + ", which is the parameter " + name("params", *place)));
+        broken_rule("gradients and parameters must not change places: pairs are (gradient, "
+                    "parameter), and step(params, grads) takes parameters first",
+                    name("grads", i) + ", which was the parameter " + name("params", *place)));
   }
 }
 
@@ -335,7 +336,13 @@ AdamState::Rebinding AdamState::bind(const py::tuple& params, bool is_list,
 AdamState::Layout AdamState::laid_out_like(const ArrayInfo& param, std::size_t position) const {
   Layout layout{position, strides_like(param), {}};
   for (const py::array& old : slots_[position].arrays) {
-    assign(layout.arrays.emplace_back(empty_like(param)), old);
+    py::array copy = empty_like(param);
+    assign(copy, old);
+    auto* const data = static_cast<std::byte*>(copy.mutable_data());
+    const py::capsule owner(static_cast<const void*>(copy.ptr()),
+                            [](void* array) { Py_DECREF(static_cast<PyObject*>(array)); });
+    copy.release();
+    layout.arrays.push_back(state_array(param, data, owner));
   }
   return layout;
 }
