@@ -63,15 +63,20 @@ def parameters() -> list[Array]:
 
 
 def seeds(folder: Path) -> list[bytes]:
-    """Good files: of each kind of array, before and after steps, and of no parameters."""
+    """Good files: before and after steps, with settings and counts of their own, of no parameters."""
     found = []
     for options in _OPTIONS:
-        for steps in (0, 2):
+        for steps, own in ((0, False), (2, False), (4, True)):
             adam, params = Adam(**options), parameters()
             adam.exclude_from_weight_decay(params[1:2])
+            if own:
+                adam.override(params[::2], lr=0.5, maximize=True)
             adam.build(params)
-            for _ in range(steps):
-                adam.apply_gradients([(np.ones_like(param), param) for param in params])
+            for step in range(steps):
+                grads: list[Array | None] = [np.ones_like(param) for param in params]
+                if own and step:
+                    grads[0] = None
+                adam.apply_gradients(list(zip(grads, params, strict=True)))
             adam.save(folder / "seed")
             found.append((folder / "seed").read_bytes())
     Adam().save(folder / "seed")

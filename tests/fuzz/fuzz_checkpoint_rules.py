@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+# Those that nobody uses here are imported before anything is loaded, which must import nothing else:
+# difflib finds the option that was meant.
+import difflib  # noqa: F401
 import json
 import re
 import sys
 import zlib
 from pathlib import Path
 
-import fusedadam.checkpoint  # noqa: F401 (before anything is loaded, which must import nothing)
+import fusedadam.checkpoint  # noqa: F401
 import numpy as np
 from fusedadam import Adam
 from fuzz_checkpoint_files import SCHEDULE, parameters
@@ -33,7 +36,7 @@ def loads(path: Path, content: bytes) -> bool:
         assert re.search(r"Received: .+\Z", message, re.DOTALL), message
         return False
     finally:
-        assert set(sys.modules) == modules
+        assert not set(sys.modules) - modules, set(sys.modules) - modules
         assert all(np.all(param == 0.5) for param in params)
     _check_against_the_library(path, adam, replaced=set() if lr is None else {"lr"})
     _check_that_it_is_kept(path, adam)
@@ -61,7 +64,22 @@ def _check_against_the_library(path: Path, adam: Adam, replaced: set[str]) -> No
         name: type(state["progress"].get(name, 0))(count) for name, count in counts.items()
     }
     assert state["excluded"] == json.loads(found["excluded"])
-    assert (found["format"], found["version"], found["optimizer"]) == ("fusedadam", "1", "Adam")
+    assert (found["format"], found["optimizer"]) == ("fusedadam", "Adam")
+    _check_what_parameters_have_of_their_own(adam, found)
+
+
+def _check_what_parameters_have_of_their_own(adam: Adam, found: dict[str, str]) -> None:
+    own = {"1": dict, "2": lambda: json.loads(found["own"])}[found["version"]]()
+    assert adam._own.overrides == {
+        position: settings
+        for positions, settings in own.get("overrides", ())
+        for position in positions
+    }
+    if adam._state is not None:
+        count = len(adam._state.steps)
+        assert adam._state.steps == own.get("steps", [adam.iterations] * count)
+        if adam._progress.accumulated:
+            assert adam._state.waiting == sorted(own.get("waiting", range(count)))
 
 
 def _check_that_it_is_kept(path: Path, adam: Adam) -> None:

@@ -136,9 +136,12 @@ def as_array(value: Any, name: str) -> Array:
     TypeError
         It is not an array, or has a mask.
     """
+    if type(value) is np.ndarray:
+        return value
     if is_tensor(value):
         return _read_tensor(value, name)
-    if isinstance(value, np.ma.MaskedArray):  # NumPy would drop the mask without a word
+    # NumPy would drop the mask without a word. It imports np.ma at its first use.
+    if isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name} must have no mask, which a step would not see: fill it by .filled(value). "
             f"Received: {type(value).__name__}"

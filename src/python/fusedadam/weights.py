@@ -289,11 +289,6 @@ def _hint(given: list[Array], shapes: Sequence[tuple[int, ...]], *, vhat: bool) 
 
 
 def _real_array(weight: Any, index: int) -> Array:
-    if isinstance(weight, np.ma.MaskedArray):
-        raise TypeError(
-            f"weights[{index}] must have no mask, which would be ignored; weight.filled(...) gives "
-            "an array without. Received: MaskedArray"
-        )
     array = as_array(weight, f"weights[{index}]")
     if array.dtype.kind not in "fiu":
         raise TypeError(
