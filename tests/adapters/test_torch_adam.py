@@ -867,7 +867,7 @@ def test_errors_have_the_names_of_parameters(attached: bool) -> None:
     loss = model(torch.ones(3)).sum()
     if not attached:
         loss.backward()
-    with pytest.raises(ValueError, match=r"^m\[[03]\] \('1\.bias'\) must .*Received: "):
+    with pytest.raises(ValueError, match=r"^exp_avg\[[03]\] \('1\.bias'\) must .*Received: "):
         (loss.backward if attached else optimizer.step)()
 
 
@@ -1061,7 +1061,7 @@ def test_complex_parameters_are_stepped_as_pairs_of_reals(
     ("spoil", "rule"),
     [
         (lambda p, _: setattr(p, "data", p.data.conj()), r"params\[0\] must .*conjugated"),
-        (lambda p, o: o.state[p].update(exp_avg=torch.ones(3, 2)), r"m\[0\] must .*dtype"),
+        (lambda p, o: o.state[p].update(exp_avg=torch.ones(3, 2)), r"exp_avg\[0\] must .*dtype"),
         (lambda p, _: setattr(p, "grad", torch.ones(3, dtype=p.dtype).to_sparse()), "complex"),
     ],
     ids=["conjugated", "real moment", "sparse"],

@@ -93,7 +93,7 @@ def test_nothing_stays(name: str) -> None:
 def _after_an_error() -> Any:
     optimizer, param = trained()
     optimizer.state[param]["exp_avg"] = torch.ones(5)
-    with pytest.raises(ValueError, match=r"m\[0\] must be"):
+    with pytest.raises(ValueError, match=r"exp_avg\[0\] must be"):
         optimizer.step()
     return optimizer
 

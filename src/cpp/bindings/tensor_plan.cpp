@@ -66,6 +66,14 @@ class Column {
   py::handle name_;  // where the items of the list are dicts
 };
 
+// A kind of state as the caller calls it. Lives as long as `names`.
+const char* label_of(const char* kind, const py::dict& names) {
+  PyObject* const name = PyDict_GetItemString(names.ptr(), kind);
+  const char* const text = name == nullptr ? kind : PyUnicode_AsUTF8(name);
+  if (text == nullptr) throw py::error_already_set();
+  return text;
+}
+
 // The kind of state that counts the steps of a parameter.
 constexpr const char* counter = "step";
 
@@ -228,6 +236,7 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
   std::vector<std::vector<StateTensor>> state;
   for (const Kind& kind : kinds) {
     const Column column(tensors, names_, kind.name);
+    const char* const label = label_of(kind.name, names_);
     std::vector<StateTensor>& of_kind = state.emplace_back(count);
     for (std::size_t i = 0; i < count; ++i) {
       if (!params[i].present || !needs(kind, i, options)) continue;
@@ -235,12 +244,12 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
       const std::optional<TensorView> view = state_reader_.read(tensor);
       const TensorView param = params[i].view();
       if (!view || !view->is_like(param) || !same_layout(*view, param)) {
-        refuse(kind.name, i,
-               "must be a CPU tensor of the shape, dtype and strides of its parameter", tensor);
+        refuse(label, i, "must be a CPU tensor of the shape, dtype and strides of its parameter",
+               tensor);
       }
       of_kind[i] = {view->data, view->size, view->precision, view->is_complex, true};
       refs[i].*kind.pointer = view->data;
-      add(tensor, *view, kind.name, i);
+      add(tensor, *view, label, i);
     }
   }
 

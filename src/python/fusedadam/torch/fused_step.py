@@ -20,6 +20,7 @@ from fusedadam.signals import assignments, without_interruption
 from fusedadam.torch.local import any_distributed, local_gradient, local_tensor
 from fusedadam.torch.state import (
     ABSENT,
+    NAMES,
     conform,
     new_average,
     new_plan,
@@ -41,7 +42,7 @@ _EXTRAS: Final[dict[str, Any]] = {
 _SMALLEST_EPSILON_TO_FLUSH: Final = 1e-12
 
 # How a message of the kernel names a tensor.
-_NAMED_TENSOR: Final = re.compile(r"\b(?:params|grads|m|v|vhat|ema|step)\[(\d+)\]")
+_NAMED_TENSOR: Final = re.compile(rf"\b(?:params|grads|{'|'.join(NAMES.values())})\[(\d+)\]")
 
 
 class FusedStep(torch.optim.Optimizer):
