@@ -871,6 +871,25 @@ def test_errors_have_the_names_of_parameters(attached: bool) -> None:
         (loss.backward if attached else optimizer.step)()
 
 
+def test_error_of_a_number_of_the_users_own_is_passed_on() -> None:
+    class Number:
+        is_new = True
+
+        def __float__(self) -> float:
+            if self.is_new:
+                self.is_new = False
+                raise ValueError("not now")
+            return 0.5
+
+    optimizer = Adam(leaves([(3,)]))
+    train(optimizer, 1)
+    optimizer.param_groups[0]["lr"] = Number()
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match=r"^not now$"):
+        optimizer.step()
+    assert_everything_same_bits(everything(optimizer), before)
+
+
 def test_error_of_a_setting_names_the_group() -> None:
     # As a scheduler may leave it: torch does not look again.
     params = leaves([(3,), (4,)])

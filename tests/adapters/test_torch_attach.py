@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -384,6 +385,30 @@ def test_scaled_loss_is_refused_before_the_first_step(
     scaler.scale(loss_of(model, 0)).backward()
     scaler.step(optimizer)
     assert [s["step"] for s in everything(optimizer)] == [2] * len(before)
+
+
+def test_scaled_pass_in_another_thread_goes_on() -> None:
+    model, other = model_of(), torch.ones(3, requires_grad=True)
+    optimizer = Adam(model.parameters())
+    begun, may_end = threading.Event(), threading.Event()
+
+    def wait(_: Any) -> None:
+        begun.set()
+        assert may_end.wait(60)
+
+    with attach(model, optimizer):
+        scaler = torch.amp.GradScaler("cpu")
+        assert scaler.scale(torch.ones(())) == scaler.get_scale()  # without a graph
+        other.register_hook(wait)
+        thread = threading.Thread(target=lambda: scaler.scale(other.sum()).backward())
+        thread.start()
+        try:
+            assert begun.wait(60)
+            loss_of(model, 0).backward()
+        finally:
+            may_end.set()
+            thread.join()
+    assert [s["step"] for s in everything(optimizer)] == [1] * len(everything(optimizer))
 
 
 def test_scaler_of_another_optimizer_goes_on() -> None:

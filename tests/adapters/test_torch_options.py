@@ -108,13 +108,14 @@ def test_lazy_rows_are_those_of_sparse_adam(rng: np.random.Generator) -> None:
     theirs = torch.tensor(ours, requires_grad=True)
     # Its epsilon is "epsilon hat" too.
     adam, optimizer = Adam(lr=0.01, epsilon=EPS), torch.optim.SparseAdam([theirs], lr=0.01, eps=EPS)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         indices = rng.integers(0, 50, 12)
         rows = values(rng, (12, 6), "float64")
         theirs.grad = torch.sparse_coo_tensor(
             indices[None], torch.tensor(rows), (50, 6), check_invariants=True
         )
         optimizer.step()
-        adam.apply_sparse(indices, rows, ours)
+        given: Any = torch.tensor if step % 2 else np.asarray
+        adam.apply_sparse(given(indices), given(rows), ours)
     state = optimizer.state[theirs]
     assert_close([ours, *adam.weights[1:]], [theirs, state["exp_avg"], state["exp_avg_sq"]])

@@ -287,14 +287,6 @@ def rebuilt(tree: Any, arrays: Iterator[Any]) -> Any:
     return next(arrays)
 
 
-def _parts(tree: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> tuple[str, Any, Any]:
-    """The kind of a container, its keys and its values."""
-    if isinstance(tree, dict):
-        return _DICT, tuple(tree), tuple(tree.values())
-    fields = _fields(tree)
-    return (_NAMED, fields, tree) if fields else (_LIST, range(len(tree)), tree)
-
-
 def _fields(tree: object) -> tuple[str, ...]:
     return getattr(tree, "_fields", ()) if isinstance(tree, tuple) else ()
 
