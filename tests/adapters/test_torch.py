@@ -7,6 +7,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import fusedadam
@@ -129,6 +130,41 @@ def test_tensors_that_record_nothing(mode: str) -> None:
         reference = oracle.OracleAdam([np.ones(3, "float32")])
         reference.step([np.full(3, 0.5, "float32")])
         assert_same_bits(p.numpy(), reference.params[0])
+
+
+MOVES: dict[str, Callable[[Any], Any]] = {
+    "data": lambda p: setattr(p, "data", p.data.clone()),
+    "set_": lambda p: p.set_(p.clone()),
+    "share_memory_": lambda p: p.share_memory_(),
+    "swap_tensors": lambda p: torch.utils.swap_tensors(p, p.clone()),
+}
+
+
+@pytest.mark.parametrize("seen", ["stepped", "built", "loaded"])
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_swap_of_tensors_whose_memory_has_moved(
+    move: Callable[[Any], Any], seen: str, tmp_path: Path
+) -> None:
+    # The second is an array: positions matter.
+    adam, params = Adam(use_ema=True, ema_momentum=0.5, lr=1.0), [np.zeros(3), torch.zeros(5)]
+    for _ in range(2):
+        adam.apply_gradients([(np.ones(3), params[0]), (torch.ones(5), params[1])])
+    if seen == "built":
+        adam.build(params)
+    if seen == "loaded":
+        adam.save(tmp_path / "state")
+        adam.load(tmp_path / "state", params)
+    before, averages = params[1].clone(), adam.ema[1].copy()
+    move(params[1])
+    for ours, theirs in ((averages, before), (before, averages)):
+        adam.swap_ema()
+        assert_same_bits(np.asarray(params[1]), np.asarray(ours))
+        assert_same_bits(adam.ema[1], np.asarray(theirs))
+    params[1].data = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"params\[1\] must .*Received: .+"):
+        adam.swap_ema()
+    params[1].data = before
+    adam.apply_gradients([(np.ones(3), params[0]), (torch.ones(5), params[1])])
 
 
 def test_copies_of_an_optimizer_of_tensors() -> None:

@@ -483,7 +483,7 @@ void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows
   rebinding.keep();
 }
 
-void AdamState::swap_averages() {
+void AdamState::swap_averages(const py::dict& views) {
   const bool averages =
       std::ranges::any_of(kinds_, [](const Kind& kind) { return kind.pointer == &TensorRef::ema; });
   if (!averages) {
@@ -494,7 +494,10 @@ void AdamState::swap_averages() {
         "swap_ema needs the parameters: take a step or call build(params) first", "none"));
   }
   py::tuple params(slots_.size());
-  for (std::size_t i = 0; i < slots_.size(); ++i) params[i] = binding_.params[i];
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const py::int_ position(i);
+    params[i] = views.contains(position) ? views[position] : binding_.params[i];
+  }
   // They may have been resized, or made read-only.
   bind(params, true).keep();
   let_take_part([](std::size_t) { return true; });

@@ -47,9 +47,10 @@ class AdamState {
   void step_rows(const py::handle& indices, const py::handle& grad_rows, const py::handle& param,
                  const AdamOptions& options, AdamProgress& progress, bool lazy);
 
-  // Exchanges the parameters last seen with their averages.
+  // Exchanges the parameters last seen with their averages. `views`: arrays in place of those seen,
+  // by position, of parameters that are no arrays themselves, since their memory may have moved.
   // @throws py::value_error  no averages, or no parameters seen
-  void swap_averages();
+  void swap_averages(const py::dict& views);
 
   // Forgets the parameters, not the state.
   void unbind() { bind(Binding{}); }

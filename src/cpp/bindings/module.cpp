@@ -84,7 +84,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       .def("step_rows", &AdamState::step_rows, arg("indices"), arg("grad_rows"), arg("param"),
            arg("options"), arg("progress"), arg("lazy"))
       .def("unbind", &AdamState::unbind)
-      .def("swap_ema", &AdamState::swap_averages)
+      .def("swap_ema", &AdamState::swap_averages, arg("views"))
       .def("set_steps", &AdamState::set_steps, arg("steps"))
       .def("set_waiting", &AdamState::set_waiting, arg("positions"))
       .def_property_readonly("steps", &AdamState::steps)

@@ -62,7 +62,7 @@ class Restorable(SavesItself, Protocol):
         cls,
         config: dict[str, Any],
         lr: Any,
-        params: Sequence[Array],
+        params: Sequence[Any],
         progress: dict[str, Any],
         excluded: list[int],
         own: dict[str, Any],
@@ -176,6 +176,7 @@ def load(
         The file cannot be read; FileNotFoundError where there is none.
     """
     path = os.fsdecode(path)
+    params = listed(params, "params")
     arrays = _checked_arrays(params)
     if isinstance(lr, str):
         raise TypeError(f"lr must be a number or a callable. Received: {lr!r}")
@@ -216,7 +217,7 @@ def load(
             restored: _Optimizer = cls._restored(
                 config,
                 lr,
-                arrays,
+                params,
                 checkpoint.progress,
                 checkpoint.excluded,
                 checkpoint.own,
@@ -225,8 +226,8 @@ def load(
         return restored
 
 
-def _checked_arrays(params: Iterable[Any]) -> Sequence[Array]:
-    arrays: Sequence[Array] = parameter_arrays(listed(params, "params"))
+def _checked_arrays(params: Sequence[Any]) -> Sequence[Array]:
+    arrays: Sequence[Array] = parameter_arrays(params)
     for i, array in enumerate(arrays):
         as_array(array, f"params[{i}]")  # has no mask
         if array.dtype not in (np.float32, np.float64):

@@ -94,7 +94,7 @@ class State(Protocol):
     def override(self, overrides: list[tuple[list[int], dict[str, Any]]]) -> None:
         """Use settings of their own for the parameters at some positions from now on."""
 
-    def swap_ema(self) -> None:
+    def swap_ema(self, views: dict[int, Array]) -> None:
         """Exchange the parameters with their averages."""
 
     def unbind(self) -> None:
@@ -132,8 +132,9 @@ class Optimizer(ABC):
         # How the parameters of `step` and `minimize` are nested; empty before the first.
         self._structure: tuple[()] | tuple[Structure] = ()
         self._swapped = False
-        # Parameters last seen that are torch tensors: torch is told when they change.
-        self._tensors: tuple[Any, ...] = ()
+        # Parameters last seen that are torch tensors, with their positions: torch is told when they
+        # change, and their memory may move.
+        self._tensors: tuple[tuple[int, Any], ...] = ()
 
     # ---- what a subclass adds
 
@@ -239,7 +240,7 @@ class Optimizer(ABC):
             state = self._new_state(parameter_arrays(params))
             own = self._found(params)
             state.override(own.groups())
-            tensors = tuple(filter(is_tensor, params))
+            tensors = _tensors_among(params)
             progress = AdamProgress(self._progress.as_dict() | {"accumulated": 0})
             without_interruption(
                 *assignments(
@@ -464,7 +465,7 @@ class Optimizer(ABC):
         optimizer._own = OwnSettings(tuple(excluded), overrides)
         if slots:
             optimizer._state = optimizer._state_from(params, slots, own)
-            optimizer._tensors = tuple(filter(is_tensor, params))
+            optimizer._tensors = _tensors_among(params)
         return optimizer
 
     def _state_from(
@@ -748,7 +749,7 @@ class Optimizer(ABC):
             rows = gradient_array(grad_rows, "grad_rows", written=options.zero_grad)
             work = (index_array(indices), rows, array, options, self._progress, bool(lazy))
             self._keep_stepped(state, [param], state.step_rows, work)
-            self._tensors = tuple(filter(is_tensor, [param]))
+            self._tensors = _tensors_among([param])
             _mark_as_changed([grad_rows] if options.zero_grad else [])
             _mark_as_changed([param])
             _constrain([param], [array], constraints)
@@ -848,10 +849,12 @@ class Optimizer(ABC):
                     "swap_ema needs averages: use_ema=True, and a step or build(params) before it. "
                     "Received: no state"
                 )
+            views = {i: tensor_view(tensor, f"params[{i}]") for i, tensor in self._tensors}
             without_interruption(
-                self._state.swap_ema, *assignments(self, _swapped=not self._swapped)
+                partial(self._state.swap_ema, views),
+                *assignments(self, _swapped=not self._swapped),
             )
-            _mark_as_changed(self._tensors)
+            _mark_as_changed([tensor for _, tensor in self._tensors])
 
     @public
     def scale_loss(self, loss: Any) -> Any:
@@ -892,7 +895,7 @@ class Optimizer(ABC):
         param_arrays = parameter_arrays(params)
         constraints = _constraints(params, grads)
         self._step_arrays(params, param_arrays, arrays, options)
-        self._tensors = tuple(filter(is_tensor, params))
+        self._tensors = _tensors_among(params)
         _mark_as_changed(zeroed)
         _mark_as_changed([p for p, grad in zip(params, grads, strict=True) if grad is not None])
         _constrain(params, param_arrays, constraints)
@@ -1014,6 +1017,11 @@ def _constrain(
                 f"{arrays[i].shape}; the step has been taken. Received: shape={value.shape}"
             )
         arrays[i][...] = value
+
+
+def _tensors_among(params: Sequence[Any]) -> tuple[tuple[int, Any], ...]:
+    """Those of torch, each with its position."""
+    return tuple((i, param) for i, param in enumerate(params) if is_tensor(param))
 
 
 def _mark_as_changed(values: Sequence[Any]) -> None:
