@@ -248,8 +248,17 @@ def interrupt_calls(kind: Kind, interrupts: int) -> dict[str, int]:
 def _latency(sender: Any) -> float:
     """How long a signal takes that is sent at once."""
     begin = time.perf_counter()
-    _interrupted(lambda: time.sleep(60), sender, 0)
+    _interrupted(_wait, sender, 0)
     return time.perf_counter() - begin
+
+
+def _wait() -> None:
+    """Sleep until an interrupt comes, much longer than it takes; one in a finaliser is lost.
+
+    A signal between Python's last look and the sleep does not end the sleep: short ones are enough.
+    """
+    for _ in range(500):
+        time.sleep(0.01)
 
 
 def _interrupted(call: Callable[[], object], sender: Any, delay: float) -> float | None:
@@ -261,8 +270,7 @@ def _interrupted(call: Callable[[], object], sender: Any, delay: float) -> float
         begin = time.perf_counter()
         call()
         duration = time.perf_counter() - begin
-        # Much longer than a signal takes. One that came in a finaliser is reported by Python, and lost.
-        time.sleep(5)
+        _wait()
     except KeyboardInterrupt:
         pass
     return duration
