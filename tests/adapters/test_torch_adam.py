@@ -1295,6 +1295,20 @@ def test_step_refuses_averages_swapped_in_behind_attach() -> None:
     assert_everything_same_bits(everything(optimizer), before)
 
 
+@pytest.mark.parametrize("average", [torch.zeros(5), torch.zeros(4, dtype=torch.float64)], ids=str)
+def test_swap_ema_of_an_average_that_does_not_fit_changes_nothing(average: Any) -> None:
+    params = leaves([(3,), (4,)])
+    optimizer = Adam(params, ema_decay=0.5)
+    train(optimizer, 2)
+    fitting, optimizer.state[params[1]]["ema"] = optimizer.state[params[1]]["ema"], average
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match=r"^ema\[1\] must .*Received: shape="):
+        optimizer.swap_ema()
+    assert_everything_same_bits(everything(optimizer), before)
+    optimizer.state[params[1]]["ema"] = fitting
+    train(optimizer, 1)
+
+
 def test_swap_ema_of_groups_with_and_without() -> None:
     params = leaves([(3,), (4,), (5,)])
     optimizer = Adam([{"params": params[:1], "ema_decay": 0.5}, {"params": params[1:]}], lr=0.1)

@@ -140,7 +140,7 @@ class FusedStep(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            There are no averages.
+            There are no averages, or one does not fit its parameter. Nothing has changed.
         """
         with self._lock:
             pairs = [
@@ -154,6 +154,13 @@ class FusedStep(torch.optim.Optimizer):
                     f"ema_decay={[group.get('ema_decay') for group in self.param_groups]!r}, "
                     f"state of {len(self.state)} parameters without an average"
                 )
+            for i, (param, average) in enumerate(pairs):
+                if (average.shape, average.dtype) != (param.shape, param.dtype):
+                    raise ValueError(
+                        f"ema[{i}] must have the shape and dtype of its parameter, "
+                        f"{tuple(param.shape)} and {param.dtype}. "
+                        f"Received: shape={tuple(average.shape)}, dtype={average.dtype}"
+                    )
             # Bytes for one of them at a time.
             most = max(param.nbytes for param, _ in pairs)
             scratch = torch.empty(most, dtype=torch.uint8, device="cpu")
