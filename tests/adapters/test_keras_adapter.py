@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import oracle
 import pytest
 from helpers import FLOATS, Array, values
+from interrupts import interrupted
 from rounding import Divergence
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -340,6 +342,22 @@ def test_settings_changed_between_steps(dtype: str) -> None:
             for name, value in settings.items():
                 setattr(optimizer, name, value)
     beside.train(3)
+
+
+def test_interrupt_leaves_the_scale_of_losses_as_it_was(dtype: str) -> None:
+    variable = keras.Variable(np.ones(3), dtype=dtype)
+    optimizer = fusedadam.keras.Adam(loss_scale_factor=4.0)
+    gradient = torch.ones(3, dtype=variable.value.dtype)
+    optimizer.apply([gradient], [variable])
+    # Where Keras enters a scope of names, an interrupt leaves it entered.
+    not_within = tuple(
+        str(Path(path).parent) for path in (torch.__file__, keras.src.backend.__file__)
+    )
+    seen: set[Any] = set()
+    while interrupted(lambda: optimizer.apply([gradient], [variable]), seen, 1, not_within):
+        assert optimizer.loss_scale_factor == 4.0
+        assert optimizer._prepared.loss_scale is None
+    assert len(seen) > 50
 
 
 def test_amsgrad_switched_off(dtype: str) -> None:

@@ -37,6 +37,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from fusedadam._core import AdamOptions, AdamProgress
 from fusedadam.locks import new_lock
+from fusedadam.signals import assignments, together
 
 if keras.backend.backend() == "torch":
     import torch
@@ -168,11 +169,18 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
             super().apply(grads, trainable_variables)
             return
         # Keras would make unscaled copies of all gradients.
-        self.loss_scale_factor, self._prepared.loss_scale = None, scale
+        hand_over, give_back = (
+            together(
+                *assignments(self, loss_scale_factor=of_keras),
+                *assignments(self._prepared, loss_scale=of_kernel),
+            )
+            for of_keras, of_kernel in ((None, scale), (scale, None))
+        )
         try:
+            hand_over()
             super().apply(grads, trainable_variables)
         finally:
-            self.loss_scale_factor, self._prepared.loss_scale = scale, None
+            give_back()
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: list[Any]) -> None:
         calls_per_step = self.gradient_accumulation_steps or 1
