@@ -955,7 +955,7 @@ NOT_A_NUMBER = [
     *("0.5", "fast", [0.5], (0.5,), {}, 0.5j, np.array([0.5, 0.5]), object()),
     # float() takes these, some with a warning.
     *(*TRUTH_VALUES, np.array([0.5]), np.str_("0.5"), np.array("0.5"), np.array(b"0.5")),
-    *(np.complex64(0.5), np.array(0.5j), np.timedelta64(1), np.array(True, dtype=object)),
+    *(np.complex64(0.5), np.array(0.5j), np.timedelta64(1, "s"), np.array(True, dtype=object)),
 ]
 AT_LEAST_0 = ["lr", "learning_rate", "epsilon", "decay", "l2"]
 BETAS = ["beta_1", "beta_2"]
