@@ -73,7 +73,9 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program, on a model of a CPU or on this one."""
     emulator = ["qemu-x86_64", "-cpu", cpu.model] if cpu else []
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("FUSEDADAM_")}
+    # OPENBLAS_CORETYPE would have NumPy's library use what this CPU has, and not that one.
+    not_inherited = ("FUSEDADAM_", "OPENBLAS_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(not_inherited)}
     return subprocess.run(
         [*emulator, *command],
         env=inherited | environment,
