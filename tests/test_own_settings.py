@@ -144,19 +144,34 @@ def test_settings_of_all_parameters_are_taken_back(path: Path) -> None:
         training.optimizer.override(lr=0.5, l2=0.5)
 
 
-def test_gradients_are_clipped_as_their_own_settings_say() -> None:
+def test_what_was_taken_back_since_the_last_step_is_not_saved(path: Path) -> None:
+    training = Training(own={0: {"lr": 0.5}}, excluded=[1], weight_decay=0.1)
+    training.step()
+    training.optimizer.override()
+    training.optimizer.exclude_from_weight_decay([])
+    training.optimizer.save(path)
+    training.optimizer = Adam.load(path, training.params)
+    training.reference.own.clear()
+    training.reference.excluded.clear()
+    training.step()
+    training.check()
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_gradients_are_clipped_as_their_own_settings_say(stepped: bool) -> None:
     training = Training(
         [((3,), "float64"), ((2,), "float32"), ((4,), "float64")],
-        own={0: {"clipvalue": 1e-3}, 2: {"clipnorm": None}},
+        own={0: {"clipvalue": 1e-3}, 1: {"lr": 0.5}, 2: {"clipnorm": None}},
         clipnorm=0.5,
     )
-    training.step()
+    if stepped:
+        training.step()
     grads, reference = training.grads(), training.reference
     clipped = training.optimizer.get_gradients(grads, training.params)
     clips: list[dict[str, Any]] = [{"clipnorm": 0.5, "clipvalue": 1e-3}, {"clipnorm": 0.5}, {}]
     for i, settings in enumerate(clips):
         assert_all_same_bits([clipped[i]], [clip(grads, **settings)[i]])
-    assert reference.iterations == 1
+    assert reference.iterations == int(stepped)
 
 
 def test_a_plain_file_needs_no_later_reader(path: Path) -> None:

@@ -13,6 +13,7 @@ from fusedadam import _core
 from fusedadam._core import public
 from fusedadam.arrays import Array, gradient_arrays, listed
 from fusedadam.optimizer import Optimizer
+from fusedadam.own_settings import OwnSettings
 from fusedadam.schedules import Schedule, by_name, describe, either_name, importable_name
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _ALWAYS: Final = ("lr", "beta_1", "beta_2", "decay", "epsilon")
 
 # They decide which arrays the state has.
 _STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
+
+# Of a parameter's own settings, those that change what `get_gradients` returns.
+_CLIPS: Final = frozenset(("clipnorm", "clipnorm_per_tensor", "clipvalue"))
 
 # They cannot differ between parameters.
 _OF_THE_STEP: Final = (*_STRUCTURAL, "loss_scale", "skip_nonfinite", "zero_grad")
@@ -368,14 +372,18 @@ class Adam(Optimizer):
     def _new_state(self, params: Sequence[Array], *, only_like: bool = False) -> _core.AdamState:
         return _core.AdamState(params, self._options, only_like)
 
-    def _clip(self, params: Sequence[Array], grads: Sequence[Array]) -> list[Array]:
+    def _clip(
+        self, params: Sequence[Array], grads: Sequence[Array], own: OwnSettings
+    ) -> list[Array]:
         clipped = _core.clip_gradients(params, grads, self._options, self._progress)
-        for positions, settings in self._own.groups():
+        for positions, settings in own.groups():
+            if _CLIPS.isdisjoint(settings):
+                continue
             # The norm is that of all gradients.
             options = self._options.changed(settings)
-            own = _core.clip_gradients(params, grads, options, self._progress)
-            for i in set(positions).intersection(range(len(own))):
-                clipped[i] = own[i]
+            by_own = _core.clip_gradients(params, grads, options, self._progress)
+            for i in set(positions).intersection(range(len(by_own))):
+                clipped[i] = by_own[i]
         return clipped
 
 

@@ -150,7 +150,9 @@ class Optimizer(ABC):
         """
 
     @abstractmethod
-    def _clip(self, params: Sequence[Array], grads: Sequence[Array]) -> list[Array]:
+    def _clip(
+        self, params: Sequence[Array], grads: Sequence[Array], own: OwnSettings
+    ) -> list[Array]:
         """The gradients as a step uses them: checked, and new arrays where they are clipped."""
 
     @abstractmethod
@@ -418,15 +420,18 @@ class Optimizer(ABC):
                 "or by build(params), which find their positions, before save. "
                 f"Received: {to_find} parameters still to be found"
             )
+        own = self._found(())  # what was taken back since the last step is not in it
         return {
             "config": self._saved_config(),
             "progress": self._progress.as_dict(),
-            "excluded": list(self._own.excluded if self._to_exclude is None else ()),
-            "own": self._own_counts_and_settings(),
+            "excluded": list(own.excluded),
+            "own": self._own_counts_and_settings(own.overrides),
             "slots": {} if self._state is None else self._state.slots,
         }
 
-    def _own_counts_and_settings(self) -> dict[str, Any]:
+    def _own_counts_and_settings(
+        self, overrides: Mapping[int, Mapping[str, Any]]
+    ) -> dict[str, Any]:
         """What is not the same for all parameters, and not by `excluded`; by kind."""
         own: dict[str, Any] = {}
         if self._state is not None:
@@ -435,10 +440,9 @@ class Optimizer(ABC):
                 own["steps"] = steps
             if self._progress.accumulated and len(self._state.waiting) != len(steps):
                 own["waiting"] = self._state.waiting
-        if self._own.overrides:
+        if overrides:
             own["overrides"] = [
-                [positions, settings]
-                for positions, settings in OwnSettings((), self._own.overrides).groups()
+                [positions, settings] for positions, settings in OwnSettings((), overrides).groups()
             ]
         return own
 
@@ -547,7 +551,8 @@ class Optimizer(ABC):
         params = listed(params, "params")
         grads = self._gradients(loss, params)
         require_gradients(grads)
-        return self._clip(parameter_arrays(params), gradient_arrays(grads))
+        own = self._found(params) if self._to_override else self._own
+        return self._clip(parameter_arrays(params), gradient_arrays(grads), own)
 
     @public
     def get_updates(self, loss: Any, params: Iterable[Any]) -> list[Any]:
