@@ -73,7 +73,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program, on a model of a CPU or on this one."""
     emulator = ["qemu-x86_64", "-cpu", cpu.model] if cpu else []
-    # OPENBLAS_CORETYPE would have NumPy's library use what this CPU has, and not that one.
+    # OPENBLAS_CORETYPE makes OpenBLAS, in NumPy's wheel, ignore what the model reports.
     not_inherited = ("FUSEDADAM_", "OPENBLAS_")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(not_inherited)}
     return subprocess.run(

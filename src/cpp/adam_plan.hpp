@@ -56,10 +56,11 @@ class AdamPlan {
   void swap_averages() const;
 
  private:
-  template <class Group>
-  StepOutcome step_or_accumulate(std::size_t groups, const Group& group, AdamProgress& progress);
-  template <class Group>
-  StepOutcome take(std::size_t groups, const Group& group, double loss_scale);
+  template <class GroupAt>
+  StepOutcome step_or_accumulate(std::size_t groups, const GroupAt& group_at,
+                                 AdamProgress& progress);
+  template <class GroupAt>
+  StepOutcome take(std::size_t groups, const GroupAt& group_at, double loss_scale);
 
   TensorList list_;
   std::vector<BetaPowers> powers_;  // of each group

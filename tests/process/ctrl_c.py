@@ -253,9 +253,9 @@ def _latency(sender: Any) -> float:
 
 
 def _wait() -> None:
-    """Sleep until an interrupt comes, much longer than it takes; one in a finaliser is lost.
+    """Sleep until an interrupt comes, for 5 s at most: one that is raised in a finaliser is lost.
 
-    A signal between Python's last look and the sleep does not end the sleep: short ones are enough.
+    In short sleeps, since a signal that comes just before a sleep is seen only after it.
     """
     for _ in range(500):
         time.sleep(0.01)

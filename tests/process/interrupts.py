@@ -53,7 +53,8 @@ class _Interrupter:
         if event == "call":
             self.looks[frame] = True
         elif event == "exception":
-            # Not on the way to a handler, where an error would leave the other one handled for ever.
+            # Python does not look on the way to an `except` clause. An error raised there would leave
+            # the first one set as the exception being handled.
             self.looks[frame] = False
         elif event == "opcode":
             looks = self.looks.get(frame, True)
