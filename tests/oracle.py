@@ -355,7 +355,8 @@ class OracleAdam:
         """What `get_gradients` makes of gradients: unscaled and clipped, neither meant nor negated."""
         divisor = None if self.loss_scale is None else self.current_loss_scale
         positions = range(len(grads))
-        clipped = clip(self._turned(positions, grads), divisor=divisor, **self._clips())
+        turned = self._turned(positions, grads)
+        clipped = [clip(turned, divisor=divisor, **self._clips(i))[i] for i in positions]
         return self._turned(positions, clipped)
 
     def swap_ema(self) -> None:
@@ -371,12 +372,9 @@ class OracleAdam:
         pairs = zip(positions, grads, strict=True)
         return [g.T if i in self.transposed else g for i, g in pairs]
 
-    def _clips(self) -> dict[str, Any]:
-        return {
-            "clipnorm": self.clipnorm,
-            "clipnorm_per_tensor": self.clipnorm_per_tensor,
-            "clipvalue": self.clipvalue,
-        }
+    def _clips(self, i: int) -> dict[str, Any]:
+        names = ("clipnorm", "clipnorm_per_tensor", "clipvalue")
+        return {name: self._setting(i, name) for name in names}
 
     def _after(self, grads: Sequence[Any]) -> list[Any]:
         return [g if g is None else np.zeros_like(g) if self.zero_grad else g.copy() for g in grads]
@@ -409,7 +407,7 @@ class OracleAdam:
                 self._turned(positions, present),
                 divisor=self.current_loss_scale * count if is_divided else None,
                 sign=-1.0 if self._setting(i, "maximize") else 1.0,
-                **{name: self._setting(i, name) for name in self._clips()},
+                **self._clips(i),
             )
             stepped = self._stepped(i, self._turned(positions, clipped)[k], rows)
             for name, array in zip(self._kinds(), stepped, strict=True):

@@ -123,6 +123,14 @@ class Model:
         # The optimizer's may have changed since.
         return not all(map(self.can_override, own[1].values()))
 
+    def clips_by(self, params: Parameters) -> dict[int, Mapping[str, Any]] | None:
+        """Settings of their own by which `get_gradients` clips; None where it is to be refused."""
+        own = self.own(params) if self.to_override else (set(), self.oracle.own)
+        if own is None:
+            return None
+        clips = {i: each for i, each in own[1].items() if any("clip" in name for name in each)}
+        return clips if all(map(self.can_override, clips.values())) else None
+
     def refuses_build(self, params: Parameters) -> bool:
         own = self.own(params)
         if self.is_swapped or own is None:
@@ -176,6 +184,8 @@ class Model:
 
     def fits(self, params: Parameters) -> bool:
         """Whether it can be loaded for these parameters."""
+        if not all(map(self.can_override, self.oracle.own.values())):
+            return False
         known = [(x.shape, x.dtype) for x in self.oracle.m] if self.is_built else []
         if not known and self.oracle.iterations == 0:
             return True

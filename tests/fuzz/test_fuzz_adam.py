@@ -359,6 +359,11 @@ class AdamMachine(RuleBasedStateMachine):
         grads, _, _ = self._gradients(kind, form, place)
         oracle = copy.copy(self.model.oracle)
         oracle.transposed = self.params.transposed
+        clips = self.model.clips_by(self.params)
+        if clips is None:
+            self._refused(lambda: self.adam.get_gradients(grads, self.params.arrays))
+            return
+        oracle.own = {i: dict(each) for i, each in clips.items()}
         with np.errstate(all="ignore"):
             kept = [
                 np.array(g, a.dtype, order="C")
