@@ -7,6 +7,7 @@
 
 #include "messages.hpp"
 #include "pointer_checks.hpp"
+#include "progress.hpp"
 #include "sparse_rows.hpp"
 #include "sparse_step.hpp"
 
@@ -18,6 +19,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
                            AdamProgress& progress, SparseMode mode) {
   const AdamSettings& settings = options.settings();
   check_sparse_options(settings);
+  check_progress(progress, settings);  // before gradients are read and summed
   const TensorRef table{.precision = precision_of<T>,
                         .param = tensor.table.param,
                         .m = tensor.table.m,

@@ -160,6 +160,11 @@ TEST_F(RefusedSparseStep, ProgressOutOfRange) {
   expect_refused(
       "accumulated must be >= 0 and < gradient_accumulation_steps, 1. Received: accumulated=1",
       {.accumulated = 1});
+  // Before the gradients of repeated rows are summed: these cannot be read.
+  indices.assign(indices.size(), 1);
+  tensor.grad_rows = reinterpret_cast<const float*>(std::uintptr_t{64});
+  expect_refused("good_steps must be >= 0 and <= 2**53. Received: good_steps=-1",
+                 {.good_steps = -1});
 }
 
 // What is zeroed must not be zeroed where the step was refused late.
