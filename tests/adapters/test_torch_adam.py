@@ -1297,15 +1297,16 @@ def test_step_refuses_averages_swapped_in_behind_attach() -> None:
 
 @pytest.mark.parametrize("average", [torch.zeros(5), torch.zeros(4, dtype=torch.float64)], ids=str)
 def test_swap_ema_of_an_average_that_does_not_fit_changes_nothing(average: Any) -> None:
-    params = leaves([(3,), (4,)])
-    optimizer = Adam(params, ema_decay=0.5)
+    params = leaves([(2,), (3,), (4,)])
+    averaged = {"params": [("weight", params[1]), ("bias", params[2])], "ema_decay": 0.5}
+    optimizer = Adam([{"params": [("alone", params[0])]}, averaged])
     train(optimizer, 2)
-    fitting, optimizer.state[params[1]]["ema"] = optimizer.state[params[1]]["ema"], average
+    fitting, optimizer.state[params[2]]["ema"] = optimizer.state[params[2]]["ema"], average
     before = everything(optimizer)
-    with pytest.raises(ValueError, match=r"^ema\[1\] must .*Received: shape="):
+    with pytest.raises(ValueError, match=r"^ema\[2\] \('bias'\) must .*Received: shape="):
         optimizer.swap_ema()
     assert_everything_same_bits(everything(optimizer), before)
-    optimizer.state[params[1]]["ema"] = fitting
+    optimizer.state[params[2]]["ema"] = fitting
     train(optimizer, 1)
 
 

@@ -143,29 +143,34 @@ class FusedStep(torch.optim.Optimizer):
             There are no averages, or one does not fit its parameter. Nothing has changed.
         """
         with self._lock:
-            pairs = [
-                (local_tensor(param), local_tensor(state["ema"]))
-                for param, state in self.state.items()
-                if "ema" in state
-            ]
+            # Those of the groups first, as a step counts them: a state may outlive its group.
+            lists = [group["params"] for group in self.param_groups]
+            params = dict.fromkeys(itertools.chain(*lists, self.state))
+            pairs = {
+                i: (local_tensor(param), local_tensor(self.state[param]["ema"]))
+                for i, param in enumerate(params)
+                if "ema" in self.state.get(param, ())
+            }
             if not pairs:
                 raise ValueError(
                     "swap_ema needs averages: ema_decay, and a step before it. Received: "
                     f"ema_decay={[group.get('ema_decay') for group in self.param_groups]!r}, "
                     f"state of {len(self.state)} parameters without an average"
                 )
-            for i, (param, average) in enumerate(pairs):
+            for i, (param, average) in pairs.items():
                 if (average.shape, average.dtype) != (param.shape, param.dtype):
-                    raise ValueError(
+                    error = ValueError(
                         f"ema[{i}] must have the shape and dtype of its parameter, "
                         f"{tuple(param.shape)} and {param.dtype}. "
                         f"Received: shape={tuple(average.shape)}, dtype={average.dtype}"
                     )
+                    self._name_tensors(error)
+                    raise error
             # Bytes for one of them at a time.
-            most = max(param.nbytes for param, _ in pairs)
+            most = max(param.nbytes for param, _ in pairs.values())
             scratch = torch.empty(most, dtype=torch.uint8, device="cpu")
             calls: list[Callable[[], object]] = []
-            for param, average in pairs:
+            for param, average in pairs.values():
                 kept = scratch[: param.nbytes].view(param.dtype).view(param.shape)
                 calls += [
                     partial(kept.copy_, average),
@@ -215,10 +220,13 @@ class FusedStep(torch.optim.Optimizer):
         try:
             self._step(list(itertools.chain(*lists)), self._known_groups, self._plan)
         except ValueError as error:
-            names = itertools.chain(*(group.get("param_names", ()) for group in self.param_groups))
-            name_tensors(error, list(names))
+            self._name_tensors(error)
             raise
         return loss
+
+    def _name_tensors(self, error: ValueError) -> None:
+        names = itertools.chain(*(group.get("param_names", ()) for group in self.param_groups))
+        name_tensors(error, list(names))
 
     @torch.no_grad()
     def _step(self, params: list[Tensor], groups: list[int], plan: _core.TensorPlan) -> None:
