@@ -253,7 +253,7 @@ def _latency(sender: Any) -> float:
 
 
 def _wait() -> None:
-    """Sleep until an interrupt comes, for 5 s at most: one that is raised in a finaliser is lost.
+    """Sleep until an interrupt comes, or for 5 s: Python drops one that is raised in a finaliser.
 
     In short sleeps, since a signal that comes just before a sleep is seen only after it.
     """

@@ -47,8 +47,8 @@ class AdamState {
   void step_rows(const py::handle& indices, const py::handle& grad_rows, const py::handle& param,
                  const AdamOptions& options, AdamProgress& progress, bool lazy);
 
-  // Exchanges the parameters last seen with their averages. `views`: arrays in place of those seen,
-  // by position, of parameters that are no arrays themselves, since their memory may have moved.
+  // Exchanges the parameters last seen with their averages. `views` has, by position, fresh views
+  // of parameters whose memory may have moved, as that of torch tensors.
   // @throws py::value_error  no averages, or no parameters seen
   void swap_averages(const py::dict& views);
 

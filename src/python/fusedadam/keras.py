@@ -169,12 +169,13 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
             super().apply(grads, trainable_variables)
             return
         # Keras would make unscaled copies of all gradients.
-        hand_over, give_back = (
-            together(
-                *assignments(self, loss_scale_factor=of_keras),
-                *assignments(self._prepared, loss_scale=of_kernel),
-            )
-            for of_keras, of_kernel in ((None, scale), (scale, None))
+        hand_over = together(
+            *assignments(self, loss_scale_factor=None),
+            *assignments(self._prepared, loss_scale=scale),
+        )
+        give_back = together(
+            *assignments(self, loss_scale_factor=scale),
+            *assignments(self._prepared, loss_scale=None),
         )
         try:
             hand_over()

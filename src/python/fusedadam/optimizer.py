@@ -95,7 +95,10 @@ class State(Protocol):
         """Use settings of their own for the parameters at some positions from now on."""
 
     def swap_ema(self, views: dict[int, Array]) -> None:
-        """Exchange the parameters with their averages."""
+        """Exchange the parameters with their averages.
+
+        `views` has, by position, fresh views of parameters whose memory may have moved.
+        """
 
     def unbind(self) -> None:
         """Forget the parameters, not what is kept for them."""
