@@ -21,14 +21,14 @@
 #include <string>
 #include <vector>
 
-#include "adam_plan.hpp"
 #include "fusedadam/adam.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
-#include "kernel_table.hpp"
+#include "kernels/kernel_table.hpp"
 #include "limits.hpp"
+#include "memory/tensor_list.hpp"
+#include "step/adam_plan.hpp"
 #include "streams.hpp"
-#include "tensor_list.hpp"
 
 namespace fusedadam::bench {
 namespace {

@@ -17,11 +17,11 @@
 #include <string>
 #include <vector>
 
-#include "adam_plan.hpp"
 #include "fusedadam/adam.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/sparse.hpp"
 #include "fusedadam/threads.hpp"
+#include "step/adam_plan.hpp"
 
 namespace fusedadam::bench {
 namespace {

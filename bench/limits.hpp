@@ -9,10 +9,10 @@
 #include <string_view>
 
 #include "divider.hpp"
-#include "float_environment.hpp"
 #include "fusedadam/threads.hpp"
-#include "parallel.hpp"
-#include "tensor_list.hpp"
+#include "memory/tensor_list.hpp"
+#include "parallel/float_environment.hpp"
+#include "parallel/parallel.hpp"
 #include "traffic_twin.hpp"
 
 namespace fusedadam::bench {

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "arena.hpp"
 #include "fusedadam/adam.hpp"
-#include "tensor_list.hpp"
+#include "memory/arena.hpp"
+#include "memory/tensor_list.hpp"
 
 namespace fusedadam::bench {
 

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernel_table.hpp"
+#include "kernels/kernel_table.hpp"
 
 namespace fusedadam::bench {
 

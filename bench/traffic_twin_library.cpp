@@ -12,7 +12,7 @@
 
 #include "fusedadam/threads.hpp"
 #include "limits.hpp"
-#include "tensor_list.hpp"
+#include "memory/tensor_list.hpp"
 #include "traffic_twin.hpp"
 
 #if defined(_WIN32)

@@ -5,8 +5,8 @@
 
 #include <vector>
 
+#include "memory/tensor_list.hpp"
 #include "support.hpp"
-#include "tensor_list.hpp"
 
 namespace fusedadam {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The prepared form of a step: what bindings use.
-#include "adam_plan.hpp"
+#include "step/adam_plan.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "arena.hpp"
+#include "memory/arena.hpp"
 
 #include <gtest/gtest.h>
 

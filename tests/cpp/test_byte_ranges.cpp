@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "byte_ranges.hpp"
+#include "memory/byte_ranges.hpp"
 
 #include <gtest/gtest.h>
 

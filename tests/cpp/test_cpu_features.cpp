@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cpu_features.hpp"
+#include "cpu/cpu_features.hpp"
 
 #include <gtest/gtest.h>
 

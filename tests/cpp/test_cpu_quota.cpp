@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cpu_quota.hpp"
+#include "parallel/cpu_quota.hpp"
 
 #include <gtest/gtest.h>
 

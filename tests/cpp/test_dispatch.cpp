@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The caller's floating-point environment is neither used nor changed.
-#include "float_environment.hpp"
+#include "parallel/float_environment.hpp"
 
 #include <gtest/gtest.h>
 
@@ -10,11 +10,11 @@
 #include <new>
 #include <stdexcept>
 
-#include "adam_plan.hpp"
 #include "fusedadam/norm.hpp"
 #include "fusedadam/threads.hpp"
 #include "settings.hpp"
 #include "sparse_support.hpp"
+#include "step/adam_plan.hpp"
 
 namespace fusedadam {
 namespace {

@@ -5,9 +5,9 @@
 
 #include <array>
 
-#include "dispatch.hpp"
-#include "passes.hpp"
+#include "cpu/dispatch.hpp"
 #include "settings.hpp"
+#include "step/passes.hpp"
 
 namespace fusedadam {
 namespace {

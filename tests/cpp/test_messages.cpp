@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "messages.hpp"
+#include "api/messages.hpp"
 
 #include <gtest/gtest.h>
 

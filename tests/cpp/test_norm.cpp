@@ -7,8 +7,8 @@
 
 #include <stdexcept>
 
-#include "norm_pass.hpp"
 #include "references.hpp"
+#include "step/norm_pass.hpp"
 #include "training.hpp"
 
 namespace fusedadam {

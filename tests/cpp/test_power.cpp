@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "power.hpp"
+#include "step/power.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // How the counts change from one call to the next. What is refused: test_errors.cpp.
-#include "progress.hpp"
+#include "step/progress.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The parts of a step from gradients of some rows.
-#include "sparse_rows.hpp"
+#include "step/sparse_rows.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include "state_layout.hpp"
+#include "memory/state_layout.hpp"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
-#include "arena.hpp"
+#include "memory/arena.hpp"
 
 namespace fusedadam {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "step_scalars.hpp"
+#include "step/step_scalars.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "tensor_list.hpp"
+#include "memory/tensor_list.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "thread_policy.hpp"
+#include "parallel/thread_policy.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "thread_share.hpp"
+#include "parallel/thread_share.hpp"
 
 #include <gtest/gtest.h>
 

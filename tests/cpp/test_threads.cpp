@@ -10,13 +10,13 @@
 #include <stdexcept>
 #include <thread>
 
-#include "adam_plan.hpp"
-#include "norm_pass.hpp"
-#include "parallel.hpp"
-#include "passes.hpp"
+#include "parallel/parallel.hpp"
 #include "references.hpp"
 #include "settings.hpp"
 #include "sparse_support.hpp"
+#include "step/adam_plan.hpp"
+#include "step/norm_pass.hpp"
+#include "step/passes.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "adam_state.hpp"
+#include "bindings/adam_state.hpp"
 
 #include <pybind11/stl.h>
 
@@ -8,15 +8,15 @@
 #include <tuple>
 #include <utility>
 
-#include "convert.hpp"
-#include "gil.hpp"
-#include "messages.hpp"
-#include "options.hpp"
-#include "progress.hpp"
-#include "sparse_rows.hpp"
-#include "sparse_step.hpp"
-#include "state_memory.hpp"
-#include "strides.hpp"
+#include "api/messages.hpp"
+#include "bindings/convert.hpp"
+#include "bindings/gil.hpp"
+#include "bindings/options.hpp"
+#include "bindings/state_memory.hpp"
+#include "bindings/strides.hpp"
+#include "step/progress.hpp"
+#include "step/sparse_rows.hpp"
+#include "step/sparse_step.hpp"
 
 namespace fusedadam::python {
 namespace {

@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "adam_plan.hpp"
-#include "arrays.hpp"
-#include "gradients.hpp"
+#include "bindings/arrays.hpp"
+#include "bindings/gradients.hpp"
+#include "step/adam_plan.hpp"
 
 namespace fusedadam::python {
 

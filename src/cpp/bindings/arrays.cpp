@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
-#include "arrays.hpp"
+#include "bindings/arrays.hpp"
 
 #include <algorithm>
 #include <cfenv>
 #include <string>
 
-#include "convert.hpp"
-#include "float_environment.hpp"
-#include "gil.hpp"
-#include "messages.hpp"
-#include "strides.hpp"
+#include "api/messages.hpp"
+#include "bindings/convert.hpp"
+#include "bindings/gil.hpp"
+#include "bindings/strides.hpp"
+#include "parallel/float_environment.hpp"
 
 namespace fusedadam::python {
 namespace {

@@ -11,9 +11,9 @@
 #include <span>
 #include <vector>
 
-#include "byte_ranges.hpp"
 #include "fusedadam/sparse.hpp"
-#include "tensor_list.hpp"
+#include "memory/byte_ranges.hpp"
+#include "memory/tensor_list.hpp"
 
 namespace fusedadam::python {
 

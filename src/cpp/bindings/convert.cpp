@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "convert.hpp"
+#include "bindings/convert.hpp"
 
 #include <pybind11/numpy.h>
 
-#include "gil.hpp"
-#include "messages.hpp"
+#include "api/messages.hpp"
+#include "bindings/gil.hpp"
 
 namespace fusedadam::python {
 

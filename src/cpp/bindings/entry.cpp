@@ -2,7 +2,7 @@
 //
 // A callable around a Python function that passes calls on, and shortens the traceback of what the
 // package refuses. Not in Python, where a wrapper costs a small step a tenth of its time.
-#include "entry.hpp"
+#include "bindings/entry.hpp"
 
 #include <structmember.h>
 
@@ -11,7 +11,7 @@
 #include <exception>
 #include <string>
 
-#include "convert.hpp"
+#include "bindings/convert.hpp"
 
 namespace fusedadam::python {
 namespace {

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <thread>
 
-#include "tensor_list.hpp"
+#include "memory/tensor_list.hpp"
 
 namespace fusedadam::python {
 

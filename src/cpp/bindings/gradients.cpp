@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "gradients.hpp"
+#include "bindings/gradients.hpp"
 
-#include "messages.hpp"
+#include "api/messages.hpp"
 
 namespace fusedadam::python {
 

@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "arrays.hpp"
+#include "bindings/arrays.hpp"
 
 namespace fusedadam::python {
 

@@ -5,19 +5,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "adam_state.hpp"
-#include "convert.hpp"
-#include "cpu_quota.hpp"
-#include "entry.hpp"
+#include "api/messages.hpp"
+#include "bindings/adam_state.hpp"
+#include "bindings/convert.hpp"
+#include "bindings/entry.hpp"
+#include "bindings/gradients.hpp"
+#include "bindings/options.hpp"
+#include "bindings/state_memory.hpp"
+#include "bindings/stateless.hpp"
+#include "bindings/tensor_gradients.hpp"
+#include "bindings/tensor_plan.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
-#include "gradients.hpp"
-#include "messages.hpp"
-#include "options.hpp"
-#include "state_memory.hpp"
-#include "stateless.hpp"
-#include "tensor_gradients.hpp"
-#include "tensor_plan.hpp"
+#include "parallel/cpu_quota.hpp"
 
 namespace fusedadam::python {
 namespace {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-#include "options.hpp"
+#include "bindings/options.hpp"
 
 #include <algorithm>
 #include <string>
 
-#include "convert.hpp"
+#include "api/messages.hpp"
+#include "bindings/convert.hpp"
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
-#include "messages.hpp"
-#include "progress.hpp"
+#include "step/progress.hpp"
 
 namespace fusedadam::python {
 namespace {

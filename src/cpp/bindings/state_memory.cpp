@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
-#include "state_memory.hpp"
+#include "bindings/state_memory.hpp"
 
 #include <memory>
 #include <vector>
 
-#include "adam_plan.hpp"
-#include "arena.hpp"
-#include "arrays.hpp"
-#include "gil.hpp"
-#include "messages.hpp"
-#include "tensor_view.hpp"
+#include "api/messages.hpp"
+#include "bindings/arrays.hpp"
+#include "bindings/gil.hpp"
+#include "bindings/tensor_view.hpp"
+#include "memory/arena.hpp"
+#include "step/adam_plan.hpp"
 
 namespace fusedadam::python {
 

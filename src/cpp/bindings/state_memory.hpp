@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <span>
 
-#include "state_layout.hpp"
+#include "memory/state_layout.hpp"
 
 namespace fusedadam::python {
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-#include "stateless.hpp"
+#include "bindings/stateless.hpp"
 
 #include <vector>
 
-#include "adam_plan.hpp"
-#include "convert.hpp"
-#include "gil.hpp"
-#include "gradients.hpp"
-#include "progress.hpp"
+#include "bindings/convert.hpp"
+#include "bindings/gil.hpp"
+#include "bindings/gradients.hpp"
+#include "step/adam_plan.hpp"
+#include "step/progress.hpp"
 
 namespace fusedadam::python {
 namespace {

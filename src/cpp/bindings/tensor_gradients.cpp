@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include "tensor_gradients.hpp"
+#include "bindings/tensor_gradients.hpp"
 
 #include <algorithm>
 
-#include "arrays.hpp"
-#include "gil.hpp"
-#include "messages.hpp"
+#include "api/messages.hpp"
+#include "bindings/arrays.hpp"
+#include "bindings/gil.hpp"
 
 namespace fusedadam::python {
 namespace {

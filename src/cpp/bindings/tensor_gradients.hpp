@@ -11,9 +11,9 @@
 #include <variant>
 #include <vector>
 
-#include "byte_ranges.hpp"
-#include "sparse_rows.hpp"
-#include "tensor_view.hpp"
+#include "bindings/tensor_view.hpp"
+#include "memory/byte_ranges.hpp"
+#include "step/sparse_rows.hpp"
 
 namespace fusedadam::python {
 

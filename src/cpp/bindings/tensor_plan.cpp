@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
-#include "tensor_plan.hpp"
+#include "bindings/tensor_plan.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <map>
 #include <tuple>
 
-#include "arrays.hpp"
-#include "float_environment.hpp"
-#include "gil.hpp"
-#include "messages.hpp"
+#include "api/messages.hpp"
+#include "bindings/arrays.hpp"
+#include "bindings/gil.hpp"
+#include "parallel/float_environment.hpp"
 
 namespace fusedadam::python {
 namespace {

@@ -7,10 +7,10 @@
 #include <memory>
 #include <vector>
 
-#include "adam_plan.hpp"
-#include "byte_ranges.hpp"
-#include "tensor_gradients.hpp"
-#include "tensor_view.hpp"
+#include "bindings/tensor_gradients.hpp"
+#include "bindings/tensor_view.hpp"
+#include "memory/byte_ranges.hpp"
+#include "step/adam_plan.hpp"
 
 namespace fusedadam::python {
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include "tensor_view.hpp"
+#include "bindings/tensor_view.hpp"
 
 #include <pybind11/stl.h>
 
 #include <algorithm>
 
-#include "messages.hpp"
-#include "strides.hpp"
+#include "api/messages.hpp"
+#include "bindings/strides.hpp"
 
 namespace fusedadam::python {
 namespace {

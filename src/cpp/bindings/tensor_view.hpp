@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "tensor_list.hpp"
+#include "memory/tensor_list.hpp"
 
 namespace fusedadam::python {
 

@@ -2,7 +2,7 @@
 //
 // The Adam step over contiguous elements, stage by stage. Compiled once per instruction set: read
 // kernels/README.md before adding a line.
-#include "kernel_table.hpp"
+#include "kernels/kernel_table.hpp"
 
 #if defined(_MSC_VER) && !defined(__clang__)
 // MSVC makes one instruction of these, and <cmath> would bring inline functions.

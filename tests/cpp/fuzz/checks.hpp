@@ -14,7 +14,7 @@
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
 #include "input.hpp"
-#include "passes.hpp"
+#include "step/passes.hpp"
 #include "support.hpp"
 
 namespace fusedadam::fuzz {

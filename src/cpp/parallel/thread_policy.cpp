@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+#include "parallel/thread_policy.hpp"
+
+#include <algorithm>
+
+namespace fusedadam {
+
+bool ThreadPolicy::wants_threads(std::int64_t elements) noexcept {
+  const int left = passes_left_.load(std::memory_order_relaxed);
+  if (left == 0 || elements >= elements_.load(std::memory_order_relaxed)) return true;
+  passes_left_.store(left - 1, std::memory_order_relaxed);
+  return false;
+}
+
+void ThreadPolicy::learn(std::int64_t elements, bool threads_helped) noexcept {
+  if (threads_helped) {
+    failures_.store(0, std::memory_order_relaxed);
+    pause_.store(0, std::memory_order_relaxed);
+    return;
+  }
+  if (failures_.fetch_add(1, std::memory_order_relaxed) + 1 < trials) return;
+  failures_.store(0, std::memory_order_relaxed);
+  const int last = pause_.load(std::memory_order_relaxed);
+  const std::int64_t longest = most_elements / std::max<std::int64_t>(elements, 1);
+  const int pause = std::min(last == 0 ? first_pause : growth * last,
+                             static_cast<int>(std::clamp<std::int64_t>(longest, 1, longest_pause)));
+  pause_.store(pause, std::memory_order_relaxed);
+  elements_.store(2 * elements, std::memory_order_relaxed);
+  passes_left_.store(pause, std::memory_order_relaxed);
+}
+
+}  // namespace fusedadam

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+//
+// The prepared form of a step: tensors checked and laid out once, stepped many times. Nothing here
+// validates memory: callers have.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "fusedadam/options.hpp"
+#include "fusedadam/progress.hpp"
+#include "memory/tensor_list.hpp"
+#include "step/norm_pass.hpp"
+#include "step/step_scalars.hpp"
+
+namespace fusedadam {
+
+// Options that a group of tensors shares, and the number of steps that their moments have taken.
+struct CountedOptions {
+  AdamOptions options;
+  std::int64_t steps = 0;
+};
+
+class AdamPlan {
+ public:
+  AdamPlan() = default;
+  // @throws std::bad_alloc
+  explicit AdamPlan(std::vector<TensorRef> tensors);
+
+  // Pointers and groups may be exchanged between steps, sizes and precisions not.
+  std::span<TensorRef> tensors() noexcept { return list_.tensors(); }
+  std::span<const TensorRef> tensors() const noexcept { return list_.tensors(); }
+  std::int64_t elements() const noexcept { return list_.elements(); }
+
+  // One call: it takes, accumulates for or skips a step over all tensors, each with the options of
+  // its group. The tensors have the arrays that their options need, and no others.
+  // @throws std::invalid_argument  by check_progress(), before anything is written.
+  // @throws std::bad_alloc  before anything is written.
+  StepOutcome step(std::span<const AdamOptions> groups, AdamProgress& progress);
+
+  // The same where the moments of a group have taken other steps than the optimizer.
+  // @throws std::invalid_argument, std::bad_alloc  as above.
+  StepOutcome step(std::span<const CountedOptions> groups, AdamProgress& progress);
+
+  // The same without an optimizer that counts. One call is one step: no group accumulates gradients
+  // or has a dynamic loss scale; loss_scale and skip_nonfinite are those of the first.
+  // @throws std::bad_alloc  before anything is written.
+  StepOutcome step(std::span<const CountedOptions> groups);
+
+  // Touches each page of the state first on the thread that will step it. All of it must be zeros;
+  // averages then begin as their parameters, where these are known.
+  void begin() const;
+
+  // Exchanges parameters and averages.
+  void swap_averages() const;
+
+ private:
+  template <class GroupAt>
+  StepOutcome step_or_accumulate(std::size_t groups, const GroupAt& group_at,
+                                 AdamProgress& progress);
+  template <class GroupAt>
+  StepOutcome take(std::size_t groups, const GroupAt& group_at, double loss_scale);
+
+  TensorList list_;
+  std::vector<BetaPowers> powers_;  // of each group
+  GradientSums sums_;               // kept between steps, empty until one needs a norm
+};
+
+// What the gradient stage of a step makes of the gradients, written to the tensors' `param`: each
+// is unscaled by `loss_scale` and clipped. False, and nothing is
+// written, where that leaves these gradients as they are.
+// @throws std::bad_alloc
+bool clip_gradients(const TensorList& tensors, const AdamOptions& options, double loss_scale);
+
+}  // namespace fusedadam
