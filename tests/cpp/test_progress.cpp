@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "api/checks.hpp"
 #include "support.hpp"
 
 namespace fusedadam {

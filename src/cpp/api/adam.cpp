@@ -6,10 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "api/checks.hpp"
 #include "api/messages.hpp"
-#include "api/pointer_checks.hpp"
 #include "step/adam_plan.hpp"
-#include "step/progress.hpp"
 
 namespace fusedadam {
 namespace {
@@ -64,6 +63,7 @@ void check_tensors(std::span<const TensorRef> tensors, std::span<const CountedOp
 StepOutcome check_and_step(std::vector<TensorRef> tensors, std::span<const CountedOptions> groups,
                            AdamProgress& progress) {
   check_tensors(tensors, groups);
+  check_progress(progress, groups.front().options.settings());
   return AdamPlan(std::move(tensors)).step(groups, progress);
 }
 

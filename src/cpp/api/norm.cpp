@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "api/checks.hpp"
 #include "api/messages.hpp"
-#include "api/pointer_checks.hpp"
 #include "step/norm_pass.hpp"
 
 namespace fusedadam {

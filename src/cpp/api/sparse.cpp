@@ -5,10 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "api/checks.hpp"
 #include "api/messages.hpp"
-#include "api/pointer_checks.hpp"
-#include "step/progress.hpp"
-#include "step/sparse_rows.hpp"
 #include "step/sparse_step.hpp"
 
 namespace fusedadam {

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <utility>
 
+#include "api/checks.hpp"
 #include "api/messages.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
@@ -15,7 +16,6 @@
 #include "bindings/state_memory.hpp"
 #include "bindings/strides.hpp"
 #include "step/progress.hpp"
-#include "step/sparse_rows.hpp"
 #include "step/sparse_step.hpp"
 
 namespace fusedadam::python {
@@ -388,6 +388,7 @@ bool AdamState::step_pairs(const py::handle& pairs, const AdamOptions& options,
 void AdamState::step_arrays(const py::tuple& params, const py::handle& grads,
                             const AdamOptions& options, AdamProgress& progress) {
   require_kinds(options);
+  check_progress(progress, options.settings());
   require_same_length(params, "params", slots_.size(), "those that the moments were built for",
                       rebuild_hint);
   Gradients gradients(grads, slots_.size());
@@ -436,6 +437,7 @@ void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows
                           AdamProgress& progress, bool lazy) {
   require_kinds(options);
   check_sparse_options(options.settings());
+  check_progress(progress, options.settings());
   if (slots_.size() != 1) {
     throw py::value_error(broken_rule(
         "apply_sparse needs an optimizer whose only parameter is the table: give the others one of "

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 
+#include "api/checks.hpp"
 #include "api/messages.hpp"
 #include "bindings/convert.hpp"
 #include "fusedadam/options.hpp"

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "api/checks.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/gradients.hpp"

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "api/checks.hpp"
 #include "api/messages.hpp"
 #include "bindings/arrays.hpp"
 #include "bindings/gil.hpp"

@@ -6,6 +6,7 @@
 #include <map>
 #include <tuple>
 
+#include "api/checks.hpp"
 #include "api/messages.hpp"
 #include "bindings/arrays.hpp"
 #include "bindings/gil.hpp"
@@ -282,6 +283,7 @@ void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& op
   const std::unique_ptr<TensorGradients> owned = bind(tensors, options, false);
   const TensorGradients& gradients = *owned;
   if (options.empty()) return;
+  check_progress(progress, options.front().settings());
   if (gradients.any_of_rows()) {
     throw py::value_error(broken_rule("grads must be dense", "a sparse gradient"));
   }

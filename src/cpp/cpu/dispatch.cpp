@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "api/messages.hpp"
 #include "cpu/cpu_features.hpp"
 #include "fusedadam/isa.hpp"
 
@@ -60,10 +59,9 @@ const InstructionSet& find(std::string_view name, const char* source) {
     if (name == set.name) return set;
     valid += (valid.empty() ? "" : ", ") + std::string(set.name);
   }
-  throw std::invalid_argument(broken_rule(
+  throw std::invalid_argument(
       std::string(source) + " must name an instruction set that this build and this CPU support (" +
-          valid + ')',
-      "'" + std::string(name) + "'"));
+      valid + "). Received: '" + std::string(name) + "'");
 }
 
 const InstructionSet& initial() {

@@ -9,12 +9,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
-#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "api/messages.hpp"
 #include "fusedadam/threads.hpp"
 #include "parallel/cpu_quota.hpp"
 
@@ -200,14 +198,9 @@ int get_num_threads() {
   return limited_since ? std::min(requested, available) : requested;
 }
 
-void set_num_threads(std::int64_t threads) {
-  if (threads < 1 || threads > max_threads) {
-    throw std::invalid_argument(
-        broken_rule("threads must be >= 1 and <= " + std::to_string(max_threads),
-                    "threads=" + std::to_string(threads)));
-  }
+void request_threads(int threads) noexcept {
   request.openmp_threads.store(runtime_threads(), std::memory_order_relaxed);
-  request.threads.store(static_cast<int>(threads), std::memory_order_relaxed);
+  request.threads.store(threads, std::memory_order_relaxed);
 }
 
 std::string threading_runtime() {

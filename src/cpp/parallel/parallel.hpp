@@ -5,6 +5,9 @@
 
 namespace fusedadam {
 
+// What set_num_threads() asks for, which has checked it.
+void request_threads(int threads) noexcept;
+
 // Calls body(part) once for every part in [0, parts), in any order, on `threads` threads at most,
 // and returns when all are done. `threads` is of those that get_num_threads() allows. Each thread
 // begins with a run of neighbouring parts of its own, the same in each call, and then takes what

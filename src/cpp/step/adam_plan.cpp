@@ -116,7 +116,6 @@ template <class GroupAt>
 StepOutcome AdamPlan::step_or_accumulate(std::size_t groups, const GroupAt& group_at,
                                          AdamProgress& progress) {
   const AdamSettings& common = group_at(0).settings;
-  check_progress(progress, common);
   const DefaultFloatEnvironment environment;
   StepOutcome outcome = StepOutcome::accumulated;
   if (completes_a_step(progress, common)) {

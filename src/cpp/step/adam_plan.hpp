@@ -34,13 +34,13 @@ class AdamPlan {
   std::int64_t elements() const noexcept { return list_.elements(); }
 
   // One call: it takes, accumulates for or skips a step over all tensors, each with the options of
-  // its group. The tensors have the arrays that their options need, and no others.
-  // @throws std::invalid_argument  by check_progress(), before anything is written.
+  // its group. The tensors have the arrays that their options need, and no others. `progress` is
+  // valid for these options.
   // @throws std::bad_alloc  before anything is written.
   StepOutcome step(std::span<const AdamOptions> groups, AdamProgress& progress);
 
   // The same where the moments of a group have taken other steps than the optimizer.
-  // @throws std::invalid_argument, std::bad_alloc  as above.
+  // @throws std::bad_alloc  as above.
   StepOutcome step(std::span<const CountedOptions> groups, AdamProgress& progress);
 
   // The same without an optimizer that counts. One call is one step: no group accumulates gradients

@@ -3,22 +3,13 @@
 // How the counts of include/fusedadam/progress.hpp change.
 #pragma once
 
-#include <string>
-
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 
 namespace fusedadam {
 
-// @throws std::invalid_argument  naming the count that is out of its range for these settings
-void check_progress(const AdamProgress& progress, const AdamSettings& settings);
-
-// @throws std::invalid_argument  unless 0 <= count <= max_iterations
-void check_count(const std::string& name, std::int64_t count);
-
-// @throws std::invalid_argument  unless 1 <= step <= max_iterations + 1, so that the count of steps
-// taken is exact in double
-void check_step(std::int64_t step);
+// The largest value of AdamProgress::dynamic_loss_scale.
+inline constexpr double largest_loss_scale = 0x1p127;
 
 // What the next call will do if its gradients are finite: accumulate, or step.
 bool completes_a_step(const AdamProgress& progress, const AdamSettings& settings) noexcept;

@@ -3,24 +3,9 @@
 
 #include <array>
 #include <numeric>
-#include <stdexcept>
-#include <string>
-
-#include "api/messages.hpp"
 
 namespace fusedadam {
 namespace {
-
-template <class Index>
-void check(std::span<const Index> indices, std::int64_t row_count) {
-  for (std::size_t i = 0; i < indices.size(); ++i) {
-    if (indices[i] >= 0 && indices[i] < row_count) continue;
-    const std::string name = element_name("indices", static_cast<std::int64_t>(i));
-    throw std::invalid_argument(
-        broken_rule(name + " must be >= 0 and < the number of rows, " + std::to_string(row_count),
-                    std::to_string(indices[i])));
-  }
-}
 
 // A gradient by the row that it belongs to and its place in the list.
 struct Entry {
@@ -87,10 +72,6 @@ template <class T>
 alignas(64) constexpr T zeros[tile_size] = {};
 
 }  // namespace
-
-void check_indices(const RowIndices& indices, std::int64_t row_count) {
-  std::visit([row_count](const auto& list) { check(list, row_count); }, indices);
-}
 
 template <class T>
 SummedRows<T> sum_rows(const RowIndices& indices, const T* grad_rows, std::int64_t row_size) {

@@ -28,9 +28,6 @@ struct SummedRows {
   std::vector<T> grads;  // empty where the given ones serve as they are
 };
 
-// @throws std::invalid_argument  naming the first index that is not >= 0 and < row_count
-void check_indices(const RowIndices& indices, std::int64_t row_count);
-
 // Must run in the default floating-point environment. @throws std::bad_alloc
 template <class T>
 SummedRows<T> sum_rows(const RowIndices& indices, const T* grad_rows, std::int64_t row_size);

@@ -2,21 +2,11 @@
 #include "step/sparse_step.hpp"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
-#include "api/messages.hpp"
 #include "parallel/float_environment.hpp"
 #include "step/sparse_rows.hpp"
 
 namespace fusedadam {
-
-void check_sparse_options(const AdamSettings& settings) {
-  if (settings.gradient_accumulation_steps == 1) return;
-  throw std::invalid_argument(broken_rule(
-      "gradients of rows must be stepped at once, without gradient_accumulation_steps",
-      "gradient_accumulation_steps=" + std::to_string(settings.gradient_accumulation_steps)));
-}
 
 template <class T>
 StepOutcome step_rows(TensorRef table, std::int64_t row_size, const RowIndices& indices,

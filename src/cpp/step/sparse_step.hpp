@@ -13,13 +13,10 @@ namespace fusedadam {
 
 // `table` is without gradient; its precision is that of T. grad_rows is written where the options
 // zero gradients.
-// @throws std::bad_alloc, std::invalid_argument  before anything is written
+// @throws std::bad_alloc  before anything is written
 template <class T>
 StepOutcome step_rows(TensorRef table, std::int64_t row_size, const RowIndices& indices,
                       const T* grad_rows, const CountedOptions& options, AdamProgress& progress,
                       SparseMode mode);
-
-// @throws std::invalid_argument  where the options accumulate gradients
-void check_sparse_options(const AdamSettings& settings);
 
 }  // namespace fusedadam

@@ -1,11 +1,31 @@
 // SPDX-License-Identifier: MIT
-#include "api/pointer_checks.hpp"
+#include "api/checks.hpp"
 
 #include <stdexcept>
 
 #include "api/messages.hpp"
+#include "step/progress.hpp"
 
 namespace fusedadam {
+namespace {
+
+[[noreturn]] void refuse(const std::string& rule, const std::string& name,
+                         const std::string& value) {
+  throw std::invalid_argument(broken_rule(rule, name + '=' + value));
+}
+
+template <class Index>
+void check(std::span<const Index> indices, std::int64_t row_count) {
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    if (indices[i] >= 0 && indices[i] < row_count) continue;
+    const std::string name = element_name("indices", static_cast<std::int64_t>(i));
+    throw std::invalid_argument(
+        broken_rule(name + " must be >= 0 and < the number of rows, " + std::to_string(row_count),
+                    std::to_string(indices[i])));
+  }
+}
+
+}  // namespace
 
 void check_pointer(const void* data, std::int64_t size, Precision precision, const NameOf& name) {
   if (size == 0) return;
@@ -61,6 +81,43 @@ void require_apart(std::vector<ByteRange> written, std::span<const ByteRange> re
   for (const ByteRange& range : read) {
     if (const ByteRange* other = ranges.find(range)) refuse(range, *other);
   }
+}
+
+void check_count(const std::string& name, std::int64_t count) {
+  if (count >= 0 && count <= max_iterations) return;
+  refuse(name + " must be >= 0 and <= 2**53", name, std::to_string(count));
+}
+
+void check_progress(const AdamProgress& p, const AdamSettings& settings) {
+  check_count("iterations", p.iterations);
+  check_count("skipped_steps", p.skipped_steps);
+  check_count("good_steps", p.good_steps);
+  if (p.accumulated < 0 || p.accumulated >= settings.gradient_accumulation_steps) {
+    refuse("accumulated must be >= 0 and < gradient_accumulation_steps, " +
+               std::to_string(settings.gradient_accumulation_steps),
+           "accumulated", std::to_string(p.accumulated));
+  }
+  if (!(p.dynamic_loss_scale >= 1 && p.dynamic_loss_scale <= largest_loss_scale)) {
+    refuse("dynamic_loss_scale must be >= 1 and <= 2**127", "dynamic_loss_scale",
+           format_number(p.dynamic_loss_scale));
+  }
+}
+
+void check_step(std::int64_t step) {
+  if (step < 1 || step > max_iterations + 1) {
+    refuse("step must be >= 1 and <= 2**53 + 1", "step", std::to_string(step));
+  }
+}
+
+void check_indices(const RowIndices& indices, std::int64_t row_count) {
+  std::visit([row_count](const auto& list) { check(list, row_count); }, indices);
+}
+
+void check_sparse_options(const AdamSettings& settings) {
+  if (settings.gradient_accumulation_steps == 1) return;
+  throw std::invalid_argument(broken_rule(
+      "gradients of rows must be stepped at once, without gradient_accumulation_steps",
+      "gradient_accumulation_steps=" + std::to_string(settings.gradient_accumulation_steps)));
 }
 
 }  // namespace fusedadam

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+//
+// What can be wrong with what a caller hands over. All of it is checked before the first write.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fusedadam/options.hpp"
+#include "fusedadam/progress.hpp"
+#include "fusedadam/sparse.hpp"
+#include "memory/byte_ranges.hpp"
+#include "memory/tensor_list.hpp"
+
+namespace fusedadam {
+
+// ---- memory that a C++ caller describes by pointers
+
+// Makes the name of an array or a tensor for a message. Made only when it is needed: a thousand
+// tensors have thousands of arrays.
+using NameOf = std::function<std::string()>;
+
+// @throws std::invalid_argument  `size` elements cannot lie there
+void check_pointer(const void* data, std::int64_t size, Precision precision, const NameOf& name);
+
+// Checks the size of a tensor and the arrays that a step with these options writes, except the
+// gradient, and adds these arrays to `written`.
+// @throws std::invalid_argument  naming "TENSOR.member"
+void check_written(const TensorRef& tensor, const AdamSettings& options, const NameOf& name,
+                   std::int64_t index, std::vector<ByteRange>& written);
+
+// @throws std::invalid_argument  an array that is written overlaps another one; naming both
+void require_apart(std::vector<ByteRange> written, std::span<const ByteRange> read,
+                   const std::function<std::string(const ByteRange&)>& name);
+
+// ---- counts
+
+// @throws std::invalid_argument  naming the count that is out of range for these settings
+void check_progress(const AdamProgress& progress, const AdamSettings& settings);
+
+// @throws std::invalid_argument  unless 0 <= count <= max_iterations
+void check_count(const std::string& name, std::int64_t count);
+
+// @throws std::invalid_argument  unless 1 <= step <= max_iterations + 1, so that the number of
+// steps taken is exact in double
+void check_step(std::int64_t step);
+
+// ---- gradients of rows
+
+// @throws std::invalid_argument  naming the first index that is not >= 0 and < row_count
+void check_indices(const RowIndices& indices, std::int64_t row_count);
+
+// @throws std::invalid_argument  the options accumulate gradients
+void check_sparse_options(const AdamSettings& settings);
+
+}  // namespace fusedadam
