@@ -38,17 +38,16 @@ namespace {
 template <class T>
 void plain_twin(const TensorList& list, const TwinPasses<T>& twin, T /*grad*/) {
   run_limit<T>(list, TensorList::Edge::tile,
-               [&](const TensorStreams<T>& streams, std::size_t n) { twin.step(streams, n); });
+               [&](const TwinStreams<T>& streams, std::size_t n) { twin.step(streams, n); });
 }
 
 template <class T>
 void tail_twin(const TensorList& list, const TwinPasses<T>& twin, T grad) {
-  run_limit<T>(list, TensorList::Edge::block, [&](const TensorStreams<T>& streams, std::size_t n) {
+  run_limit<T>(list, TensorList::Edge::block, [&](const TwinStreams<T>& streams, std::size_t n) {
     benchmark::DoNotOptimize(twin.read(streams.grad, n));
   });
-  run_limit<T>(list, TensorList::Edge::tile, [&](const TensorStreams<T>& streams, std::size_t n) {
-    twin.tail(streams, n, grad);
-  });
+  run_limit<T>(list, TensorList::Edge::tile,
+               [&](const TwinStreams<T>& streams, std::size_t n) { twin.tail(streams, n, grad); });
 }
 
 template <class T>
@@ -66,7 +65,7 @@ struct DividerTile {
 // As many square roots and divisions as a step of these tensors takes, in as many threads.
 template <class T>
 void divide(const TensorList& list, const DividerPass<T>& divider) {
-  run_limit<T>(list, TensorList::Edge::tile, [&](const TensorStreams<T>&, std::size_t n) {
+  run_limit<T>(list, TensorList::Edge::tile, [&](const TwinStreams<T>&, std::size_t n) {
     thread_local DividerTile<T> tile;
     for (std::size_t i = 0; i < n; i += tile_size) {
       divider.divide(tile.quotients, tile.numerators, tile.squares, std::min(n - i, tile_size));
@@ -116,7 +115,10 @@ template <class T>
 std::function<void()> stepper(const Kind<T>& kind, const Streams<T>& streams) {
   if (kind.is_prepared) {
     return [plan = AdamPlan(streams.references()), options = AdamOptions(kind.settings),
-            progress = AdamProgress()]() mutable { plan.step(std::span(&options, 1), progress); };
+            progress = AdamProgress()]() mutable {
+      const StepGroup group{&options.settings(), progress.iterations};
+      plan.step(std::span(&group, 1), progress);
+    };
   }
   return [&streams, options = AdamOptions(kind.settings), step = std::int64_t{0}]() mutable {
     adam_step(std::span(streams.tensors()), options, ++step);
@@ -179,7 +181,7 @@ template <class T>
 void bench_divider(benchmark::State& state, const std::string& isa, std::int64_t size,
                    int threads) {
   set_num_threads(threads);
-  const TensorList list({{.precision = precision_of<T>, .size = size}});
+  const TensorList list({make_tensor(storage_of<T>, size)});
   const Limits limits = limits_of(isa);
   for ([[maybe_unused]] auto _ : state) {
     state.SetIterationTime(seconds([&] { divide(list, of_precision<T>(limits.divider)); }));

@@ -30,7 +30,8 @@ Vector: TypeAlias = NDArray[np.float64]
 
 # Of p, g, m and v of one float32 element.
 STATE_BYTES = 16
-# Elements below which a step stays on the calling thread: TensorList::smallest_shared in src/cpp/memory/tensor_list.hpp.
+# Elements below which a step stays on the calling thread: smallest_shared in
+# src/cpp/parallel/shared_pass.hpp.
 SMALLEST_PARALLEL_STEP = 32_768
 
 FITTED_SECTIONS = ("sizes", "many_tensors", "threads")

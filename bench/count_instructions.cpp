@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "api/references.hpp"
 #include "fusedadam/adam.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/sparse.hpp"
@@ -120,19 +121,7 @@ class Tensors {
   // For AdamPlan: without the arrays that these settings have no use for.
   std::vector<TensorRef> references(const AdamSettings& settings) {
     std::vector<TensorRef> all;
-    for (std::size_t i = 0; i < count_; ++i) {
-      all.push_back(
-          {.precision = precision_of<T>,
-           .param = param_.of(i),
-           .grad = grad_.of(i),
-           .m = m_.of(i),
-           .v = v_.of(i),
-           .size = static_cast<std::int64_t>(size_),
-           .vhat = settings.amsgrad ? vhat_.of(i) : nullptr,
-           .ema = settings.use_ema ? ema_.of(i) : nullptr,
-           .accumulator = settings.gradient_accumulation_steps > 1 ? accumulator_.of(i) : nullptr,
-           .zeroed = settings.zero_grad ? grad_.of(i) : nullptr});
-    }
+    for (const Tensor<T>& tensor : tensors()) all.push_back(reference_of(tensor, settings));
     return all;
   }
 
@@ -174,7 +163,10 @@ void measure_plan(const std::string& dtype, const std::string& what, const Stage
         memory.reset();
         progress = {.iterations = steps_before, .accumulated = stage.accumulated};
       },
-      [&] { plan.step(std::span(&options, 1), progress); });
+      [&] {
+        const StepGroup group{&options.settings(), progress.iterations};
+        plan.step(std::span(&group, 1), progress);
+      });
 }
 
 template <class T>

@@ -13,6 +13,7 @@
 #include "memory/tensor_list.hpp"
 #include "parallel/float_environment.hpp"
 #include "parallel/parallel.hpp"
+#include "parallel/shared_pass.hpp"
 #include "traffic_twin.hpp"
 
 namespace fusedadam::bench {
@@ -41,12 +42,15 @@ const auto& of_precision(const auto& limit) {
 template <class T, class Body>
 void run_limit(const TensorList& list, TensorList::Edge edge, const Body& body) {
   const int threads = get_num_threads();
-  const int parts = list.worthwhile_parts(threads);
+  const int parts = parts_of_pass(list.elements(), threads);
   parallel_for(threads, parts, [&](int part) {
     const DefaultFloatEnvironment environment;
     list.for_each_piece(part, parts, edge,
                         [&](std::size_t index, std::int64_t first, std::int64_t end) {
-                          body(list.tensors()[index].template streams<T>(first),
+                          const TensorRef& tensor = list.tensors()[index];
+                          const auto at = [&](Kind kind) { return tensor.array<T>(kind, first); };
+                          body(TwinStreams<T>{at(kind::param), at(kind::grad), at(kind::m),
+                                              at(kind::v), at(kind::ema)},
                                static_cast<std::size_t>(end - first));
                         });
   });

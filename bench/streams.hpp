@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "api/references.hpp"
 #include "fusedadam/adam.hpp"
 #include "memory/arena.hpp"
 #include "memory/tensor_list.hpp"
@@ -24,22 +25,13 @@ class Streams {
         kind_bytes_(round_up(static_cast<std::size_t>(tensors) * tensor_bytes_, page) + apart),
         arena_((settings.use_ema ? 5 : 4) * kind_bytes_) {
     for (std::int64_t i = 0; i < tensors; ++i) {
-      T* const gradient = array(1, i, size, grad);
       tensors_.push_back({.param = array(0, i, size, T(1)),
-                          .grad = gradient,
+                          .grad = array(1, i, size, grad),
                           .m = array(2, i, size, T(0)),
                           .v = array(3, i, size, T(0)),
                           .size = size,
                           .ema = settings.use_ema ? array(4, i, size, T(1)) : nullptr});
-      const Tensor<T>& tensor = tensors_.back();
-      references_.push_back({.precision = precision_of<T>,
-                             .param = tensor.param,
-                             .grad = gradient,
-                             .m = tensor.m,
-                             .v = tensor.v,
-                             .size = size,
-                             .ema = tensor.ema,
-                             .zeroed = settings.zero_grad ? gradient : nullptr});
+      references_.push_back(reference_of(tensors_.back(), settings));
     }
   }
 

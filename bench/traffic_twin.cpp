@@ -3,10 +3,10 @@
 
 namespace {
 
-using fusedadam::TensorStreams;
+using fusedadam::bench::TwinStreams;
 
 template <class T>
-void step(const TensorStreams<T>& streams, std::size_t n) {
+void step(const TwinStreams<T>& streams, std::size_t n) {
   T* __restrict param = streams.param;
   const T* __restrict grad = streams.grad;
   T* __restrict m = streams.m;
@@ -46,8 +46,8 @@ void tail_of(T* __restrict param, T* __restrict grad, T* __restrict m, T* __rest
 }
 
 template <class T>
-void tail(const TensorStreams<T>& s, std::size_t n, T next_grad) {
-  tail_of(s.param, s.zeroed, s.m, s.v, s.ema, n, next_grad);
+void tail(const TwinStreams<T>& s, std::size_t n, T next_grad) {
+  tail_of(s.param, s.grad, s.m, s.v, s.ema, n, next_grad);
 }
 
 }  // namespace

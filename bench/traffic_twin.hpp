@@ -8,21 +8,28 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/kernel_table.hpp"
-
 namespace fusedadam::bench {
+
+template <class T>
+struct TwinStreams {
+  T* param;
+  T* grad;
+  T* m;
+  T* v;
+  T* ema;  // null in a plain step
+};
 
 template <class T>
 struct TwinPasses {
   // Reads all streams of a plain step and writes all but grad.
-  void (*step)(const TensorStreams<T>& streams, std::size_t n);
+  void (*step)(const TwinStreams<T>& streams, std::size_t n);
 
   // Reads grad, as the norm does, and returns something that depends on every element.
   std::uint64_t (*read)(const T* grad, std::size_t n);
 
   // Reads and writes all streams of a step with averages that zeroes gradients. It sets them to
   // `next_grad` instead, so that the next step finds gradients again.
-  void (*tail)(const TensorStreams<T>& streams, std::size_t n, T next_grad);
+  void (*tail)(const TwinStreams<T>& streams, std::size_t n, T next_grad);
 };
 
 struct TrafficTwin {

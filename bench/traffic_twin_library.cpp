@@ -48,16 +48,15 @@ void step(const Twin& twin) {
   const TwinPasses<T>& passes = of_precision<T>(twin.passes);
   if (!twin.is_tail) {
     run_limit<T>(twin.list, TensorList::Edge::tile,
-                 [&](const TensorStreams<T>& streams, std::size_t n) { passes.step(streams, n); });
+                 [&](const TwinStreams<T>& streams, std::size_t n) { passes.step(streams, n); });
     return;
   }
-  run_limit<T>(twin.list, TensorList::Edge::block,
-               [&](const TensorStreams<T>& streams, std::size_t n) {
-                 sink += passes.read(streams.grad, n);
-               });
+  run_limit<T>(
+      twin.list, TensorList::Edge::block,
+      [&](const TwinStreams<T>& streams, std::size_t n) { sink += passes.read(streams.grad, n); });
   run_limit<T>(
       twin.list, TensorList::Edge::tile,
-      [&](const TensorStreams<T>& streams, std::size_t n) { passes.tail(streams, n, T(0)); });
+      [&](const TwinStreams<T>& streams, std::size_t n) { passes.tail(streams, n, T(0)); });
 }
 
 }  // namespace
@@ -74,15 +73,14 @@ TWIN_EXPORT Twin* traffic_twin_make(const char* isa, int is_float64, std::int64_
     std::vector<fusedadam::TensorRef> tensors;
     tensors.reserve(static_cast<std::size_t>(count));
     for (std::int64_t i = 0; i < count; ++i) {
-      tensors.push_back(
-          {.precision = is_float64 != 0 ? fusedadam::Precision::f64 : fusedadam::Precision::f32,
-           .param = param[i],
-           .grad = grad[i],
-           .m = m[i],
-           .v = v[i],
-           .size = size[i],
-           .ema = ema == nullptr ? nullptr : ema[i],
-           .zeroed = ema == nullptr ? nullptr : grad[i]});
+      namespace kind = fusedadam::kind;
+      fusedadam::TensorRef& tensor = tensors.emplace_back(fusedadam::make_tensor(
+          is_float64 != 0 ? fusedadam::Storage::f64 : fusedadam::Storage::f32, size[i]));
+      tensor.of[kind::param].data = param[i];
+      tensor.of[kind::grad].data = grad[i];
+      tensor.of[kind::m].data = m[i];
+      tensor.of[kind::v].data = v[i];
+      if (ema != nullptr) tensor.of[kind::ema].data = ema[i];
     }
     return new Twin{passes, fusedadam::TensorList(std::move(tensors)), is_float64 != 0,
                     ema != nullptr};

@@ -160,7 +160,7 @@ def test_page_has_predictions_and_residuals() -> None:
 
 
 def test_smallest_parallel_step_is_that_of_the_core() -> None:
-    source = Path(__file__).parents[2] / "src/cpp/memory/tensor_list.hpp"
+    source = Path(__file__).parents[2] / "src/cpp/parallel/shared_pass.hpp"
     found = re.search(r"smallest_shared = (\d+);", source.read_text(encoding="utf-8"))
     assert found is not None
     assert int(found[1]) == SMALLEST_PARALLEL_STEP

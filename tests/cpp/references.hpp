@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "memory/tensor_list.hpp"
+#include "api/references.hpp"
 #include "support.hpp"
 
 namespace fusedadam {
@@ -14,27 +14,18 @@ namespace fusedadam {
 inline std::vector<TensorRef> references_of(std::vector<reference::AnyArrays>& all,
                                             const AdamSettings& settings) {
   std::vector<TensorRef> references;
-  for (auto& any : all) {
-    references.push_back(std::visit(
-        [&]<class T>(reference::Arrays<T>& arrays) {
-          const auto where = [](bool needed, std::vector<T>& array) {
-            return needed ? array.data() : nullptr;
-          };
-          return TensorRef{
-              .precision = precision_of<T>,
-              .param = arrays.param.data(),
-              .grad = arrays.grad.data(),
-              .m = arrays.m.data(),
-              .v = arrays.v.data(),
-              .size = static_cast<std::int64_t>(arrays.param.size()),
-              .vhat = where(settings.amsgrad, arrays.vhat),
-              .ema = where(settings.use_ema, arrays.ema),
-              .accumulator = where(settings.gradient_accumulation_steps > 1, arrays.accumulator),
-              .zeroed = where(settings.zero_grad, arrays.grad)};
-        },
-        any));
+  for (const AnyTensor& tensor : tensors_of(all)) {
+    references.push_back(reference_of(tensor, settings));
   }
   return references;
+}
+
+// An array of which a pass reads the gradient alone.
+template <class T>
+TensorRef gradient_of(const std::vector<T>& grad) {
+  TensorRef tensor = make_tensor(storage_of<T>, static_cast<std::int64_t>(grad.size()));
+  tensor.of[kind::grad].data = const_cast<T*>(grad.data());
+  return tensor;
 }
 
 }  // namespace fusedadam

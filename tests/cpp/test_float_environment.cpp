@@ -12,6 +12,7 @@
 
 #include "fusedadam/norm.hpp"
 #include "fusedadam/threads.hpp"
+#include "references.hpp"
 #include "settings.hpp"
 #include "sparse_support.hpp"
 #include "step/adam_plan.hpp"
@@ -209,8 +210,10 @@ TEST(FloatEnvironment, IsNeitherUsedNorChangedByNormAndClipping) {
   set_num_threads(2);
   for (const Mode& mode : modes) {
     std::vector<float> out(arrays.grad.size());
-    const TensorList list({{.param = out.data(), .grad = arrays.grad.data(), .size = 50000}});
-    run_in(mode, 2, [&] { clip_gradients(list, options, 3); });
+    TensorRef tensor = gradient_of(arrays.grad);
+    tensor.of[kind::param].data = out.data();
+    const TensorList list({tensor});
+    run_in(mode, 2, [&] { clip_gradients(list, options.settings(), 3); });
     EXPECT_TRUE(same_bits(out, expected)) << mode.name;
     double norm = 0;
     run_in(mode, 2, [&] { norm = global_norm(std::span(&array, 1)); });

@@ -6,15 +6,15 @@
 #include <array>
 
 #include "cpu/dispatch.hpp"
+#include "memory/storage.hpp"
 #include "settings.hpp"
-#include "step/passes.hpp"
 
 namespace fusedadam {
 namespace {
 
 template <class T>
 const Kernels<T>& kernels() {
-  return kernels_of<T>(active_kernels());
+  return active_kernels();
 }
 
 // Around every multiple of a vector up to four of the widest, and around the edges of tiles.
@@ -143,6 +143,21 @@ struct GuardedArrays {
   }
 };
 
+// Streams of these arrays; those that are null take no part.
+template <class T>
+TensorStreams streams_of(T* param, const T* grad, T* m, T* v, T* vhat = nullptr, T* ema = nullptr,
+                         T* accumulator = nullptr, bool zero_grad = false) {
+  TensorStreams streams{.of = {}, .zero_grad = zero_grad};
+  T* const arrays[] = {param, const_cast<T*>(grad), m, v, vhat, ema, accumulator};
+  for (std::size_t i = 0; i < kind::count; ++i) streams.of[i] = {arrays[i], storage_of<T>};
+  return streams;
+}
+
+template <class T>
+Stream stream_of(const T* data) {
+  return {const_cast<T*>(data), storage_of<T>};
+}
+
 template <class T>
 class Kernel : public ::testing::Test {
  protected:
@@ -195,14 +210,11 @@ TYPED_TEST(Kernel, StepEqualsReference) {
         for (const auto& offset : offsets) {
           GuardedArrays<T> actual(before, offset);
           kernels<T>().step(
-              {.param = actual.param.data(),
-               .grad = actual.grad.data(),
-               .m = actual.m.data(),
-               .v = actual.v.data(),
-               .vhat = constants.amsgrad ? actual.vhat.data() : nullptr,
-               .ema = constants.use_ema ? actual.ema.data() : nullptr,
-               .accumulator = variant.accumulated ? actual.accumulator.data() : nullptr,
-               .zeroed = constants.zero_grad ? actual.grad.data() : nullptr},
+              streams_of(actual.param.data(), actual.grad.data(), actual.m.data(), actual.v.data(),
+                         constants.amsgrad ? actual.vhat.data() : nullptr,
+                         constants.use_ema ? actual.ema.data() : nullptr,
+                         variant.accumulated ? actual.accumulator.data() : nullptr,
+                         constants.zero_grad),
               n, kernel_constants(constants));
           ASSERT_TRUE(actual.equal(expected)) << n << " elements, param offset " << offset[0];
         }
@@ -226,7 +238,7 @@ TYPED_TEST(Kernel, StepFlushesMomentsBelowTheSmallestNormalNumber) {
         T m[] = {sign * 2 * smallest,
                  sign * (2 * smallest - 2 * std::numeric_limits<T>::denorm_min())};
         T v[] = {std::fabs(m[0]), std::fabs(m[1])};
-        kernels<T>().step({p, g, m, v}, 2, kernel_constants(constants));
+        kernels<T>().step(streams_of<T>(p, g, m, v), 2, kernel_constants(constants));
         EXPECT_EQ(m[0], sign * smallest);
         EXPECT_EQ(v[0], smallest);
         EXPECT_EQ(m[1] == 0, flush);
@@ -248,8 +260,7 @@ TYPED_TEST(Kernel, StepKeepsTheLargestSecondMoment) {
     T m[] = {0, 0, 0, 0, 0};
     T v[] = {2, 2, 2, nan, 2};
     T vhat[] = {0.5, 1, 3, 4, nan};
-    kernels<T>().step({.param = p, .grad = g, .m = m, .v = v, .vhat = vhat}, 5,
-                      kernel_constants(constants));
+    kernels<T>().step(streams_of<T>(p, g, m, v, vhat), 5, kernel_constants(constants));
     EXPECT_EQ(vhat[0], 1);
     EXPECT_EQ(vhat[1], 1);
     EXPECT_EQ(vhat[2], 3);
@@ -277,12 +288,12 @@ TYPED_TEST(Kernel, ClipEqualsReference) {
         for (const auto& offset : offsets) {
           GuardedArray<T> out(std::vector<T>(n), offset[0]);
           GuardedArray<T> grad(before, offset[1]);
-          kernels<T>().clip(out.data(), grad.data(), n, given);
+          kernels<T>().clip(out.data(), stream_of(grad.data()), n, given);
           ASSERT_TRUE(same_bits(out.values(), std::span<const T>(expected))) << n;
           ASSERT_TRUE(same_bits(grad.values(), std::span<const T>(before))) << n;
           ASSERT_TRUE(out.guards_intact() && grad.guards_intact()) << n;
 
-          kernels<T>().clip(grad.data(), grad.data(), n, given);
+          kernels<T>().clip(grad.data(), stream_of(grad.data()), n, given);
           ASSERT_TRUE(same_bits(grad.values(), std::span<const T>(expected))) << n << ", in place";
           ASSERT_TRUE(grad.guards_intact()) << n << ", in place";
         }
@@ -308,13 +319,10 @@ TYPED_TEST(Kernel, AccumulateEqualsReference) {
         for_each_isa([&] {
           for (const auto& offset : offsets) {
             GuardedArrays<T> actual(before, offset);
-            kernels<T>().accumulate({.param = nullptr,
-                                     .grad = actual.grad.data(),
-                                     .m = nullptr,
-                                     .v = nullptr,
-                                     .accumulator = actual.accumulator.data(),
-                                     .zeroed = zero_grad ? actual.grad.data() : nullptr},
-                                    n, first);
+            kernels<T>().accumulate(
+                streams_of<T>(nullptr, actual.grad.data(), nullptr, nullptr, nullptr, nullptr,
+                              actual.accumulator.data(), zero_grad),
+                n, first);
             ASSERT_TRUE(actual.equal(expected)) << n << " elements, grad offset " << offset[1];
           }
         });
@@ -332,7 +340,8 @@ TYPED_TEST(Kernel, SumOfSquaresEqualsReference) {
   for_each_isa([&] {
     for (std::size_t n = 0; n <= tile_size; ++n) {
       const GuardedArray<T> grad(std::span<const T>(all).first(n), n % 16);
-      const double actual = kernels<T>().sum_of_squares(grad.values().data(), nullptr, n);
+      const double actual =
+          kernels<T>().sum_of_squares(stream_of(grad.values().data()), nullptr, n);
       ASSERT_TRUE(same_bits(actual, reference::tile_sum(all.data(), n))) << n;
     }
   });
@@ -348,8 +357,8 @@ TYPED_TEST(Kernel, SumOfSquaresWithAnAccumulatorEqualsReference) {
     for (std::size_t n = 0; n <= tile_size; ++n) {
       const GuardedArray<T> grad(std::span<const T>(grads).first(n), n % 16);
       const GuardedArray<T> accumulator(std::span<const T>(accumulators).first(n), n % 7);
-      const double actual =
-          kernels<T>().sum_of_squares(grad.values().data(), accumulator.values().data(), n);
+      const double actual = kernels<T>().sum_of_squares(stream_of(grad.values().data()),
+                                                        accumulator.values().data(), n);
       ASSERT_TRUE(same_bits(actual, reference::tile_sum(sums.data(), n))) << n;
     }
   });
@@ -361,8 +370,8 @@ TEST(KernelSumOfSquares, OfFloatsNeitherOverflowsNorUnderflows) {
     const std::vector<float> large(20, 0x1p100F);
     const std::vector<float> small(20, 0x1p-100F);
     const auto sum = kernels<float>().sum_of_squares;
-    EXPECT_EQ(sum(large.data(), nullptr, 20), 20 * 0x1p200);
-    EXPECT_EQ(sum(small.data(), nullptr, 20), 20 * 0x1p-200);
+    EXPECT_EQ(sum(stream_of(large.data()), nullptr, 20), 20 * 0x1p200);
+    EXPECT_EQ(sum(stream_of(small.data()), nullptr, 20), 20 * 0x1p-200);
   });
 }
 

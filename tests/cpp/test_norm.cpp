@@ -19,8 +19,7 @@ namespace {
 template <class T>
 void check_sum_of_squares(std::size_t n) {
   const std::vector<T> grad = ordinary_numbers<T>(n, n);
-  const TensorList list(
-      {{.precision = precision_of<T>, .grad = grad.data(), .size = static_cast<std::int64_t>(n)}});
+  const TensorList list({gradient_of(grad)});
   const double expected = reference::sum_of_squares(grad);
   GradientSums sums;
   reserve(list, sums);
@@ -82,11 +81,9 @@ constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 template <class T>
 bool finite(std::vector<T> grad, std::vector<T> accumulator = {}) {
   const std::vector<T> others(3, T(1));
-  const TensorList list({{.precision = precision_of<T>, .grad = others.data(), .size = 3},
-                         {.precision = precision_of<T>,
-                          .grad = grad.data(),
-                          .size = static_cast<std::int64_t>(grad.size()),
-                          .accumulator = accumulator.empty() ? nullptr : accumulator.data()}});
+  TensorRef tensor = gradient_of(grad);
+  if (!accumulator.empty()) tensor.of[kind::accumulator].data = accumulator.data();
+  const TensorList list({gradient_of(others), tensor});
   GradientSums sums;
   reserve(list, sums);
   sum_gradients(list, sums);

@@ -11,13 +11,9 @@ namespace {
 constexpr auto tile = static_cast<std::int64_t>(tile_size);
 using Edge = TensorList::Edge;
 
-TensorRef tensor(Precision precision, std::int64_t size) {
-  return {.precision = precision, .size = size};
-}
-
 std::vector<std::vector<TensorRef>> lists() {
-  const auto f32 = [](std::int64_t size) { return tensor(Precision::f32, size); };
-  const auto f64 = [](std::int64_t size) { return tensor(Precision::f64, size); };
+  const auto f32 = [](std::int64_t size) { return make_tensor(Storage::f32, size); };
+  const auto f64 = [](std::int64_t size) { return make_tensor(Storage::f64, size); };
   std::vector<std::vector<TensorRef>> all{
       {},
       {f32(0)},
@@ -82,13 +78,13 @@ TEST(TensorList, PartsAreOfEqualBytesButForOneTile) {
   for (const std::vector<TensorRef>& tensors : lists()) {
     const TensorList list(tensors);
     std::int64_t total = 0;
-    for (const TensorRef& t : tensors) total += t.size * item_size(t.precision);
+    for (const TensorRef& t : tensors) total += t.size * item_size(t.storage());
     for (const int parts : {1, 2, 3, 5, 16}) {
       for (int part = 0; part < parts; ++part) {
         std::int64_t bytes = 0;
         list.for_each_piece(part, parts, Edge::tile,
                             [&](std::size_t i, std::int64_t first, std::int64_t end) {
-                              bytes += (end - first) * item_size(tensors[i].precision);
+                              bytes += (end - first) * item_size(tensors[i].storage());
                             });
         // A cut lies up to a float64 tile before its place; total / parts is rounded.
         ASSERT_NEAR(static_cast<double>(bytes), static_cast<double>(total) / parts,
@@ -124,29 +120,6 @@ TEST(TensorList, CountsBlocks) {
     ASSERT_EQ(list.blocks(), blocks);
   }
   EXPECT_EQ(TensorList().blocks(), 0);
-}
-
-TEST(TensorList, SmallStepsAreWorthOneThread) {
-  const auto parts = [](std::int64_t size, int threads) {
-    return TensorList({tensor(Precision::f32, size)}).worthwhile_parts(threads);
-  };
-  EXPECT_EQ(TensorList().worthwhile_parts(8), 1);
-  EXPECT_EQ(parts(0, 8), 1);
-  EXPECT_EQ(parts(32767, 8), 1);
-  EXPECT_EQ(parts(32768, 8), 2);
-  EXPECT_EQ(parts(3 * 16384, 8), 3);
-  EXPECT_EQ(parts(std::int64_t{1} << 40, 1), 1);
-}
-
-TEST(TensorList, LargeStepsAreWorthSeveralPartsAThread) {
-  const auto parts = [](std::int64_t size, int threads) {
-    return TensorList({tensor(Precision::f64, size)}).worthwhile_parts(threads);
-  };
-  EXPECT_EQ(parts(4 * 65536, 8), 8);
-  EXPECT_EQ(parts(15 * 65536, 8), 8);  // the same number for each thread
-  EXPECT_EQ(parts(16 * 65536, 8), 16);
-  EXPECT_EQ(parts(std::int64_t{1} << 40, 8), 16 * 8);
-  EXPECT_EQ(parts(std::int64_t{1} << 50, 4096), 16 * 4096);
 }
 
 }  // namespace

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
+//
+// How passes are divided, and share the threads.
 #include "parallel/thread_share.hpp"
 
 #include <gtest/gtest.h>
 
 #include <optional>
+
+#include "parallel/shared_pass.hpp"
 
 namespace fusedadam {
 namespace {
@@ -46,6 +50,22 @@ TEST(ThreadShare, LeavesOutPassesOnOneThreadAndEmptyOnes) {
   const ThreadShare empty(all, 0, 4);
   EXPECT_EQ(empty.threads(), 4);
   EXPECT_EQ(ThreadShare(all, 40000, 4).threads(), 4);
+}
+
+TEST(PartsOfPass, SmallPassesAreOne) {
+  EXPECT_EQ(parts_of_pass(0, 8), 1);
+  EXPECT_EQ(parts_of_pass(32767, 8), 1);
+  EXPECT_EQ(parts_of_pass(32768, 8), 2);
+  EXPECT_EQ(parts_of_pass(3 * 16384, 8), 3);
+  EXPECT_EQ(parts_of_pass(std::int64_t{1} << 40, 1), 1);
+}
+
+TEST(PartsOfPass, LargePassesAreSeveralForEachThread) {
+  EXPECT_EQ(parts_of_pass(4 * 65536, 8), 8);
+  EXPECT_EQ(parts_of_pass(15 * 65536, 8), 8);  // the same number for each thread
+  EXPECT_EQ(parts_of_pass(16 * 65536, 8), 16);
+  EXPECT_EQ(parts_of_pass(std::int64_t{1} << 40, 8), 16 * 8);
+  EXPECT_EQ(parts_of_pass(std::int64_t{1} << 50, 4096), 16 * 4096);
 }
 
 }  // namespace

@@ -11,12 +11,12 @@
 #include <thread>
 
 #include "parallel/parallel.hpp"
+#include "parallel/thread_policy.hpp"
 #include "references.hpp"
 #include "settings.hpp"
 #include "sparse_support.hpp"
 #include "step/adam_plan.hpp"
 #include "step/norm_pass.hpp"
-#include "step/passes.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -187,12 +187,12 @@ void run_a_plan(Outcome& outcome) {
   settings.loss_scale.reset();
   settings.dynamic_loss_scale = true;
   settings.gradient_accumulation_steps = 2;
-  const AdamOptions group(settings);
   AdamPlan plan(references_of(outcome.tensors, settings));
   for (int call = 0; call < 6; ++call) {
     new_gradients(outcome.tensors, static_cast<std::uint64_t>(call));
     if (call == 3) std::get<reference::Arrays<float>>(outcome.tensors[4]).grad[7] = INFINITY;
     std::ranges::copy(references_of(outcome.tensors, settings), plan.tensors().begin());
+    const StepGroup group{&settings, outcome.progress.iterations};
     plan.step(std::span(&group, 1), outcome.progress);
     plan.swap_averages();
   }
@@ -206,9 +206,12 @@ Outcome outcome_of_every_pass(std::uint64_t seed) {
 
   const AdamOptions clips(AdamSettings{.clipnorm = 0.5});
   std::vector<TensorRef> grads = references_of(outcome.clipped, {});
-  clip_gradients(TensorList(grads), clips, 4);
-  for (TensorRef& grad : grads)
-    grad = {.precision = grad.precision, .grad = grad.param, .size = grad.size};
+  clip_gradients(TensorList(grads), clips.settings(), 4);
+  for (TensorRef& grad : grads) {
+    const void* const clipped = grad.of[kind::param].data;
+    grad = make_tensor(grad.storage(), grad.size);
+    grad.of[kind::grad].data = const_cast<void*>(clipped);
+  }
   outcome.norm = global_norm(TensorList(std::move(grads)));
 
   const AdamOptions skips(AdamSettings{.clipnorm = 0.5, .skip_nonfinite = true});

@@ -8,62 +8,43 @@
 
 #include "api/checks.hpp"
 #include "api/messages.hpp"
+#include "api/references.hpp"
 #include "step/adam_plan.hpp"
 
 namespace fusedadam {
 namespace {
-
-// Without the arrays that these options have no use for.
-template <class T>
-TensorRef reference(const Tensor<T>& tensor, const AdamSettings& options, std::uint32_t group) {
-  return {.precision = precision_of<T>,
-          .param = tensor.param,
-          .grad = tensor.grad,
-          .m = tensor.m,
-          .v = tensor.v,
-          .size = tensor.size,
-          .vhat = options.amsgrad ? tensor.vhat : nullptr,
-          .ema = options.use_ema ? tensor.ema : nullptr,
-          .accumulator = options.gradient_accumulation_steps > 1 ? tensor.accumulator : nullptr,
-          .zeroed = options.zero_grad ? const_cast<T*>(tensor.grad) : nullptr,
-          .group = group};
-}
-
-TensorRef reference(const AnyTensor& any, const AdamSettings& options, std::uint32_t group) {
-  return std::visit([&](const auto& tensor) { return reference(tensor, options, group); }, any);
-}
 
 template <class AnyKindOfTensor>
 void append(std::vector<TensorRef>& references, std::span<const AnyKindOfTensor> tensors,
             const AdamOptions& options, std::uint32_t group) {
   references.reserve(references.size() + tensors.size());
   for (const auto& tensor : tensors) {
-    references.push_back(reference(tensor, options.settings(), group));
+    references.push_back(reference_of(tensor, options.settings(), group));
   }
 }
 
-void check_tensors(std::span<const TensorRef> tensors, std::span<const CountedOptions> groups) {
+void check_tensors(std::span<const TensorRef> tensors, std::span<const StepGroup> groups) {
   std::vector<ByteRange> written;
   std::vector<ByteRange> read;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const TensorRef& tensor = tensors[i];
     const auto index = static_cast<std::int64_t>(i);
     const auto name = [index] { return element_name("tensors", index); };
-    check_written(tensor, groups[tensor.group].options.settings(), name, index, written);
-    check_pointer(tensor.grad, tensor.size, tensor.precision, [&] { return name() + ".grad"; });
-    (tensor.zeroed == nullptr ? read : written)
-        .push_back(
-            byte_range(tensor.grad, tensor.size * item_size(tensor.precision), "grad", index));
+    check_written(tensor, *groups[tensor.group].settings, name, index, written);
+    const Stream& grad = tensor.of[kind::grad];
+    check_pointer(grad.data, tensor.size, item_size(grad.storage),
+                  [&] { return name() + ".grad"; });
+    (tensor.zero_grad ? written : read).push_back(byte_range(grad, tensor.size, "grad", index));
   }
   require_apart(std::move(written), read, [](const ByteRange& range) {
     return element_name("tensors", range.index) + '.' + range.list;
   });
 }
 
-StepOutcome check_and_step(std::vector<TensorRef> tensors, std::span<const CountedOptions> groups,
+StepOutcome check_and_step(std::vector<TensorRef> tensors, std::span<const StepGroup> groups,
                            AdamProgress& progress) {
   check_tensors(tensors, groups);
-  check_progress(progress, groups.front().options.settings());
+  check_progress(progress, *groups.front().settings);
   return AdamPlan(std::move(tensors)).step(groups, progress);
 }
 
@@ -83,7 +64,7 @@ StepOutcome step_number(std::span<const AnyKindOfTensor> tensors, const AdamOpti
   AdamProgress progress{.iterations = step - 1};
   std::vector<TensorRef> references;
   append(references, tensors, options, 0);
-  const CountedOptions group{options, progress.iterations};
+  const StepGroup group{&settings, progress.iterations};
   return check_and_step(std::move(references), std::span(&group, 1), progress);
 }
 
@@ -126,17 +107,19 @@ StepOutcome adam_step(std::span<const AnyTensor> tensors, const AdamOptions& opt
 }
 
 StepOutcome adam_step(std::span<const AdamGroup> groups, AdamProgress& progress) {
-  std::vector<CountedOptions> counted;
+  std::vector<StepGroup> counted;
   std::vector<TensorRef> references;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     check_agreement(groups[0].options.settings(), groups[i].options.settings(),
                     static_cast<std::int64_t>(i));
     check_count(element_name("groups", static_cast<std::int64_t>(i)) + ".steps",
                 groups[i].steps.value_or(0));
-    counted.push_back({groups[i].options, groups[i].steps.value_or(progress.iterations)});
+    counted.push_back(
+        {&groups[i].options.settings(), groups[i].steps.value_or(progress.iterations)});
     append(references, groups[i].tensors, groups[i].options, static_cast<std::uint32_t>(i));
   }
-  if (groups.empty()) counted.emplace_back();
+  const AdamSettings defaults;
+  if (groups.empty()) counted.push_back({&defaults});
   return check_and_step(std::move(references), counted, progress);
 }
 

@@ -27,14 +27,14 @@ void check(std::span<const Index> indices, std::int64_t row_count) {
 
 }  // namespace
 
-void check_pointer(const void* data, std::int64_t size, Precision precision, const NameOf& name) {
+void check_pointer(const void* data, std::int64_t size, std::int64_t item, const NameOf& name) {
   if (size == 0) return;
   if (data == nullptr) {
     throw std::invalid_argument(
         broken_rule(name() + " must not be null", "null, size=" + std::to_string(size)));
   }
   const auto misaligned =
-      reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(item_size(precision));
+      reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(item);
   if (misaligned != 0) {
     throw std::invalid_argument(
         broken_rule(name() + " must be aligned to its element type",
@@ -42,30 +42,23 @@ void check_pointer(const void* data, std::int64_t size, Precision precision, con
   }
 }
 
-void check_written(const TensorRef& tensor, const AdamSettings& options, const NameOf& name,
+void check_written(const TensorRef& tensor, const AdamSettings& settings, const NameOf& name,
                    std::int64_t index, std::vector<ByteRange>& written) {
-  const std::int64_t largest = INT64_MAX / item_size(tensor.precision);
+  const std::int64_t largest = INT64_MAX / item_size(tensor.storage());
   if (tensor.size < 0 || tensor.size > largest) {
     throw std::invalid_argument(
         broken_rule(name() + ".size must be a number of elements that fits in memory, >= 0",
                     std::to_string(tensor.size)));
   }
-  const struct {
-    const char* name;
-    const void* data;
-    bool needed;
-  } members[] = {{"param", tensor.param, true},
-                 {"m", tensor.m, true},
-                 {"v", tensor.v, true},
-                 {"vhat", tensor.vhat, options.amsgrad},
-                 {"ema", tensor.ema, options.use_ema},
-                 {"accumulator", tensor.accumulator, options.gradient_accumulation_steps > 1}};
-  for (const auto& member : members) {
-    if (!member.needed) continue;
-    check_pointer(member.data, tensor.size, tensor.precision,
-                  [&] { return name() + '.' + member.name; });
-    written.push_back(
-        byte_range(member.data, tensor.size * item_size(tensor.precision), member.name, index));
+  const auto check = [&](Kind kind, const char* member) {
+    const Stream& array = tensor.of[kind];
+    check_pointer(array.data, tensor.size, item_size(array.storage),
+                  [&] { return name() + '.' + member; });
+    written.push_back(byte_range(array, tensor.size, member, index));
+  };
+  check(kind::param, "param");
+  for (const StateKind& state : state_kinds) {
+    if (state.needed(settings)) check(state.kind, state.name);
   }
 }
 

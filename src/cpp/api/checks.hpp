@@ -23,8 +23,8 @@ namespace fusedadam {
 // tensors have thousands of arrays.
 using NameOf = std::function<std::string()>;
 
-// @throws std::invalid_argument  `size` elements cannot lie there
-void check_pointer(const void* data, std::int64_t size, Precision precision, const NameOf& name);
+// @throws std::invalid_argument  `size` elements of `item` bytes cannot lie there
+void check_pointer(const void* data, std::int64_t size, std::int64_t item, const NameOf& name);
 
 // Checks the size of a tensor and the arrays that a step with these options writes, except the
 // gradient, and adds these arrays to `written`.

@@ -13,15 +13,16 @@ double global_norm(std::span<const AnyArray> arrays) {
   std::vector<TensorRef> tensors;
   tensors.reserve(arrays.size());
   for (const AnyArray& any : arrays) {
+    TensorRef& tensor = tensors.emplace_back();
     std::visit(
         [&]<class T>(std::span<const T> array) {
-          tensors.push_back({.precision = precision_of<T>,
-                             .grad = array.data(),
-                             .size = static_cast<std::int64_t>(array.size())});
+          tensor =
+              make_tensor(compute_storage(storage_of<T>), static_cast<std::int64_t>(array.size()));
+          tensor.of[kind::grad] = {const_cast<T*>(array.data()), storage_of<T>};
         },
         any);
-    const TensorRef& array = tensors.back();
-    check_pointer(array.grad, array.size, array.precision, [&] {
+    const Stream& grad = tensor.of[kind::grad];
+    check_pointer(grad.data, tensor.size, item_size(grad.storage), [&] {
       return element_name("arrays", static_cast<std::int64_t>(tensors.size()) - 1);
     });
   }

@@ -7,7 +7,8 @@
 
 #include "api/checks.hpp"
 #include "api/messages.hpp"
-#include "step/sparse_step.hpp"
+#include "api/references.hpp"
+#include "step/rows.hpp"
 
 namespace fusedadam {
 namespace {
@@ -18,13 +19,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
   const AdamSettings& settings = options.settings();
   check_sparse_options(settings);
   check_progress(progress, settings);  // before gradients are read and summed
-  const TensorRef table{.precision = precision_of<T>,
-                        .param = tensor.table.param,
-                        .m = tensor.table.m,
-                        .v = tensor.table.v,
-                        .size = tensor.table.size,
-                        .vhat = settings.amsgrad ? tensor.table.vhat : nullptr,
-                        .ema = settings.use_ema ? tensor.table.ema : nullptr};
+  const TensorRef table = reference_of(tensor.table, settings);
   std::vector<ByteRange> written;
   std::vector<ByteRange> read;
   check_written(
@@ -38,27 +33,26 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
       std::visit([](const auto& list) { return list.size(); }, tensor.indices));
   std::visit(
       [&]<class Index>(std::span<const Index> list) {
-        check_pointer(list.data(), count, sizeof(Index) == 4 ? Precision::f32 : Precision::f64,
-                      [] { return "indices"; });
+        check_pointer(list.data(), count, sizeof(Index), [] { return "indices"; });
       },
       tensor.indices);
   check_indices(tensor.indices, table.size / tensor.row_size);
   // A row may be named any number of times, and no product may overflow.
-  if (count > INT64_MAX / item_size(table.precision) / tensor.row_size) {
+  if (count > INT64_MAX / item_size(table.storage()) / tensor.row_size) {
     throw std::invalid_argument(
         broken_rule("grad_rows must fit in memory",
                     std::to_string(count) + " rows of " + std::to_string(tensor.row_size)));
   }
   const std::int64_t grads = count * tensor.row_size;
-  check_pointer(tensor.grad_rows, grads, table.precision, [] { return "grad_rows"; });
-  (settings.zero_grad ? written : read)
-      .push_back(byte_range(tensor.grad_rows, grads * item_size(table.precision), "grad_rows", 0));
+  check_pointer(tensor.grad_rows, grads, sizeof(T), [] { return "grad_rows"; });
+  const Stream grad_rows{const_cast<T*>(tensor.grad_rows), storage_of<T>};
+  (settings.zero_grad ? written : read).push_back(byte_range(grad_rows, grads, "grad_rows", 0));
   require_apart(std::move(written), read, [](const ByteRange& range) {
     const std::string name = range.list;
     return name == "grad_rows" ? name : "table." + name;
   });
-  return step_rows(table, tensor.row_size, tensor.indices, tensor.grad_rows,
-                   {options, progress.iterations}, progress, mode);
+  return step_rows(table, tensor.row_size, tensor.indices, grad_rows,
+                   {&settings, progress.iterations}, progress, mode);
 }
 
 }  // namespace

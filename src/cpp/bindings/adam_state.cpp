@@ -16,14 +16,14 @@
 #include "bindings/state_memory.hpp"
 #include "bindings/strides.hpp"
 #include "step/progress.hpp"
-#include "step/sparse_step.hpp"
+#include "step/rows.hpp"
 
 namespace fusedadam::python {
 namespace {
 
 // A view that keeps its memory alive, and that users cannot resize.
 py::array state_array(const ArrayInfo& like, std::byte* data, const py::capsule& owner) {
-  return py::array(dtype_of(like.precision), like.shape, strides_like(like), data, owner);
+  return py::array(dtype_of(like.storage), like.shape, strides_like(like), data, owner);
 }
 
 // Counts change only when a call is over; the work, on so many elements, must touch raw memory
@@ -46,13 +46,10 @@ py::handle item(const py::tuple& tuple, std::size_t index) {
 
 }  // namespace
 
-std::vector<AdamState::Kind> AdamState::kinds_for(const AdamSettings& settings) {
-  std::vector<Kind> kinds{{"m", &TensorRef::m}, {"v", &TensorRef::v}};
-  if (settings.amsgrad) kinds.push_back({"vhat", &TensorRef::vhat});
-  if (settings.use_ema) kinds.push_back({"ema", &TensorRef::ema});
-  if (settings.gradient_accumulation_steps > 1) {
-    kinds.push_back({"accumulator", &TensorRef::accumulator});
-  }
+std::vector<StateKind> AdamState::kinds_for(const AdamSettings& settings) {
+  std::vector<StateKind> kinds;
+  std::ranges::copy_if(state_kinds, std::back_inserter(kinds),
+                       [&](const StateKind& kind) { return kind.needed(settings); });
   return kinds;
 }
 
@@ -72,8 +69,8 @@ AdamState::AdamState(const py::handle& params, const AdamOptions& options, bool 
     slot.strides = strides_like(info);
     slot.expected.c_contiguous = slot.strides.empty();
     slot.expected.size = info.size;
-    slot.expected.precision = info.precision;
-    tensors.push_back({.precision = info.precision, .size = info.size});
+    slot.expected.storage = info.storage;
+    tensors.push_back(make_tensor(info.storage, info.size));
     places.push_back(
         {reinterpret_cast<std::uintptr_t>(info.data), static_cast<std::size_t>(info.bytes())});
   }
@@ -85,7 +82,7 @@ AdamState::AdamState(const py::handle& params, const AdamOptions& options, bool 
     for (std::size_t kind = 0; kind < kinds_.size(); ++kind) {
       std::byte* data = memory.at(kind, i);
       slot.arrays.push_back(state_array(slot.expected, data, memory.owner()));
-      tensors[i].*kinds_[kind].pointer = data;
+      tensors[i].of[kinds_[kind].kind].data = data;
     }
   }
   plan_ = AdamPlan(std::move(tensors));
@@ -98,24 +95,18 @@ AdamState::AdamState(const py::handle& params, const AdamOptions& options, bool 
 }
 
 void AdamState::require_kinds(const AdamOptions& options) const {
-  const auto has = [this](void* TensorRef::*pointer) {
-    return std::ranges::find(kinds_, pointer, &Kind::pointer) != kinds_.end();
-  };
-  const AdamSettings& needs = options.settings();
-  if (needs.amsgrad == has(&TensorRef::vhat) && needs.use_ema == has(&TensorRef::ema) &&
-      (needs.gradient_accumulation_steps > 1) == has(&TensorRef::accumulator)) {
-    return;
-  }
-  const auto names = [](const std::vector<Kind>& kinds) {
+  const std::vector<StateKind> needed = kinds_for(options.settings());
+  if (std::ranges::equal(kinds_, needed, {}, &StateKind::kind, &StateKind::kind)) return;
+  const auto names = [](const std::vector<StateKind>& kinds) {
     std::string text;
-    for (const Kind& kind : kinds) text += (text.empty() ? "" : ", ") + std::string(kind.name);
+    for (const StateKind& kind : kinds) text += (text.empty() ? "" : ", ") + std::string(kind.name);
     return text;
   };
   throw py::value_error(broken_rule(
       "amsgrad, use_ema and gradient_accumulation_steps must stay as the state was built for, "
       "with " +
           names(kinds_),
-      "options that need " + names(kinds_for(needs))));
+      "options that need " + names(needed)));
 }
 
 void AdamState::require_position(std::size_t position, const char* what) const {
@@ -223,7 +214,7 @@ void AdamState::let_take_part(const TakesPart& takes_part) {
   arrange(groups);
 }
 
-std::span<const CountedOptions> AdamState::counted(const AdamOptions& options) {
+std::span<const StepGroup> AdamState::counted(const AdamOptions& options) {
   if (own_settings_.size() > 1 && own_options_for_ != options.settings()) {
     own_options_for_.reset();  // until all of them are made
     for (std::size_t i = 1; i < own_settings_.size(); ++i) {
@@ -234,7 +225,8 @@ std::span<const CountedOptions> AdamState::counted(const AdamOptions& options) {
   counted_.resize(groups_.size());
   for (std::size_t i = 0; i < groups_.size(); ++i) {
     const Group& group = groups_[i];
-    counted_[i] = {group.settings == 0 ? options : own_options_[group.settings], group.steps};
+    const AdamOptions& own = group.settings == 0 ? options : own_options_[group.settings];
+    counted_[i] = {&own.settings(), group.steps};
   }
   return counted_;
 }
@@ -355,7 +347,7 @@ void AdamState::exchange(std::vector<Layout>& layouts) noexcept {
     slot.expected.strides = slot.strides;
     slot.expected.c_contiguous = slot.strides.empty();
     for (std::size_t kind = 0; kind < kinds_.size(); ++kind) {
-      plan_.tensors()[layout.position].*kinds_[kind].pointer =
+      plan_.tensors()[layout.position].of[kinds_[kind].kind].data =
           const_cast<void*>(slot.arrays[kind].data());
     }
   }
@@ -363,10 +355,10 @@ void AdamState::exchange(std::vector<Layout>& layouts) noexcept {
 
 void AdamState::bind(Binding binding) noexcept {
   for (std::size_t i = 0; i < binding.infos.size(); ++i) {
-    plan_.tensors()[i].param = binding.infos[i].data;
+    plan_.tensors()[i].of[kind::param].data = binding.infos[i].data;
   }
   // Found to be apart from other parameters than these.
-  for (TensorRef& tensor : plan_.tensors()) tensor.grad = nullptr;
+  for (TensorRef& tensor : plan_.tensors()) tensor.of[kind::grad].data = nullptr;
   binding_ = std::move(binding);
 }
 
@@ -408,7 +400,7 @@ void AdamState::step_arrays(const py::tuple& params, const py::handle& grads,
   });
   gradients.attach(plan_.tensors(), binding_.infos, binding_.written, settings.zero_grad);
   if (accumulates) attach_accumulators(items, completes);
-  const std::span<const CountedOptions> groups = counted(options);
+  const std::span<const StepGroup> groups = counted(options);
   const StepOutcome outcome = run(plan_.elements(), progress,
                                   [&](AdamProgress& counts) { return plan_.step(groups, counts); });
   if (outcome == StepOutcome::taken) count_step();
@@ -423,12 +415,13 @@ void AdamState::attach_accumulators(const py::tuple& grads, bool completes) {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
     TensorRef& tensor = plan_.tensors()[i];
-    tensor.accumulator = const_cast<void*>(slot.arrays.back().data());
+    Stream& accumulator = tensor.of[kind::accumulator];
+    accumulator.data = const_cast<void*>(slot.arrays.back().data());
     tensor.accumulator_is_empty = !slot.waits;
     if (!completes) continue;
     // The mean of the gradients that there were: those of this call, those before, or both.
-    if (item(grads, i).is_none()) tensor.grad = tensor.accumulator;
-    if (item(grads, i).is_none() || !slot.waits) tensor.accumulator = nullptr;
+    if (item(grads, i).is_none()) tensor.of[kind::grad] = accumulator;
+    if (item(grads, i).is_none() || !slot.waits) accumulator.data = nullptr;
   }
 }
 
@@ -465,8 +458,7 @@ void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows
                         zero ? nothing : std::as_const(binding_.written), copies);
 
   TensorRef table = plan_.tensors().front();
-  table.zeroed = nullptr;
-  const CountedOptions own = counted(options)[table.group];
+  const StepGroup own = counted(options)[table.group];
   table.group = 0;
   std::int64_t row_size = 1;
   for (const py::ssize_t extent : std::span(slot.shape).subspan(1)) row_size *= extent;
@@ -474,12 +466,8 @@ void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows
   const SparseMode mode = lazy ? SparseMode::lazy : SparseMode::dense;
   const std::int64_t stepped = lazy ? grads.size : table.size;
   const StepOutcome outcome = run(stepped, progress, [&](AdamProgress& counts) {
-    if (table.precision == Precision::f32) {
-      return fusedadam::step_rows(table, row_size, rows.indices,
-                                  static_cast<const float*>(elements), own, counts, mode);
-    }
-    return fusedadam::step_rows(table, row_size, rows.indices, static_cast<const double*>(elements),
-                                own, counts, mode);
+    const Stream elements_of{const_cast<void*>(elements), table.storage()};
+    return fusedadam::step_rows(table, row_size, rows.indices, elements_of, own, counts, mode);
   });
   if (outcome == StepOutcome::taken) count_step();
   rebinding.keep();
@@ -487,7 +475,7 @@ void AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows
 
 void AdamState::swap_averages(const py::dict& views) {
   const bool averages =
-      std::ranges::any_of(kinds_, [](const Kind& kind) { return kind.pointer == &TensorRef::ema; });
+      std::ranges::any_of(kinds_, [](const StateKind& k) { return k.kind == kind::ema; });
   if (!averages) {
     throw py::value_error(broken_rule("swap_ema needs averages", "use_ema=False"));
   }

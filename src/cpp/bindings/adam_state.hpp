@@ -70,18 +70,12 @@ class AdamState {
   void set_waiting(const std::vector<std::size_t>& positions);
 
  private:
-  // A kind of array: its name, and where a TensorRef points to it.
-  struct Kind {
-    const char* name;
-    void* TensorRef::*pointer;
-  };
-
   // A position in the list of parameters.
   struct Slot {
     std::vector<py::ssize_t> shape;    // its own: users may reshape the arrays
     std::vector<py::ssize_t> strides;  // of a layout that is not C's
     std::vector<py::array> arrays;     // of each kind
-    ArrayInfo expected;                // shape, layout and precision that a parameter must have
+    ArrayInfo expected;                // shape, layout and storage that a parameter must have
     bool waits = false;                // its accumulator holds gradients
   };
 
@@ -132,7 +126,7 @@ class AdamState {
     std::vector<Layout> layouts_;
   };
 
-  static std::vector<Kind> kinds_for(const AdamSettings& settings);
+  static std::vector<StateKind> kinds_for(const AdamSettings& settings);
   bool is_bound(const py::tuple& params) const noexcept;
   // @throws  with the binding as it was. `is_list`: whether errors name them as params[i], or the
   // only one as param.
@@ -157,17 +151,17 @@ class AdamState {
   // Points each tensor to its accumulator, as far as there is anything in it.
   void attach_accumulators(const py::tuple& grads, bool completes);
   // The options of each group. Valid until the next call.
-  std::span<const CountedOptions> counted(const AdamOptions& options);
+  std::span<const StepGroup> counted(const AdamOptions& options);
   void count_step() noexcept;
 
-  std::vector<Kind> kinds_;
+  std::vector<StateKind> kinds_;
   std::vector<Slot> slots_;
   AdamPlan plan_;
   std::vector<Group> groups_;             // one at least
   std::vector<py::dict> own_settings_;    // the first ones are none: those of the optimizer
   std::vector<AdamOptions> own_options_;  // these settings, in place of those of the optimizer...
   std::optional<AdamSettings> own_options_for_;  // ...as they were then
-  std::vector<CountedOptions> counted_;          // of each group
+  std::vector<StepGroup> counted_;               // of each group
   Binding binding_;
 };
 

@@ -63,7 +63,7 @@ std::span<const py::ssize_t> strides_of(const py::detail::PyArray_Proxy* array) 
   return {array->strides, static_cast<std::size_t>(array->nd)};
 }
 
-ArrayInfo info_of(const py::handle& object, Precision precision) {
+ArrayInfo info_of(const py::handle& object, Storage storage) {
   const auto* array = array_proxy(object.ptr());
   const std::span<const py::ssize_t> shape = shape_of(array);
   return {.array = object,
@@ -73,7 +73,7 @@ ArrayInfo info_of(const py::handle& object, Precision precision) {
           .strides = strides_of(array),
           .c_contiguous = has_flags(object, npy_api::NPY_ARRAY_C_CONTIGUOUS_),
           .size = element_count(shape),
-          .precision = precision};
+          .storage = storage};
 }
 
 // Of the same shape and dtype.
@@ -84,7 +84,7 @@ bool is_laid_out_like(const py::handle& array, const ArrayInfo& info) noexcept {
 }
 
 bool is_dense(const ArrayInfo& info) {
-  const auto unit = static_cast<py::ssize_t>(item_size(info.precision));
+  const auto unit = static_cast<py::ssize_t>(item_size(info.storage));
   return info.c_contiguous || python::is_dense(info.shape, info.strides, unit);
 }
 
@@ -94,9 +94,7 @@ bool is_masked(const py::handle& object) {
   return py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"));
 }
 
-const char* name_of(Precision precision) {
-  return precision == Precision::f32 ? "float32" : "float64";
-}
+const char* name_of(Storage storage) { return storage == Storage::f32 ? "float32" : "float64"; }
 
 void require_array(const py::handle& object, const char* list, std::int64_t index) {
   const std::string name = element_name(list, index);
@@ -111,11 +109,11 @@ void require_array(const py::handle& object, const char* list, std::int64_t inde
   }
 }
 
-std::optional<Precision> precision_of(const py::handle& array) {
+std::optional<Storage> storage_of_dtype(const py::handle& array) {
   const py::dtype dtype = py::reinterpret_borrow<py::array>(array).dtype();
   if (dtype.byteorder() != '=') return std::nullopt;
-  if (dtype.num() == npy_api::NPY_FLOAT_) return Precision::f32;
-  if (dtype.num() == npy_api::NPY_DOUBLE_) return Precision::f64;
+  if (dtype.num() == npy_api::NPY_FLOAT_) return Storage::f32;
+  if (dtype.num() == npy_api::NPY_DOUBLE_) return Storage::f64;
   return std::nullopt;
 }
 
@@ -128,8 +126,8 @@ std::optional<Precision> precision_of(const py::handle& array) {
 std::string dtype_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
                            const char* other, std::int64_t index, const char* hint) {
   return broken_rule(element_name(list, index) + " must have the dtype of " +
-                         element_name(other, index) + ", " + name_of(expected.precision) + hint,
-                     std::string("dtype=") + name_of(info.precision));
+                         element_name(other, index) + ", " + name_of(expected.storage) + hint,
+                     std::string("dtype=") + name_of(info.storage));
 }
 
 std::string shape_mismatch(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
@@ -147,13 +145,13 @@ bool same_layout(const ArrayInfo& a, const ArrayInfo& b) noexcept {
 
 ArrayInfo any_array(const py::handle& object, const char* list, std::int64_t index) {
   require_array(object, list, index);
-  return info_of(object, precision_of(object).value_or(Precision::f32));
+  return info_of(object, storage_of_dtype(object).value_or(Storage::f32));
 }
 
 ArrayInfo float_array(const py::handle& object, const char* list, std::int64_t index) {
   require_array(object, list, index);
-  const std::optional<Precision> precision = precision_of(object);
-  if (precision) return info_of(object, *precision);
+  const std::optional<Storage> storage = storage_of_dtype(object);
+  if (storage) return info_of(object, *storage);
   const std::string name = element_name(list, index);
   const bool is_complex = py::reinterpret_borrow<py::array>(object).dtype().kind() == 'c';
   // By which sign of the imaginary part a step descends is a convention: JAX and PyTorch differ.
@@ -184,7 +182,7 @@ ArrayInfo writeable_array(const py::handle& object, const char* list, std::int64
     refuse("be aligned to its element type" + remedy + "array(" + name + ")",
            "an address " +
                std::to_string(reinterpret_cast<std::uintptr_t>(info.data) %
-                              static_cast<std::uintptr_t>(item_size(info.precision))) +
+                              static_cast<std::uintptr_t>(item_size(info.storage))) +
                " bytes off");
   }
   refuse("be writeable" + remedy + "array(" + name + ")",
@@ -204,7 +202,7 @@ void require_shape_of(const ArrayInfo& info, const ArrayInfo& expected, const ch
 
 void require_like(const ArrayInfo& info, const ArrayInfo& expected, const char* list,
                   const char* other, std::int64_t index) {
-  if (info.precision != expected.precision) {
+  if (info.storage != expected.storage) {
     throw py::type_error(dtype_mismatch(info, expected, list, other, index, ""));
   }
   require_shape_of(info, expected, list, other, index);
@@ -246,11 +244,11 @@ IndexArray index_array(const py::handle& object, std::vector<py::object>& copies
 }
 
 void require_rows(const ArrayInfo& grad_rows, const ArrayInfo& expected, bool zero) {
-  if (zero && grad_rows.precision != expected.precision) {
+  if (zero && grad_rows.storage != expected.storage) {
     throw py::type_error(broken_rule(std::string("grad_rows must have the dtype of param, ") +
-                                         name_of(expected.precision) +
+                                         name_of(expected.storage) +
                                          ", so that it can be zeroed in place",
-                                     std::string("dtype=") + name_of(grad_rows.precision)));
+                                     std::string("dtype=") + name_of(grad_rows.storage)));
   }
   if (zero && !grad_rows.c_contiguous) {
     throw py::value_error(
@@ -266,7 +264,7 @@ void require_rows(const ArrayInfo& grad_rows, const ArrayInfo& expected, bool ze
 
 void require_built_for(const ArrayInfo& param, const ArrayInfo& expected, const char* list,
                        std::int64_t index) {
-  if (param.precision != expected.precision) {
+  if (param.storage != expected.storage) {
     throw py::value_error(dtype_mismatch(param, expected, list, "m", index, rebuild_hint));
   }
   if (!std::ranges::equal(param.shape, expected.shape)) {
@@ -290,7 +288,7 @@ void require_table(const py::handle& param) {
 const void* readable_elements(const ArrayInfo& array, const ArrayInfo& expected, const char* list,
                               std::int64_t index, const WrittenRanges& written,
                               std::vector<py::object>& copies) {
-  const bool same_dtype = precision_of(array.array) == expected.precision;
+  const bool same_dtype = storage_of_dtype(array.array) == expected.storage;
   if (same_dtype && same_layout(array, expected) &&
       has_flags(array.array, npy_api::NPY_ARRAY_ALIGNED_) &&
       written.find(byte_range(array, list, index)) == nullptr) {
@@ -300,10 +298,10 @@ const void* readable_elements(const ArrayInfo& array, const ArrayInfo& expected,
   if (!same_dtype && !py::module_::import("numpy")
                           .attr("can_cast")(array.dtype, copy.dtype(), "same_kind")
                           .cast<bool>()) {
-    throw py::type_error(broken_rule(
-        element_name(list, index) + " must be of numbers that NumPy casts to " +
-            name_of(expected.precision) + " by the rule same_kind: cast it by .astype()",
-        dtype_text(array.array)));
+    throw py::type_error(
+        broken_rule(element_name(list, index) + " must be of numbers that NumPy casts to " +
+                        name_of(expected.storage) + " by the rule same_kind: cast it by .astype()",
+                    dtype_text(array.array)));
   }
   {
     const CastEnvironment environment;
@@ -343,8 +341,8 @@ bool is_readable_at(const py::handle& object, const void* data,
          has_flags(object, npy_api::NPY_ARRAY_ALIGNED_) && is_laid_out_like(object, expected);
 }
 
-py::dtype dtype_of(Precision precision) {
-  return precision == Precision::f32 ? py::dtype::of<float>() : py::dtype::of<double>();
+py::dtype dtype_of(Storage storage) {
+  return storage == Storage::f32 ? py::dtype::of<float>() : py::dtype::of<double>();
 }
 
 void assign(const py::array& to, const py::handle& from) {
@@ -355,7 +353,7 @@ void assign(const py::array& to, const py::handle& from) {
 }
 
 py::array empty_like(const ArrayInfo& info) {
-  return py::array(dtype_of(info.precision), info.shape, strides_like(info));
+  return py::array(dtype_of(info.storage), info.shape, strides_like(info));
 }
 
 std::vector<py::ssize_t> strides_like(const ArrayInfo& info) {

@@ -28,9 +28,9 @@ struct ArrayInfo {
   std::span<const py::ssize_t> strides;  // in bytes
   bool c_contiguous = false;
   std::int64_t size = 0;
-  Precision precision = Precision::f32;
+  Storage storage = Storage::f32;
 
-  std::int64_t bytes() const noexcept { return size * item_size(precision); }
+  std::int64_t bytes() const noexcept { return size * item_size(storage); }
 };
 
 // Whether two arrays of one shape and dtype have their elements in the same order in memory.
@@ -89,7 +89,7 @@ void require_table(const py::handle& param);
 // Whether the array can be updated in place, and needs no message.
 bool is_writeable(const ArrayInfo& info);
 
-// A numpy.ndarray without a mask, of any dtype and layout. Its precision, where it has none of
+// A numpy.ndarray without a mask, of any dtype and layout. Its storage, where it has none of
 // ours, means nothing. @throws py::type_error  naming list[index]
 ArrayInfo any_array(const py::handle& object, const char* list, std::int64_t index);
 
@@ -116,7 +116,7 @@ bool unchanged(const py::handle& object, const ArrayInfo& info) noexcept;
 // dtype object of `expected`.
 bool is_readable_at(const py::handle& object, const void* data, const ArrayInfo& expected) noexcept;
 
-py::dtype dtype_of(Precision precision);
+py::dtype dtype_of(Storage storage);
 
 // Copies the elements of one array into another, as NumPy casts them.
 void assign(const py::array& to, const py::handle& from);

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <thread>
 
-#include "memory/tensor_list.hpp"
+#include "parallel/shared_pass.hpp"
 
 namespace fusedadam::python {
 
@@ -38,7 +38,7 @@ class ReleasedGil {
   explicit ReleasedGil(std::int64_t elements) {
     // Below, some 10 us on one core, where Python lets a thread keep the GIL for 5 ms. What enters
     // a parallel region lets go: nobody waits for threads with the GIL.
-    if (elements >= TensorList::smallest_shared) thread_ = PyEval_SaveThread();
+    if (elements >= smallest_shared) thread_ = PyEval_SaveThread();
   }
   ~ReleasedGil() {
     if (thread_ != nullptr) or_wait_for_the_end([&] { PyEval_RestoreThread(thread_); });

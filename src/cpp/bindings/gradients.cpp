@@ -29,26 +29,31 @@ void Gradients::attach(std::span<TensorRef> tensors, std::span<const ArrayInfo> 
     const auto index = static_cast<std::int64_t>(i);
     const py::handle item = PyTuple_GET_ITEM(items_.ptr(), static_cast<py::ssize_t>(i));
     TensorRef& tensor = tensors[i];
-    tensor.zeroed = nullptr;
+    Stream& of_tensor = tensor.of[kind::grad];
+    tensor.zero_grad = false;
     if (item.is_none()) {
-      tensor.grad = nullptr;
+      of_tensor.data = nullptr;
       continue;
     }
-    if (!zero && tensor.grad != nullptr && is_readable_at(item, tensor.grad, params[i])) continue;
+    if (!zero && of_tensor.data != nullptr && is_readable_at(item, of_tensor.data, params[i])) {
+      continue;
+    }
     if (zero) {
       const ArrayInfo grad = writeable_array(item, "grads", index, to_zero);
       require_like(grad, params[i], "grads", "params", index);
       zeroed.push_back(byte_range(grad, "grads", index));
       require_disjoint(zeroed.back(), written);
       if (same_layout(grad, params[i])) {
-        tensor.grad = tensor.zeroed = grad.data;
+        of_tensor.data = grad.data;
+        tensor.zero_grad = true;
         continue;
       }
       to_zero_.push_back(py::reinterpret_borrow<py::array>(item));
     }
     const ArrayInfo grad = any_array(item, "grads", index);
     require_shape_of(grad, params[i], "grads", "params", index);
-    tensor.grad = readable_elements(grad, params[i], "grads", index, written, copies_);
+    of_tensor.data =
+        const_cast<void*>(readable_elements(grad, params[i], "grads", index, written, copies_));
     if (copied_at_.size() < copies_.size()) copied_at_.push_back(i);
   }
   if (zero) require_disjoint(WrittenRanges(std::move(zeroed)));

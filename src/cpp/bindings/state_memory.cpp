@@ -23,9 +23,8 @@ StateMemory::StateMemory(std::span<const ParamPlace> params, std::size_t kinds)
 
 py::list allocate_state(const py::list& params, const py::list& positions, std::size_t kinds) {
   // All that begin() fills with zeros.
-  constexpr void* TensorRef::*pointers[] = {&TensorRef::m, &TensorRef::v, &TensorRef::vhat,
-                                            &TensorRef::accumulator};
-  if (kinds > std::size(pointers) || params.size() != positions.size()) {
+  constexpr Kind zeros[] = {kind::m, kind::v, kind::vhat, kind::accumulator};
+  if (kinds > std::size(zeros) || params.size() != positions.size()) {
     throw py::value_error(broken_rule("kinds must be at most 4, and params as many as positions",
                                       std::to_string(kinds) + " kinds"));
   }
@@ -34,7 +33,7 @@ py::list allocate_state(const py::list& params, const py::list& positions, std::
   TensorReader reader;
   for (std::size_t i = 0; i < params.size(); ++i) {
     const TensorView view = steppable(reader, params[i], positions[i].cast<std::int64_t>());
-    refs.push_back({.precision = view.precision, .size = view.size});
+    refs.push_back(make_tensor(view.storage, view.size));
     places.push_back(
         {reinterpret_cast<std::uintptr_t>(view.data), static_cast<std::size_t>(view.bytes())});
   }
@@ -43,8 +42,8 @@ py::list allocate_state(const py::list& params, const py::list& positions, std::
   for (std::size_t kind = 0; kind < kinds; ++kind) {
     py::list arrays;
     for (std::size_t i = 0; i < refs.size(); ++i) {
-      refs[i].*pointers[kind] = memory.at(kind, i);
-      arrays.append(py::array(dtype_of(refs[i].precision), {refs[i].size}, memory.at(kind, i),
+      refs[i].of[zeros[kind]].data = memory.at(kind, i);
+      arrays.append(py::array(dtype_of(refs[i].storage()), {refs[i].size}, memory.at(kind, i),
                               memory.owner()));
     }
     all.append(arrays);

@@ -16,7 +16,7 @@ namespace {
 // A list of arrays that a step updates beside the parameters.
 struct Companions {
   const char* name;
-  void* TensorRef::*pointer;
+  Kind kind;
   py::tuple items;
 };
 
@@ -30,14 +30,14 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
   const py::tuple param_items = snapshot(params, "params");
   const std::size_t count = param_items.size();
   std::vector<Companions> companions;
-  const auto add = [&](const char* name, void* TensorRef::*pointer, const py::handle& list) {
-    companions.push_back({name, pointer, snapshot(list, name)});
+  const auto add = [&](const char* name, Kind kind, const py::handle& list) {
+    companions.push_back({name, kind, snapshot(list, name)});
     require_same_length(companions.back().items, name, count, "params");
   };
-  add("m", &TensorRef::m, m);
-  add("v", &TensorRef::v, v);
-  if (!vhat.is_none()) add("vhat", &TensorRef::vhat, vhat);
-  if (!ema.is_none()) add("ema", &TensorRef::ema, ema);
+  add("m", kind::m, m);
+  add("v", kind::v, v);
+  if (!vhat.is_none()) add("vhat", kind::vhat, vhat);
+  if (!ema.is_none()) add("ema", kind::ema, ema);
   require_gradients(grads);
   Gradients gradients(grads, count);
 
@@ -49,14 +49,14 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
     infos.push_back(writeable_array(param_items[i], "params", index));
     const ArrayInfo& param = infos.back();
     ranges.push_back(byte_range(param, "params", index));
-    TensorRef& tensor = tensors.emplace_back(
-        TensorRef{.precision = param.precision, .param = param.data, .size = param.size});
+    TensorRef& tensor = tensors.emplace_back(make_tensor(param.storage, param.size));
+    tensor.of[kind::param].data = param.data;
     for (const Companions& companion : companions) {
       const ArrayInfo info = writeable_array(companion.items[i], companion.name, index);
       require_like(info, param, companion.name, "params", index);
       require_layout_of(info, param, companion.name, "params", index);
       ranges.push_back(byte_range(info, companion.name, index));
-      tensor.*companion.pointer = info.data;
+      tensor.of[companion.kind].data = info.data;
     }
   }
   const WrittenRanges written(std::move(ranges));
@@ -68,7 +68,8 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
   {
     // Safe without the GIL: only raw memory is touched, of arrays that the tuples keep alive.
     const ReleasedGil released(plan.elements());
-    plan.step(std::span(&options, 1), progress);
+    const StepGroup group{&options.settings(), progress.iterations};
+    plan.step(std::span(&group, 1), progress);
   }
   gradients.zero_the_rest();
 }
@@ -86,7 +87,8 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
     const py::array out = empty_like(float_array(items[i], "params", index));
     clipped.append(out);
     const ArrayInfo& info = infos.emplace_back(float_array(out, "params", index));
-    tensors.push_back({.precision = info.precision, .param = info.data, .size = info.size});
+    tensors.push_back(make_tensor(info.storage, info.size));
+    tensors.back().of[kind::param].data = info.data;
   }
   gradients.attach(tensors, infos, WrittenRanges(), false);
   const TensorList list(std::move(tensors));
@@ -95,7 +97,7 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
   {
     // Safe without the GIL, as above.
     const ReleasedGil released(list.elements());
-    changed = fusedadam::clip_gradients(list, options, loss_scale);
+    changed = fusedadam::clip_gradients(list, options.settings(), loss_scale);
   }
   return changed ? clipped : gradients.cast(infos);
 }
@@ -110,9 +112,9 @@ double global_norm(const py::handle& arrays) {
     const ArrayInfo info = float_array(items[i], "arrays", index);
     ArrayInfo in_order = info;
     in_order.c_contiguous = true;
-    tensors.push_back({.precision = info.precision,
-                       .grad = readable_elements(info, in_order, "arrays", index, written, copies),
-                       .size = info.size});
+    tensors.push_back(make_tensor(info.storage, info.size));
+    tensors.back().of[kind::grad].data =
+        const_cast<void*>(readable_elements(info, in_order, "arrays", index, written, copies));
   }
   const TensorList list(std::move(tensors));
   // Safe without the GIL, as above.

@@ -60,7 +60,8 @@ py::list gradients_of(const py::list& tensors) {
 void TensorGradients::attach(const py::handle& grad, const py::handle& param,
                              const TensorView& param_view, std::size_t index, bool zero,
                              TensorRef& tensor) {
-  tensor.zeroed = nullptr;
+  Stream& of_tensor = tensor.of[kind::grad];
+  tensor.zero_grad = false;
   std::optional<TensorView> view = reader_.read(grad);
   const bool conjugated = !view && is_conjugated(grad);
   py::object memory;  // of what is still to be conjugated
@@ -68,7 +69,7 @@ void TensorGradients::attach(const py::handle& grad, const py::handle& param,
     memory = grad.attr("conj")();
     view = reader_.read(memory);
   } else if (!view && is_sparse_tensor(grad)) {
-    tensor.grad = nullptr;
+    of_tensor.data = nullptr;
     attach_rows(grad, param_view, index);
     if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
     return;
@@ -77,7 +78,7 @@ void TensorGradients::attach(const py::handle& grad, const py::handle& param,
     refuse("must be a CPU tensor of the shape and dtype of its parameter", grad, index);
   }
   const bool laid_out_alike = same_layout(*view, param_view);
-  bool apart = view->data == tensor.grad && laid_out_alike;
+  bool apart = view->data == of_tensor.data && laid_out_alike;
   if (zeroes_ || !apart) {
     const ByteRange range = fusedadam::byte_range(view->data, view->extent(), list_name,
                                                   static_cast<std::int64_t>(index));
@@ -88,8 +89,8 @@ void TensorGradients::attach(const py::handle& grad, const py::handle& param,
     ranges_.push_back(range);
   }
   if (apart && laid_out_alike && !conjugated && !is_negated(grad, *view)) {
-    tensor.grad = view->data;
-    if (zero) tensor.zeroed = view->data;
+    of_tensor.data = view->data;
+    tensor.zero_grad = zero;
     return;
   }
   PyObject* const copied = or_wait_for_the_end([&] {
@@ -99,7 +100,7 @@ void TensorGradients::attach(const py::handle& grad, const py::handle& param,
   kept_.push_back(py::reinterpret_steal<py::object>(copied));
   const std::optional<TensorView> copy = reader_.read(kept_.back());
   if (!copy || copy->size != param_view.size) refuse("must be readable", grad, index);
-  tensor.grad = copy->data;
+  of_tensor.data = copy->data;
   if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
 }
 
@@ -114,12 +115,12 @@ void TensorGradients::attach_rows(const py::handle& grad, const TensorView& para
   }
   kept_.push_back(grad.attr("_values")().attr("contiguous")());
   const std::optional<TensorView> values = reader_.read(kept_.back());
-  if (!values || values->precision != param.precision ||
+  if (!values || values->storage != param.storage ||
       !std::ranges::equal(values->shape.subspan(1), param.shape.subspan(1))) {
     refuse("must have the row shape and dtype of its parameter", grad, index);
   }
   if (param.size == 0) return;
-  Rows& rows = rows_.emplace_back();
+  RowGradients& rows = rows_.emplace_back();
   rows.index = index;
   rows.grads = values->data;
   rows.row_size = 1;
@@ -136,27 +137,16 @@ void TensorGradients::require_zeroed_apart() const {
 }
 
 bool TensorGradients::is_of_rows(std::size_t index) const noexcept {
-  return std::ranges::find(rows_, index, &Rows::index) != rows_.end();
+  return std::ranges::find(rows_, index, &RowGradients::index) != rows_.end();
 }
 
 std::vector<TensorRef> TensorGradients::with_rows(std::span<const TensorRef> tensors) {
   std::vector<TensorRef> all(tensors.begin(), tensors.end());
-  for (Rows& rows : rows_) {
+  for (const RowGradients& rows : rows_) {
     TensorRef& tensor = all[rows.index];
-    const auto sum = [&]<class T>(SummedRows<T> summed) {
-      tensor.grad = summed.grads.empty() ? rows.grads : summed.grads.data();
-      rows.map.rows = summed.rows;
-      rows.summed = std::move(summed);  // moves no elements
-    };
-    if (tensor.precision == Precision::f32) {
-      sum(sum_rows(rows.indices, static_cast<const float*>(rows.grads), rows.row_size));
-    } else {
-      sum(sum_rows(rows.indices, static_cast<const double*>(rows.grads), rows.row_size));
-    }
-    rows.map.row_size = rows.row_size;
-    rows.map.mode = SparseMode::lazy;
-    tensor.rows = &rows.map;
-    tensor.size = gradient_size(tensor);
+    summed_.emplace_back(rows.indices, Stream{rows.grads, tensor.storage()}, rows.row_size,
+                         SparseMode::lazy);
+    summed_.back().attach_to(tensor);
   }
   return all;
 }

@@ -8,12 +8,11 @@
 #include <cstddef>
 #include <deque>
 #include <span>
-#include <variant>
 #include <vector>
 
 #include "bindings/tensor_view.hpp"
 #include "memory/byte_ranges.hpp"
-#include "step/sparse_rows.hpp"
+#include "step/rows.hpp"
 
 namespace fusedadam::python {
 
@@ -51,13 +50,11 @@ class TensorGradients {
 
  private:
   // Gradients of rows of the parameter at this position.
-  struct Rows {
+  struct RowGradients {
     std::size_t index;
     RowIndices indices;
-    const void* grads;
+    void* grads;
     std::int64_t row_size;
-    std::variant<SummedRows<float>, SummedRows<double>> summed{};
-    RowMap map{};
   };
 
   void attach_rows(const py::handle& grad, const TensorView& param, std::size_t index);
@@ -69,7 +66,8 @@ class TensorGradients {
   std::vector<py::object> kept_;
   std::vector<py::object> to_zero_;
   std::vector<ByteRange> ranges_;  // where some are zeroed, of all of them
-  std::deque<Rows> rows_;          // TensorRefs point to its maps
+  std::vector<RowGradients> rows_;
+  std::deque<Rows> summed_;  // TensorRefs point to them
 };
 
 }  // namespace fusedadam::python

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <map>
 #include <tuple>
 
@@ -79,8 +80,8 @@ const char* label_of(const char* kind, const py::dict& names) {
 constexpr const char* counter = "step";
 
 // @throws py::value_error  no count
-std::int64_t read_count(const void* data, Precision precision, std::size_t index) {
-  const double count = precision == Precision::f32
+std::int64_t read_count(const void* data, Storage storage, std::size_t index) {
+  const double count = storage == Storage::f32
                            ? static_cast<double>(*static_cast<const float*>(data))
                            : *static_cast<const double*>(data);
   if (!(count >= 0 && count <= static_cast<double>(max_iterations)) || count != std::floor(count)) {
@@ -92,8 +93,8 @@ std::int64_t read_count(const void* data, Precision precision, std::size_t index
 }
 
 // A float32 stays at 2^24, as torch's own addition leaves it.
-void write_count(void* data, Precision precision, std::int64_t count) noexcept {
-  if (precision == Precision::f32) {
+void write_count(void* data, Storage storage, std::int64_t count) noexcept {
+  if (storage == Storage::f32) {
     *static_cast<float*>(data) = static_cast<float>(count);
   } else {
     *static_cast<double*>(data) = static_cast<double>(count);
@@ -104,28 +105,15 @@ bool zeroes(const std::vector<AdamOptions>& options) {
   return std::ranges::any_of(options, [](const AdamOptions& o) { return o.settings().zero_grad; });
 }
 
-bool always(const AdamSettings& /*settings*/) { return true; }
-bool amsgrad(const AdamSettings& settings) { return settings.amsgrad; }
-bool use_ema(const AdamSettings& settings) { return settings.use_ema; }
-bool accumulates(const AdamSettings& settings) { return settings.gradient_accumulation_steps > 1; }
-
 }  // namespace
 
-const TensorPlan::Kind TensorPlan::kinds[] = {
-    {"m", &TensorRef::m, &always},
-    {"v", &TensorRef::v, &always},
-    {"vhat", &TensorRef::vhat, &amsgrad},
-    {"ema", &TensorRef::ema, &use_ema},
-    {"accumulator", &TensorRef::accumulator, &accumulates}};
-
 bool TensorPlan::Param::is(const TensorView& view) const noexcept {
-  return present && view.data == data && view.precision == precision &&
-         view.is_complex == is_complex && std::ranges::equal(view.shape, shape) &&
-         std::ranges::equal(view.strides, strides);
+  return present && view.data == data && view.storage == storage && view.is_complex == is_complex &&
+         std::ranges::equal(view.shape, shape) && std::ranges::equal(view.strides, strides);
 }
 
 bool TensorPlan::StateTensor::is(const TensorView& view) const noexcept {
-  return present && view.data == data && view.size == size && view.precision == precision &&
+  return present && view.data == data && view.size == size && view.storage == storage &&
          view.is_complex == is_complex;
 }
 
@@ -147,7 +135,7 @@ void TensorPlan::find_groups(const Tensors& tensors, const std::vector<AdamOptio
   }
 }
 
-bool TensorPlan::needs(const Kind& kind, std::size_t index,
+bool TensorPlan::needs(const StateKind& kind, std::size_t index,
                        const std::vector<AdamOptions>& options) const {
   return kind.needed(options[groups_[index]].settings());
 }
@@ -165,12 +153,12 @@ bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>
   }
   // One kind after the other, which took 5 % less of a step over 1,000 tensors than one parameter
   // after the other.
-  for (std::size_t k = 0; k < std::size(kinds); ++k) {
-    const Column column(tensors, names_, kinds[k].name);
+  for (std::size_t k = 0; k < std::size(state_kinds); ++k) {
+    const Column column(tensors, names_, state_kinds[k].name);
     for (std::size_t i = 0; i < count; ++i) {
       if (!params_[i].present) continue;
       const StateTensor& known = state_[k][i];
-      if (known.present != needs(kinds[k], i, options)) return false;
+      if (known.present != needs(state_kinds[k], i, options)) return false;
       if (!known.present) continue;
       const std::optional<TensorView> view = state_reader_.read(column[i]);
       if (!view || !known.is(*view) || !same_layout(*view, params_[i].view())) return false;
@@ -223,19 +211,18 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
     const TensorView view = steppable(params_reader_, tensor, static_cast<std::int64_t>(i));
     params[i] = {.present = true,
                  .data = view.data,
-                 .precision = view.precision,
+                 .storage = view.storage,
                  .is_complex = view.is_complex,
                  .shape = {view.shape.begin(), view.shape.end()},
                  .strides = {view.strides.begin(), view.strides.end()},
                  .size = view.size};
-    refs[i].precision = view.precision;
-    refs[i].size = view.size;
-    refs[i].param = view.data;
+    refs[i] = make_tensor(view.storage, view.size);
+    refs[i].of[kind::param].data = view.data;
     add(tensor, view, "params", i);
   }
 
   std::vector<std::vector<StateTensor>> state;
-  for (const Kind& kind : kinds) {
+  for (const StateKind& kind : state_kinds) {
     const Column column(tensors, names_, kind.name);
     const char* const label = label_of(kind.name, names_);
     std::vector<StateTensor>& of_kind = state.emplace_back(count);
@@ -248,8 +235,8 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
         refuse(label, i, "must be a CPU tensor of the shape, dtype and strides of its parameter",
                tensor);
       }
-      of_kind[i] = {view->data, view->size, view->precision, view->is_complex, true};
-      refs[i].*kind.pointer = view->data;
+      of_kind[i] = {view->data, view->size, view->storage, view->is_complex, true};
+      refs[i].of[kind.kind].data = view->data;
       add(tensor, *view, label, i);
     }
   }
@@ -264,7 +251,7 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
       if (!view || view->size != 1) {
         refuse(counter, i, "must be a CPU tensor of one float32 or float64", tensor);
       }
-      counters[i] = {view->data, view->size, view->precision, view->is_complex, true};
+      counters[i] = {view->data, view->size, view->storage, view->is_complex, true};
       add(tensor, *view, counter, i);
     }
   }
@@ -287,11 +274,15 @@ void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& op
   if (gradients.any_of_rows()) {
     throw py::value_error(broken_rule("grads must be dense", "a sparse gradient"));
   }
+  std::vector<StepGroup> groups;
+  for (const AdamOptions& of_group : options) {
+    groups.push_back({&of_group.settings(), progress.iterations});
+  }
   AdamProgress counts = progress;
   {
     // Only raw memory is touched, of tensors that the caller keeps alive.
     const ReleasedGil released(plan_.elements());
-    plan_.step(options, counts);
+    plan_.step(groups, counts);
   }
   progress = counts;
   gradients.zero_the_rest();
@@ -305,13 +296,14 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
   // Tensors share their constants that share options, count and the meaning of epsilon.
   using Key = std::tuple<std::uint32_t, std::int64_t, bool>;
   std::map<Key, std::uint32_t> group_of;
-  std::vector<CountedOptions> groups;
+  std::vector<StepGroup> groups;
+  std::deque<AdamSettings> settings_of_rows;
   std::vector<std::int64_t> counts(params_.size());
   std::size_t stepped = 0;
   auto last = group_of.end();
   for (std::size_t i = 0; i < params_.size(); ++i) {
     if (!params_[i].present) continue;
-    counts[i] = read_count(counters_[i].data, counters_[i].precision, i);
+    counts[i] = read_count(counters_[i].data, counters_[i].storage, i);
     ++stepped;
     TensorRef& tensor = plan_.tensors()[i];
     const bool of_rows = gradients.any_of_rows() && gradients.is_of_rows(i);
@@ -320,9 +312,12 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
       bool is_new = false;
       std::tie(last, is_new) = group_of.try_emplace(key, static_cast<std::uint32_t>(groups.size()));
       if (is_new) {
-        AdamSettings settings = options[tensor.group].settings();
-        if (of_rows) settings.bias_corrected_epsilon = false;
-        groups.push_back({AdamOptions(settings), counts[i]});
+        const AdamSettings* settings = &options[tensor.group].settings();
+        if (of_rows) {
+          settings = &settings_of_rows.emplace_back(*settings);
+          settings_of_rows.back().bias_corrected_epsilon = false;
+        }
+        groups.push_back({settings, counts[i]});
       }
     }
     tensor.group = last->second;
@@ -338,7 +333,7 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
       plan_.step(groups);
     }
     for (std::size_t i = 0; i < counts.size(); ++i) {
-      if (params_[i].present) write_count(counters_[i].data, counters_[i].precision, counts[i] + 1);
+      if (params_[i].present) write_count(counters_[i].data, counters_[i].storage, counts[i] + 1);
     }
   }
   gradients.zero_the_rest();

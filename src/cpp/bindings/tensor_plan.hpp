@@ -42,33 +42,25 @@ class TensorPlan {
   std::size_t step_counted(const Tensors& tensors, const std::vector<AdamOptions>& options);
 
  private:
-  // A kind of state.
-  struct Kind {
-    const char* name;
-    void* TensorRef::*pointer;
-    bool (*needed)(const AdamSettings& settings);
-  };
-  static const Kind kinds[];
-
   // A parameter as it was when it was checked, or one that takes no part.
   struct Param {
     bool present = false;
     void* data = nullptr;
-    Precision precision = Precision::f32;
+    Storage storage = Storage::f32;
     bool is_complex = false;
     std::vector<std::int64_t> shape;
     std::vector<std::int64_t> strides;
     std::int64_t size = 0;
 
     bool is(const TensorView& view) const noexcept;
-    TensorView view() const noexcept { return {data, precision, is_complex, shape, strides, size}; }
+    TensorView view() const noexcept { return {data, storage, is_complex, shape, strides, size}; }
   };
 
   // A tensor of the state, or none.
   struct StateTensor {
     void* data = nullptr;
     std::int64_t size = 0;
-    Precision precision = Precision::f32;
+    Storage storage = Storage::f32;
     bool is_complex = false;
     bool present = false;
 
@@ -83,7 +75,8 @@ class TensorPlan {
   // Whether all but the gradients is as it was.
   bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   void bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
-  bool needs(const Kind& kind, std::size_t index, const std::vector<AdamOptions>& options) const;
+  bool needs(const StateKind& kind, std::size_t index,
+             const std::vector<AdamOptions>& options) const;
 
   py::object copy_like_;
   py::dict names_;

@@ -37,12 +37,12 @@ constexpr std::int32_t dlpack_cpu = 1;
 constexpr std::uint8_t dlpack_float = 2;
 constexpr std::uint8_t dlpack_complex = 5;
 
-std::optional<Precision> precision_of(const DlpackTensor& tensor, bool is_complex) {
+std::optional<Storage> storage_of_dtype(const DlpackTensor& tensor, bool is_complex) {
   if (!is_complex && tensor.dtype_code != dlpack_float) return std::nullopt;
   if (tensor.dtype_lanes != 1) return std::nullopt;
   const int bits = is_complex ? tensor.dtype_bits / 2 : tensor.dtype_bits;
-  if (bits == 32) return Precision::f32;
-  if (bits == 64) return Precision::f64;
+  if (bits == 32) return Storage::f32;
+  if (bits == 64) return Storage::f64;
   return std::nullopt;
 }
 
@@ -98,11 +98,11 @@ std::optional<TensorView> TensorReader::read(const py::handle& object) {
     return std::nullopt;
   }
   const bool is_complex = tensor.dtype_code == dlpack_complex;
-  const std::optional<Precision> precision = precision_of(tensor, is_complex);
-  if (!precision || tensor.device_type != dlpack_cpu) return std::nullopt;
+  const std::optional<Storage> storage = storage_of_dtype(tensor, is_complex);
+  if (!storage || tensor.device_type != dlpack_cpu) return std::nullopt;
   const auto ndim = static_cast<std::size_t>(tensor.ndim);
   TensorView view{.data = static_cast<char*>(tensor.data) + tensor.byte_offset,
-                  .precision = *precision,
+                  .storage = *storage,
                   .is_complex = is_complex,
                   .shape = {tensor.shape, ndim},
                   .strides = {tensor.strides, ndim}};
@@ -144,7 +144,7 @@ std::optional<TensorView> TensorReader::read_attributes(const py::handle& object
   extents_ = shape;
   extents_.insert(extents_.end(), strides.begin(), strides.end());
   TensorView view{.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>()),
-                  .precision = is_single ? Precision::f32 : Precision::f64,
+                  .storage = is_single ? Storage::f32 : Storage::f64,
                   .is_complex = is_complex,
                   .shape = {extents_.data(), shape.size()},
                   .strides = {extents_.data() + shape.size(), strides.size()}};
@@ -155,7 +155,7 @@ std::optional<TensorView> TensorReader::read_attributes(const py::handle& object
 }
 
 bool TensorView::is_like(const TensorView& other) const noexcept {
-  return precision == other.precision && is_complex == other.is_complex &&
+  return storage == other.storage && is_complex == other.is_complex &&
          std::ranges::equal(shape, other.shape);
 }
 
@@ -163,7 +163,7 @@ std::int64_t TensorView::extent() const noexcept {
   if (size == 0) return 0;
   std::int64_t elements = 1;
   for (std::size_t i = 0; i < shape.size(); ++i) elements += (shape[i] - 1) * strides[i];
-  return elements * item_size(precision);
+  return elements * item_size(storage);
 }
 
 bool same_layout(const TensorView& a, const TensorView& b) noexcept {

@@ -23,14 +23,14 @@ namespace py = pybind11;
 // from the reader.
 struct TensorView {
   void* data = nullptr;
-  Precision precision = Precision::f32;
+  Storage storage = Storage::f32;
   bool is_complex = false;
   std::span<const std::int64_t> shape;
   std::span<const std::int64_t> strides;
   std::int64_t size = 0;
 
   // Without those between its elements.
-  std::int64_t bytes() const noexcept { return size * item_size(precision); }
+  std::int64_t bytes() const noexcept { return size * item_size(storage); }
 
   // From its first byte to its last.
   std::int64_t extent() const noexcept;

@@ -13,8 +13,11 @@ extern "C" double __cdecl sqrt(double);
 
 namespace {
 
+namespace kind = fusedadam::kind;
 using fusedadam::AdamConstants;
 using fusedadam::norm_lanes;
+using fusedadam::Storage;
+using fusedadam::Stream;
 using fusedadam::TensorStreams;
 using fusedadam::tile_size;
 
@@ -44,6 +47,62 @@ inline T flushed(T x) {
   return x;
 }
 
+// ---- load --------------------------------------------------------------------------------------
+
+inline std::uint32_t bits_of(float x) { return __builtin_bit_cast(std::uint32_t, x); }
+inline float float_of(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
+inline float widened_bf16(std::uint16_t x) { return float_of(std::uint32_t{x} << 16); }
+
+// By integers and one exact product: a subnormal operand would cost a hundred cycles.
+inline float widened_f16(std::uint16_t x) {
+  const std::uint32_t magnitude = x & 0x7fffU;
+  const std::uint32_t rebiased =
+      (magnitude << 13) + (magnitude < 0x7c00U ? 112U << 23 : 224U << 23);
+  const float subnormal = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24F;
+  const std::uint32_t bits = magnitude < 0x400U ? bits_of(subnormal) : rebiased;
+  return float_of(bits | (x & 0x8000U) << 16);
+}
+
+template <float (*widened)(std::uint16_t)>
+const float* widen(float* __restrict out, const void* data, std::size_t n) {
+  const std::uint16_t* __restrict in = static_cast<const std::uint16_t*>(data);
+  for (std::size_t i = 0; i < n; ++i) out[i] = widened(in[i]);
+  return out;
+}
+
+inline bool is_half(Storage storage) { return storage == Storage::f16 || storage == Storage::bf16; }
+
+// n elements in the compute type: the stream's own memory, or `staging`.
+inline const float* load(float* staging, const Stream& s, std::size_t n) {
+  if (s.storage == Storage::bf16) return widen<widened_bf16>(staging, s.data, n);
+  if (s.storage == Storage::f16) return widen<widened_f16>(staging, s.data, n);
+  return static_cast<const float*>(s.data);
+}
+inline const double* load(double* /*staging*/, const Stream& s, std::size_t /*n*/) {
+  return static_cast<const double*>(s.data);
+}
+
+// The arrays of a tensor in the compute type, which a load leaves as they are, and its gradient.
+template <class T>
+struct Arrays {
+  T* param;
+  Stream grad;
+  T* m;
+  T* v;
+  T* vhat;
+  T* ema;
+  T* accumulator;
+  bool zero_grad;
+};
+
+template <class T>
+Arrays<T> arrays_of(const TensorStreams& s) {
+  const auto typed = [&](fusedadam::Kind kind) { return static_cast<T*>(s.of[kind].data); };
+  return {typed(kind::param), s.of[kind::grad], typed(kind::m),           typed(kind::v),
+          typed(kind::vhat),  typed(kind::ema), typed(kind::accumulator), s.zero_grad};
+}
+
 // ---- gradient ----------------------------------------------------------------------------------
 
 template <class T>
@@ -70,9 +129,8 @@ void clip_gradient(T* out, const T* grad, std::size_t n, const AdamConstants<T>&
 // The gradient that the update takes: the one that came in, or what the options made of it, in
 // `out`.
 template <class T>
-const T* effective_gradient(T* out, const TensorStreams<T>& s, std::size_t n,
-                            const AdamConstants<T>& c) {
-  const T* grad = s.grad;
+const T* effective_gradient(T* out, const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c) {
+  const T* grad = load(out, s.grad, n);
   if (s.accumulator != nullptr) {
     add(out, s.accumulator, grad, n);
     grad = out;
@@ -120,7 +178,7 @@ void update(T* __restrict param, const T* __restrict grad, T* __restrict m, T* _
 }
 
 template <bool flush, class T>
-void update(const TensorStreams<T>& s, const T* grad, std::size_t n, const AdamConstants<T>& c) {
+void update(const Arrays<T>& s, const T* grad, std::size_t n, const AdamConstants<T>& c) {
   if (s.vhat != nullptr) {
     update<flush, true>(s.param, grad, s.m, s.v, s.vhat, n, c);
   } else {
@@ -144,9 +202,19 @@ void copy(T* __restrict out, const T* __restrict in, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) out[i] = in[i];
 }
 
+template <class Element>
+void set_to_zero(void* data, std::size_t n) {
+  auto* const elements = static_cast<Element*>(data);
+  for (std::size_t i = 0; i < n; ++i) elements[i] = Element(0);
+}
+
 template <class T>
-void set_to_zero(T* data, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) data[i] = T(0);
+void set_to_zero(const Stream& s, std::size_t n) {
+  if (is_half(s.storage)) {
+    set_to_zero<std::uint16_t>(s.data, n);
+  } else {
+    set_to_zero<T>(s.data, n);
+  }
 }
 
 // ---- a step ------------------------------------------------------------------------------------
@@ -162,13 +230,19 @@ T* behind(T* data, std::size_t i) {
 }
 
 template <class T>
-TensorStreams<T> behind(const TensorStreams<T>& s, std::size_t i) {
-  return {behind(s.param, i), behind(s.grad, i), behind(s.m, i),           behind(s.v, i),
-          behind(s.vhat, i),  behind(s.ema, i),  behind(s.accumulator, i), behind(s.zeroed, i)};
+Stream behind(const Stream& s, std::size_t i) {
+  const std::size_t size = is_half(s.storage) ? sizeof(std::uint16_t) : sizeof(T);
+  return {static_cast<char*>(s.data) + i * size, s.storage};
+}
+
+template <class T>
+Arrays<T> behind(const Arrays<T>& s, std::size_t i) {
+  return {behind(s.param, i), behind<T>(s.grad, i), behind(s.m, i),           behind(s.v, i),
+          behind(s.vhat, i),  behind(s.ema, i),     behind(s.accumulator, i), s.zero_grad};
 }
 
 template <bool flush, class T>
-void step_stretch(const TensorStreams<T>& s, std::size_t n, const AdamConstants<T>& c, T* staging) {
+void step_stretch(const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c, T* staging) {
   const T* grad = effective_gradient(staging, s, n, c);
   if (c.decay_param) decay_weights(s.param, n, c.weight_decay);
   update<flush>(s, grad, n, c);
@@ -176,15 +250,16 @@ void step_stretch(const TensorStreams<T>& s, std::size_t n, const AdamConstants<
     average(s.ema, s.param, n, c);
     if (c.overwrite_param) copy(s.param, s.ema, n);
   }
-  if (s.zeroed != nullptr) set_to_zero(s.zeroed, n);
+  if (s.zero_grad) set_to_zero<T>(s.grad, n);
 }
 
 template <bool flush, class T>
-void step_stretches(const TensorStreams<T>& s, std::size_t n, const AdamConstants<T>& c) {
+void step_stretches(const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c) {
   const bool update_alone = !c.scale_gradient && !c.clamp_gradient && !c.add_l2 && !c.decay_param &&
-                            s.accumulator == nullptr && s.ema == nullptr && s.zeroed == nullptr;
+                            s.accumulator == nullptr && s.ema == nullptr && !s.zero_grad &&
+                            !is_half(s.grad.storage);
   if (update_alone) {
-    update<flush>(s, s.grad, n, c);
+    update<flush>(s, static_cast<const T*>(s.grad.data), n, c);
     return;
   }
   alignas(64) T staging[stretch_size];
@@ -195,34 +270,50 @@ void step_stretches(const TensorStreams<T>& s, std::size_t n, const AdamConstant
 }
 
 template <class T>
-void step(const TensorStreams<T>& streams, std::size_t n, const AdamConstants<T>& constants) {
+void step(const TensorStreams& streams, std::size_t n, const AdamConstants<T>& constants) {
+  const Arrays<T> arrays = arrays_of<T>(streams);
   if (constants.flush_denormals) {
-    step_stretches<true>(streams, n, constants);
+    step_stretches<true>(arrays, n, constants);
   } else {
-    step_stretches<false>(streams, n, constants);
+    step_stretches<false>(arrays, n, constants);
   }
 }
 
-// ---- accumulation and norm ---------------------------------------------------------------------
+// ---- the gradient by itself: clipped, accumulated, its norm
+// --------------------------------------
 
 template <class T>
-void accumulate(const TensorStreams<T>& s, std::size_t n, bool first) {
+void clip(T* out, const Stream& stream, std::size_t n, const AdamConstants<T>& constants) {
+  const T* grad = load(out, stream, n);
+  if (constants.scale_gradient || constants.clamp_gradient) {
+    clip_gradient(out, grad, n, constants);
+  } else if (grad != out) {
+    copy(out, grad, n);
+  }
+}
+
+template <class T>
+void accumulate(const TensorStreams& streams, std::size_t n, bool first) {
+  const Arrays<T> arrays = arrays_of<T>(streams);
+  alignas(64) T staging[stretch_size];
   // By stretches, so that a gradient to be zeroed is still in L1.
   for (std::size_t i = 0; i < n; i += stretch_size) {
     const std::size_t count = n - i < stretch_size ? n - i : stretch_size;
-    const TensorStreams<T> stretch = behind(s, i);
+    const Arrays<T> s = behind(arrays, i);
+    const T* grad = load(staging, s.grad, count);
     if (first) {
-      copy(stretch.accumulator, stretch.grad, count);
+      copy(s.accumulator, grad, count);
     } else {
-      add(stretch.accumulator, stretch.accumulator, stretch.grad, count);
+      add(s.accumulator, s.accumulator, grad, count);
     }
-    if (stretch.zeroed != nullptr) set_to_zero(stretch.zeroed, count);
+    if (s.zero_grad) set_to_zero<T>(s.grad, count);
   }
 }
 
 template <class T>
-double sum_of_squares(const T* grad, const T* accumulator, std::size_t n) {
+double sum_of_squares(const Stream& stream, const T* accumulator, std::size_t n) {
   alignas(64) T staging[tile_size];
+  const T* grad = load(staging, stream, n);
   if (accumulator != nullptr) {
     add(staging, accumulator, grad, n);
     grad = staging;
@@ -254,8 +345,8 @@ namespace fusedadam {
 
 extern const KernelTable FUSEDADAM_TABLE(FUSEDADAM_ISA);
 const KernelTable FUSEDADAM_TABLE(FUSEDADAM_ISA) = {
-    {&step<float>, &clip_gradient<float>, &accumulate<float>, &sum_of_squares<float>},
-    {&step<double>, &clip_gradient<double>, &accumulate<double>, &sum_of_squares<double>},
+    {&step<float>, &clip<float>, &accumulate<float>, &sum_of_squares<float>},
+    {&step<double>, &clip<double>, &accumulate<double>, &sum_of_squares<double>},
 };
 
 }  // namespace fusedadam

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace fusedadam {
 
@@ -15,7 +16,36 @@ inline constexpr std::size_t tile_size = 1024;
 // instruction set.
 inline constexpr std::size_t norm_lanes = 16;
 
-// The scalars of a step, formed in double and rounded once to the precision of the tensor.
+// How the elements of an array are stored. What is computed with them is float32, or float64 where
+// the parameter is.
+enum class Storage : std::uint8_t {
+  f32,
+  f64,
+  f16,   // IEEE binary16
+  bf16,  // the upper 16 bits of a float32
+};
+
+// The arrays of a tensor, by kind.
+namespace kind {
+enum Kind : std::uint8_t { param, grad, m, v, vhat, ema, accumulator, count };
+}  // namespace kind
+using kind::Kind;
+
+// An array from its first element on. Without data it takes no part.
+struct Stream {
+  void* data = nullptr;
+  Storage storage = Storage::f32;
+};
+
+// The arrays of one tensor, from the first element that a kernel call shall work on. The gradient
+// may have any storage that widens exactly to that of the parameter; all others have the
+// parameter's.
+struct TensorStreams {
+  Stream of[kind::count];
+  bool zero_grad = false;  // the gradient is written, with zeros
+};
+
+// The scalars of a step, formed in double and rounded once to the compute type of the tensor.
 template <class T>
 struct AdamConstants {
   T beta_1;
@@ -38,41 +68,24 @@ struct AdamConstants {
   bool flush_denormals;
 };
 
-// Where the elements of one tensor lie, from the first that a kernel call shall work on. What is
-// null takes no part.
-template <class T>
-struct TensorStreams {
-  T* param;
-  const T* grad;
-  T* m;
-  T* v;
-  T* vhat = nullptr;
-  T* ema = nullptr;
-  T* accumulator = nullptr;
-  T* zeroed = nullptr;  // grad, where it is to be zeroed
-};
-
 template <class T>
 struct Kernels {
   // One Adam step over n elements. An accumulator is read: its elements are added to grad's.
-  void (*step)(const TensorStreams<T>& streams, std::size_t n, const AdamConstants<T>& constants);
+  void (*step)(const TensorStreams& streams, std::size_t n, const AdamConstants<T>& constants);
 
-  // out = scaled and clamped grad, over n elements. out == grad is allowed.
-  void (*clip)(T* out, const T* grad, std::size_t n, const AdamConstants<T>& constants);
+  // out = scaled and clamped grad, over n elements. out may be the memory of grad.
+  void (*clip)(T* out, const Stream& grad, std::size_t n, const AdamConstants<T>& constants);
 
   // accumulator = grad (the first of a mean) or accumulator + grad, over n elements; then zeroes
   // what is to be zeroed.
-  void (*accumulate)(const TensorStreams<T>& streams, std::size_t n, bool first);
+  void (*accumulate)(const TensorStreams& streams, std::size_t n, bool first);
 
   // Sum of squares of one tile of grad, or of accumulator + grad, n <= tile_size, in norm_lanes
   // float64 sums that are then added pairwise.
-  double (*sum_of_squares)(const T* grad, const T* accumulator, std::size_t n);
+  double (*sum_of_squares)(const Stream& grad, const T* accumulator, std::size_t n);
 };
 
-// All kernels of one instruction set.
-struct KernelTable {
-  Kernels<float> f32;
-  Kernels<double> f64;
-};
+// All kernels of one instruction set: of float and of double, which convert to.
+struct KernelTable : Kernels<float>, Kernels<double> {};
 
 }  // namespace fusedadam

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "memory/storage.hpp"
+
 namespace fusedadam {
 
 // The bytes of one array, and which array that is.
@@ -18,6 +20,11 @@ struct ByteRange {
 };
 
 ByteRange byte_range(const void* data, std::int64_t bytes, const char* list, std::int64_t index);
+
+inline ByteRange byte_range(const Stream& array, std::int64_t size, const char* list,
+                            std::int64_t index) {
+  return byte_range(array.data, size * item_size(array.storage), list, index);
+}
 
 // Empty ranges overlap nothing.
 bool overlap(const ByteRange& a, const ByteRange& b) noexcept;

@@ -20,7 +20,7 @@ TensorList::TensorList(std::vector<TensorRef> tensors) : tensors_(std::move(tens
   for (const TensorRef& tensor : tensors_) {
     first_byte_.push_back(bytes);
     first_block_.push_back(blocks);
-    bytes += tensor.size * item_size(tensor.precision);
+    bytes += tensor.size * item_size(tensor.storage());
     blocks += divide_up(tensor.size, block_size(tensor.size));
     elements_ += tensor.size;
   }
@@ -30,17 +30,6 @@ TensorList::TensorList(std::vector<TensorRef> tensors) : tensors_(std::move(tens
 
 std::int64_t TensorList::block_size(std::int64_t size) noexcept {
   return std::max<std::int64_t>(1, divide_up(divide_up(size, tile), max_blocks)) * tile;
-}
-
-int TensorList::worthwhile_parts(int threads) const noexcept {
-  constexpr std::int64_t smallest_part = 16384;
-  // More parts than threads, so that one that is disturbed can leave some to the others.
-  constexpr std::int64_t shared_part = 65536;
-  constexpr std::int64_t parts_per_thread = 16;
-  if (elements_ < smallest_shared || threads == 1) return 1;
-  const std::int64_t busy = std::min<std::int64_t>(threads, elements_ / smallest_part);
-  const std::int64_t each = elements_ / (shared_part * busy);
-  return static_cast<int>(busy * std::clamp<std::int64_t>(each, 1, parts_per_thread));
 }
 
 TensorList::Cut TensorList::cut(int part, int parts, Edge edge) const noexcept {
@@ -54,7 +43,7 @@ TensorList::Cut TensorList::cut(int part, int parts, Edge edge) const noexcept {
   if (tensor >= tensors_.size()) return {tensors_.size(), 0};
   const TensorRef& ref = tensors_[tensor];
   const std::int64_t unit = edge == Edge::tile ? tile : block_size(ref.size);
-  const std::int64_t element = (target - first_byte_[tensor]) / item_size(ref.precision);
+  const std::int64_t element = (target - first_byte_[tensor]) / item_size(ref.storage());
   return {tensor, element / unit * unit};
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// All tensors of a step as one list of tiles, and its division among threads.
+// All tensors of a step as one list of tiles.
 #pragma once
 
 #include <cstddef>
@@ -8,50 +8,45 @@
 #include <span>
 #include <vector>
 
-#include "kernels/kernel_table.hpp"
+#include "memory/state_kinds.hpp"
+#include "memory/storage.hpp"
 
 namespace fusedadam {
 
-enum class Precision : std::uint8_t { f32, f64 };
+class Pieces;
 
-constexpr std::int64_t item_size(Precision precision) {
-  return precision == Precision::f32 ? 4 : 8;
-}
-
-template <class T>
-inline constexpr Precision precision_of = sizeof(T) == 4 ? Precision::f32 : Precision::f64;
-
-struct RowMap;
-
-// A tensor of either precision. The pointers are those of Tensor<T>; what an option needs and has
-// not been asked for is null.
-struct TensorRef {
-  Precision precision = Precision::f32;
-  void* param = nullptr;
-  const void* grad = nullptr;
-  void* m = nullptr;
-  void* v = nullptr;
-  std::int64_t size = 0;
-  void* vhat = nullptr;
-  void* ema = nullptr;
-  void* accumulator = nullptr;
-  void* zeroed = nullptr;   // grad, where it is to be zeroed
+// A tensor of a step.
+struct TensorRef : TensorStreams {
+  std::int64_t size = 0;    // elements
   std::uint32_t group = 0;  // which of a step's options hold for it
-  // Whether it had no gradient in the calls before of the mean that is accumulated.
+  // Whether it had no gradient in the earlier calls of the mean that is accumulated.
   bool accumulator_is_empty = false;
-  const RowMap* rows = nullptr;  // of a sparse gradient (sparse_rows.hpp)
+  const Pieces* pieces = nullptr;  // where its elements lie if not one behind the other
 
+  Storage storage() const noexcept { return of[kind::param].storage; }
+
+  // From element `first` on.
+  TensorStreams at(std::int64_t first) const noexcept {
+    TensorStreams streams = *this;
+    for (Stream& stream : streams.of) stream = stream_at(stream, first);
+    return streams;
+  }
+
+  // The elements of one of its arrays, from `first` on; null where it takes no part.
   template <class T>
-  TensorStreams<T> streams(std::int64_t first) const {
-    const auto at = [first](void* data) {
-      return data == nullptr ? nullptr : static_cast<T*>(data) + first;
-    };
-    return {at(param),       grad == nullptr ? nullptr : static_cast<const T*>(grad) + first,
-            at(m),           at(v),
-            at(vhat),        at(ema),
-            at(accumulator), at(zeroed)};
+  T* array(Kind kind, std::int64_t first = 0) const noexcept {
+    return static_cast<T*>(stream_at(of[kind], first).data);
   }
 };
+
+// A tensor without arrays, of this storage and size. Its state is stored as the table says.
+inline TensorRef make_tensor(Storage param, std::int64_t size) noexcept {
+  TensorRef tensor;
+  tensor.of[kind::param].storage = tensor.of[kind::grad].storage = param;
+  for (const StateKind& state : state_kinds) tensor.of[state.kind].storage = state.storage(param);
+  tensor.size = size;
+  return tensor;
+}
 
 // Tensors laid end to end, cut into parts of equal bytes at the edges of tiles (or of blocks, which
 // are what partial sums of squares are kept of). Where the cuts fall depends on the sizes alone.
@@ -64,13 +59,6 @@ class TensorList {
   std::span<TensorRef> tensors() noexcept { return tensors_; }
   std::span<const TensorRef> tensors() const noexcept { return tensors_; }
   std::int64_t elements() const noexcept { return elements_; }
-
-  // How many threads' worth of work this is: 1 where entering a parallel region would cost more
-  // than it saves.
-  int worthwhile_parts(int threads) const noexcept;
-
-  // Elements. With fewer, one thread is done before a region would have started and ended.
-  static constexpr std::int64_t smallest_shared = 32768;
 
   enum class Edge : std::uint8_t { tile, block };
 

@@ -5,6 +5,8 @@
 
 namespace fusedadam {
 
+ThreadPolicy thread_policy;
+
 bool ThreadPolicy::wants_threads(std::int64_t elements) noexcept {
   const int left = passes_left_.load(std::memory_order_relaxed);
   if (left == 0 || elements >= elements_.load(std::memory_order_relaxed)) return true;

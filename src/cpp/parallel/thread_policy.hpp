@@ -39,4 +39,7 @@ class ThreadPolicy {
   std::atomic<int> failures_{0};           // in a row
 };
 
+// Of all passes of the process, which share its cores.
+extern ThreadPolicy thread_policy;
+
 }  // namespace fusedadam

@@ -2,29 +2,23 @@
 #include "step/adam_plan.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <tuple>
 #include <utility>
 
 #include "cpu/dispatch.hpp"
+#include "parallel/float_environment.hpp"
 #include "step/passes.hpp"
+#include "step/pieces.hpp"
 #include "step/progress.hpp"
-#include "step/sparse_rows.hpp"
-#include "step/step_scalars.hpp"
 
 namespace fusedadam {
 namespace {
 
 using Edge = TensorList::Edge;
 
-// The settings of a group, and the steps taken: by the optimizer, and by the group's moments.
-struct Group {
-  const AdamSettings& settings;
-  std::int64_t iterations;
-  std::int64_t steps;
-};
-
-// The constants of a group of tensors, in both precisions.
+// The constants of a group of tensors, in both compute types.
 class GroupConstants {
  public:
   GroupConstants(const AdamSettings& settings, const StepScalars& scalars, double loss_scale,
@@ -59,67 +53,45 @@ bool clips_by_a_norm(const AdamSettings& settings) noexcept {
 }
 
 void accumulate(const TensorList& list, bool first_of_mean) {
-  const KernelTable& kernels = active_kernels();
+  const KernelTable& table = active_kernels();
   pass_over(list, Edge::tile,
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list.tensors()[index];
-              kernels_of<T>(kernels).accumulate(tensor.streams<T>(first),
-                                                static_cast<std::size_t>(end - first),
-                                                first_of_mean || tensor.accumulator_is_empty);
+              const Kernels<T>& kernels = table;
+              kernels.accumulate(tensor.at(first), static_cast<std::size_t>(end - first),
+                                 first_of_mean || tensor.accumulator_is_empty);
             });
 }
 
 void zero_gradients(const TensorList& list) {
   pass_over(list, Edge::tile,
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-              T* zeroed = list.tensors()[index].streams<T>(first).zeroed;
-              if (zeroed != nullptr) std::fill_n(zeroed, end - first, T(0));
+              const TensorRef& tensor = list.tensors()[index];
+              if (!tensor.zero_grad) return;
+              const Stream grad = stream_at(tensor.of[kind::grad], first);
+              std::memset(grad.data, 0,
+                          static_cast<std::size_t>((end - first) * item_size(grad.storage)));
             });
 }
 
-void touch(void* data, std::int64_t first_byte, std::int64_t end_byte) {
+void touch(const Stream& stream, std::int64_t first, std::int64_t end) {
   constexpr std::int64_t page = 4096;
-  if (data == nullptr) return;
-  auto* bytes = static_cast<volatile char*>(data);
-  for (std::int64_t i = first_byte; i < end_byte; i += page) bytes[i] = 0;
+  if (stream.data == nullptr) return;
+  auto* bytes = static_cast<volatile char*>(stream.data);
+  const std::int64_t item = item_size(stream.storage);
+  for (std::int64_t i = first * item; i < end * item; i += page) bytes[i] = 0;
 }
 
 }  // namespace
 
 AdamPlan::AdamPlan(std::vector<TensorRef> tensors) : list_(std::move(tensors)) {}
 
-StepOutcome AdamPlan::step(std::span<const AdamOptions> groups, AdamProgress& progress) {
-  const auto group = [&](std::size_t i) {
-    return Group{groups[i].settings(), progress.iterations, progress.iterations};
-  };
-  return step_or_accumulate(groups.size(), group, progress);
-}
-
-StepOutcome AdamPlan::step(std::span<const CountedOptions> groups, AdamProgress& progress) {
-  const auto group = [&](std::size_t i) {
-    return Group{groups[i].options.settings(), progress.iterations, groups[i].steps};
-  };
-  return step_or_accumulate(groups.size(), group, progress);
-}
-
-StepOutcome AdamPlan::step(std::span<const CountedOptions> groups) {
-  if (groups.empty()) return StepOutcome::taken;
+StepOutcome AdamPlan::step(std::span<const StepGroup> groups, AdamProgress& progress) {
   const DefaultFloatEnvironment environment;
-  const auto group = [&](std::size_t i) {
-    return Group{groups[i].options.settings(), groups[i].steps, groups[i].steps};
-  };
-  return take(groups.size(), group, groups.front().options.settings().loss_scale.value_or(1));
-}
-
-// `group_at(i)` gives a Group.
-template <class GroupAt>
-StepOutcome AdamPlan::step_or_accumulate(std::size_t groups, const GroupAt& group_at,
-                                         AdamProgress& progress) {
-  const AdamSettings& common = group_at(0).settings;
-  const DefaultFloatEnvironment environment;
+  const AdamSettings& common = *groups.front().settings;
   StepOutcome outcome = StepOutcome::accumulated;
   if (completes_a_step(progress, common)) {
-    outcome = take(groups, group_at, current_loss_scale(progress, common));
+    outcome = take(groups, progress.iterations, current_loss_scale(progress, common));
   } else {
     accumulate(list_, progress.accumulated == 0);
   }
@@ -127,41 +99,46 @@ StepOutcome AdamPlan::step_or_accumulate(std::size_t groups, const GroupAt& grou
   return outcome;
 }
 
-template <class GroupAt>
-StepOutcome AdamPlan::take(std::size_t groups, const GroupAt& group_at, double loss_scale) {
-  const AdamSettings& common = group_at(0).settings;
+StepOutcome AdamPlan::step(std::span<const StepGroup> groups) {
+  if (groups.empty()) return StepOutcome::taken;
+  const DefaultFloatEnvironment environment;
+  return take(groups, std::nullopt, groups.front().settings->loss_scale.value_or(1));
+}
+
+StepOutcome AdamPlan::take(std::span<const StepGroup> groups,
+                           std::optional<std::int64_t> iterations, double loss_scale) {
+  const AdamSettings& common = *groups.front().settings;
   const bool may_skip = common.skip_nonfinite || common.dynamic_loss_scale;
-  bool needs_norms = may_skip;
-  for (std::size_t i = 0; i < groups; ++i) needs_norms |= clips_by_a_norm(group_at(i).settings);
-  if (needs_norms) {
+  if (may_skip || std::ranges::any_of(groups, clips_by_a_norm,
+                                      [](const StepGroup& group) -> const AdamSettings& {
+                                        return *group.settings;
+                                      })) {
     reserve(list_, sums_);
     sum_gradients(list_, sums_);
   }
-  powers_.resize(groups);
+  powers_.resize(groups.size());
   std::vector<GroupConstants> constants;
-  constants.reserve(groups);
-  for (std::size_t i = 0; i < groups; ++i) {
-    const Group group = group_at(i);
+  constants.reserve(groups.size());
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const auto& [settings, steps] = groups[i];
     constants.emplace_back(
-        group.settings,
-        step_scalars(group.settings, group.iterations + 1, group.steps + 1, powers_[i]), loss_scale,
-        sums_);
+        *settings, step_scalars(*settings, iterations.value_or(steps) + 1, steps + 1, powers_[i]),
+        loss_scale, sums_);
   }
   if (may_skip && !all_finite(list_, sums_)) {
     zero_gradients(list_);
     return StepOutcome::skipped;
   }
-  const KernelTable& kernels = active_kernels();
-
-  pass_over(list_, Edge::tile,
-            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-              const TensorRef& tensor = list_.tensors()[index];
-              const AdamConstants<T> c = constants[tensor.group].template for_tensor<T>(index);
-              for_each_contiguous_piece<T>(tensor, first, end,
-                                           [&](const TensorStreams<T>& streams, std::size_t n) {
-                                             kernels_of<T>(kernels).step(streams, n, c);
-                                           });
-            });
+  const KernelTable& table = active_kernels();
+  pass_over(
+      list_, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+        const TensorRef& tensor = list_.tensors()[index];
+        const AdamConstants<T> c = constants[tensor.group].template for_tensor<T>(index);
+        const Kernels<T>& kernels = table;
+        for_each_contiguous_piece(
+            tensor, first, end,
+            [&](const TensorStreams& streams, std::size_t n) { kernels.step(streams, n, c); });
+      });
   return StepOutcome::taken;
 }
 
@@ -169,13 +146,13 @@ void AdamPlan::begin() const {
   pass_over(
       list_, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
         const TensorRef& tensor = list_.tensors()[index];
-        const std::int64_t item = item_size(tensor.precision);
-        for (void* zeros : {tensor.m, tensor.v, tensor.vhat, tensor.ema, tensor.accumulator}) {
-          touch(zeros, first * item, end * item);
-        }
-        const TensorStreams<T> streams = tensor.streams<T>(first);
-        if (streams.ema != nullptr && streams.param != nullptr) {
-          std::copy_n(streams.param, end - first, streams.ema);
+        const T* param = tensor.array<const T>(kind::param, first);
+        for (const StateKind& state : state_kinds) {
+          touch(tensor.of[state.kind], first, end);
+          T* const array = tensor.array<T>(state.kind, first);
+          if (state.beginning == Beginning::as_param && array != nullptr && param != nullptr) {
+            std::copy_n(param, end - first, array);
+          }
         }
       });
 }
@@ -183,16 +160,16 @@ void AdamPlan::begin() const {
 void AdamPlan::swap_averages() const {
   pass_over(list_, Edge::tile,
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-              const TensorStreams<T> streams = list_.tensors()[index].streams<T>(first);
-              std::swap_ranges(streams.param, streams.param + (end - first), streams.ema);
+              const TensorRef& tensor = list_.tensors()[index];
+              T* const param = tensor.array<T>(kind::param, first);
+              std::swap_ranges(param, param + (end - first), tensor.array<T>(kind::ema, first));
             });
 }
 
-bool clip_gradients(const TensorList& list, const AdamOptions& options, double loss_scale) {
-  AdamSettings settings = options.settings();
+bool clip_gradients(const TensorList& list, const AdamSettings& asked, double loss_scale) {
+  AdamSettings settings = asked;
   settings.maximize = false;
   settings.gradient_accumulation_steps = 1;
-  const KernelTable& kernels = active_kernels();
   const DefaultFloatEnvironment environment;
   GradientSums sums;
   if (clips_by_a_norm(settings)) {
@@ -200,26 +177,20 @@ bool clip_gradients(const TensorList& list, const AdamOptions& options, double l
     sum_gradients(list, sums);
   }
   const GroupConstants constants(settings, step_scalars(settings, 1), loss_scale, sums);
-  const auto changes = []<class T>(const AdamConstants<T>& c) {
-    return c.scale_gradient || c.clamp_gradient;
-  };
   bool any_changes = false;
   for (std::size_t index = 0; index < list.tensors().size(); ++index) {
-    any_changes = any_changes || changes(constants.for_tensor<double>(index));
+    const AdamConstants<double> c = constants.for_tensor<double>(index);
+    any_changes = any_changes || c.scale_gradient || c.clamp_gradient;
   }
   if (!any_changes) return false;
-
-  pass_over(list, Edge::tile,
-            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-              const TensorStreams<T> streams = list.tensors()[index].streams<T>(first);
-              const AdamConstants<T> c = constants.for_tensor<T>(index);
-              if (changes(c)) {
-                kernels_of<T>(kernels).clip(streams.param, streams.grad,
-                                            static_cast<std::size_t>(end - first), c);
-              } else {
-                std::copy_n(streams.grad, end - first, streams.param);
-              }
-            });
+  const KernelTable& table = active_kernels();
+  pass_over(
+      list, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+        const TensorRef& tensor = list.tensors()[index];
+        const Kernels<T>& kernels = table;
+        kernels.clip(tensor.array<T>(kind::param, first), stream_at(tensor.of[kind::grad], first),
+                     static_cast<std::size_t>(end - first), constants.for_tensor<T>(index));
+      });
   return true;
 }
 

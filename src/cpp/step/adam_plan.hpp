@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 //
-// The prepared form of a step: tensors checked and laid out once, stepped many times. Nothing here
-// validates memory: callers have.
+// The prepared form of a step: tensors checked and laid out once, stepped many times. Callers have
+// checked all memory, options and counts.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -16,9 +17,10 @@
 
 namespace fusedadam {
 
-// Options that a group of tensors shares, and the number of steps that their moments have taken.
-struct CountedOptions {
-  AdamOptions options;
+// What a group of tensors shares: its settings, and the number of steps that its moments have
+// taken.
+struct StepGroup {
+  const AdamSettings* settings = nullptr;
   std::int64_t steps = 0;
 };
 
@@ -28,25 +30,21 @@ class AdamPlan {
   // @throws std::bad_alloc
   explicit AdamPlan(std::vector<TensorRef> tensors);
 
-  // Pointers and groups may be exchanged between steps, sizes and precisions not.
+  // Pointers and groups may be exchanged between steps, sizes and the parameters' storage may not.
   std::span<TensorRef> tensors() noexcept { return list_.tensors(); }
   std::span<const TensorRef> tensors() const noexcept { return list_.tensors(); }
   std::int64_t elements() const noexcept { return list_.elements(); }
 
-  // One call: it takes, accumulates for or skips a step over all tensors, each with the options of
-  // its group. The tensors have the arrays that their options need, and no others. `progress` is
-  // valid for these options.
+  // One call: it takes, accumulates for or skips a step over all tensors, each with the settings of
+  // its group. The tensors have the arrays that their settings need, and no others. There is one
+  // group at least, and `progress` is valid for it.
   // @throws std::bad_alloc  before anything is written.
-  StepOutcome step(std::span<const AdamOptions> groups, AdamProgress& progress);
-
-  // The same where the moments of a group have taken other steps than the optimizer.
-  // @throws std::bad_alloc  as above.
-  StepOutcome step(std::span<const CountedOptions> groups, AdamProgress& progress);
+  StepOutcome step(std::span<const StepGroup> groups, AdamProgress& progress);
 
   // The same without an optimizer that counts. One call is one step: no group accumulates gradients
   // or has a dynamic loss scale; loss_scale and skip_nonfinite are those of the first.
   // @throws std::bad_alloc  before anything is written.
-  StepOutcome step(std::span<const CountedOptions> groups);
+  StepOutcome step(std::span<const StepGroup> groups);
 
   // Touches each page of the state first on the thread that will step it. All of it must be zeros;
   // averages then begin as their parameters, where these are known.
@@ -56,11 +54,9 @@ class AdamPlan {
   void swap_averages() const;
 
  private:
-  template <class GroupAt>
-  StepOutcome step_or_accumulate(std::size_t groups, const GroupAt& group_at,
-                                 AdamProgress& progress);
-  template <class GroupAt>
-  StepOutcome take(std::size_t groups, const GroupAt& group_at, double loss_scale);
+  // `iterations` are those of the optimizer; without, the groups count for it.
+  StepOutcome take(std::span<const StepGroup> groups, std::optional<std::int64_t> iterations,
+                   double loss_scale);
 
   TensorList list_;
   std::vector<BetaPowers> powers_;  // of each group
@@ -68,9 +64,9 @@ class AdamPlan {
 };
 
 // What the gradient stage of a step makes of the gradients, written to the tensors' `param`: each
-// is unscaled by `loss_scale` and clipped. False, and nothing is
-// written, where that leaves these gradients as they are.
+// is unscaled by `loss_scale` and clipped. False, and nothing is written, where that leaves these
+// gradients as they are.
 // @throws std::bad_alloc
-bool clip_gradients(const TensorList& tensors, const AdamOptions& options, double loss_scale);
+bool clip_gradients(const TensorList& tensors, const AdamSettings& settings, double loss_scale);
 
 }  // namespace fusedadam

@@ -6,8 +6,9 @@
 #include <cmath>
 
 #include "cpu/dispatch.hpp"
+#include "parallel/float_environment.hpp"
 #include "step/passes.hpp"
-#include "step/sparse_rows.hpp"
+#include "step/pieces.hpp"
 
 namespace fusedadam {
 namespace {
@@ -24,9 +25,8 @@ void sum_blocks(const Kernels<T>& kernels, const TensorRef& tensor, std::int64_t
     double sum = 0;
     for (std::int64_t i = begin; i < block_end; i += tile) {
       const std::int64_t n = std::min(tile, block_end - i);
-      const T* grad = gradient_tile(tensor, i, n, staging.data());
-      const T* accumulator = static_cast<const T*>(tensor.accumulator);
-      sum += kernels.sum_of_squares(grad, accumulator == nullptr ? nullptr : accumulator + i,
+      sum += kernels.sum_of_squares(gradient_tile(tensor, i, n, staging.data()),
+                                    tensor.array<const T>(kind::accumulator, i),
                                     static_cast<std::size_t>(n));
     }
     *sums++ = sum;
@@ -35,9 +35,9 @@ void sum_blocks(const Kernels<T>& kernels, const TensorRef& tensor, std::int64_t
 
 // Of a tensor whose sum of squares is infinite.
 bool all_finite(const TensorRef& tensor) {
-  if (tensor.precision == Precision::f32) return false;  // no square of a float overflows
-  const auto* grad = static_cast<const double*>(tensor.grad);
-  const auto* accumulator = static_cast<const double*>(tensor.accumulator);
+  if (tensor.storage() != Storage::f64) return false;  // no square of a float overflows
+  const auto* grad = tensor.array<const double>(kind::grad);
+  const auto* accumulator = tensor.array<const double>(kind::accumulator);
   for (std::int64_t i = 0; i < gradient_size(tensor); ++i) {
     if (!std::isfinite(accumulator == nullptr ? grad[i] : accumulator[i] + grad[i])) return false;
   }
@@ -56,7 +56,7 @@ void sum_gradients(const TensorList& list, GradientSums& sums) {
   pass_over(list, TensorList::Edge::block,
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list.tensors()[index];
-              sum_blocks<T>(kernels_of<T>(kernels), tensor, first, end,
+              sum_blocks<T>(kernels, tensor, first, end,
                             sums.blocks.data() + list.first_block(index) +
                                 first / TensorList::block_size(tensor.size));
             });

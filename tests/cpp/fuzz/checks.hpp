@@ -14,7 +14,7 @@
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
 #include "input.hpp"
-#include "step/passes.hpp"
+#include "parallel/thread_policy.hpp"
 #include "support.hpp"
 
 namespace fusedadam::fuzz {

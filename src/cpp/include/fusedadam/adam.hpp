@@ -30,18 +30,21 @@
 #include <variant>
 
 #include "fusedadam/export.hpp"
+#include "fusedadam/half.hpp"
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 
 namespace fusedadam {
 
 /// One parameter with its gradient and moments: contiguous arrays of `size` elements of type T
-/// (float or double), each aligned to alignof(T). The caller owns the memory. `grad` is only read,
-/// except that the option zero_grad writes to it, const or not; all others are updated in place.
-template <class T>
+/// (float or double), each aligned to its element type. The caller owns the memory. `grad` is only
+/// read, except that the option zero_grad writes to it, const or not; all others are updated in
+/// place. Gradients of a float parameter may be float16 or bfloat16: they are widened, exactly, as
+/// they are read.
+template <class T, class Grad = T>
 struct Tensor {
   T* param = nullptr;
-  const T* grad = nullptr;
+  const Grad* grad = nullptr;
   T* m = nullptr;  ///< first moment, zeros before the first step
   T* v = nullptr;  ///< second moment, zeros before the first step
   std::int64_t size = 0;
@@ -50,8 +53,9 @@ struct Tensor {
   T* accumulator = nullptr;  ///< sum of gradients; only with gradient_accumulation_steps > 1
 };
 
-/// A tensor of either precision, for steps over mixed lists.
-using AnyTensor = std::variant<Tensor<float>, Tensor<double>>;
+/// A tensor of any type, for steps over mixed lists.
+using AnyTensor =
+    std::variant<Tensor<float>, Tensor<double>, Tensor<float, float16>, Tensor<float, bfloat16>>;
 
 /// Tensors that share their options.
 struct AdamGroup {

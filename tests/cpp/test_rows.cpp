@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 //
 // The parts of a step from gradients of some rows.
-#include "step/sparse_rows.hpp"
+#include "step/rows.hpp"
 
 #include <gtest/gtest.h>
 
 #include "api/checks.hpp"
+#include "api/references.hpp"
 #include "sparse_support.hpp"
 
 namespace fusedadam {
@@ -18,39 +19,54 @@ RowIndices row_indices(const std::vector<Index>& list) {
 
 // ---- sums --------------------------------------------------------------------------------------
 
-TEST(SumRows, TakesGradientsAsTheyAreWhereRowsAscend) {
-  const std::vector<std::int32_t> indices{0, 2, 3, 9};
-  const std::vector<float> grads(8, 1.0F);
-  const auto summed = sum_rows(row_indices(indices), grads.data(), 2);
-  EXPECT_EQ(summed.rows, (std::vector<std::int64_t>{0, 2, 3, 9}));
-  EXPECT_TRUE(summed.grads.empty());
+template <class T>
+Stream stream_of(const std::vector<T>& array) {
+  return {const_cast<T*>(array.data()), storage_of<T>};
 }
 
-TEST(SumRows, SortsAndAdds) {
+template <class T>
+std::vector<T> grads_of(const Rows& rows) {
+  const auto* first = static_cast<const T*>(rows.grads().data);
+  return {first, first + rows.gradient_size()};
+}
+
+std::vector<std::int64_t> list_of(const Rows& rows) {
+  return {rows.rows().begin(), rows.rows().end()};
+}
+
+TEST(SumOfRows, IsTheGradientsAsTheyAreWhereRowsAscend) {
+  const std::vector<std::int32_t> indices{0, 2, 3, 9};
+  const std::vector<float> grads(8, 1.0F);
+  const Rows rows(row_indices(indices), stream_of(grads), 2, SparseMode::lazy);
+  EXPECT_EQ(list_of(rows), (std::vector<std::int64_t>{0, 2, 3, 9}));
+  EXPECT_EQ(rows.grads().data, grads.data());
+}
+
+TEST(SumOfRows, IsSortedAndAddedUp) {
   const std::vector<std::int64_t> indices{7, 1, 7, 0, 7};
   const std::vector<double> grads{1, 2, 3, 4, 10, 20, 5, 6, 100, 200};
-  const auto summed = sum_rows(row_indices(indices), grads.data(), 2);
-  EXPECT_EQ(summed.rows, (std::vector<std::int64_t>{0, 1, 7}));
-  EXPECT_EQ(summed.grads, (std::vector<double>{5, 6, 3, 4, 111, 222}));
+  const Rows rows(row_indices(indices), stream_of(grads), 2, SparseMode::lazy);
+  EXPECT_EQ(list_of(rows), (std::vector<std::int64_t>{0, 1, 7}));
+  EXPECT_EQ(grads_of<double>(rows), (std::vector<double>{5, 6, 3, 4, 111, 222}));
 }
 
 template <class T, class Index>
-void check_sums(std::size_t rows, std::size_t row_size, std::size_t named) {
-  const auto sparse = sparse_arrays<T>(rows, row_size, named, rows + row_size + named);
+void check_sums(std::size_t row_count, std::size_t row_size, std::size_t named) {
+  const auto sparse = sparse_arrays<T>(row_count, row_size, named, row_count + row_size + named);
   const std::vector<Index> indices(sparse.indices.begin(), sparse.indices.end());
-  const auto summed =
-      sum_rows(row_indices(indices), sparse.grad_rows.data(), static_cast<std::int64_t>(row_size));
+  const Rows rows(row_indices(indices), stream_of(sparse.grad_rows),
+                  static_cast<std::int64_t>(row_size), SparseMode::lazy);
   std::vector<std::int64_t> expected_rows;
   std::vector<T> expected;
   for (const auto& [row, grad] : reference::summed_rows(sparse)) {
     expected_rows.push_back(row);
     expected.insert(expected.end(), grad.begin(), grad.end());
   }
-  ASSERT_EQ(summed.rows, expected_rows);
-  ASSERT_TRUE(same_bits(summed.grads.empty() ? sparse.grad_rows : summed.grads, expected));
+  ASSERT_EQ(list_of(rows), expected_rows);
+  ASSERT_TRUE(same_bits(grads_of<T>(rows), expected));
 }
 
-TEST(SumRows, EqualsReference) {
+TEST(SumOfRows, EqualsReference) {
   for (const std::size_t rows : {1U, 10U, 150U}) {
     for (const std::size_t row_size : {1U, 3U, 70U}) {
       for (const std::size_t named : {0U, 1U, 2U, 50U, 200U}) {
@@ -74,29 +90,20 @@ TEST(CheckIndices, TakesAllRowsAndNoIndices) {
 // A table of which some rows have gradients, as a step lays it out.
 struct Layout {
   reference::SparseArrays<double> sparse;
-  SummedRows<double> summed;
-  RowMap map;
+  Rows rows;
   TensorRef tensor;
   std::vector<double> dense_grad;
 
-  Layout(std::size_t rows, std::size_t row_size, std::size_t named, SparseMode mode)
-      : sparse(sparse_arrays<double>(rows, row_size, named, rows + named)) {
-    const auto width = static_cast<std::int64_t>(row_size);
-    dense_grad.resize(rows * row_size);
+  Layout(std::size_t row_count, std::size_t row_size, std::size_t named, SparseMode mode)
+      : sparse(sparse_arrays<double>(row_count, row_size, named, row_count + named)),
+        rows(row_indices(sparse.indices), stream_of(sparse.grad_rows),
+             static_cast<std::int64_t>(row_size), mode),
+        tensor(reference_of(tensor_of(sparse.table), {})),
+        dense_grad(row_count * row_size) {
     for (const auto& [row, grad] : reference::summed_rows(sparse)) {
-      std::ranges::copy(grad, dense_grad.begin() + row * width);
+      std::ranges::copy(grad, dense_grad.begin() + row * static_cast<std::int64_t>(row_size));
     }
-    summed = sum_rows(row_indices(sparse.indices), sparse.grad_rows.data(), width);
-    if (summed.grads.empty()) summed.grads = sparse.grad_rows;
-    map = {.rows = summed.rows, .row_size = width, .mode = mode};
-    tensor = {.precision = Precision::f64,
-              .param = sparse.table.param.data(),
-              .grad = summed.grads.data(),
-              .m = sparse.table.m.data(),
-              .v = sparse.table.v.data(),
-              .size = static_cast<std::int64_t>(mode == SparseMode::dense ? rows * row_size
-                                                                          : summed.grads.size()),
-              .rows = &map};
+    rows.attach_to(tensor);
   }
   Layout(const Layout&) = delete;
   Layout& operator=(const Layout&) = delete;
@@ -112,7 +119,8 @@ TEST(GradientTile, IsThatOfTheDenseGradient) {
       std::vector<double> staging(tile_size);
       for (std::int64_t i = 0; i < layout.tensor.size; i += tile_size) {
         const auto n = std::min<std::int64_t>(tile_size, layout.tensor.size - i);
-        const double* tile = gradient_tile(layout.tensor, i, n, staging.data());
+        const Stream stream = gradient_tile(layout.tensor, i, n, staging.data());
+        const auto* tile = static_cast<const double*>(stream.data);
         const auto wanted = std::span(layout.dense_grad)
                                 .subspan(static_cast<std::size_t>(i), static_cast<std::size_t>(n));
         ASSERT_TRUE(same_bits(std::span(tile, wanted.size()), std::span<const double>(wanted)))
@@ -132,24 +140,27 @@ TEST(ForEachContiguousPiece, VisitsEveryElementOnce) {
       const std::int64_t cuts[] = {0, std::min<std::int64_t>(1024, size),
                                    std::min<std::int64_t>(3072, size), size};
       for (std::size_t part = 0; part < 3; ++part) {
-        for_each_contiguous_piece<double>(layout.tensor, cuts[part], cuts[part + 1],
-                                          [&](const TensorStreams<double>& streams, std::size_t n) {
-                                            const auto at = static_cast<std::size_t>(
-                                                streams.param - layout.sparse.table.param.data());
-                                            ASSERT_EQ(streams.m, layout.sparse.table.m.data() + at);
-                                            ASSERT_EQ(streams.v, layout.sparse.table.v.data() + at);
-                                            ASSERT_EQ(streams.vhat, nullptr);
-                                            for (std::size_t i = 0; i < n; ++i) {
-                                              ++visits[at + i];
-                                              ASSERT_EQ(streams.grad[i], layout.dense_grad[at + i]);
-                                            }
-                                          });
+        for_each_contiguous_piece(
+            layout.tensor, cuts[part], cuts[part + 1],
+            [&](const TensorStreams& streams, std::size_t n) {
+              const auto at = static_cast<double*>(streams.of[kind::param].data) -
+                              layout.sparse.table.param.data();
+              ASSERT_EQ(streams.of[kind::m].data, layout.sparse.table.m.data() + at);
+              ASSERT_EQ(streams.of[kind::v].data, layout.sparse.table.v.data() + at);
+              ASSERT_EQ(streams.of[kind::vhat].data, nullptr);
+              const auto* grad = static_cast<const double*>(streams.of[kind::grad].data);
+              for (std::size_t i = 0; i < n; ++i) {
+                const std::size_t element = static_cast<std::size_t>(at) + i;
+                ++visits[element];
+                ASSERT_EQ(grad[i], layout.dense_grad[element]);
+              }
+            });
         if (HasFatalFailure()) FAIL() << row_size;
       }
       for (std::size_t i = 0; i < visits.size(); ++i) {
         const bool named =
             mode == SparseMode::dense ||
-            std::ranges::count(layout.summed.rows, static_cast<std::int64_t>(i / row_size)) != 0;
+            std::ranges::count(layout.rows.rows(), static_cast<std::int64_t>(i / row_size)) != 0;
         ASSERT_EQ(visits[i], named ? 1 : 0) << row_size << ", " << i;
       }
     }
