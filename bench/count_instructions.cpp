@@ -134,8 +134,10 @@ class Tensors {
 // Writes the instructions of two equal calls as NAME/0 and NAME/1: the script holds them to be
 // equal. A call before them makes what is made once, such as scratch memory.
 void measure(const std::string& name, auto&& prepare, auto&& call) {
-  prepare();
-  call();
+  for (int warm = 0; warm < 2; ++warm) {
+    prepare();
+    call();
+  }
   for (const char* repeat : {"/0", "/1"}) {
     const std::string label = name + repeat;
     prepare();

@@ -143,7 +143,7 @@ struct GuardedArrays {
   }
 };
 
-// Streams of these arrays; those that are null take no part.
+// A tensor of these arrays; those that are null take no part.
 template <class T>
 TensorStreams streams_of(T* param, const T* grad, T* m, T* v, T* vhat = nullptr, T* ema = nullptr,
                          T* accumulator = nullptr, bool zero_grad = false) {
@@ -151,6 +151,16 @@ TensorStreams streams_of(T* param, const T* grad, T* m, T* v, T* vhat = nullptr,
   T* const arrays[] = {param, const_cast<T*>(grad), m, v, vhat, ema, accumulator};
   for (std::size_t i = 0; i < kind::count; ++i) streams.of[i] = {arrays[i], storage_of<T>};
   return streams;
+}
+
+// Steps it in two calls, from its first element on and from another one.
+template <class T>
+void step(const TensorStreams& tensor, std::size_t n, const reference::Constants<T>& constants) {
+  const AdamConstants<T> c = kernel_constants(constants);
+  const std::size_t cut = n / 3;
+  for (const auto& [first, end] : {std::pair{std::size_t{0}, cut}, {cut, n}}) {
+    if (first < end) kernels<T>().step(tensor, first, first, end - first, c);
+  }
 }
 
 template <class T>
@@ -209,13 +219,12 @@ TYPED_TEST(Kernel, StepEqualsReference) {
       for_each_isa([&] {
         for (const auto& offset : offsets) {
           GuardedArrays<T> actual(before, offset);
-          kernels<T>().step(
-              streams_of(actual.param.data(), actual.grad.data(), actual.m.data(), actual.v.data(),
-                         constants.amsgrad ? actual.vhat.data() : nullptr,
-                         constants.use_ema ? actual.ema.data() : nullptr,
-                         variant.accumulated ? actual.accumulator.data() : nullptr,
-                         constants.zero_grad),
-              n, kernel_constants(constants));
+          step<T>(streams_of(actual.param.data(), actual.grad.data(), actual.m.data(),
+                             actual.v.data(), constants.amsgrad ? actual.vhat.data() : nullptr,
+                             constants.use_ema ? actual.ema.data() : nullptr,
+                             variant.accumulated ? actual.accumulator.data() : nullptr,
+                             constants.zero_grad),
+                  n, constants);
           ASSERT_TRUE(actual.equal(expected)) << n << " elements, param offset " << offset[0];
         }
       });
@@ -238,7 +247,7 @@ TYPED_TEST(Kernel, StepFlushesMomentsBelowTheSmallestNormalNumber) {
         T m[] = {sign * 2 * smallest,
                  sign * (2 * smallest - 2 * std::numeric_limits<T>::denorm_min())};
         T v[] = {std::fabs(m[0]), std::fabs(m[1])};
-        kernels<T>().step(streams_of<T>(p, g, m, v), 2, kernel_constants(constants));
+        step<T>(streams_of<T>(p, g, m, v), 2, constants);
         EXPECT_EQ(m[0], sign * smallest);
         EXPECT_EQ(v[0], smallest);
         EXPECT_EQ(m[1] == 0, flush);
@@ -260,7 +269,7 @@ TYPED_TEST(Kernel, StepKeepsTheLargestSecondMoment) {
     T m[] = {0, 0, 0, 0, 0};
     T v[] = {2, 2, 2, nan, 2};
     T vhat[] = {0.5, 1, 3, 4, nan};
-    kernels<T>().step(streams_of<T>(p, g, m, v, vhat), 5, kernel_constants(constants));
+    step<T>(streams_of<T>(p, g, m, v, vhat), 5, constants);
     EXPECT_EQ(vhat[0], 1);
     EXPECT_EQ(vhat[1], 1);
     EXPECT_EQ(vhat[2], 3);
@@ -319,10 +328,10 @@ TYPED_TEST(Kernel, AccumulateEqualsReference) {
         for_each_isa([&] {
           for (const auto& offset : offsets) {
             GuardedArrays<T> actual(before, offset);
-            kernels<T>().accumulate(
+            const TensorStreams tensor =
                 streams_of<T>(nullptr, actual.grad.data(), nullptr, nullptr, nullptr, nullptr,
-                              actual.accumulator.data(), zero_grad),
-                n, first);
+                              actual.accumulator.data(), zero_grad);
+            kernels<T>().accumulate(tensor, 0, n, first);
             ASSERT_TRUE(actual.equal(expected)) << n << " elements, grad offset " << offset[1];
           }
         });

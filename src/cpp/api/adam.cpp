@@ -17,9 +17,11 @@ namespace {
 template <class AnyKindOfTensor>
 void append(std::vector<TensorRef>& references, std::span<const AnyKindOfTensor> tensors,
             const AdamOptions& options, std::uint32_t group) {
+  const StateMask needed = needed_state(options.settings());
+  const bool zero_grad = options.settings().zero_grad;
   references.reserve(references.size() + tensors.size());
   for (const auto& tensor : tensors) {
-    references.push_back(reference_of(tensor, options.settings(), group));
+    references.push_back(reference_of(tensor, needed, zero_grad, group));
   }
 }
 
@@ -29,15 +31,14 @@ void check_tensors(std::span<const TensorRef> tensors, std::span<const StepGroup
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const TensorRef& tensor = tensors[i];
     const auto index = static_cast<std::int64_t>(i);
-    const auto name = [index] { return element_name("tensors", index); };
-    check_written(tensor, *groups[tensor.group].settings, name, index, written);
+    check_written(tensor, needed_state(*groups[tensor.group].settings), {"tensors", index},
+                  written);
     const Stream& grad = tensor.of[kind::grad];
-    check_pointer(grad.data, tensor.size, item_size(grad.storage),
-                  [&] { return name() + ".grad"; });
+    check_pointer(grad.data, tensor.size, item_size(grad.storage), {"tensors", index, "grad"});
     (tensor.zero_grad ? written : read).push_back(byte_range(grad, tensor.size, "grad", index));
   }
   require_apart(std::move(written), read, [](const ByteRange& range) {
-    return element_name("tensors", range.index) + '.' + range.list;
+    return ArrayName{"tensors", range.index, range.list}.text();
   });
 }
 

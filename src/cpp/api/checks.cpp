@@ -27,38 +27,43 @@ void check(std::span<const Index> indices, std::int64_t row_count) {
 
 }  // namespace
 
-void check_pointer(const void* data, std::int64_t size, std::int64_t item, const NameOf& name) {
+std::string ArrayName::text() const {
+  const std::string name = element_name(list, index);
+  return *member == '\0' ? name : name + '.' + member;
+}
+
+void check_pointer(const void* data, std::int64_t size, std::int64_t item, const ArrayName& name) {
   if (size == 0) return;
   if (data == nullptr) {
     throw std::invalid_argument(
-        broken_rule(name() + " must not be null", "null, size=" + std::to_string(size)));
+        broken_rule(name.text() + " must not be null", "null, size=" + std::to_string(size)));
   }
   const auto misaligned =
       reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(item);
   if (misaligned != 0) {
     throw std::invalid_argument(
-        broken_rule(name() + " must be aligned to its element type",
+        broken_rule(name.text() + " must be aligned to its element type",
                     "an address " + std::to_string(misaligned) + " bytes off"));
   }
 }
 
-void check_written(const TensorRef& tensor, const AdamSettings& settings, const NameOf& name,
-                   std::int64_t index, std::vector<ByteRange>& written) {
+void check_written(const TensorRef& tensor, StateMask needed, const ArrayName& name,
+                   std::vector<ByteRange>& written) {
   const std::int64_t largest = INT64_MAX / item_size(tensor.storage());
   if (tensor.size < 0 || tensor.size > largest) {
     throw std::invalid_argument(
-        broken_rule(name() + ".size must be a number of elements that fits in memory, >= 0",
+        broken_rule(name.text() + ".size must be a number of elements that fits in memory, >= 0",
                     std::to_string(tensor.size)));
   }
   const auto check = [&](Kind kind, const char* member) {
     const Stream& array = tensor.of[kind];
     check_pointer(array.data, tensor.size, item_size(array.storage),
-                  [&] { return name() + '.' + member; });
-    written.push_back(byte_range(array, tensor.size, member, index));
+                  {name.list, name.index, member});
+    written.push_back(byte_range(array, tensor.size, member, name.index));
   };
   check(kind::param, "param");
   for (const StateKind& state : state_kinds) {
-    if (state.needed(settings)) check(state.kind, state.name);
+    if (has(needed, state.kind)) check(state.kind, state.name);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "api/messages.hpp"
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 #include "fusedadam/sparse.hpp"
@@ -19,18 +20,24 @@ namespace fusedadam {
 
 // ---- memory that a C++ caller describes by pointers
 
-// Makes the name of an array or a tensor for a message. Made only when it is needed: a thousand
-// tensors have thousands of arrays.
-using NameOf = std::function<std::string()>;
+// What a message calls an array: "tensors[3].m", "table.m" or "indices". Its text is made only
+// where it is needed: a thousand tensors have thousands of arrays.
+struct ArrayName {
+  const char* list;
+  std::int64_t index = no_index;
+  const char* member = "";
+
+  std::string text() const;
+};
 
 // @throws std::invalid_argument  `size` elements of `item` bytes cannot lie there
-void check_pointer(const void* data, std::int64_t size, std::int64_t item, const NameOf& name);
+void check_pointer(const void* data, std::int64_t size, std::int64_t item, const ArrayName& name);
 
-// Checks the size of a tensor and the arrays that a step with these options writes, except the
-// gradient, and adds these arrays to `written`.
+// Checks the size of a tensor, its parameter and the state that it needs, and adds these arrays,
+// which a step writes, to `written`.
 // @throws std::invalid_argument  naming "TENSOR.member"
-void check_written(const TensorRef& tensor, const AdamSettings& options, const NameOf& name,
-                   std::int64_t index, std::vector<ByteRange>& written);
+void check_written(const TensorRef& tensor, StateMask needed, const ArrayName& name,
+                   std::vector<ByteRange>& written);
 
 // @throws std::invalid_argument  an array that is written overlaps another one; naming both
 void require_apart(std::vector<ByteRange> written, std::span<const ByteRange> read,

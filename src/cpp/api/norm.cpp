@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "api/checks.hpp"
-#include "api/messages.hpp"
 #include "step/norm_pass.hpp"
 
 namespace fusedadam {
@@ -22,9 +21,8 @@ double global_norm(std::span<const AnyArray> arrays) {
         },
         any);
     const Stream& grad = tensor.of[kind::grad];
-    check_pointer(grad.data, tensor.size, item_size(grad.storage), [&] {
-      return element_name("arrays", static_cast<std::int64_t>(tensors.size()) - 1);
-    });
+    check_pointer(grad.data, tensor.size, item_size(grad.storage),
+                  {"arrays", static_cast<std::int64_t>(tensors.size()) - 1});
   }
   return global_norm(TensorList(std::move(tensors)));
 }

@@ -8,29 +8,36 @@
 
 namespace fusedadam {
 
-// With the state that these settings need, and no other.
+// With the needed state and no other.
 template <class T, class Grad>
-TensorRef reference_of(const Tensor<T, Grad>& tensor, const AdamSettings& settings,
-                       std::uint32_t group = 0) {
+TensorRef reference_of(const Tensor<T, Grad>& tensor, StateMask needed, bool zero_grad,
+                       std::uint32_t group) {
   TensorRef ref = make_tensor(storage_of<T>, tensor.size);
+  const auto set = [&](Kind kind, T* data) {
+    if (has(needed, kind)) ref.of[kind].data = data;
+  };
   ref.of[kind::param].data = tensor.param;
   ref.of[kind::grad] = {const_cast<Grad*>(tensor.grad), storage_of<Grad>};
-  ref.of[kind::m].data = tensor.m;
-  ref.of[kind::v].data = tensor.v;
-  ref.of[kind::vhat].data = tensor.vhat;
-  ref.of[kind::ema].data = tensor.ema;
-  ref.of[kind::accumulator].data = tensor.accumulator;
-  for (const StateKind& state : state_kinds) {
-    if (!state.needed(settings)) ref.of[state.kind].data = nullptr;
-  }
-  ref.zero_grad = settings.zero_grad;
+  set(kind::m, tensor.m);
+  set(kind::v, tensor.v);
+  set(kind::vhat, tensor.vhat);
+  set(kind::ema, tensor.ema);
+  set(kind::accumulator, tensor.accumulator);
+  ref.zero_grad = zero_grad;
   ref.group = group;
   return ref;
 }
 
-inline TensorRef reference_of(const AnyTensor& any, const AdamSettings& settings,
-                              std::uint32_t group = 0) {
-  return std::visit([&](const auto& tensor) { return reference_of(tensor, settings, group); }, any);
+inline TensorRef reference_of(const AnyTensor& any, StateMask needed, bool zero_grad,
+                              std::uint32_t group) {
+  return std::visit(
+      [&](const auto& tensor) { return reference_of(tensor, needed, zero_grad, group); }, any);
+}
+
+// For a step with these settings.
+template <class AnyKindOfTensor>
+TensorRef reference_of(const AnyKindOfTensor& tensor, const AdamSettings& settings) {
+  return reference_of(tensor, needed_state(settings), settings.zero_grad, 0);
 }
 
 }  // namespace fusedadam

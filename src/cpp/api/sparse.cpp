@@ -22,8 +22,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
   const TensorRef table = reference_of(tensor.table, settings);
   std::vector<ByteRange> written;
   std::vector<ByteRange> read;
-  check_written(
-      table, settings, [] { return "table"; }, 0, written);
+  check_written(table, needed_state(settings), {"table"}, written);
   if (tensor.row_size < 1 || table.size % tensor.row_size != 0) {
     throw std::invalid_argument(
         broken_rule("row_size must be >= 1 and divide table.size, " + std::to_string(table.size),
@@ -33,7 +32,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
       std::visit([](const auto& list) { return list.size(); }, tensor.indices));
   std::visit(
       [&]<class Index>(std::span<const Index> list) {
-        check_pointer(list.data(), count, sizeof(Index), [] { return "indices"; });
+        check_pointer(list.data(), count, sizeof(Index), {"indices"});
       },
       tensor.indices);
   check_indices(tensor.indices, table.size / tensor.row_size);
@@ -44,7 +43,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
                     std::to_string(count) + " rows of " + std::to_string(tensor.row_size)));
   }
   const std::int64_t grads = count * tensor.row_size;
-  check_pointer(tensor.grad_rows, grads, sizeof(T), [] { return "grad_rows"; });
+  check_pointer(tensor.grad_rows, grads, sizeof(T), {"grad_rows"});
   const Stream grad_rows{const_cast<T*>(tensor.grad_rows), storage_of<T>};
   (settings.zero_grad ? written : read).push_back(byte_range(grad_rows, grads, "grad_rows", 0));
   require_apart(std::move(written), read, [](const ByteRange& range) {

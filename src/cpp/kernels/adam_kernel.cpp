@@ -83,7 +83,20 @@ inline const double* load(double* /*staging*/, const Stream& s, std::size_t /*n*
   return static_cast<const double*>(s.data);
 }
 
-// The arrays of a tensor in the compute type, which a load leaves as they are, and its gradient.
+template <class T>
+T* array_of(const TensorStreams& tensor, fusedadam::Kind kind, std::size_t first) {
+  T* const data = static_cast<T*>(tensor.of[kind].data);
+  return data == nullptr ? nullptr : data + first;
+}
+
+template <class T>
+Stream gradient_of(const TensorStreams& tensor, std::size_t first) {
+  const Stream& grad = tensor.of[kind::grad];
+  const std::size_t size = is_half(grad.storage) ? sizeof(std::uint16_t) : sizeof(T);
+  return {static_cast<char*>(grad.data) + first * size, grad.storage};
+}
+
+// The arrays of a stretch, in the compute type, and its gradient.
 template <class T>
 struct Arrays {
   T* param;
@@ -93,14 +106,15 @@ struct Arrays {
   T* vhat;
   T* ema;
   T* accumulator;
-  bool zero_grad;
 };
 
 template <class T>
-Arrays<T> arrays_of(const TensorStreams& s) {
-  const auto typed = [&](fusedadam::Kind kind) { return static_cast<T*>(s.of[kind].data); };
-  return {typed(kind::param), s.of[kind::grad], typed(kind::m),           typed(kind::v),
-          typed(kind::vhat),  typed(kind::ema), typed(kind::accumulator), s.zero_grad};
+Arrays<T> arrays_of(const TensorStreams& tensor, std::size_t first, std::size_t grad_first) {
+  const auto at = [&](fusedadam::Kind kind) { return array_of<T>(tensor, kind, first); };
+  return {at(kind::param),      gradient_of<T>(tensor, grad_first),
+          at(kind::m),          at(kind::v),
+          at(kind::vhat),       at(kind::ema),
+          at(kind::accumulator)};
 }
 
 // ---- gradient ----------------------------------------------------------------------------------
@@ -224,23 +238,6 @@ void set_to_zero(const Stream& s, std::size_t n) {
 // elements, 1,024 is a third slower than 256).
 constexpr std::size_t stretch_size = 256;
 
-template <class T>
-T* behind(T* data, std::size_t i) {
-  return data == nullptr ? nullptr : data + i;
-}
-
-template <class T>
-Stream behind(const Stream& s, std::size_t i) {
-  const std::size_t size = is_half(s.storage) ? sizeof(std::uint16_t) : sizeof(T);
-  return {static_cast<char*>(s.data) + i * size, s.storage};
-}
-
-template <class T>
-Arrays<T> behind(const Arrays<T>& s, std::size_t i) {
-  return {behind(s.param, i), behind<T>(s.grad, i), behind(s.m, i),           behind(s.v, i),
-          behind(s.vhat, i),  behind(s.ema, i),     behind(s.accumulator, i), s.zero_grad};
-}
-
 template <bool flush, class T>
 void step_stretch(const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c, T* staging) {
   const T* grad = effective_gradient(staging, s, n, c);
@@ -250,32 +247,40 @@ void step_stretch(const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c, 
     average(s.ema, s.param, n, c);
     if (c.overwrite_param) copy(s.param, s.ema, n);
   }
-  if (s.zero_grad) set_to_zero<T>(s.grad, n);
+}
+
+// Whether a step is the update and nothing else.
+template <class T>
+bool is_update_alone(const TensorStreams& tensor, const AdamConstants<T>& c) {
+  return !c.scale_gradient && !c.clamp_gradient && !c.add_l2 && !c.decay_param &&
+         tensor.of[kind::accumulator].data == nullptr && tensor.of[kind::ema].data == nullptr &&
+         !tensor.zero_grad && !is_half(tensor.of[kind::grad].storage);
 }
 
 template <bool flush, class T>
-void step_stretches(const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c) {
-  const bool update_alone = !c.scale_gradient && !c.clamp_gradient && !c.add_l2 && !c.decay_param &&
-                            s.accumulator == nullptr && s.ema == nullptr && !s.zero_grad &&
-                            !is_half(s.grad.storage);
-  if (update_alone) {
-    update<flush>(s, static_cast<const T*>(s.grad.data), n, c);
+void step_stretches(const TensorStreams& tensor, std::size_t first, std::size_t grad_first,
+                    std::size_t n, const AdamConstants<T>& c) {
+  if (is_update_alone(tensor, c)) {
+    const Arrays<T> all = arrays_of<T>(tensor, first, grad_first);
+    update<flush>(all, static_cast<const T*>(all.grad.data), n, c);
     return;
   }
   alignas(64) T staging[stretch_size];
   for (std::size_t i = 0; i < n; i += stretch_size) {
     const std::size_t count = n - i < stretch_size ? n - i : stretch_size;
-    step_stretch<flush>(behind(s, i), count, c, staging);
+    const Arrays<T> s = arrays_of<T>(tensor, first + i, grad_first + i);
+    step_stretch<flush>(s, count, c, staging);
+    if (tensor.zero_grad) set_to_zero<T>(s.grad, count);
   }
 }
 
 template <class T>
-void step(const TensorStreams& streams, std::size_t n, const AdamConstants<T>& constants) {
-  const Arrays<T> arrays = arrays_of<T>(streams);
+void step(const TensorStreams& tensor, std::size_t first, std::size_t grad_first, std::size_t n,
+          const AdamConstants<T>& constants) {
   if (constants.flush_denormals) {
-    step_stretches<true>(arrays, n, constants);
+    step_stretches<true>(tensor, first, grad_first, n, constants);
   } else {
-    step_stretches<false>(arrays, n, constants);
+    step_stretches<false>(tensor, first, grad_first, n, constants);
   }
 }
 
@@ -293,20 +298,19 @@ void clip(T* out, const Stream& stream, std::size_t n, const AdamConstants<T>& c
 }
 
 template <class T>
-void accumulate(const TensorStreams& streams, std::size_t n, bool first) {
-  const Arrays<T> arrays = arrays_of<T>(streams);
+void accumulate(const TensorStreams& tensor, std::size_t first, std::size_t n, bool is_first) {
   alignas(64) T staging[stretch_size];
   // By stretches, so that a gradient to be zeroed is still in L1.
   for (std::size_t i = 0; i < n; i += stretch_size) {
     const std::size_t count = n - i < stretch_size ? n - i : stretch_size;
-    const Arrays<T> s = behind(arrays, i);
+    const Arrays<T> s = arrays_of<T>(tensor, first + i, first + i);
     const T* grad = load(staging, s.grad, count);
-    if (first) {
+    if (is_first) {
       copy(s.accumulator, grad, count);
     } else {
       add(s.accumulator, s.accumulator, grad, count);
     }
-    if (s.zero_grad) set_to_zero<T>(s.grad, count);
+    if (tensor.zero_grad) set_to_zero<T>(s.grad, count);
   }
 }
 

@@ -31,15 +31,14 @@ enum Kind : std::uint8_t { param, grad, m, v, vhat, ema, accumulator, count };
 }  // namespace kind
 using kind::Kind;
 
-// An array from its first element on. Without data it takes no part.
+// An array. Without data it takes no part.
 struct Stream {
   void* data = nullptr;
   Storage storage = Storage::f32;
 };
 
-// The arrays of one tensor, from the first element that a kernel call shall work on. The gradient
-// may have any storage that widens exactly to that of the parameter; all others have the
-// parameter's.
+// The arrays of one tensor. The gradient may have any storage that widens exactly to that of the
+// parameter; all others have the parameter's.
 struct TensorStreams {
   Stream of[kind::count];
   bool zero_grad = false;  // the gradient is written, with zeros
@@ -70,15 +69,17 @@ struct AdamConstants {
 
 template <class T>
 struct Kernels {
-  // One Adam step over n elements. An accumulator is read: its elements are added to grad's.
-  void (*step)(const TensorStreams& streams, std::size_t n, const AdamConstants<T>& constants);
+  // One Adam step over n elements: those of the gradient from `grad_first` on, those of all other
+  // arrays from `first` on. An accumulator is read: its elements are added to grad's.
+  void (*step)(const TensorStreams& tensor, std::size_t first, std::size_t grad_first,
+               std::size_t n, const AdamConstants<T>& constants);
 
   // out = scaled and clamped grad, over n elements. out may be the memory of grad.
   void (*clip)(T* out, const Stream& grad, std::size_t n, const AdamConstants<T>& constants);
 
-  // accumulator = grad (the first of a mean) or accumulator + grad, over n elements; then zeroes
-  // what is to be zeroed.
-  void (*accumulate)(const TensorStreams& streams, std::size_t n, bool first);
+  // accumulator = grad, where that is the first of a mean, or accumulator + grad, over n elements
+  // from `first` on; then zeroes what is to be zeroed.
+  void (*accumulate)(const TensorStreams& tensor, std::size_t first, std::size_t n, bool is_first);
 
   // Sum of squares of one tile of grad, or of accumulator + grad, n <= tile_size, in norm_lanes
   // float64 sums that are then added pairwise.

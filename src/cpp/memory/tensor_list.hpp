@@ -25,12 +25,8 @@ struct TensorRef : TensorStreams {
 
   Storage storage() const noexcept { return of[kind::param].storage; }
 
-  // From element `first` on.
-  TensorStreams at(std::int64_t first) const noexcept {
-    TensorStreams streams = *this;
-    for (Stream& stream : streams.of) stream = stream_at(stream, first);
-    return streams;
-  }
+  // Its gradient from element `first` on.
+  Stream grad(std::int64_t first) const noexcept { return stream_at(of[kind::grad], first); }
 
   // The elements of one of its arrays, from `first` on; null where it takes no part.
   template <class T>
@@ -43,7 +39,8 @@ struct TensorRef : TensorStreams {
 inline TensorRef make_tensor(Storage param, std::int64_t size) noexcept {
   TensorRef tensor;
   tensor.of[kind::param].storage = tensor.of[kind::grad].storage = param;
-  for (const StateKind& state : state_kinds) tensor.of[state.kind].storage = state.storage(param);
+  for_each_state_kind(
+      [&](const StateKind& state) { tensor.of[state.kind].storage = state.storage(param); });
   tensor.size = size;
   return tensor;
 }

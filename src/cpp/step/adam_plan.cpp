@@ -58,7 +58,8 @@ void accumulate(const TensorList& list, bool first_of_mean) {
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list.tensors()[index];
               const Kernels<T>& kernels = table;
-              kernels.accumulate(tensor.at(first), static_cast<std::size_t>(end - first),
+              kernels.accumulate(tensor, static_cast<std::size_t>(first),
+                                 static_cast<std::size_t>(end - first),
                                  first_of_mean || tensor.accumulator_is_empty);
             });
 }
@@ -68,7 +69,7 @@ void zero_gradients(const TensorList& list) {
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list.tensors()[index];
               if (!tensor.zero_grad) return;
-              const Stream grad = stream_at(tensor.of[kind::grad], first);
+              const Stream grad = tensor.grad(first);
               std::memset(grad.data, 0,
                           static_cast<std::size_t>((end - first) * item_size(grad.storage)));
             });
@@ -130,15 +131,16 @@ StepOutcome AdamPlan::take(std::span<const StepGroup> groups,
     return StepOutcome::skipped;
   }
   const KernelTable& table = active_kernels();
-  pass_over(
-      list_, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-        const TensorRef& tensor = list_.tensors()[index];
-        const AdamConstants<T> c = constants[tensor.group].template for_tensor<T>(index);
-        const Kernels<T>& kernels = table;
-        for_each_contiguous_piece(
-            tensor, first, end,
-            [&](const TensorStreams& streams, std::size_t n) { kernels.step(streams, n, c); });
-      });
+  pass_over(list_, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorRef& tensor = list_.tensors()[index];
+              const AdamConstants<T> c = constants[tensor.group].template for_tensor<T>(index);
+              const Kernels<T>& kernels = table;
+              for_each_contiguous_piece(
+                  tensor, first, end,
+                  [&](const TensorStreams& streams, std::size_t at, std::size_t grad_at,
+                      std::size_t n) { kernels.step(streams, at, grad_at, n, c); });
+            });
   return StepOutcome::taken;
 }
 
@@ -184,13 +186,13 @@ bool clip_gradients(const TensorList& list, const AdamSettings& asked, double lo
   }
   if (!any_changes) return false;
   const KernelTable& table = active_kernels();
-  pass_over(
-      list, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-        const TensorRef& tensor = list.tensors()[index];
-        const Kernels<T>& kernels = table;
-        kernels.clip(tensor.array<T>(kind::param, first), stream_at(tensor.of[kind::grad], first),
-                     static_cast<std::size_t>(end - first), constants.for_tensor<T>(index));
-      });
+  pass_over(list, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorRef& tensor = list.tensors()[index];
+              const Kernels<T>& kernels = table;
+              kernels.clip(tensor.array<T>(kind::param, first), tensor.grad(first),
+                           static_cast<std::size_t>(end - first), constants.for_tensor<T>(index));
+            });
   return true;
 }
 

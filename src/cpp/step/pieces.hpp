@@ -10,8 +10,10 @@
 
 namespace fusedadam {
 
-// Calls body(streams, n) for a contiguous piece of a tensor.
-using PieceBody = void (*)(void* context, const TensorStreams& streams, std::size_t n);
+// Works on a contiguous piece of a tensor: n elements of its gradient from `grad_first` on, and of
+// its other arrays from `first` on.
+using PieceBody = void (*)(void* context, const TensorStreams& tensor, std::size_t first,
+                           std::size_t grad_first, std::size_t n);
 
 // A tensor whose elements, or those of its gradient, do not lie one behind the other.
 class Pieces {
@@ -23,10 +25,9 @@ class Pieces {
 
   // The gradient of the elements [first, first + n), n <= tile_size: in its own memory, or gathered
   // in `staging`, which has room for a tile.
-  virtual Stream gradient_tile(const TensorRef& tensor, std::int64_t first, std::int64_t n,
-                               void* staging) const = 0;
+  virtual Stream gradient_tile(std::int64_t first, std::int64_t n, void* staging) const = 0;
 
-  // Calls body(context, streams, n) for each contiguous piece of the elements [first, end).
+  // Calls `body` for each contiguous piece of the elements [first, end).
   virtual void for_each(const TensorRef& tensor, std::int64_t first, std::int64_t end,
                         PieceBody body, void* context) const = 0;
 
@@ -44,22 +45,22 @@ inline std::int64_t gradient_size(const TensorRef& tensor) noexcept {
 
 inline Stream gradient_tile(const TensorRef& tensor, std::int64_t first, std::int64_t n,
                             void* staging) {
-  if (tensor.pieces != nullptr) return tensor.pieces->gradient_tile(tensor, first, n, staging);
-  return stream_at(tensor.of[kind::grad], first);
+  if (tensor.pieces != nullptr) return tensor.pieces->gradient_tile(first, n, staging);
+  return tensor.grad(first);
 }
 
 template <class Body>
 void for_each_contiguous_piece(const TensorRef& tensor, std::int64_t first, std::int64_t end,
                                const Body& body) {
   if (tensor.pieces == nullptr) {
-    body(tensor.at(first), static_cast<std::size_t>(end - first));
+    const auto at = static_cast<std::size_t>(first);
+    body(tensor, at, at, static_cast<std::size_t>(end - first));
     return;
   }
   tensor.pieces->for_each(
       tensor, first, end,
-      [](void* context, const TensorStreams& streams, std::size_t n) {
-        (*static_cast<const Body*>(context))(streams, n);
-      },
+      [](void* context, const TensorStreams& streams, std::size_t at, std::size_t grad_at,
+         std::size_t n) { (*static_cast<const Body*>(context))(streams, at, grad_at, n); },
       const_cast<Body*>(&body));
 }
 

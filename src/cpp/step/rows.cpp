@@ -97,8 +97,7 @@ std::int64_t Rows::gradient_size() const noexcept {
   return static_cast<std::int64_t>(rows_.size()) * row_size_;
 }
 
-Stream Rows::gradient_tile(const TensorRef& /*tensor*/, std::int64_t first, std::int64_t n,
-                           void* staging) const {
+Stream Rows::gradient_tile(std::int64_t first, std::int64_t n, void* staging) const {
   if (mode_ == SparseMode::lazy) return stream_at(grads_, first);
   const std::int64_t end = first + n;
   const std::int64_t item = item_size(grads_.storage);
@@ -125,21 +124,20 @@ void Rows::for_each(const TensorRef& tensor, std::int64_t first, std::int64_t en
     for (std::int64_t i = first; i < end;) {
       const std::int64_t row = i / row_size_;
       const std::int64_t next = std::min(end, (row + 1) * row_size_);
-      TensorStreams streams =
-          tensor.at(rows_[static_cast<std::size_t>(row)] * row_size_ + i % row_size_);
-      streams.of[kind::grad] = stream_at(grads_, i);
-      body(context, streams, static_cast<std::size_t>(next - i));
+      const std::int64_t at = rows_[static_cast<std::size_t>(row)] * row_size_ + i % row_size_;
+      body(context, tensor, static_cast<std::size_t>(at), static_cast<std::size_t>(i),
+           static_cast<std::size_t>(next - i));
       i = next;
     }
     return;
   }
   constexpr auto tile = static_cast<std::int64_t>(tile_size);
   alignas(64) std::byte staging[sizeof zeros];
+  TensorStreams streams = tensor;
   for (std::int64_t i = first; i < end; i += tile) {
     const std::int64_t n = std::min(tile, end - i);
-    TensorStreams streams = tensor.at(i);
-    streams.of[kind::grad] = gradient_tile(tensor, i, n, staging);
-    body(context, streams, static_cast<std::size_t>(n));
+    streams.of[kind::grad] = gradient_tile(i, n, staging);
+    body(context, streams, static_cast<std::size_t>(i), 0, static_cast<std::size_t>(n));
   }
 }
 

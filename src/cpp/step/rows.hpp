@@ -31,8 +31,7 @@ class Rows final : public Pieces {
   void attach_to(TensorRef& table) const noexcept;
 
   std::int64_t gradient_size() const noexcept override;
-  Stream gradient_tile(const TensorRef& tensor, std::int64_t first, std::int64_t n,
-                       void* staging) const override;
+  Stream gradient_tile(std::int64_t first, std::int64_t n, void* staging) const override;
   void for_each(const TensorRef& tensor, std::int64_t first, std::int64_t end, PieceBody body,
                 void* context) const override;
 
