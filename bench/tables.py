@@ -494,7 +494,8 @@ def figures_part(document: Mapping[str, Any]) -> str:
             ]
         )
     machine = document["machine"]
-    header = ["float32", OURS, "of memory traffic alone", "x torch fused", "x DeepSpeed"]
+    header = ["float32", OURS, "of the traffic twin"]
+    header += [f"speedup over {peer}" for peer in ("torch fused", "DeepSpeed")]
     days = sorted({date_of(document, section) for _, section, *_ in HEADLINES})
     where = f"{', '.join(days)}, {plain(machine['cpu'])}, {document['threads']} threads."
     return "\n\n".join([table(header, rows), where])
