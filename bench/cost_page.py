@@ -39,16 +39,16 @@ MACHINES = (2, 4, 8, 32)
 NETWORKS = (Network(100), Network(400))
 
 INTRODUCTION = (
-    "A float32 step, with its constants fitted by least squares to the relative errors of {} "
-    "measurements (medians, from Python; `fork` only with several threads, which a small step does "
-    "not use):"
+    "The time of a float32 step, with constants fitted by least squares to the relative errors of "
+    "{} measurements (medians, from Python). `fork` applies only with several threads, which a "
+    "small step does not use:"
 )
 FORMULA = f"""\
 ```text
-seconds = call + fork + tensors x (f x tensor, cached + (1 - f) x tensor, from memory)
+seconds = call + fork + tensors x (f x cached tensor + (1 - f) x tensor from memory)
         + elements x (f x compute + (1 - f) x max(compute, {STEP_BYTES["float32"]} B / bandwidth))
 
-f         = min(1, cache / ({STATE_BYTES} B x elements))    what the caches keep from step to step
+f         = min(1, cache / ({STATE_BYTES} B x elements))    the fraction that stays in cache between steps
 compute   = 1 / (threads x rate)
 bandwidth = min(threads x bandwidth of a core, bandwidth of the memory)
 ```"""
@@ -64,9 +64,9 @@ def cost_model_part(fit: Fit, threads: int, large: Mapping[str, Any] | None) -> 
             quality(fit),
             *([] if large is None else held_out(fit.model, threads, large)),
             residuals_table(fit),
-            "### On paper: a large server",
+            "### Predicted: a large server",
             *server_part(fit.model, Server()),
-            "### On paper: many machines",
+            "### Predicted: many machines",
             *sharding_part(fit.model, threads, Server()),
         ]
     )
@@ -77,9 +77,9 @@ def constants_table(fit: Fit) -> str:
     model = fit.model
     shown = {
         "call": ("a call", as_time(model.call)),
-        "fork": ("starting and ending the threads' work", as_time(model.fork)),
-        "tensor_cached": ("a tensor, cached", as_time(model.tensor_cached)),
-        "tensor_memory": ("a tensor, from memory", as_time(model.tensor_memory)),
+        "fork": ("fork: starting and joining the threads", as_time(model.fork)),
+        "tensor_cached": ("a cached tensor", as_time(model.tensor_cached)),
+        "tensor_memory": ("a tensor from memory", as_time(model.tensor_memory)),
         "rate": ("rate of a thread", f"{digits(model.rate / 1e9)} G elements/s"),
         "core_bandwidth": ("bandwidth of a core", f"{as_bytes(model.core_bandwidth)}/s"),
         "memory_bandwidth": ("bandwidth of the memory", f"{as_bytes(model.memory_bandwidth)}/s"),
@@ -99,8 +99,8 @@ def quality(fit: Fit) -> str:
     within = sum(r <= 0.1 for r in residuals)
     worst = max(range(len(residuals)), key=residuals.__getitem__)
     return (
-        f"Half of the predictions are within {100 * median(residuals):.1f} % of what was measured, {within} of "
-        f"{len(residuals)} within 10 %; the worst is {fit.samples[worst].case} "
+        f"Half of the predictions are within {100 * median(residuals):.1f} % of the measurement, {within} of "
+        f"{len(residuals)} within 10 %. The worst is {fit.samples[worst].case} "
         f"({as_error(fit.residuals()[worst])})."
     )
 
@@ -115,7 +115,7 @@ def held_out(model: CostModel, threads: int, large: Mapping[str, Any]) -> list[s
     predicted = model.seconds(elements, tensors=row.get("tensors", 1), threads=threads)
     measured = median(row["seconds"][OURS])
     text = (
-        f"A step that it was not fitted to, {as_count(elements)} parameters: predicted "
+        f"A held-out step, {as_count(elements)} parameters: predicted "
         f"{as_time(predicted)}, measured {as_time(measured)} "
         f"({as_error(predicted / measured - 1)})."
     )
@@ -148,19 +148,20 @@ def server_part(model: CostModel, server: Server) -> list[str]:
     compute = compute_seconds(model, server.cores)
     one_socket = seconds_from_one_socket(model, server)
     bound = (
-        "the memory is the limit: computing alone would take "
+        "memory is the limit: computing alone would take "
         f"{100 * compute / per_parameter:.0f} % of the time"
         if per_parameter > compute
         else "computing is the limit, and more bandwidth would not help"
     )
     assumptions = (
-        f"Assumed: {server.sockets} sockets, {server.cores} cores in all, each as fast as one "
-        f"here; {server.channels} channels of {digits(server.channel_bandwidth / 1e9)} GB/s a "
-        f"socket (DDR5-4800), of which programs reach {100 * server.achieved:.0f} %, which makes "
-        f"{as_bytes(server.bandwidth)}/s; a module of {server.module_bytes >> 30} GiB a channel, "
-        f"{as_bytes(server.memory_bytes)} in all, {100 * server.usable:.0f} % of it for "
-        "parameters, gradients and moments; threads pinned, and each part of the arrays in the "
-        f"memory of the socket that steps it. Then {bound}."
+        f"Assumptions: {server.sockets} sockets with {server.cores} cores in total, each as fast "
+        f"as one here. Each socket has {server.channels} channels of "
+        f"{digits(server.channel_bandwidth / 1e9)} GB/s (DDR5-4800), of which programs reach "
+        f"{100 * server.achieved:.0f} %: {as_bytes(server.bandwidth)}/s in total. Each channel has "
+        f"a module of {server.module_bytes >> 30} GiB, {as_bytes(server.memory_bytes)} in total, "
+        f"{100 * server.usable:.0f} % of it for parameters, gradients and moments. Threads are "
+        "pinned, and each part of the arrays is in the memory of the socket that steps it. Then "
+        f"{bound}."
     )
     rows = [
         [
@@ -174,12 +175,12 @@ def server_part(model: CostModel, server: Server) -> list[str]:
     ]
     header = ["parameters", "memory with gradients", "step", "step, all memory on one socket"]
     remarks = (
-        f"A step moves {STEP_BYTES['float32']} bytes a parameter, and {STATE_BYTES} are what it "
-        "occupies with its gradient. All memory on one socket is what a program gets whose arrays "
-        "were first written by one thread; these times are lower bounds. Servers for the memory: "
-        "parameters and gradients whole on each, the moments divided."
+        f"A step moves {STEP_BYTES['float32']} bytes per parameter. A parameter with its gradient "
+        f"and moments occupies {STATE_BYTES}. If one thread writes the arrays first, all memory is "
+        "on one socket; those times are lower bounds. The number of servers assumes parameters "
+        "and gradients whole on each server, and sharded moments."
     )
-    return [assumptions, table([*header, "servers for the memory"], rows), remarks]
+    return [assumptions, table([*header, "servers needed for memory"], rows), remarks]
 
 
 def sharding_part(model: CostModel, threads: int, server: Server) -> list[str]:
@@ -197,10 +198,11 @@ def sharding_part(model: CostModel, threads: int, server: Server) -> list[str]:
         for n in MACHINES
     ]
     traffic = (
-        "Each of N machines steps one part in N. That takes a reduce-scatter of the gradients and "
-        f"an all-gather of the parameters, each {VALUE_BYTES} B x (N - 1) / N a parameter out of "
-        f"every machine and into it, at {100 * NETWORKS[0].achieved:.0f} % of the network's speed "
-        "and overlapped with nothing. All times grow in proportion to the parameters."
+        "Each of N machines steps 1 / N of the parameters. That takes a reduce-scatter of the "
+        "gradients and an all-gather of the parameters. Each moves "
+        f"{VALUE_BYTES} B x (N - 1) / N per parameter out of and into every machine, at "
+        f"{100 * NETWORKS[0].achieved:.0f} % of the network's speed and without overlap. All times "
+        "are proportional to the number of parameters."
     )
     return [
         traffic,
@@ -216,14 +218,14 @@ def one_source_of_gradients(model: CostModel, threads: int, step: float) -> str:
     here = model.seconds(10**9, threads=threads) / 1e9
     fast = [network for network in NETWORKS if network.bandwidth >= network_that_pays(step)]
     speeds = " and ".join(f"{network.gigabits:g}" for network in fast or NETWORKS)
-    verdict = f"It pays at {speeds} Gbit/s" if fast else f"At {speeds} Gbit/s it does not"
+    verdict = f"It pays at {speeds} Gbit/s" if fast else f"It does not pay at {speeds} Gbit/s"
     return (
-        "**One machine computes the gradients:** sharding adds all of that traffic. What it saves "
-        "and what it adds go with the same (N - 1) / N, so that it pays only where the network "
+        "**One machine computes the gradients.** Then sharding adds all of that traffic. Savings "
+        "and traffic are both proportional to (N - 1) / N, so sharding pays only if the network "
         f"reaches more than {2 * VALUE_BYTES} / {STEP_BYTES['float32']} of the memory's "
-        f"bandwidth: {digits(as_gigabits(network_that_pays(step)))} Gbit/s beside this server. "
-        f"{verdict}, whatever the number of machines and of parameters. (Beside the machine "
-        f"measured here: {digits(as_gigabits(network_that_pays(here)))} Gbit/s.)"
+        f"bandwidth: {digits(as_gigabits(network_that_pays(step)))} Gbit/s for this server. "
+        f"{verdict}, whatever the number of machines and parameters. (For the machine measured "
+        f"here: {digits(as_gigabits(network_that_pays(here)))} Gbit/s.)"
     )
 
 
@@ -234,10 +236,10 @@ def copies_of_the_model(step: float) -> str:
         for network in NETWORKS
     )
     return (
-        f"**The machines train copies of the model:** they exchange {2 * VALUE_BYTES} B a "
-        "parameter anyway, to average the gradients. Sharding puts the all-gather of parameters in "
-        "place of the second half of that and adds no traffic, so that it pays from two machines "
-        f"on. It saves at most {shares} of the time that exchange and step take together."
+        f"**The machines train copies of the model.** They exchange {2 * VALUE_BYTES} B per "
+        "parameter anyway, to average the gradients. Sharding replaces the second half of that "
+        "exchange with the all-gather of the parameters and adds no traffic, so it pays from two "
+        f"machines on. It saves at most {shares} of the combined time of exchange and step."
     )
 
 
@@ -247,10 +249,10 @@ def for_memory(server: Server) -> str:
     most = server.usable_bytes / (2 * VALUE_BYTES)
     servers = machines_for_memory(PARAMETERS[-1], server, all_sharded=True)
     return (
-        f"**For memory** it pays from {full / 1e9:.0f}B parameters on, where {STATE_BYTES} B each "
-        f"fill the usable {as_bytes(server.usable_bytes)} of one such server. Dividing the moments "
-        f"alone reaches to {most / 1e9:.0f}B; with parameters and gradients divided too, "
-        f"{as_count(PARAMETERS[-1])} take {servers} servers, and every further "
+        f"**Memory.** Sharding pays from {full / 1e9:.0f}B parameters on, where {STATE_BYTES} B per "
+        f"parameter fill the usable {as_bytes(server.usable_bytes)} of one such server. Sharding "
+        f"only the moments suffices up to {most / 1e9:.0f}B. With parameters and gradients sharded "
+        f"too, {as_count(PARAMETERS[-1])} need {servers} servers, and every further "
         f"{full / 1e9:.0f}B one more."
     )
 

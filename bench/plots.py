@@ -481,7 +481,7 @@ PLOTS = {
     "threads": Plot(threads_plot, "Time of a step by number of threads"),
     "tail": Plot(tail_plot, "Time of a training tail"),
     "first_step": Plot(first_step_plot, "Build and first step against a later step"),
-    "memory": Plot(memory_plot, "Memory at peak by what it is for"),
+    "memory": Plot(memory_plot, "Peak memory by use"),
     "calls": Plot(calls_plot, "Where the time of a call goes, and its cost by number of tensors"),
     "training": Plot(training_plot, "Share of the optimizer in the time of a training"),
 }

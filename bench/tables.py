@@ -120,7 +120,7 @@ def steps_part(results: Results) -> str:
 
 def many_tensors_part(results: Results) -> str:
     """Return the table of many tensors, with the time that each takes."""
-    more = {"a tensor": time_of_a_tensor}
+    more = {"per tensor": time_of_a_tensor}
     return timed_part(results["rows"], more=more)
 
 
@@ -186,7 +186,7 @@ def memory_part(results: Results) -> str:
         for row in results["rows"]
     ]
     header = ["optimizer", "parameters", "parameters, gradients and moments", "at peak"]
-    header += ["beyond", "the process before"]
+    header += ["beyond", "process baseline"]
     return with_reasons(table(header, rows), results)
 
 
@@ -206,7 +206,7 @@ def large_part(results: Results) -> str:
             ]
         )
     header = ["parameters", "memory with gradients", OURS, "GB/s"]
-    header.append("time an element, that of the first 64M in the same round being 1")
+    header.append("time per element, relative to the first 64M in the same round")
     return with_reasons(table(header, cells), results)
 
 
@@ -223,7 +223,7 @@ def calls_part(results: Results) -> str:
                 *(DASH if seconds is None else as_time(median(seconds)) for seconds in times),
             ]
         )
-    parts = [table(["case", "a tensor", *names], rows)]
+    parts = [table(["case", "per tensor", *names], rows)]
     if "profile" in results:
         parts.append(profile_table("part of a call", results["profile"]))
     if "profile_within" in results:
@@ -240,7 +240,7 @@ def profile_table(header: str, profile: Sequence[Row], *, shares: bool = True) -
         line += [f"{100 * part['microseconds'] / whole:.0f} %"] if shares else []
         rows.append(line)
     if shares:
-        rows.append(["together", f"{whole:.2f} us", ""])
+        rows.append(["total", f"{whole:.2f} us", ""])
     return table([header, "time", *(["share"] if shares else [])], rows)
 
 
@@ -494,7 +494,8 @@ def figures_part(document: Mapping[str, Any]) -> str:
             ]
         )
     machine = document["machine"]
-    header = ["float32", OURS, "of memory traffic alone", "x torch fused", "x DeepSpeed"]
+    header = ["float32", OURS, "of the traffic twin"]
+    header += [f"speedup over {peer}" for peer in ("torch fused", "DeepSpeed")]
     days = sorted({date_of(document, section) for _, section, *_ in HEADLINES})
     where = f"{', '.join(days)}, {plain(machine['cpu'])}, {document['threads']} threads."
     return "\n\n".join([table(header, rows), where])

@@ -305,7 +305,7 @@ TARGETS = (
     ),
     # No slower, but for what two processes differ by.
     Target(
-        "optimizers stepped at once, a thread each (the worst case)",
+        "optimizers stepped at once, one thread each (worst case)",
         "at most 1.05 x one after the other",
         "at_once",
         worst_at_once,
@@ -313,7 +313,7 @@ TARGETS = (
     ),
     *(
         Target(
-            f"{as_count(elements)}, beside torch or scikit-learn (the worst case)",
+            f"{as_count(elements)}, next to torch or scikit-learn (worst case)",
             "at most 1.1 x alone",
             "runtimes",
             slowdown_beside_runtimes(elements),
