@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from fusedadam import Adam
+from fusedadam.snapshots import snapshot
 from helpers import Array, assert_all_same_bits, values
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -102,7 +103,7 @@ class Training:
 
 
 def assert_same_state(actual: Adam, expected: Adam) -> None:
-    ours, theirs = actual._snapshot(), expected._snapshot()
+    ours, theirs = snapshot(actual), snapshot(expected)
     for part in ("config", "progress", "excluded", "own"):
         assert ours[part] == theirs[part]
     assert sorted(ours["slots"]) == sorted(theirs["slots"])

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import autograd
 import autograd.numpy as anp
 import fusedadam
+import ml_dtypes
 import numpy as np
 import oracle
 import pytest
@@ -289,6 +290,7 @@ CASTS: dict[str, Callable[[Array], Any]] = {
     },
     "odd integers beyond 2**53": lambda g: (g * 2**20).astype("int64") * 2 + 2**60 + 1,
     "float64 in Fortran order": lambda g: np.asfortranarray(g, "float64"),
+    "bfloat16": lambda g: g.astype(ml_dtypes.bfloat16),
     "strided float16": lambda g: strided(g.astype("float16")),
     "lists": lambda g: g.tolist(),
     "lists of integers": lambda g: g.astype("int64").tolist(),
@@ -431,7 +433,7 @@ class LaidOut:
     def check(self) -> None:
         assert_all_same_bits(self.params, self.laid(self.reference.params), "params")
         state, kept = self.optimizer._state, self.optimizer.weights[1:] + self.optimizer.ema
-        assert state is not None
+        assert state.is_built
         slots = {kind: getattr(self.reference, kind) for kind in state.slots if kind[0] != "a"}
         for kind, arrays in slots.items():
             assert_all_same_bits(state.slots[kind], self.laid(arrays), kind)

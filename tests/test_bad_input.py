@@ -553,17 +553,14 @@ class TornPair(tuple[Array, Array]):
         yield self[0]
 
 
-# Once built, an optimizer takes tuples apart without asking them.
-def test_grads_and_vars_that_are_no_pairs_though_they_look_it() -> None:
-    training = Training(fresh=True)
-    torn = [TornPair(both) for both in zip(training.grads, training.params, strict=True)]
-    assert_refused(
-        training,
-        lambda: training.optimizer.apply_gradients(torn),
-        ValueError,
-        ".*unpack.*",
-        twin=Training(fresh=True),
-    )
+# Tuples are taken apart without asking them.
+@pytest.mark.parametrize("fresh", [False, True], ids=["built", "fresh"])
+def test_pairs_that_cannot_be_unpacked(fresh: bool) -> None:
+    training, twin = (Training(fresh=fresh) for _ in range(2))
+    pairs = list(zip(training.grads, training.params, strict=True))
+    training.optimizer.apply_gradients(list(map(TornPair, pairs)))
+    twin.optimizer.apply_gradients(list(zip(twin.grads, twin.params, strict=True)))
+    assert_unchanged(training, twin.snapshot())
 
 
 class BrokenError(Exception):
@@ -1266,7 +1263,8 @@ def test_schedule_of_a_configuration_that_cannot_be_found(name: str) -> None:
 ZEROED_FAULTS = {
     name: fault
     for name, fault in WRITTEN_FAULTS.items()
-    if name not in ("None", "a memoryview", "a float", "a NumPy scalar")
+    # One of float16 is zeroed where it lies.
+    if name not in ("None", "a memoryview", "a float", "a NumPy scalar", "float16")
 }
 
 
@@ -1723,7 +1721,6 @@ def test_sparse_mode_is_a_keyword(lazy: Any) -> None:
 
 
 ZEROED_ROWS: dict[str, Callable[[Array], Any]] = {
-    "Fortran": np.asfortranarray,
     "strided": strided,
     "reversed": lambda a: a[::-1].copy()[::-1],
     "misaligned": misaligned,

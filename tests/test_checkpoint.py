@@ -26,6 +26,7 @@ from checkpoint_files import (
 from fresh_python import output_of, run_python
 from fusedadam import Adam
 from fusedadam.checkpoint import load as load_checkpoint
+from fusedadam.snapshots import snapshot as snapshot_of
 from helpers import Array, assert_all_same_bits, read_only, values
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -60,7 +61,7 @@ def test_the_trainings_above_reach_what_is_to_be_kept() -> None:
     training = Training(**OPTIONS["everything"])
     training.optimizer.exclude_from_weight_decay([training.params[1]])
     training.step(6)
-    snapshot = training.optimizer._snapshot()
+    snapshot = snapshot_of(training.optimizer)
     assert sorted(snapshot["slots"]) == ["accumulator", "ema", "m", "v", "vhat"]
     assert snapshot["progress"]["accumulated"] == 2
     assert snapshot["excluded"] == [1]

@@ -37,12 +37,13 @@ def test_no_module_is_imported_by_the_files_word(path: Path, tmp_path: Path) -> 
         import json, sys
         import numpy as np
         from fusedadam import Adam
+        from fusedadam.snapshots import snapshot
         from safetensors.numpy import save_file
         sys.path.insert(0, {str(tmp_path)!r})
         config = Adam().get_config() | {{"lr": "trap:spring"}}
         metadata = {{
             "format": "fusedadam", "version": "1", "optimizer": "Adam", "excluded": "[]",
-            "config": json.dumps(config), "progress": json.dumps(Adam()._snapshot()["progress"]),
+            "config": json.dumps(config), "progress": json.dumps(snapshot(Adam())["progress"]),
         }}
         save_file({{}}, {str(path)!r}, metadata)
         try:
@@ -430,11 +431,10 @@ WRONG_STATES: dict[str, dict[str, Any]] = {
         for value in values
     },
     "a structure that is none": {"_structure": (5,)},
-    "to override what is no array": {"_to_override": [([5], {})]},
-    "to override by what is none": {"_to_override": 5},
-    "swapped": {"_swapped": True},
+    "to override what is no array": {"_to_find": (None, [([5], {})])},
+    "to override by what is none": {"_to_find": (None, 5)},
     "a schedule that is none": {"_schedule": 5},
-    "to exclude what is no array": {"_to_exclude": [5]},
+    "to exclude what is no array": {"_to_find": ([5], [])},
     "fewer": {"v": [np.ones(3)]},
     "more": {"v": [np.ones(3)] * 3},
     "none": {"m": []},

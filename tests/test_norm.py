@@ -159,7 +159,6 @@ def test_tensors(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        np.ones(3, "float16"),
         np.ones(3, "int64"),
         np.ones(3, "complex64"),
         np.ones(3, "longdouble"),

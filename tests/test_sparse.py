@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import oracle
 import pytest
@@ -311,6 +312,7 @@ CASTS: dict[str, Callable[[Array], Any]] = {
         dtype: lambda r, dtype=dtype: r.astype(dtype)  # type: ignore[misc]
         for dtype in ("float16", "float32", "float64", "longdouble", ">f4", "int32", "bool")
     },
+    "bfloat16": lambda r: r.astype(ml_dtypes.bfloat16),
     "Fortran float64": lambda r: np.asfortranarray(r, "float64"),
     "lists": lambda r: r.tolist(),
 }

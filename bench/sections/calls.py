@@ -179,19 +179,19 @@ PARTS = (
     Part(
         "Python method, lock, options",
         "none.apply_gradients(no_pairs)",
-        "no_state.step_pairs(no_pairs, options, progress)",
+        "no_state.step_pairs(no_pairs, options)",
     ),
     Part(
         "scalars of the step (powers of beta)",
-        "no_state.step_pairs(no_pairs, options, progress)",
-        "waiting_state.step_pairs(no_pairs, waiting, waiting_progress)",
+        "no_state.step_pairs(no_pairs, options)",
+        "waiting_state.step_pairs(no_pairs, waiting)",
     ),
     Part(
         "other fixed work in C++ (GIL, counts)",
-        "waiting_state.step_pairs(no_pairs, waiting, waiting_progress)",
-        "no_state.require_kinds(options)",
+        "waiting_state.step_pairs(no_pairs, waiting)",
+        "no_state.require_not_swapped()",
     ),
-    Part("entering C++ (pybind11)", "no_state.require_kinds(options)", "pass"),
+    Part("entering C++ (pybind11)", "no_state.require_not_swapped()", "pass"),
 )
 # What some things cost by themselves that a part above consists of, as far as Python can do them.
 WITHIN = (
@@ -244,12 +244,11 @@ def namespace() -> dict[str, Any]:
         "get_num_threads": _core.get_num_threads,
         "no_pairs": [],
         "options": _core.AdamOptions(),
-        "progress": _core.AdamProgress(),
         "waiting": _core.AdamOptions({"gradient_accumulation_steps": NEVER}),
-        "waiting_progress": _core.AdamProgress(),
     }
-    names["no_state"] = _core.AdamState([], names["options"])
-    names["waiting_state"] = _core.AdamState([], names["waiting"])
+    for name, options in (("no_state", "options"), ("waiting_state", "waiting")):
+        names[name] = _core.AdamState(None)
+        names[name].build([], names[options])
     for adam, pairs, sizes in (
         ("one", "pair", [PROFILE_ELEMENTS]),
         ("one_empty", "empty_pair", [0]),

@@ -345,6 +345,21 @@ def test_gradient_of_another_dtype_is_cast(dtype: str) -> None:
     assert not torch.equal(params[0], torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("as_tensor", [True, False], ids=["tensors", "arrays"])
+def test_gradient_of_16_bits_is_read_where_it_is(dtype: Any, as_tensor: bool) -> None:
+    grad = torch.arange(-3, 6).to(dtype).reshape(3, 3).T
+    expected = np.ones((3, 3), "float32")
+    Adam(clipnorm=1.0).apply_gradients([(grad.float().numpy(), expected)])
+    for zero_grad in (False, True):
+        param: Any = torch.ones(3, 3).T if as_tensor else np.ones((3, 3), "float32")
+        given = grad.clone()
+        Adam(clipnorm=1.0, zero_grad=zero_grad).apply_gradients([(given, param)])
+        np.testing.assert_array_equal(np.asarray(param), expected)
+        assert torch.equal(given, torch.zeros_like(grad) if zero_grad else grad)
+        assert bool(given._version) == zero_grad
+
+
 @pytest.mark.parametrize("method", ["get_updates", "get_gradients"])
 def test_parameter_that_the_loss_does_not_reach(training: Training, method: str) -> None:
     loss = (training.params[0] ** 2).sum() + training.params[2] ** 2

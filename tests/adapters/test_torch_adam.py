@@ -1099,7 +1099,7 @@ def test_complex_parameter_is_refused(spoil: Callable[[Any, Any], Any], rule: st
 
 def test_parameter_still_to_be_negated_is_refused() -> None:
     p = torch.nn.Parameter(torch.tensor([1 + 2j]).conj().imag)
-    with pytest.raises(ValueError, match=r"params\[0\] must be no negated view.*Received: .+"):
+    with pytest.raises(ValueError, match=r"params\[0\] must not be a negated view.*Received: .+"):
         stepped(Adam([p]), [torch.ones(1)])
 
 

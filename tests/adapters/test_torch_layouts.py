@@ -461,7 +461,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "on no device": (lambda: torch.zeros(5, 3, device="meta"), "CPU"),
     "bfloat16": (lambda: torch.zeros(5, 3, dtype=torch.bfloat16), "float32 or float64"),
     "float16": (lambda: torch.zeros(5, 3, dtype=torch.float16), "float32 or float64"),
-    "conjugated": (lambda: torch.zeros(5, 3, dtype=torch.complex64).conj(), "no conjugated view"),
+    "conjugated": (
+        lambda: torch.zeros(5, 3, dtype=torch.complex64).conj(),
+        "not a conjugated view",
+    ),
     "sparse": (lambda: torch.eye(5, 3).to_sparse(), "strided CPU tensor"),
     "sparse rows": (lambda: torch.eye(5, 3).to_sparse_csr(), "strided CPU tensor"),
 }
@@ -662,3 +665,42 @@ def test_step_of_what_values_drew() -> None:
     stepped(optimizer, [torch.ones(4, 5)])
     stepped(reference, [torch.ones(4, 5)])
     assert_same_bits(a, array(plain))
+
+
+# ---- gradients of 16 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"amsgrad": True, "ema_decay": 0.5, "weight_decay": 0.1}, {"max_grad_norm": 0.5}],
+    ids=str,
+)
+def test_gradients_of_16_bits(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    # As torch accumulates them where a parameter asks for it.
+    shapes = [(3, 67), (), (2500,), (40_001,)]
+    ours, theirs = leaves(shapes), leaves(shapes)
+    for _ in range(3):
+        for param, twin in zip(ours, theirs, strict=True):
+            param.grad_dtype = dtype
+            param.grad = torch.randn(param.shape).to(dtype)
+            twin.grad = param.grad.float()
+    optimizers = [AdamW(params, **options) for params in (ours, theirs)]
+    for _ in range(3):
+        for optimizer in optimizers:
+            optimizer.step()
+        for param, twin in zip(ours, theirs, strict=True):
+            assert_same_bits(array(param), array(twin))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_16_bits_in_another_layout_and_zeroed(dtype: torch.dtype) -> None:
+    p = torch.nn.Parameter(torch.ones(4, 6))
+    twin = torch.nn.Parameter(torch.ones(4, 6))
+    p.grad_dtype = dtype
+    p.grad = torch.randn(6, 4).to(dtype).T
+    twin.grad = p.grad.float().contiguous()
+    for param in (p, twin):
+        Adam([param], zero_grad_in_step=True).step()
+        assert not param.grad.any()
+    assert_same_bits(array(p), array(twin))

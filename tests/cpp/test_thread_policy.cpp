@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <thread>
+
 namespace fusedadam {
 namespace {
 
@@ -51,6 +54,79 @@ TEST(ThreadPolicy, TriesThemSoonerForLargePasses) {
   ThreadPolicy empty;
   fail(empty, 1, 0);
   EXPECT_TRUE(empty.wants_threads(0));
+}
+
+// Within 16 passes of 1M elements, of which two are trials.
+TEST(ThreadPolicy, LooksForAFreeCoreDuringAPause) {
+  constexpr std::int64_t million = 1 << 20;
+  for (const int fails : {1, 2, 3, 5}) {
+    ThreadPolicy policy;
+    fail(policy, fails, million);
+    int passes = 0;
+    bool probes = false;
+    while (!policy.wants_threads(million)) {
+      if (probes) policy.learn(core_probe::Result::free);
+      probes = policy.wants_probe(million);
+      ASSERT_LT(++passes, 16 - ThreadPolicy::trials);
+    }
+    EXPECT_TRUE(policy.wants_threads(million)) << fails;
+  }
+}
+
+TEST(ThreadPolicy, PausesOnWhereNoCoreIsFree) {
+  ThreadPolicy policy;
+  fail(policy, 2);
+  policy.learn(core_probe::Result::busy);
+  policy.learn(core_probe::Result::none);
+  EXPECT_EQ(passes_on_one_thread(policy, 40000), 128);
+}
+
+// A probe that was wrong makes the next ones rarer, until threads help.
+TEST(ThreadPolicy, ProbesLessOftenWhereItDoesNotHelp) {
+  ThreadPolicy policy;
+  const auto elements_to_probe = [&] {
+    std::int64_t elements = 1000;
+    while (!policy.wants_probe(1000)) elements += 1000;
+    return elements;
+  };
+  fail(policy, 1);
+  const std::int64_t first = elements_to_probe();
+  EXPECT_GE(first, ThreadPolicy::probe_interval);
+  for (const int times : {2, 4, 8}) {
+    policy.learn(core_probe::Result::free);
+    fail(policy, 1);
+    const std::int64_t later = elements_to_probe();
+    EXPECT_GE(later, times * ThreadPolicy::probe_interval);
+    EXPECT_LT(later, (times + 1) * ThreadPolicy::probe_interval);
+  }
+  for (int i = 0; i < 40; ++i) {
+    policy.learn(core_probe::Result::free);
+    fail(policy, 1, 1);
+  }
+  EXPECT_LE(elements_to_probe(), ThreadPolicy::most_elements + 1000);
+  policy.learn(core_probe::Result::free);
+  policy.learn(40000, true);
+  fail(policy, 1);
+  EXPECT_EQ(elements_to_probe(), first);
+}
+
+TEST(CoreProbe, TellsWhetherAThreadGotACoreAtOnce) {
+  core_probe::take_result();
+  EXPECT_EQ(core_probe::take_result(), core_probe::Result::none);
+  bool found_free = false;
+  for (int i = 0; i < 1000 && !found_free; ++i) {
+    core_probe::start();
+    core_probe::start();  // nothing: one is on its way
+    core_probe::Result result = core_probe::Result::none;
+    for (int k = 0; k < 10000 && result == core_probe::Result::none; ++k) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      result = core_probe::take_result();
+    }
+    ASSERT_NE(result, core_probe::Result::none);
+    found_free = result == core_probe::Result::free;
+  }
+  EXPECT_TRUE(found_free);
+  EXPECT_EQ(core_probe::take_result(), core_probe::Result::none);
 }
 
 TEST(ThreadPolicy, BeginsAnewOnceTheyHelpAgain) {

@@ -15,6 +15,7 @@ from pathlib import Path
 import fusedadam.checkpoint  # noqa: F401
 import numpy as np
 from fusedadam import Adam
+from fusedadam.snapshots import snapshot
 from fuzz_checkpoint_files import SCHEDULE, parameters
 from helpers import assert_all_same_bits
 from safetensors import safe_open
@@ -47,7 +48,7 @@ def loads(path: Path, content: bytes) -> bool:
 
 def _check_against_the_library(path: Path, adam: Adam, replaced: set[str]) -> None:
     """The safetensors library must find the same in the file, as must who reads its JSON."""
-    state = adam._snapshot()
+    state = snapshot(adam)
     with safe_open(path, framework="numpy") as file:
         found = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -70,15 +71,15 @@ def _check_against_the_library(path: Path, adam: Adam, replaced: set[str]) -> No
 
 def _check_what_parameters_have_of_their_own(adam: Adam, found: dict[str, str]) -> None:
     own = {"1": dict, "2": lambda: json.loads(found["own"])}[found["version"]]()
-    assert adam._own.overrides == {
+    assert adam._state.own[1] == {
         position: settings
         for positions, settings in own.get("overrides", ())
         for position in positions
     }
-    if adam._state is not None:
+    if adam._state.is_built:
         count = len(adam._state.steps)
         assert adam._state.steps == own.get("steps", [adam.iterations] * count)
-        if adam._progress.accumulated:
+        if adam._state.progress.accumulated:
             assert adam._state.waiting == sorted(own.get("waiting", range(count)))
 
 

@@ -115,7 +115,6 @@ BAD_GRADIENTS: Final[dict[str, Callable[[Array], Any]]] = {
 }
 # Of another dtype or none at all, which cannot be zeroed.
 BAD_GRADIENTS_TO_ZERO: Final[dict[str, Callable[[Array], Any]]] = {
-    "float16": _cast("float16"),
     "swapped bytes": _swapped,
     "another dtype": _other_dtype,
     "a list": lambda a: a.tolist(),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from guarded import PLACES, Guarded, Place
 from helpers import FLOATS, Array, halving, values
@@ -101,7 +102,7 @@ FORMS: Final = ["list", "list", "dict", "nested", "alone"]
 
 def cast_gradient(rng: np.random.Generator, grad: Array) -> Any:
     """Something that NumPy casts to such a gradient, with other numbers: of any dtype and layout."""
-    kinds = ["float16", "float32", "float64", "longdouble", "int32", "uint8", "bool"]
+    kinds = ["float16", "bfloat16", "float32", "float64", "longdouble", "int32", "uint8", "bool"]
     kind = str(rng.choice([*kinds, "swapped", "list", "Fortran"]))
     with np.errstate(all="ignore"):
         if kind == "swapped":
@@ -111,6 +112,8 @@ def cast_gradient(rng: np.random.Generator, grad: Array) -> Any:
         if kind == "list":
             given = grad.tolist()
             return given if np.shape(given) == grad.shape else grad
+        if kind == "bfloat16":
+            return grad.astype(ml_dtypes.bfloat16)
         if np.dtype(kind).kind != "f":
             return rng.integers(0, 4, grad.shape).astype(kind)
         return grad.astype(kind)

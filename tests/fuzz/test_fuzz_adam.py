@@ -470,7 +470,7 @@ class AdamMachine(RuleBasedStateMachine):
         TALLY["calls"] += 1
         twin = copier(self.adam)
         assert_all_same_bits(twin.get_weights(), self.model.weights(), "weights of the copy")
-        assert twin._progress.as_dict() == self.model.progress()
+        assert twin._state.progress.as_dict() == self.model.progress()
         if goes_on and not self.model.to_override:
             self.adam = twin
             self.model.copied(is_deep=which != "copy")
@@ -506,7 +506,7 @@ class AdamMachine(RuleBasedStateMachine):
         loaded = call()
         assert (loaded is self.adam) == in_place
         model = saved.loaded(self.params)
-        assert loaded._progress.as_dict() == model.progress()
+        assert loaded._state.progress.as_dict() == model.progress()
         assert_all_same_bits(loaded.weights, model.weights(), "weights of a file")
         if in_place or goes_on:
             self.adam, self.model = loaded, model
@@ -642,12 +642,12 @@ class AdamMachine(RuleBasedStateMachine):
             params.check()
         assert_all_same_bits(adam.weights, model.weights(), "weights")
         assert_all_same_bits(adam.ema, model.ema(), "ema")
-        assert adam._progress.as_dict() == model.progress()
+        assert adam._state.progress.as_dict() == model.progress()
         assert adam.iterations == model.oracle.iterations
-        assert set(adam._own.excluded) == model.oracle.excluded
-        assert adam._own.overrides == model.oracle.own
+        assert adam._state.own[0] == model.oracle.excluded
+        assert adam._state.own[1] == model.oracle.own
         if model.is_built:
-            assert adam._state is not None
+            assert adam._state.is_built
             assert adam._state.steps == model.oracle.steps
             if model.oracle.accumulated:
                 assert adam._state.waiting == model.waiting()

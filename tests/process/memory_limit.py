@@ -95,7 +95,7 @@ class Steps(Case):
 
     def observe(self) -> object:
         arrays = [*self.params, *self.optimizer.weights, *self.optimizer.ema]
-        return [a.tobytes() for a in arrays], self.optimizer._progress.as_dict()
+        return [a.tobytes() for a in arrays], self.optimizer._state.progress.as_dict()
 
 
 class Build(Steps):

@@ -60,8 +60,8 @@ class Steps(Case):
         return (
             contents(*self.params, *optimizer.weights, *optimizer.ema),
             optimizer.skipped_steps,
-            optimizer._swapped,
-            optimizer._progress.as_dict(),
+            optimizer._state.is_swapped,
+            optimizer._state.progress.as_dict(),
         )
 
 
@@ -136,7 +136,7 @@ class Override(Steps):
         return self.optimizer.override(self.params[:2], lr=0.25, maximize=True)
 
     def observe(self) -> object:
-        return super().observe(), len(self.optimizer._to_override)
+        return super().observe(), len(self.optimizer._state.pending[1])
 
 
 class Relaid(Steps):
@@ -191,7 +191,7 @@ class Swap(Steps):
         return None
 
     def go_on(self) -> object:
-        if self.optimizer._swapped:
+        if self.optimizer._state.is_swapped:
             self.optimizer.swap_ema()
         return super().go_on()
 

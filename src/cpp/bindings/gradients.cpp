@@ -1,76 +1,234 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/gradients.hpp"
 
-#include "api/messages.hpp"
+#include <algorithm>
+
+#include "api/checks.hpp"
+#include "bindings/convert.hpp"
+#include "bindings/gil.hpp"
 
 namespace fusedadam::python {
+namespace {
+
+constexpr const char* list_name = "grads";
+
+std::int64_t as_index(std::size_t index) { return static_cast<std::int64_t>(index); }
+
+[[noreturn]] void refuse(const std::string& rule, const py::handle& grad, std::size_t index) {
+  throw py::value_error(
+      broken_rule(element_name(list_name, as_index(index)) + ' ' + rule, describe(grad)));
+}
+
+bool is_sparse_tensor(const py::handle& grad) {
+  return py::getattr(grad, "is_sparse", py::bool_(false)).ptr() == Py_True;
+}
+
+bool is_conjugated(const py::handle& grad) {
+  return py::hasattr(grad, "is_conj") && grad.attr("is_conj")().cast<bool>();
+}
+
+}  // namespace
 
 void require_gradients(const py::handle& grads) {
   const py::tuple items = snapshot(grads, "grads");
   for (std::size_t i = 0; i < items.size(); ++i) {
-    if (PyTuple_GET_ITEM(items.ptr(), static_cast<py::ssize_t>(i)) != Py_None) continue;
+    if (PyTuple_GET_ITEM(items.ptr(), as_index(i)) != Py_None) continue;
     // Keras' own words.
     throw py::value_error(broken_rule(
         "An operation has `None` for gradient. Make sure that the loss depends on every parameter "
         "through differentiable operations, or leave out the parameters that it does not depend on",
-        element_name("grads", static_cast<std::int64_t>(i)) + "=None"));
+        element_name("grads", as_index(i)) + "=None"));
   }
 }
 
-Gradients::Gradients(const py::handle& grads, std::size_t expected)
-    : items_(snapshot(grads, "grads")) {
-  require_same_length(items_, "grads", expected, "params");
-}
-
-void Gradients::attach(std::span<TensorRef> tensors, std::span<const ArrayInfo> params,
-                       const WrittenRanges& written, bool zero) {
-  std::vector<ByteRange> zeroed;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const auto index = static_cast<std::int64_t>(i);
-    const py::handle item = PyTuple_GET_ITEM(items_.ptr(), static_cast<py::ssize_t>(i));
-    TensorRef& tensor = tensors[i];
-    Stream& of_tensor = tensor.of[kind::grad];
-    tensor.zero_grad = false;
-    if (item.is_none()) {
-      of_tensor.data = nullptr;
-      continue;
-    }
-    if (!zero && of_tensor.data != nullptr && is_readable_at(item, of_tensor.data, params[i])) {
-      continue;
-    }
-    if (zero) {
-      const ArrayInfo grad = writeable_array(item, "grads", index, to_zero);
-      require_like(grad, params[i], "grads", "params", index);
-      zeroed.push_back(byte_range(grad, "grads", index));
-      require_disjoint(zeroed.back(), written);
-      if (same_layout(grad, params[i])) {
-        of_tensor.data = grad.data;
-        tensor.zero_grad = true;
-        continue;
-      }
-      to_zero_.push_back(py::reinterpret_borrow<py::array>(item));
-    }
-    const ArrayInfo grad = any_array(item, "grads", index);
-    require_shape_of(grad, params[i], "grads", "params", index);
-    of_tensor.data =
-        const_cast<void*>(readable_elements(grad, params[i], "grads", index, written, copies_));
-    if (copied_at_.size() < copies_.size()) copied_at_.push_back(i);
+void Gradients::attach(const py::handle& grad, const py::handle& param, const BoundArray& like,
+                       std::size_t index, bool zero, TensorRef& tensor) {
+  tensor.zero_grad = false;
+  const ArrayView view = like.view();
+  const Stream& stream = tensor.of[kind::grad];
+  // The imaginary part of a single complex number may still have to be negated.
+  if (!zeroes_ && stream.data != nullptr && view.size != 1 && reader_.is_at(grad, stream, like)) {
+    return;
   }
-  if (zero) require_disjoint(WrittenRanges(std::move(zeroed)));
+  if (rules_.casts) {
+    attach_cast(grad, view, {.index = as_index(index)}, zero, rules_.casts_halves, tensor);
+  } else {
+    attach_strict(grad, param, view, index, zero, tensor);
+  }
 }
 
-py::list Gradients::cast(std::span<const ArrayInfo> params) const {
-  py::list all(items_);
-  for (std::size_t copy = 0; copy < copies_.size(); ++copy) {
-    const std::size_t i = copied_at_[copy];
-    const auto item = py::reinterpret_borrow<py::array>(all[i]);
-    if (!item.dtype().is(params[i].dtype)) all[i] = copies_[copy];
+bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Name& name,
+                                const TensorRef& tensor) {
+  const bool alike = same_layout(grad, like) && grad.is_aligned;
+  bool apart = alike && grad.data == tensor.of[kind::grad].data;
+  if (zeroes_ || (alike && !apart)) {
+    const ByteRange range = fusedadam::byte_range(grad.data, grad.extent(), name.list, name.index);
+    apart = apart || written_.find(range) == nullptr;
+    ranges_.push_back(range);
+  }
+  return alike && apart;
+}
+
+// ---- numbers of any dtype
+
+void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const Name& name,
+                            bool zero, bool casts_halves, TensorRef& tensor) {
+  const auto text = [&] { return element_name(name.list, name.index); };
+  py::object source = py::reinterpret_borrow<py::object>(grad);
+  std::optional<ArrayView> view = reader_.read(source);
+  if (py::isinstance<py::array>(source) || !rules_.convert) {
+    require_array(source, name.list, name.index);
+  } else if (!view || view->is_complex) {
+    if (zero && !py::hasattr(source, "data_ptr")) {
+      throw py::type_error(broken_rule(
+          text() + " must be a numpy.ndarray or a torch.Tensor, so that it can be zeroed in place",
+          utf8(py::str(py::type::handle_of(source).attr("__name__")))));
+    }
+    source = converted(grad, py::str(text()));
+    view = reader_.read(source);
+  }
+  if (zero) {
+    view = writeable_array(reader_, source, name.list, name.index, to_zero);
+    if (!steps_without_copy(view->storage, like.storage)) {
+      throw py::type_error(dtype_mismatch(source, like, name.list, name.other, name.index));
+    }
+  }
+  // Of another dtype than ours, an array has a shape all the same.
+  require_shape_of(view ? *view : array_view(source, like.storage), like, name.list, name.other,
+                   name.index);
+  const bool is_readable =
+      view && (view->storage == like.storage ||
+               (!casts_halves && steps_without_copy(view->storage, like.storage)));
+  const bool serves = is_readable && serves_as_it_is(*view, like, name, tensor);
+  if (zero) require_disjoint(byte_range(*view, name.list, name.index), written_);
+  Stream& stream = tensor.of[kind::grad];
+  if (serves) {
+    stream = {view->data, view->storage};
+    tensor.zero_grad = zero;
+    kept_.push_back(std::move(source));
+    return;
+  }
+  if (zero) to_zero_.push_back(source);
+  if (!py::isinstance<py::array>(source)) source = converted(grad, py::str(text()));
+  py::array copy = cast_copy(source, like, name.list, name.index);
+  stream = {copy.mutable_data(), like.storage};
+  if (!copy.dtype().is(source.attr("dtype"))) cast_.emplace_back(name.index, copy);
+  kept_.push_back(std::move(copy));
+}
+
+Gradients::RowGradients Gradients::attach_table(const py::handle& indices,
+                                                const py::handle& grad_rows,
+                                                const ArrayView& table) {
+  const IndexArray rows = index_array(indices, kept_);
+  std::vector<std::int64_t> shape(table.shape.begin(), table.shape.end());
+  shape.front() = rows.size;
+  ArrayView like = table;
+  like.shape = shape;
+  like.size = element_count(shape);
+  TensorRef grads = make_tensor(table.storage, like.size);
+  attach_cast(grad_rows, like, {"grad_rows", no_index, "the named rows of param"}, zeroes_, true,
+              grads);
+  check_indices(rows.indices, table.shape.front());
+  return {rows.indices, grads.of[kind::grad], element_count(table.shape.subspan(1)), like.size};
+}
+
+// ---- tensors like their parameters
+
+void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
+                              const ArrayView& like, std::size_t index, bool zero,
+                              TensorRef& tensor) {
+  Stream& stream = tensor.of[kind::grad];
+  std::optional<ArrayView> view = reader_.read(grad);
+  const bool conjugated = !view && is_conjugated(grad);
+  py::object memory;  // of what is still to be conjugated
+  if (conjugated) {
+    memory = grad.attr("conj")();
+    view = reader_.read(memory);
+  } else if (!view && is_sparse_tensor(grad)) {
+    stream.data = nullptr;
+    attach_rows(grad, like, index);
+    if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
+    return;
+  }
+  if (!view || !view->has_shape(like.shape) || view->is_complex != like.is_complex ||
+      !steps_without_copy(view->storage, like.storage)) {
+    refuse("must be a CPU tensor of the shape and dtype of its parameter", grad, index);
+  }
+  const bool serves = serves_as_it_is(*view, like, {.index = as_index(index)}, tensor);
+  if (zero && written_.find(ranges_.back()) != nullptr) {
+    refuse("must not overlap a tensor that is updated, so that it can be zeroed", grad, index);
+  }
+  if (serves && !conjugated && !(view->size == 1 && is_negated(grad))) {
+    stream = {view->data, view->storage};
+    tensor.zero_grad = zero;
+    return;
+  }
+  kept_.push_back(converted(grad, param));
+  const std::optional<ArrayView> copy = reader_.read(kept_.back());
+  if (!copy || copy->size != like.size) refuse("must be readable", grad, index);
+  stream = {copy->data, copy->storage};
+  if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
+}
+
+void Gradients::attach_rows(const py::handle& grad, const ArrayView& param, std::size_t index) {
+  if (grad.attr("sparse_dim")().cast<std::int64_t>() != 1 || param.shape.empty()) {
+    refuse("must be of whole rows, with one sparse dimension", grad, index);
+  }
+  if (param.is_complex) refuse("must be dense, since its parameter is complex", grad, index);
+  if (!is_contiguous(param)) {
+    refuse("must be dense, since its parameter is not contiguous", grad, index);
+  }
+  kept_.push_back(grad.attr("_values")().attr("contiguous")());
+  const std::optional<ArrayView> values = reader_.read(kept_.back());
+  if (!values || values->storage != param.storage ||
+      !std::ranges::equal(values->shape.subspan(1), param.shape.subspan(1))) {
+    refuse("must have the row shape and dtype of its parameter", grad, index);
+  }
+  if (param.size == 0) return;
+  const IndexArray rows =
+      index_array(grad.attr("_indices")().attr("reshape")(-1).attr("numpy")(), kept_);
+  check_indices(rows.indices, param.shape[0]);
+  rows_.emplace_back(index, RowGradients{rows.indices,
+                                         {values->data, values->storage},
+                                         element_count(param.shape.subspan(1)),
+                                         values->size});
+}
+
+py::object Gradients::converted(const py::handle& grad, const py::handle& argument) const {
+  PyObject* const result = or_wait_for_the_end([&] {
+    return PyObject_CallFunctionObjArgs(rules_.convert.ptr(), grad.ptr(), argument.ptr(), nullptr);
+  });
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+void Gradients::require_zeroed_apart() const {
+  if (zeroes_) require_disjoint(WrittenRanges(ranges_));
+}
+
+// ---- rows
+
+bool Gradients::is_of_rows(std::size_t index) const noexcept {
+  return std::ranges::any_of(rows_, [&](const auto& rows) { return rows.first == index; });
+}
+
+std::vector<TensorRef> Gradients::with_rows(std::span<const TensorRef> tensors) {
+  std::vector<TensorRef> all(tensors.begin(), tensors.end());
+  for (const auto& [index, rows] : rows_) {
+    summed_.emplace_back(rows.indices, rows.grads, rows.row_size, SparseMode::lazy);
+    summed_.back().attach_to(all[index]);
   }
   return all;
 }
 
 void Gradients::zero_the_rest() const {
-  for (const py::array& grad : to_zero_) assign(grad, py::int_(0));
+  for (const py::object& grad : to_zero_) {
+    if (py::isinstance<py::array>(grad)) {
+      assign(py::reinterpret_borrow<py::array>(grad), py::int_(0));
+    } else {
+      grad.attr("zero_")();
+    }
+  }
 }
 
 }  // namespace fusedadam::python

@@ -13,7 +13,6 @@
 #include "bindings/options.hpp"
 #include "bindings/state_memory.hpp"
 #include "bindings/stateless.hpp"
-#include "bindings/tensor_gradients.hpp"
 #include "bindings/tensor_plan.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
@@ -36,6 +35,29 @@ bool same_objects(const py::list& a, const py::list& b) {
     if (PyList_GET_ITEM(a.ptr(), i) != PyList_GET_ITEM(b.ptr(), i)) return false;
   }
   return true;
+}
+
+// The attribute `grad` of each of these tensors.
+py::list gradients_of(const py::list& tensors) {
+  py::list grads(tensors.size());
+  const py::str name("grad");
+  PyTypeObject* type = nullptr;
+  const PyGetSetDef* known = nullptr;  // of that type: to look it up takes as long as to call it
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const py::object tensor = tensors[i];
+    if (Py_TYPE(tensor.ptr()) != type) {
+      type = Py_TYPE(tensor.ptr());
+      const py::object found = py::getattr(reinterpret_cast<PyObject*>(type), name, py::none());
+      known = Py_TYPE(found.ptr()) == &PyGetSetDescr_Type
+                  ? reinterpret_cast<PyGetSetDescrObject*>(found.ptr())->d_getset
+                  : nullptr;
+    }
+    PyObject* grad = known != nullptr ? known->get(tensor.ptr(), known->closure)
+                                      : PyObject_GetAttr(tensor.ptr(), name.ptr());
+    if (grad == nullptr) throw py::error_already_set();
+    PyList_SET_ITEM(grads.ptr(), static_cast<py::ssize_t>(i), grad);
+  }
+  return grads;
 }
 
 }  // namespace
@@ -67,59 +89,23 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   bind_options(module);
   bind_progress(module);
 
-  py::class_<AdamState>(module, "AdamState")
-      .def(py::init<const py::handle&, const AdamOptions&, bool>(), arg("params"), arg("options"),
-           arg("only_like") = false)
-      .def("require_kinds", &AdamState::require_kinds, arg("options"))
-      .def("override", &AdamState::override_settings, arg("overrides"))
-      .def("step", &AdamState::step, arg("params"), arg("grads"), arg("options"), arg("progress"))
-      .def(
-          "step_pairs",
-          [](AdamState& self, const py::handle& pairs, const AdamOptions& options,
-             AdamProgress& progress) -> std::optional<std::int64_t> {
-            if (!self.step_pairs(pairs, options, progress)) return std::nullopt;
-            return progress.iterations;
-          },
-          arg("pairs"), arg("options"), arg("progress"))
-      .def("step_rows", &AdamState::step_rows, arg("indices"), arg("grad_rows"), arg("param"),
-           arg("options"), arg("progress"), arg("lazy"))
-      .def("unbind", &AdamState::unbind)
-      .def("swap_ema", &AdamState::swap_averages, arg("views"))
-      .def("set_steps", &AdamState::set_steps, arg("steps"))
-      .def("set_waiting", &AdamState::set_waiting, arg("positions"))
-      .def_property_readonly("steps", &AdamState::steps)
-      .def_property_readonly("waiting", &AdamState::waiting)
-      .def_property_readonly("slots", &AdamState::slots);
+  bind_adam_state(module);
+  bind_tensor_plan(module);
+
+  py::list kinds;
+  for (const StateKind& state : state_kinds) kinds.append(state.name);
+  module.attr("state_kinds") = py::tuple(kinds);
 
   module.def("same_objects", &same_objects, arg("a"), arg("b"));
   module.def("gradients_of", &gradients_of, arg("tensors"));
-  module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("kinds"));
-  py::class_<TensorPlan>(module, "TensorPlan")
-      .def(py::init<py::object, py::dict>(), arg("copy_like"), arg("names") = py::dict())
-      .def(
-          "step",
-          [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,
-             const std::vector<AdamOptions>& options, AdamProgress& progress) {
-            self.step({std::move(params), std::move(grads), std::move(state), std::move(groups)},
-                      options, progress);
-          },
-          arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"), arg("progress"))
-      .def(
-          "step_counted",
-          [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,
-             const std::vector<AdamOptions>& options) {
-            return self.step_counted(
-                {std::move(params), std::move(grads), std::move(state), std::move(groups)},
-                options);
-          },
-          arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"));
+  module.def("needed_kinds", &needed_kinds, arg("options"));
+  module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("options"));
 
   module.def("adam_step", &python::adam_step, arg("params"), arg("grads"), arg("m"), arg("v"),
-             arg("vhat"), arg("ema"), arg("options"), arg("step"));
+             arg("vhat"), arg("ema"), arg("options"), arg("step"), arg("as_array") = py::none());
   module.def("clip_gradients", &python::clip_gradients, arg("params"), arg("grads"), arg("options"),
              arg("progress"));
   module.def("require_gradients", &require_gradients, arg("grads"));
-  module.def("require_table", &require_table, arg("param"));
   module.def("global_norm", &python::global_norm, arg("arrays"));
 
   module.def("cpu_quota", [] { return cpu_quota(); });

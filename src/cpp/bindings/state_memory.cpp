@@ -4,10 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "api/messages.hpp"
 #include "bindings/arrays.hpp"
 #include "bindings/gil.hpp"
-#include "bindings/tensor_view.hpp"
 #include "memory/arena.hpp"
 #include "step/adam_plan.hpp"
 
@@ -21,32 +19,39 @@ StateMemory::StateMemory(std::span<const ParamPlace> params, std::size_t kinds)
   arena.release();
 }
 
-py::list allocate_state(const py::list& params, const py::list& positions, std::size_t kinds) {
-  // All that begin() fills with zeros.
-  constexpr Kind zeros[] = {kind::m, kind::v, kind::vhat, kind::accumulator};
-  if (kinds > std::size(zeros) || params.size() != positions.size()) {
-    throw py::value_error(broken_rule("kinds must be at most 4, and params as many as positions",
-                                      std::to_string(kinds) + " kinds"));
+py::list needed_kinds(const AdamOptions& options) {
+  py::list names;
+  for (const StateKind& state : state_kinds) {
+    if (state.needed(options.settings())) names.append(state.name);
   }
+  return names;
+}
+
+py::dict allocate_state(const py::list& params, const py::list& positions,
+                        const AdamOptions& options) {
+  require_same_length(positions.size(), "positions", params.size(), "params");
   std::vector<TensorRef> refs;
   std::vector<ParamPlace> places;
-  TensorReader reader;
+  ArrayReader reader;
   for (std::size_t i = 0; i < params.size(); ++i) {
-    const TensorView view = steppable(reader, params[i], positions[i].cast<std::int64_t>());
+    const ArrayView view =
+        writeable_array(reader, params[i], "params", positions[i].cast<std::int64_t>());
     refs.push_back(make_tensor(view.storage, view.size));
+    refs.back().of[kind::param].data = view.data;
     places.push_back(
         {reinterpret_cast<std::uintptr_t>(view.data), static_cast<std::size_t>(view.bytes())});
   }
-  const StateMemory memory(places, kinds);
-  py::list all;
-  for (std::size_t kind = 0; kind < kinds; ++kind) {
+  const StateMemory memory(places, needed_kinds(options).size());
+  py::dict all;
+  for (const StateKind& state : state_kinds) {
+    if (!state.needed(options.settings())) continue;
     py::list arrays;
     for (std::size_t i = 0; i < refs.size(); ++i) {
-      refs[i].of[zeros[kind]].data = memory.at(kind, i);
-      arrays.append(py::array(dtype_of(refs[i].storage()), {refs[i].size}, memory.at(kind, i),
-                              memory.owner()));
+      std::byte* const data = memory.at(all.size(), i);
+      refs[i].of[state.kind].data = data;
+      arrays.append(py::array(dtype_of(refs[i].storage()), {refs[i].size}, data, memory.owner()));
     }
-    all.append(arrays);
+    all[state.name] = arrays;
   }
   const AdamPlan plan(std::move(refs));
   {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <span>
 
+#include "fusedadam/options.hpp"
 #include "memory/state_layout.hpp"
 
 namespace fusedadam::python {
@@ -32,10 +33,14 @@ class StateMemory {
   py::capsule owner_;
 };
 
-// For tensors of torch: a list for each of `kinds` with an array of one dimension for each tensor,
-// of its dtype and number of elements. `positions` are those that errors name. Pages are touched by
-// the threads that will step them.
+// The names of the kinds of state that these options need.
+py::list needed_kinds(const AdamOptions& options);
+
+// For tensors of torch: {kind: [an array of one dimension for each tensor, of its dtype and number
+// of elements]}, as it begins. `positions` are those that errors name. Pages are touched by the
+// threads that will step them.
 // @throws py::value_error  a tensor that cannot be stepped
-py::list allocate_state(const py::list& params, const py::list& positions, std::size_t kinds);
+py::dict allocate_state(const py::list& params, const py::list& positions,
+                        const AdamOptions& options);
 
 }  // namespace fusedadam::python

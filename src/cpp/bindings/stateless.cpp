@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "api/checks.hpp"
+#include "bindings/binder.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
-#include "bindings/gradients.hpp"
 #include "step/adam_plan.hpp"
 #include "step/progress.hpp"
 
@@ -20,11 +20,18 @@ struct Companions {
   py::tuple items;
 };
 
+// Not a tensor, of whose changes torch would have to be told.
+ArrayView writeable_ndarray(ArrayReader& reader, const py::handle& object, const char* list,
+                            std::int64_t index) {
+  require_array(object, list, index);
+  return writeable_array(reader, object, list, index);
+}
+
 }  // namespace
 
 void adam_step(const py::handle& params, const py::handle& grads, const py::handle& m,
                const py::handle& v, const py::handle& vhat, const py::handle& ema,
-               const AdamOptions& options, const py::handle& step) {
+               const AdamOptions& options, const py::handle& step, const py::object& as_array) {
   const std::int64_t step_number = to_int64(step, "step");
   check_step(step_number);
   const py::tuple param_items = snapshot(params, "params");
@@ -32,45 +39,53 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
   std::vector<Companions> companions;
   const auto add = [&](const char* name, Kind kind, const py::handle& list) {
     companions.push_back({name, kind, snapshot(list, name)});
-    require_same_length(companions.back().items, name, count, "params");
+    require_same_length(companions.back().items.size(), name, count, "params");
   };
   add("m", kind::m, m);
   add("v", kind::v, v);
   if (!vhat.is_none()) add("vhat", kind::vhat, vhat);
   if (!ema.is_none()) add("ema", kind::ema, ema);
   require_gradients(grads);
-  Gradients gradients(grads, count);
+  const py::tuple grad_items = snapshot(grads, "grads");
+  require_same_length(grad_items.size(), "grads", count, "params");
 
-  std::vector<ArrayInfo> infos;
+  Binder binder;
+  std::vector<BoundArray> bound;
   std::vector<ByteRange> ranges;
   std::vector<TensorRef> tensors;
   for (std::size_t i = 0; i < count; ++i) {
     const auto index = static_cast<std::int64_t>(i);
-    infos.push_back(writeable_array(param_items[i], "params", index));
-    const ArrayInfo& param = infos.back();
+    const ArrayView param = writeable_ndarray(binder.reader, param_items[i], "params", index);
+    bound.emplace_back(param_items[i], param);
     ranges.push_back(byte_range(param, "params", index));
     TensorRef& tensor = tensors.emplace_back(make_tensor(param.storage, param.size));
-    tensor.of[kind::param].data = param.data;
     for (const Companions& companion : companions) {
-      const ArrayInfo info = writeable_array(companion.items[i], companion.name, index);
-      require_like(info, param, companion.name, "params", index);
-      require_layout_of(info, param, companion.name, "params", index);
-      ranges.push_back(byte_range(info, companion.name, index));
-      tensor.of[companion.kind].data = info.data;
+      const py::object object = companion.items[i];
+      const ArrayView view = writeable_ndarray(binder.reader, object, companion.name, index);
+      if (view.storage != param.storage) {
+        throw py::type_error(dtype_mismatch(object, param, companion.name, "params", index));
+      }
+      require_shape_of(view, param, companion.name, "params", index);
+      require_layout_of(object, view, param, companion.name, "params", index);
+      ranges.push_back(byte_range(view, companion.name, index));
+      tensor.of[companion.kind].data = view.data;
     }
   }
-  const WrittenRanges written(std::move(ranges));
+  WrittenRanges written(std::move(ranges));
   require_disjoint(written);
-  gradients.attach(tensors, infos, written, options.settings().zero_grad);
+  const AdamSettings& settings = options.settings();
+  binder.plan = AdamPlan(std::move(tensors));
+  binder.bind(bound, written);
+  GradientRules rules;
+  if (!as_array.is_none()) rules.convert = as_array;
+  Gradients gradients(binder.reader, rules, binder.written(), settings.zero_grad);
+  binder.attach(gradients, items_of(param_items), items_of(grad_items),
+                [&](std::size_t) { return settings.zero_grad; });
 
-  AdamPlan plan(std::move(tensors));
   AdamProgress progress{.iterations = step_number - 1};
-  {
-    // Safe without the GIL: only raw memory is touched, of arrays that the tuples keep alive.
-    const ReleasedGil released(plan.elements());
-    const StepGroup group{&options.settings(), progress.iterations};
-    plan.step(std::span(&group, 1), progress);
-  }
+  const StepGroup group{&settings, progress.iterations};
+  run(binder.plan.elements(), progress,
+      [&](AdamProgress& counts) { return binder.plan.step(std::span(&group, 1), counts); });
   gradients.zero_the_rest();
 }
 
@@ -78,43 +93,53 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
                         const AdamOptions& options, const AdamProgress& progress) {
   const py::tuple items = snapshot(params, "params");
   require_gradients(grads);
-  Gradients gradients(grads, items.size());
+  const py::tuple grad_items = snapshot(grads, "grads");
+  require_same_length(grad_items.size(), "grads", items.size(), "params");
+  ArrayReader reader;
+  const GradientRules rules{.casts_halves = true};
+  const WrittenRanges nothing;
+  Gradients gradients(reader, rules, nothing, false);
   py::list clipped;
-  std::vector<ArrayInfo> infos;
   std::vector<TensorRef> tensors;
   for (std::size_t i = 0; i < items.size(); ++i) {
     const auto index = static_cast<std::int64_t>(i);
-    const py::array out = empty_like(float_array(items[i], "params", index));
-    clipped.append(out);
-    const ArrayInfo& info = infos.emplace_back(float_array(out, "params", index));
-    tensors.push_back(make_tensor(info.storage, info.size));
-    tensors.back().of[kind::param].data = info.data;
+    const ArrayView param = float_array(reader, items[i], "params", index);
+    py::array out = empty_like(param, param.storage);
+    TensorRef& tensor = tensors.emplace_back(make_tensor(param.storage, param.size));
+    gradients.attach(grad_items[i], items[i], BoundArray::fresh_like(param), i, false, tensor);
+    tensor.of[kind::param].data = out.mutable_data();
+    clipped.append(std::move(out));
   }
-  gradients.attach(tensors, infos, WrittenRanges(), false);
   const TensorList list(std::move(tensors));
   const double loss_scale = current_loss_scale(progress, options.settings());
   bool changed = false;
   {
-    // Safe without the GIL, as above.
+    // Safe without the GIL: only raw memory is touched, of arrays that are kept alive.
     const ReleasedGil released(list.elements());
     changed = fusedadam::clip_gradients(list, options.settings(), loss_scale);
   }
-  return changed ? clipped : gradients.cast(infos);
+  if (changed) return clipped;
+  py::list as_given(grad_items);
+  for (const auto& [index, cast] : gradients.casts()) {
+    as_given[static_cast<std::size_t>(index)] = cast;
+  }
+  return as_given;
 }
 
 double global_norm(const py::handle& arrays) {
   const py::tuple items = snapshot(arrays, "arrays");
-  const WrittenRanges written;  // nothing is
+  ArrayReader reader;
   std::vector<py::object> copies;
   std::vector<TensorRef> tensors;
   for (std::size_t i = 0; i < items.size(); ++i) {
     const auto index = static_cast<std::int64_t>(i);
-    const ArrayInfo info = float_array(items[i], "arrays", index);
-    ArrayInfo in_order = info;
-    in_order.c_contiguous = true;
-    tensors.push_back(make_tensor(info.storage, info.size));
-    tensors.back().of[kind::grad].data =
-        const_cast<void*>(readable_elements(info, in_order, "arrays", index, written, copies));
+    const ArrayView view = float_array(reader, items[i], "arrays", index, true);
+    TensorRef& tensor = tensors.emplace_back(make_tensor(compute_storage(view.storage), view.size));
+    tensor.of[kind::grad] = {view.data, view.storage};
+    if (is_contiguous(view) && view.is_aligned) continue;
+    py::array copy(py::reinterpret_borrow<py::array>(items[i]).attr("copy")());
+    tensor.of[kind::grad].data = copy.mutable_data();
+    copies.push_back(std::move(copy));
   }
   const TensorList list(std::move(tensors));
   // Safe without the GIL, as above.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/tensor_plan.hpp"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <cmath>
 #include <deque>
@@ -8,17 +10,10 @@
 #include <tuple>
 
 #include "api/checks.hpp"
-#include "api/messages.hpp"
-#include "bindings/arrays.hpp"
-#include "bindings/gil.hpp"
 #include "parallel/float_environment.hpp"
 
 namespace fusedadam::python {
 namespace {
-
-py::handle item(const py::list& list, std::size_t index) {
-  return PyList_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(index));
-}
 
 std::string name_of(const char* list, std::size_t index) {
   return element_name(list, static_cast<std::int64_t>(index));
@@ -26,7 +21,7 @@ std::string name_of(const char* list, std::size_t index) {
 
 [[noreturn]] void refuse(const char* list, std::size_t index, const std::string& rule,
                          const py::handle& tensor) {
-  throw py::value_error(broken_rule(name_of(list, index) + ' ' + rule, describe_tensor(tensor)));
+  throw py::value_error(broken_rule(name_of(list, index) + ' ' + rule, describe(tensor)));
 }
 
 void require_length(const py::list& list, const char* name, std::size_t expected) {
@@ -52,8 +47,7 @@ class Column {
 
   // @throws py::value_error  it is not there
   py::handle operator[](std::size_t index) const {
-    const py::handle in_list =
-        list_ ? PyList_GET_ITEM(list_.ptr(), static_cast<py::ssize_t>(index)) : nullptr;
+    const py::handle in_list = list_ ? items_of(list_)[index] : nullptr;
     if (!name_) return in_list ? in_list : py::handle(Py_None);
     const py::handle tensor = PyDict_GetItemWithError(in_list.ptr(), name_.ptr());
     if (tensor) return tensor;
@@ -80,10 +74,11 @@ const char* label_of(const char* kind, const py::dict& names) {
 constexpr const char* counter = "step";
 
 // @throws py::value_error  no count
-std::int64_t read_count(const void* data, Storage storage, std::size_t index) {
-  const double count = storage == Storage::f32
-                           ? static_cast<double>(*static_cast<const float*>(data))
-                           : *static_cast<const double*>(data);
+std::int64_t read_count(const BoundArray& array, std::size_t index) {
+  const ArrayView view = array.view();
+  const double count = visit_compute_type(view.storage, [&]<class T>() {
+    return static_cast<double>(*static_cast<const T*>(view.data));
+  });
   if (!(count >= 0 && count <= static_cast<double>(max_iterations)) || count != std::floor(count)) {
     throw py::value_error(
         broken_rule(name_of(counter, index) + " must be a whole number >= 0 and <= 2**53",
@@ -93,12 +88,10 @@ std::int64_t read_count(const void* data, Storage storage, std::size_t index) {
 }
 
 // A float32 stays at 2^24, as torch's own addition leaves it.
-void write_count(void* data, Storage storage, std::int64_t count) noexcept {
-  if (storage == Storage::f32) {
-    *static_cast<float*>(data) = static_cast<float>(count);
-  } else {
-    *static_cast<double*>(data) = static_cast<double>(count);
-  }
+void write_count(const BoundArray& array, std::int64_t count) noexcept {
+  const ArrayView view = array.view();
+  visit_compute_type(view.storage,
+                     [&]<class T>() { *static_cast<T*>(view.data) = static_cast<T>(count); });
 }
 
 bool zeroes(const std::vector<AdamOptions>& options) {
@@ -107,23 +100,13 @@ bool zeroes(const std::vector<AdamOptions>& options) {
 
 }  // namespace
 
-bool TensorPlan::Param::is(const TensorView& view) const noexcept {
-  return present && view.data == data && view.storage == storage && view.is_complex == is_complex &&
-         std::ranges::equal(view.shape, shape) && std::ranges::equal(view.strides, strides);
-}
-
-bool TensorPlan::StateTensor::is(const TensorView& view) const noexcept {
-  return present && view.data == data && view.size == size && view.storage == storage &&
-         view.is_complex == is_complex;
-}
-
 void TensorPlan::find_groups(const Tensors& tensors, const std::vector<AdamOptions>& options) {
   const std::size_t count = tensors.params.size();
   require_length(tensors.grads, "grads", count);
   require_length(tensors.groups, "groups", count);
   groups_.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
-    const std::size_t group = PyLong_AsSize_t(item(tensors.groups, i).ptr());
+    const std::size_t group = PyLong_AsSize_t(items_of(tensors.groups)[i]);
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (group >= options.size()) {
       throw py::value_error(broken_rule(name_of("groups", i) +
@@ -135,140 +118,117 @@ void TensorPlan::find_groups(const Tensors& tensors, const std::vector<AdamOptio
   }
 }
 
-bool TensorPlan::needs(const StateKind& kind, std::size_t index,
-                       const std::vector<AdamOptions>& options) const {
-  return kind.needed(options[groups_[index]].settings());
-}
-
 bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options,
                           bool counts) {
-  const std::size_t count = tensors.params.size();
-  if (params_.size() != count) return false;
-  for (std::size_t i = 0; i < count; ++i) {
-    const Param& param = params_[i];
-    if (item(tensors.grads, i).is_none() == param.present) return false;
-    if (!param.present) continue;
-    const std::optional<TensorView> view = params_reader_.read(item(tensors.params, i));
-    if (!view || !param.is(*view)) return false;
+  const Items grads = items_of(tensors.grads);
+  const std::vector<BoundArray>& params = binder_.params();
+  if (params.size() != grads.size()) return false;
+  for (std::size_t i = 0; i < grads.size(); ++i) {
+    if ((grads[i] == Py_None) != params[i].is_empty()) return false;
   }
+  if (!binder_.holds(items_of(tensors.params))) return false;
   // One kind after the other, which took 5 % less of a step over 1,000 tensors than one parameter
   // after the other.
-  for (std::size_t k = 0; k < std::size(state_kinds); ++k) {
-    const Column column(tensors, names_, state_kinds[k].name);
-    for (std::size_t i = 0; i < count; ++i) {
-      if (!params_[i].present) continue;
-      const StateTensor& known = state_[k][i];
-      if (known.present != needs(state_kinds[k], i, options)) return false;
-      if (!known.present) continue;
-      const std::optional<TensorView> view = state_reader_.read(column[i]);
-      if (!view || !known.is(*view) || !same_layout(*view, params_[i].view())) return false;
+  const auto is_as_it_was = [&](const char* kind, const std::vector<BoundArray>& known,
+                                const auto& needed) {
+    const Column column(tensors, names_, kind);
+    for (std::size_t i = 0; i < grads.size(); ++i) {
+      if (params[i].is_empty()) continue;
+      if (known[i].is_empty() == needed(i)) return false;
+      if (needed(i) && !state_reader_.is_unchanged(column[i], known[i])) return false;
     }
+    return true;
+  };
+  for (std::size_t k = 0; k < std::size(state_kinds); ++k) {
+    const bool as_it_was = is_as_it_was(state_kinds[k].name, state_[k], [&](std::size_t i) {
+      return state_kinds[k].needed(options[groups_[i]].settings());
+    });
+    if (!as_it_was) return false;
   }
-  if (!counts) return true;
-  const Column column(tensors, names_, counter);
-  for (std::size_t i = 0; i < count; ++i) {
-    if (!params_[i].present) continue;
-    const std::optional<TensorView> view = state_reader_.read(column[i]);
-    if (!view || !counters_[i].is(*view)) return false;
-  }
-  return true;
+  return !counts || is_as_it_was(counter, counters_, [](std::size_t) { return true; });
 }
 
-std::unique_ptr<TensorGradients> TensorPlan::bind(const Tensors& tensors,
-                                                  const std::vector<AdamOptions>& options,
-                                                  bool counts) {
+Gradients TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions>& options,
+                           bool counts) {
   find_groups(tensors, options);
   if (!is_bound(tensors, options, counts)) bind_anew(tensors, options, counts);
-  auto gradients = std::make_unique<TensorGradients>(copy_like_, written_, zeroes(options));
-  for (std::size_t i = 0; i < params_.size(); ++i) {
-    TensorRef& tensor = plan_.tensors()[i];
-    tensor.group = groups_[i];
-    if (!params_[i].present) continue;
-    gradients->attach(item(tensors.grads, i), item(tensors.params, i), params_[i].view(), i,
-                      options[groups_[i]].settings().zero_grad, tensor);
-  }
-  gradients->require_zeroed_apart();
+  for (std::size_t i = 0; i < groups_.size(); ++i) binder_.plan.tensors()[i].group = groups_[i];
+  Gradients gradients(binder_.reader, rules_, binder_.written(), zeroes(options));
+  binder_.attach(gradients, items_of(tensors.params), items_of(tensors.grads),
+                 [&](std::size_t i) { return options[groups_[i]].settings().zero_grad; });
   return gradients;
 }
 
 void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options,
                            bool counts) {
   const std::size_t count = tensors.params.size();
-  std::vector<Param> params(count);
+  std::vector<BoundArray> params(count);
   std::vector<TensorRef> refs(count);
   std::vector<ByteRange> ranges;
-  const auto add = [&](const py::handle& tensor, const TensorView& view, const char* list,
-                       std::size_t index) {
-    if (!is_within_storage(tensor, view)) {
-      refuse(list, index, "must not be larger than its storage", tensor);
-    }
-    ranges.push_back(
-        fusedadam::byte_range(view.data, view.bytes(), list, static_cast<std::int64_t>(index)));
+  const auto add = [&](const ArrayView& view, const char* list, std::size_t index) {
+    ranges.push_back(byte_range(view, list, static_cast<std::int64_t>(index)));
   };
   for (std::size_t i = 0; i < count; ++i) {
-    if (item(tensors.grads, i).is_none()) continue;
-    const py::handle tensor = item(tensors.params, i);
-    const TensorView view = steppable(params_reader_, tensor, static_cast<std::int64_t>(i));
-    params[i] = {.present = true,
-                 .data = view.data,
-                 .storage = view.storage,
-                 .is_complex = view.is_complex,
-                 .shape = {view.shape.begin(), view.shape.end()},
-                 .strides = {view.strides.begin(), view.strides.end()},
-                 .size = view.size};
+    if (items_of(tensors.grads)[i] == Py_None) continue;
+    const py::handle tensor = items_of(tensors.params)[i];
+    const ArrayView view =
+        writeable_array(binder_.reader, tensor, "params", static_cast<std::int64_t>(i));
+    params[i] = BoundArray(tensor, view);
     refs[i] = make_tensor(view.storage, view.size);
-    refs[i].of[kind::param].data = view.data;
-    add(tensor, view, "params", i);
+    add(view, "params", i);
   }
 
-  std::vector<std::vector<StateTensor>> state;
+  const auto read_column = [&](const char* kind, const auto& needed, const auto& fits,
+                               const char* rule) {
+    const Column column(tensors, names_, kind);
+    const char* const label = label_of(kind, names_);
+    std::vector<BoundArray> arrays(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (params[i].is_empty() || !needed(i)) continue;
+      const py::handle tensor = column[i];
+      const std::optional<ArrayView> view = state_reader_.read(tensor);
+      if (!view || !fits(*view, params[i].view())) refuse(label, i, rule, tensor);
+      if (view->is_tensor && !is_within_storage(tensor, *view)) {
+        refuse(label, i, "must not be larger than its storage", tensor);
+      }
+      arrays[i] = BoundArray(tensor, *view);
+      add(*view, label, i);
+    }
+    return arrays;
+  };
+  std::vector<std::vector<BoundArray>> state;
   for (const StateKind& kind : state_kinds) {
-    const Column column(tensors, names_, kind.name);
-    const char* const label = label_of(kind.name, names_);
-    std::vector<StateTensor>& of_kind = state.emplace_back(count);
-    for (std::size_t i = 0; i < count; ++i) {
-      if (!params[i].present || !needs(kind, i, options)) continue;
-      const py::handle tensor = column[i];
-      const std::optional<TensorView> view = state_reader_.read(tensor);
-      const TensorView param = params[i].view();
-      if (!view || !view->is_like(param) || !same_layout(*view, param)) {
-        refuse(label, i, "must be a CPU tensor of the shape, dtype and strides of its parameter",
-               tensor);
-      }
-      of_kind[i] = {view->data, view->size, view->storage, view->is_complex, true};
-      refs[i].of[kind.kind].data = view->data;
-      add(tensor, *view, label, i);
-    }
+    state.push_back(read_column(
+        kind.name, [&](std::size_t i) { return kind.needed(options[groups_[i]].settings()); },
+        [](const ArrayView& view, const ArrayView& param) {
+          return view.storage == param.storage && view.is_complex == param.is_complex &&
+                 view.has_shape(param.shape) && same_layout(view, param);
+        },
+        "must be a CPU tensor of the shape, dtype and strides of its parameter"));
+    for (std::size_t i = 0; i < count; ++i)
+      refs[i].of[kind.kind].data = state.back()[i].view().data;
   }
-
-  std::vector<StateTensor> counters(count);
+  std::vector<BoundArray> counters(count);
   if (counts) {
-    const Column column(tensors, names_, counter);
-    for (std::size_t i = 0; i < count; ++i) {
-      if (!params[i].present) continue;
-      const py::handle tensor = column[i];
-      const std::optional<TensorView> view = state_reader_.read(tensor);
-      if (!view || view->size != 1) {
-        refuse(counter, i, "must be a CPU tensor of one float32 or float64", tensor);
-      }
-      counters[i] = {view->data, view->size, view->storage, view->is_complex, true};
-      add(tensor, *view, counter, i);
-    }
+    counters = read_column(
+        counter, [](std::size_t) { return true; },
+        [](const ArrayView& view, const ArrayView&) {
+          return view.size == 1 && compute_storage(view.storage) == view.storage;
+        },
+        "must be a CPU tensor of one float32 or float64");
   }
 
   WrittenRanges written(std::move(ranges));
   require_disjoint(written);
-  plan_ = AdamPlan(std::move(refs));
-  written_ = std::move(written);
-  params_ = std::move(params);
+  binder_.plan = AdamPlan(std::move(refs));
+  binder_.bind(params, written);
   state_ = std::move(state);
   counters_ = std::move(counters);
 }
 
 void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& options,
                       AdamProgress& progress) {
-  const std::unique_ptr<TensorGradients> owned = bind(tensors, options, false);
-  const TensorGradients& gradients = *owned;
+  const Gradients gradients = bind(tensors, options, false);
   if (options.empty()) return;
   check_progress(progress, options.front().settings());
   if (gradients.any_of_rows()) {
@@ -278,34 +238,28 @@ void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& op
   for (const AdamOptions& of_group : options) {
     groups.push_back({&of_group.settings(), progress.iterations});
   }
-  AdamProgress counts = progress;
-  {
-    // Only raw memory is touched, of tensors that the caller keeps alive.
-    const ReleasedGil released(plan_.elements());
-    plan_.step(groups, counts);
-  }
-  progress = counts;
+  run(binder_.plan.elements(), progress,
+      [&](AdamProgress& counts) { return binder_.plan.step(groups, counts); });
   gradients.zero_the_rest();
 }
 
 std::size_t TensorPlan::step_counted(const Tensors& tensors,
                                      const std::vector<AdamOptions>& options) {
-  const std::unique_ptr<TensorGradients> owned = bind(tensors, options, true);
-  TensorGradients& gradients = *owned;
+  Gradients gradients = bind(tensors, options, true);
 
   // Tensors share their constants that share options, count and the meaning of epsilon.
   using Key = std::tuple<std::uint32_t, std::int64_t, bool>;
   std::map<Key, std::uint32_t> group_of;
   std::vector<StepGroup> groups;
   std::deque<AdamSettings> settings_of_rows;
-  std::vector<std::int64_t> counts(params_.size());
+  std::vector<std::int64_t> counts(counters_.size());
   std::size_t stepped = 0;
   auto last = group_of.end();
-  for (std::size_t i = 0; i < params_.size(); ++i) {
-    if (!params_[i].present) continue;
-    counts[i] = read_count(counters_[i].data, counters_[i].storage, i);
+  for (std::size_t i = 0; i < counters_.size(); ++i) {
+    if (counters_[i].is_empty()) continue;
+    counts[i] = read_count(counters_[i], i);
     ++stepped;
-    TensorRef& tensor = plan_.tensors()[i];
+    TensorRef& tensor = binder_.plan.tensors()[i];
     const bool of_rows = gradients.any_of_rows() && gradients.is_of_rows(i);
     const Key key{tensor.group, counts[i], of_rows};
     if (last == group_of.end() || last->first != key) {
@@ -324,20 +278,44 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
   }
 
   {
-    // As above. A count rounds to its float32, too.
-    const ReleasedGil released(plan_.elements());
+    // Only raw memory is touched, of tensors that the caller keeps alive. A count rounds to its
+    // float32, too.
+    const ReleasedGil released(binder_.plan.elements());
     const DefaultFloatEnvironment environment;
     if (gradients.any_of_rows()) {
-      AdamPlan(gradients.with_rows(plan_.tensors())).step(groups);
+      AdamPlan(gradients.with_rows(binder_.plan.tensors())).step(groups);
     } else {
-      plan_.step(groups);
+      binder_.plan.step(groups);
     }
     for (std::size_t i = 0; i < counts.size(); ++i) {
-      if (params_[i].present) write_count(counters_[i].data, counters_[i].storage, counts[i] + 1);
+      if (!counters_[i].is_empty()) write_count(counters_[i], counts[i] + 1);
     }
   }
   gradients.zero_the_rest();
   return stepped;
+}
+
+void bind_tensor_plan(py::module_& module) {
+  using py::arg;
+  py::class_<TensorPlan>(module, "TensorPlan")
+      .def(py::init<py::object, py::dict>(), arg("copy_like"), arg("names") = py::dict())
+      .def(
+          "step",
+          [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,
+             const std::vector<AdamOptions>& options, AdamProgress& progress) {
+            self.step({std::move(params), std::move(grads), std::move(state), std::move(groups)},
+                      options, progress);
+          },
+          arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"), arg("progress"))
+      .def(
+          "step_counted",
+          [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,
+             const std::vector<AdamOptions>& options) {
+            return self.step_counted(
+                {std::move(params), std::move(grads), std::move(state), std::move(groups)},
+                options);
+          },
+          arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"));
 }
 
 }  // namespace fusedadam::python

@@ -30,7 +30,13 @@ void run_pass(std::int64_t elements, void (*body)(void*, int, int), void* contex
   const ThreadShare share(passes_under_way, elements,
                           elements < smallest_shared ? 1 : get_num_threads());
   int parts = parts_of_pass(elements, share.threads());
-  if (parts > 1 && !thread_policy.wants_threads(elements)) parts = 1;
+  if (parts > 1) {
+    thread_policy.learn(core_probe::take_result());
+    if (!thread_policy.wants_threads(elements)) {
+      parts = 1;
+      if (thread_policy.wants_probe(elements)) core_probe::start();
+    }
+  }
   const bool threads_helped = parallel_for(share.threads(), parts, [&](int part) {
     const DefaultFloatEnvironment environment;
     body(context, part, parts);

@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Pending: TypeAlias = tuple[list[Any] | None, list[tuple[list[Any] | None, dict[str, Any]]]]
 
 __version__: str
 compiler: str
 threading_runtime: str
 max_iterations: int
+state_kinds: tuple[str, ...]
 
 def public(function: _Function) -> _Function:
     """Make the traceback of what `function` refuses end at its caller's line.
@@ -113,41 +115,81 @@ class AdamProgress:
 
 @final
 class AdamState:
-    """What an optimizer keeps for each parameter, and these as last seen. Not for two threads."""
+    """All that an optimizer changes from call to call. Not for two threads.
+
+    Its moments, its counts, the settings that some parameters have of their own, and whether the
+    averages are swapped in. A call changes all that it has to change, or raises and changes nothing.
+    `as_array(gradient, name)` makes a NumPy array of a gradient that is neither one nor a tensor.
+    `own` are the positions excluded from weight decay and the settings by position; `pending` are
+    lists of arrays that are still to be found among the parameters: those to exclude, and those with
+    settings of their own (None for all parameters).
+    """
 
     def __init__(
-        self, params: Sequence[_Array], options: AdamOptions, only_like: bool = False
+        self,
+        as_array: Callable[[Any, str], _Array] | None,
+        progress: AdamProgress = ...,
+        own: tuple[set[int], dict[int, dict[str, Any]]] = ...,
+        pending: _Pending = ...,
+        structure: tuple[Any, ...] = ...,
     ) -> None: ...
-    def require_kinds(self, options: AdamOptions) -> None: ...
-    def override(self, overrides: list[tuple[list[int], dict[str, Any]]]) -> None: ...
+    def build(self, params: Sequence[Any], options: AdamOptions) -> None: ...
+    def restore(
+        self,
+        like: Sequence[Any],
+        options: AdamOptions,
+        steps: Sequence[int],
+        waiting: Sequence[int],
+    ) -> None:
+        """Make moments for parameters such as these, which are only looked at."""
+
     def step(
         self,
-        params: Sequence[_Array],
-        grads: Sequence[_Array | None],
+        params: Sequence[Any],
+        grads: Sequence[Any],
         options: AdamOptions,
-        progress: AdamProgress,
-    ) -> None: ...
-    def step_pairs(
-        self,
-        pairs: Sequence[tuple[Any, Any]],
-        options: AdamOptions,
-        progress: AdamProgress,
-    ) -> int | None:
-        """Step, and return the number of steps taken; None, and do nothing, if not all are plain."""
+        structure: tuple[Any, ...] = ...,
+    ) -> int:
+        """Step all parameters with a gradient and return the number of steps taken.
+
+        Remembers `structure`, how the parameters are nested, unless it is empty.
+        """
+
+    def step_pairs(self, pairs: Sequence[Any], options: AdamOptions) -> int | None:
+        """Step pairs (gradient, parameter) of plain arrays; None, and do nothing, for any others."""
 
     def step_rows(
-        self,
-        indices: _Array,
-        grad_rows: _Array,
-        param: _Array,
-        options: AdamOptions,
-        progress: AdamProgress,
-        lazy: bool,
-    ) -> None: ...
-    def unbind(self) -> None: ...
-    def swap_ema(self, views: dict[int, _Array]) -> None: ...
-    def set_steps(self, steps: Sequence[int]) -> None: ...
-    def set_waiting(self, positions: Sequence[int]) -> None: ...
+        self, indices: _Array, grad_rows: Any, param: Any, options: AdamOptions, lazy: bool
+    ) -> int: ...
+    def exclude(self, arrays: list[Any]) -> None: ...
+    def override(self, arrays: list[Any] | None, settings: dict[str, Any]) -> None: ...
+    def find_own(self, params: Sequence[Any]) -> tuple[set[int], dict[int, dict[str, Any]]]:
+        """Return `own` with what is pending, found among these parameters."""
+
+    def swap_ema(self) -> None: ...
+    def set_weights(self, values: list[tuple[_Array, _Array]], iterations: int) -> None:
+        """Write new values into live arrays, and count all steps anew."""
+
+    def require_not_swapped(self) -> None: ...
+    def forget_params(self) -> None: ...
+    @property
+    def progress(self) -> AdamProgress: ...
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def is_built(self) -> bool: ...
+    @property
+    def is_swapped(self) -> bool: ...
+    @property
+    def own(self) -> tuple[set[int], dict[int, dict[str, Any]]]: ...
+    @property
+    def pending(self) -> _Pending: ...
+    @property
+    def arrays_to_find(self) -> int: ...
+    @property
+    def structure(self) -> tuple[Any, ...]: ...
+    @property
+    def params(self) -> list[Any]: ...
     @property
     def steps(self) -> list[int]: ...
     @property
@@ -198,8 +240,11 @@ class TensorPlan:
 
 def same_objects(a: list[Any], b: list[Any]) -> bool: ...
 def gradients_of(tensors: list[Any]) -> list[Any]: ...
-def allocate_state(params: list[Any], positions: list[int], kinds: int) -> list[list[_Array]]:
-    """Zeros for tensors of torch: `kinds` lists of flat arrays. Errors name `positions`."""
+def needed_kinds(options: AdamOptions) -> list[str]: ...
+def allocate_state(
+    params: list[Any], positions: list[int], options: AdamOptions
+) -> dict[str, list[_Array]]:
+    """Return the first state of tensors of torch, flat arrays by kind. Errors name `positions`."""
 
 def adam_step(
     params: Sequence[_Array],
@@ -210,6 +255,7 @@ def adam_step(
     ema: Sequence[_Array] | None,
     options: AdamOptions,
     step: SupportsIndex,
+    as_array: Callable[[Any, str], _Array] | None = ...,
 ) -> None: ...
 def clip_gradients(
     params: Sequence[_Array],
@@ -218,7 +264,6 @@ def clip_gradients(
     progress: AdamProgress,
 ) -> list[_Array]: ...
 def require_gradients(grads: Sequence[Any]) -> None: ...
-def require_table(param: _Array) -> None: ...
 def global_norm(arrays: Sequence[_Array]) -> float: ...
 def cpu_quota() -> float | None:
     """The CPUs that the control groups of this process let it use at a time; None: all."""

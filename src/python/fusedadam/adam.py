@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 
 from fusedadam import _core
 from fusedadam._core import public
-from fusedadam.arrays import Array, gradient_arrays, listed
+from fusedadam.arrays import Array, as_array, listed
 from fusedadam.optimizer import Optimizer
-from fusedadam.own_settings import OwnSettings
-from fusedadam.schedules import Schedule, by_name, describe, either_name, importable_name
+from fusedadam.own_settings import STRUCTURAL
+from fusedadam.schedules import (
+    Schedule,
+    by_name,
+    configured,
+    either_name,
+    require_not_negative,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,23 +28,9 @@ _DEFAULTS: Final = _core.AdamOptions().as_dict()
 # Recognised by identity: `learning_rate` may stand in for `lr`, but not beside it. No constant of
 # this module, which Python without a GIL would share with equal ones.
 _DEFAULT_LR: Final[float] = _DEFAULTS["lr"]
-_ABSENT: Final = object()
 
 # Settings that a configuration always names. The others it leaves out while they are off.
 _ALWAYS: Final = ("lr", "beta_1", "beta_2", "decay", "epsilon")
-
-# They decide which arrays the state has.
-_STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
-
-# Of a parameter's own settings, those that change what `get_gradients` returns.
-_CLIPS: Final = frozenset(("clipnorm", "clipnorm_per_tensor", "clipvalue"))
-
-# They cannot differ between parameters.
-_OF_THE_STEP: Final = (*_STRUCTURAL, "loss_scale", "skip_nonfinite", "zero_grad")
-
-# Whether a configuration is for a checkpoint, which need not name a schedule: `load` asks for it.
-_for_checkpoint: Final = ContextVar("for_checkpoint", default=False)
-
 
 _Value = TypeVar("_Value")
 
@@ -173,8 +164,6 @@ class Adam(Optimizer):
     array([0.90000006, 2.09999994])
     """
 
-    _options: _core.AdamOptions
-
     beta_1 = _HyperParameter[float]("beta_1", "Decay rate of the first moment.")
     beta_2 = _HyperParameter[float]("beta_2", "Decay rate of the second moment.")
     epsilon = _HyperParameter[float]("epsilon", "Added to the root of the second moment.")
@@ -243,7 +232,7 @@ class Adam(Optimizer):
         lr = either_name(lr, learning_rate, absent=_DEFAULT_LR)
         self._schedule: Schedule | None = lr if callable(lr) else None
         settings["lr"] = lr if self._schedule is None else _DEFAULT_LR
-        self._options = _descending(_core.AdamOptions(settings))
+        self._options = require_not_negative(_core.AdamOptions(settings))
 
     @property
     def lr(self) -> float | Schedule:
@@ -276,11 +265,6 @@ class Adam(Optimizer):
         options = self._step_options()
         return options.lr * (1 / (1 + options.decay * self.iterations))
 
-    @property
-    def current_loss_scale(self) -> float:
-        """What the next loss is to be multiplied by; 1.0 without `loss_scale`."""
-        return self._progress.current_loss_scale(self._options)
-
     def get_config(self) -> dict[str, Any]:
         """Return the configuration as plain Python values; options that are off are left out.
 
@@ -291,8 +275,7 @@ class Adam(Optimizer):
         """
         config = self._plain_config()
         if self._schedule is not None:
-            name = describe if _for_checkpoint.get() else importable_name
-            config["lr"] = name(self._schedule)
+            config["lr"] = configured(self._schedule)
         return config
 
     @classmethod
@@ -322,8 +305,8 @@ class Adam(Optimizer):
         }
 
     def _configure(self, option: str, value: Any) -> None:
-        options = _descending(self._options.changed({option: value}))
-        if option in _STRUCTURAL and self._state is not None:
+        options = require_not_negative(self._options.changed({option: value}))
+        if option in STRUCTURAL and self._state.is_built:
             old, new = (getattr(o, option) for o in (self._options, options))
             if old != new:
                 raise ValueError(
@@ -332,66 +315,13 @@ class Adam(Optimizer):
                 )
         self._options = options
 
-    def _set_learning_rate(self, lr: float) -> None:
-        if self._schedule is None:
-            self._configure("lr", lr)
-
     def _step_options(self, *, own_gradients: bool = False) -> _core.AdamOptions:
         options = self._options
         if self._schedule is not None:
-            options = _descending(options.changed({"lr": self._schedule(self.iterations)}))
+            options = require_not_negative(options.changed({"lr": self._schedule(self.iterations)}))
         if own_gradients and options.zero_grad:
             options = options.changed({"zero_grad": False})
         return options
-
-    def _saved_config(self) -> dict[str, Any]:
-        # In a copy of the context: an interrupt cannot leave the variable set in this one.
-        context = copy_context()
-        context.run(_for_checkpoint.set, True)
-        return context.run(self.get_config)
-
-    def _checked_override(self, settings: dict[str, Any]) -> dict[str, Any]:
-        settings = dict(settings)
-        if "learning_rate" in settings:
-            learning_rate = settings.pop("learning_rate")
-            settings["lr"] = either_name(settings.get("lr", _ABSENT), learning_rate, absent=_ABSENT)
-        if callable(settings.get("lr")):
-            raise TypeError(
-                "lr must be a number: a schedule is that of the optimizer. Call override again to "
-                f"change it. Received: lr={settings['lr']!r}"
-            )
-        for name in _OF_THE_STEP:
-            if name in settings:
-                raise ValueError(
-                    f"{name} concerns the step as a whole: set it for the optimizer. "
-                    f"Received: {name}={settings[name]!r}"
-                )
-        options = _descending(self._options.changed(settings))
-        return {name: getattr(options, name) for name in settings}
-
-    def _new_state(self, params: Sequence[Array], *, only_like: bool = False) -> _core.AdamState:
-        return _core.AdamState(params, self._options, only_like)
-
-    def _clip(
-        self, params: Sequence[Array], grads: Sequence[Array], own: OwnSettings
-    ) -> list[Array]:
-        clipped = _core.clip_gradients(params, grads, self._options, self._progress)
-        for positions, settings in own.groups():
-            if _CLIPS.isdisjoint(settings):
-                continue
-            # The norm is that of all gradients.
-            options = self._options.changed(settings)
-            by_own = _core.clip_gradients(params, grads, options, self._progress)
-            for i in set(positions).intersection(range(len(by_own))):
-                clipped[i] = by_own[i]
-        return clipped
-
-
-def _descending(options: _core.AdamOptions) -> _core.AdamOptions:
-    """A step may also ascend, by an `lr` below 0, where a schedule of PyTorch ends there."""
-    if options.lr < 0:
-        raise ValueError(f"lr must be finite and >= 0. Received: lr={options.lr!r}")
-    return options
 
 
 @public
@@ -477,7 +407,7 @@ def adam_step(
         "maximize": maximize,
         "flush_denormals": flush_denormals,
     }
-    options = _descending(_core.AdamOptions(settings))
+    options = require_not_negative(_core.AdamOptions(settings))
     single = isinstance(params, np.ndarray)
 
     def items(arrays: Any, name: str) -> Any:
@@ -485,11 +415,12 @@ def adam_step(
 
     _core.adam_step(
         items(params, "params"),
-        gradient_arrays(items(grads, "grads"), written=zero_grad),
+        items(grads, "grads"),
         items(m, "m"),
         items(v, "v"),
         None if vhat is None else items(vhat, "vhat"),
         None if ema is None else items(ema, "ema"),
         options,
         step,
+        as_array,
     )

@@ -78,10 +78,18 @@ def parameter_arrays(params: Sequence[Any]) -> Sequence[Any]:
     ]
 
 
-def gradient_arrays(grads: Sequence[Any], *, written: bool = False) -> Sequence[Any]:
-    """Gradients as arrays, of whatever NumPy can read; never copies where they are `written`.
+def mark_as_changed(values: Iterable[Any]) -> None:
+    """Tell torch of writes to tensors, so that a graph that needs the old values refuses to run."""
+    tensors = [value for value in values if is_tensor(value)]
+    if tensors:
+        import torch
 
-    None stays None.
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)
+
+
+def gradient_arrays(grads: Sequence[Any]) -> Sequence[Any]:
+    """Gradients as arrays, of whatever NumPy can read. None stays None.
 
     Raises
     ------
@@ -90,20 +98,7 @@ def gradient_arrays(grads: Sequence[Any], *, written: bool = False) -> Sequence[
     """
     if are_plain_arrays(grads):
         return grads
-    return [
-        None if grad is None else gradient_array(grad, f"grads[{i}]", written=written)
-        for i, grad in enumerate(grads)
-    ]
-
-
-def gradient_array(grad: Any, name: str, *, written: bool) -> Array:
-    """One of `gradient_arrays`."""
-    if written and not (isinstance(grad, np.ndarray) or is_tensor(grad)):
-        raise TypeError(
-            f"{name} must be a numpy.ndarray or a torch.Tensor, so that it can be zeroed in place. "
-            f"Received: {type(grad).__name__}"
-        )
-    return as_array(grad, name)
+    return [None if grad is None else as_array(grad, f"grads[{i}]") for i, grad in enumerate(grads)]
 
 
 def index_array(indices: Any) -> Any:
@@ -117,15 +112,6 @@ def _is_list_of_ints(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(
         isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in value
     )
-
-
-def memory_of(array: Any) -> tuple[int, int] | None:
-    """Where the bytes of an array or a tensor lie, None for what has none."""
-    if is_tensor(array):
-        return (array.data_ptr(), array.nbytes) if array.nbytes else None
-    if isinstance(array, np.ndarray) and array.nbytes:
-        return array.__array_interface__["data"][0], array.nbytes
-    return None
 
 
 def as_array(value: Any, name: str) -> Array:

@@ -13,13 +13,18 @@ import math
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
 from fusedadam.arrays import Array, as_array, listed, parameter_arrays
 from fusedadam.atomic_file import replace_file
+from fusedadam.snapshots import restored
+from fusedadam.snapshots import snapshot as snapshot_of
 from fusedadam.tensor_file import DTYPES, TensorFile, refused, strict_json
+
+if TYPE_CHECKING:
+    from fusedadam.optimizer import Optimizer
 
 _FORMAT: Final = "fusedadam"
 # Files of version 1 lack what parameters have of their own; a file that needs none of it is one.
@@ -38,49 +43,16 @@ _MAX_COUNT: Final = 2**63 - 1
 PathLike: TypeAlias = str | os.PathLike[str]
 
 
-class SavesItself(Protocol):
-    """What `save` needs of an optimizer."""
-
-    _lock: Any
-
-    def _snapshot(self) -> dict[str, Any]:
-        """Return `config`, `progress`, `excluded`, `own` and `slots`: the live arrays by kind."""
-
-
-class Restorable(SavesItself, Protocol):
-    """What `load` needs of an optimizer's class."""
-
-    def build(self, params: Iterable[Any]) -> None:
-        """Start fresh state for these parameters."""
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        """Make an optimizer without state, or raise where a setting breaks its rule."""
-
-    @classmethod
-    def _restored(
-        cls,
-        config: dict[str, Any],
-        lr: Any,
-        params: Sequence[Any],
-        progress: dict[str, Any],
-        excluded: list[int],
-        own: dict[str, Any],
-        slots: Any,
-    ) -> Any:
-        """Make an optimizer with this state, which is checked first and then copied."""
-
-
-_Optimizer = TypeVar("_Optimizer", bound=Restorable)
+_Optimizer = TypeVar("_Optimizer", bound="Optimizer")
 
 
 # ---- save
 
 
-def save(optimizer: SavesItself, path: PathLike) -> None:
+def save(optimizer: Optimizer, path: PathLike) -> None:
     """Write the whole state to `path`: at any instant there is the old file or the new one."""
     with optimizer._lock:
-        snapshot = optimizer._snapshot()
+        snapshot = snapshot_of(optimizer)
         _check_flat(snapshot["config"])
         metadata = {
             "format": _FORMAT,
@@ -195,7 +167,7 @@ def load(
         with _refusing(path):
             blank = cls.from_config(config)
             blank.build([])
-            expected = blank._snapshot()
+            expected = snapshot_of(blank)
         # What is missing would be a default, without a word.
         if expected["config"] != config:
             raise refused(path, "this file is damaged: 'config' is not what get_config returns")
@@ -214,7 +186,8 @@ def load(
                 path, "this file is damaged: 'own' has something else than settings and counts"
             )
         with _refusing(path):
-            restored: _Optimizer = cls._restored(
+            optimizer: _Optimizer = restored(
+                cls,
                 config,
                 lr,
                 params,
@@ -223,7 +196,7 @@ def load(
                 checkpoint.own,
                 slots,
             )
-        return restored
+        return optimizer
 
 
 def _checked_arrays(params: Sequence[Any]) -> Sequence[Array]:

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 
-from fusedadam.arrays import is_tensor
+from fusedadam._core import AdamOptions, AdamProgress, clip_gradients
+from fusedadam.arrays import Array, is_tensor
+from fusedadam.own_settings import grouped
 from fusedadam.structures import rebuilt
 
 if TYPE_CHECKING:
     import torch
+
+# Settings that change what a step makes of the gradients.
+_CLIPS: Final = frozenset(("clipnorm", "clipnorm_per_tensor", "clipvalue"))
 
 
 def are_given(loss: Any) -> TypeGuard[Sequence[Any]]:
@@ -25,6 +30,32 @@ def scaled(loss: Any, scale: float) -> Any:
     if callable(loss) and not is_tensor(loss):
         return lambda *args, **kwargs: scale * loss(*args, **kwargs)
     return scale * loss
+
+
+def clipped(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    options: AdamOptions,
+    progress: AdamProgress,
+    *,
+    overrides: Mapping[int, Mapping[str, Any]],
+) -> list[Array]:
+    """Gradients as a step uses them: new arrays where they are clipped.
+
+    `overrides` are the settings that parameters have of their own, by position.
+    """
+    changed = clip_gradients(params, grads, options, progress)
+    clips = {
+        i: {name: value for name, value in own.items() if name in _CLIPS}
+        for i, own in overrides.items()
+    }
+    for positions, settings in grouped(clips):
+        if settings:
+            # The norm is that of all gradients.
+            by_own = clip_gradients(params, grads, options.changed(settings), progress)
+            for i in set(positions).intersection(range(len(by_own))):
+                changed[i] = by_own[i]
+    return changed
 
 
 def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
@@ -126,3 +157,20 @@ def _by_torch(loss: torch.Tensor, params: Sequence[Any]) -> Sequence[Any]:
         loss.reshape(()), list(params), allow_unused=True
     )
     return grads
+
+
+def unzipped(pairs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Gradients and parameters, each in a sequence of its own."""
+    if not pairs:
+        return (), ()
+    try:
+        grads, params = zip(*pairs, strict=True)
+    except (TypeError, ValueError):
+        for i, pair in enumerate(pairs):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError(
+                    f"grads_and_vars[{i}] must be a pair (gradient, parameter). "
+                    f"Received: {type(pair).__name__}"
+                ) from None
+        raise
+    return grads, params

@@ -36,6 +36,7 @@ import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from fusedadam._core import AdamOptions, AdamProgress
+from fusedadam.adapters import copy_like, divides_by, flushes
 from fusedadam.locks import new_lock
 from fusedadam.signals import assignments, together
 
@@ -43,8 +44,6 @@ if keras.backend.backend() == "torch":
     import torch
 
     from fusedadam._core import TensorPlan
-    from fusedadam.torch.fused_step import divides_by, flushes
-    from fusedadam.torch.local import copy_like
 
 __all__ = ["Adam", "AdamW"]
 

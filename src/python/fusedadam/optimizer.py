@@ -3,105 +3,52 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fusedadam._core import AdamProgress, public, require_gradients, require_table
+from fusedadam._core import AdamOptions, AdamState, public, require_gradients
 from fusedadam.arrays import (
     Array,
     are_plain_arrays,
     as_array,
-    gradient_array,
     gradient_arrays,
     index_array,
     is_tensor,
     listed,
+    mark_as_changed,
     parameter_arrays,
-    tensor_view,
 )
-from fusedadam.gradients import are_given, gradients, scaled, value_and_gradients
+from fusedadam.constraints import constrain, constraints_of
+from fusedadam.gradients import (
+    are_given,
+    clipped,
+    gradients,
+    scaled,
+    unzipped,
+    value_and_gradients,
+)
 from fusedadam.locks import new_lock
 from fusedadam.methods import class_or_instance_method
-from fusedadam.own_settings import Finder, OwnSettings
-from fusedadam.schedules import either_name
+from fusedadam.own_settings import checked_override
+from fusedadam.schedules import either_name, require_not_negative, saved_config
 from fusedadam.signals import assignments, without_interruption
-from fusedadam.structures import Naming, Structure, flatten, flatten_like, require_same
-from fusedadam.weights import Weights, taken_weights
+from fusedadam.snapshots import pickled, unpickled
+from fusedadam.structures import (
+    Naming,
+    Structure,
+    flatten,
+    flatten_like,
+    leaves_of,
+    require_same,
+)
+from fusedadam.weights import Weights, count_array, moments_of, taken_weights, weights_of
 
 if TYPE_CHECKING:
     import os
 
     from typing_extensions import Self
-
-# Kinds of arrays that a list of weights holds, in its order. Averages and accumulators are no part
-# of it, as in Keras up to 2.10.
-_WEIGHT_KINDS = ("m", "v", "vhat")
-
-
-class State(Protocol):
-    """What an optimizer keeps for its parameters."""
-
-    @property
-    def slots(self) -> dict[str, list[Array]]:
-        """Per kind of array, one per parameter: "m", "v", ..."""
-
-    @property
-    def steps(self) -> list[int]:
-        """The number of steps that the moments of each parameter have taken."""
-
-    @property
-    def waiting(self) -> list[int]:
-        """Positions whose accumulators hold gradients of a mean that is not complete."""
-
-    def set_steps(self, steps: Sequence[int]) -> None:
-        """Take over `steps`."""
-
-    def set_waiting(self, positions: Sequence[int]) -> None:
-        """Take over `waiting`."""
-
-    def step(
-        self,
-        params: Sequence[Array],
-        grads: Sequence[Array | None],
-        options: Any,
-        progress: AdamProgress,
-    ) -> None:
-        """Step all parameters with a gradient in place and count it, or raise before a write."""
-
-    def step_pairs(self, pairs: Sequence[Any], options: Any, progress: AdamProgress) -> int | None:
-        """Step pairs (gradient, parameter) and return the number of steps taken.
-
-        None, and nothing is done, where there is anything but tuples of two plain arrays, or of
-        None and one.
-        """
-
-    def step_rows(
-        self,
-        indices: Array,
-        grad_rows: Array,
-        param: Array,
-        options: Any,
-        progress: AdamProgress,
-        lazy: bool,
-    ) -> None:
-        """Step the only parameter from gradients of rows."""
-
-    def override(self, overrides: list[tuple[list[int], dict[str, Any]]]) -> None:
-        """Use settings of their own for the parameters at some positions from now on."""
-
-    def swap_ema(self, views: dict[int, Array]) -> None:
-        """Exchange the parameters with their averages.
-
-        `views` has, by position, fresh views of parameters whose memory may have moved.
-        """
-
-    def unbind(self) -> None:
-        """Forget the parameters, not what is kept for them."""
 
 
 class Optimizer(ABC):
@@ -119,25 +66,15 @@ class Optimizer(ABC):
     Different optimizers step at the same time.
     """
 
-    _state: State | None
-    # What a subclass hands to its state, but for a schedule.
-    _options: Any
+    _lock: Any
+    # Counts, moments and settings of some parameters' own.
+    _state: AdamState
+    # The hyper-parameters, but for a schedule.
+    _options: AdamOptions
 
     def __init__(self) -> None:
         self._lock = new_lock()
-        self._state = None
-        self._progress = AdamProgress()
-        # Arrays given to exclude_from_weight_decay and override until a step finds them among its
-        # parameters; then what these have by position.
-        self._to_exclude: list[Any] | None = None
-        self._to_override: list[tuple[list[Any] | None, dict[str, Any]]] = []
-        self._own = OwnSettings()
-        # How the parameters of `step` and `minimize` are nested; empty before the first.
-        self._structure: tuple[()] | tuple[Structure] = ()
-        self._swapped = False
-        # Parameters last seen that are torch tensors, with their positions: torch is told when they
-        # change, and their memory may move.
-        self._tensors: tuple[tuple[int, Any], ...] = ()
+        self._state = AdamState(as_array)
 
     # ---- what a subclass adds
 
@@ -146,38 +83,13 @@ class Optimizer(ABC):
         """Return the configuration as plain Python numbers, for `from_config`."""
 
     @abstractmethod
-    def _new_state(self, params: Sequence[Array], *, only_like: bool = False) -> State:
-        """Fresh state for these parameters; raises where one of them cannot be updated in place.
-
-        With `only_like` they are only looked at: for their shapes, dtypes and layouts.
-        """
-
-    @abstractmethod
-    def _clip(
-        self, params: Sequence[Array], grads: Sequence[Array], own: OwnSettings
-    ) -> list[Array]:
-        """The gradients as a step uses them: checked, and new arrays where they are clipped."""
-
-    @abstractmethod
-    def _step_options(self, *, own_gradients: bool = False) -> Any:
-        """What a step hands to `State.step`; `own_gradients` are of no use to anyone afterwards."""
-
-    @abstractmethod
-    def _set_learning_rate(self, lr: float) -> None:
-        """Take over the learning rate of a list of weights that holds one."""
-
-    @abstractmethod
-    def _checked_override(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings that some parameters may have of their own, as plain numbers, or raise."""
-
-    @abstractmethod
-    def _saved_config(self) -> dict[str, Any]:
-        """The configuration as a checkpoint holds it."""
+    def _step_options(self, *, own_gradients: bool = False) -> AdamOptions:
+        """The hyper-parameters of the next step; `own_gradients` need not be zeroed after it."""
 
     @property
-    @abstractmethod
     def current_loss_scale(self) -> float:
-        """What the next loss is to be multiplied by; 1.0 without a loss scale."""
+        """What the next loss is to be multiplied by; 1.0 without `loss_scale`."""
+        return self._state.progress.current_loss_scale(self._options)
 
     # ---- configuration
 
@@ -195,17 +107,17 @@ class Optimizer(ABC):
     @property
     def iterations(self) -> int:
         """Number of steps taken."""
-        return self._progress.iterations
+        return self._state.iterations
 
     @property
     def skipped_steps(self) -> int:
         """Number of steps that were skipped because a gradient was not finite."""
-        return self._progress.skipped_steps
+        return self._state.progress.skipped_steps
 
     @property
     def ema(self) -> list[Array]:
         """The averages of the parameters: the live arrays; empty without `use_ema` or state."""
-        return [] if self._state is None else self._state.slots.get("ema", [])
+        return self._state.slots.get("ema", [])
 
     @property
     def weights(self) -> list[Array]:
@@ -214,10 +126,7 @@ class Optimizer(ABC):
         `iterations` is a read-only 0-d int64 array, the count now; the moments are the live arrays:
         each m, each v and, with `amsgrad`, each vhat. Empty before the state exists.
         """
-        if self._state is None:
-            return []
-        moments = self._moments(self._state)
-        return Weights([self._iterations_array(), *(array for kind in moments for array in kind)])
+        return weights_of(self._state)
 
     @public
     def build(self, params: Iterable[Any]) -> None:
@@ -239,26 +148,9 @@ class Optimizer(ABC):
         TypeError, ValueError
             A parameter that cannot be updated in place, named by its index. The state is unchanged.
         """
-        params, structure = _leaves(params)
+        params, structure = leaves_of(params)
         with self._lock, Naming(structure):
-            self._require_not_swapped()
-            state = self._new_state(parameter_arrays(params))
-            own = self._found(params)
-            state.override(own.groups())
-            tensors = _tensors_among(params)
-            progress = AdamProgress(self._progress.as_dict() | {"accumulated": 0})
-            without_interruption(
-                *assignments(
-                    self,
-                    _state=state,
-                    _own=own,
-                    _to_exclude=None,
-                    _to_override=[],
-                    _structure=(),
-                    _tensors=tensors,
-                    _progress=progress,
-                )
-            )
+            self._state.build(params, self._options)
 
     def get_weights(self) -> list[Array]:
         """Return copies of `weights`.
@@ -303,10 +195,10 @@ class Optimizer(ABC):
             An array is not of real numbers, or is masked. Nothing has changed.
         """
         with self._lock:
-            self._require_not_swapped()
             state = self._state
-            taken = taken_weights(weights, None if state is None else state.slots, layout)
-            if taken is None or state is None:
+            state.require_not_swapped()
+            taken = taken_weights(weights, state.slots if state.is_built else None, layout)
+            if taken is None:
                 return
             # Converted here, where a warning of an overflow may be an exception. What does not own
             # its memory may be another of these very moments.
@@ -314,13 +206,12 @@ class Optimizer(ABC):
                 (live, new.astype(live.dtype, copy=not new.flags.owndata))
                 for live, new in taken.arrays
             ]
-            progress = AdamProgress(self._progress.as_dict() | {"iterations": taken.iterations})
-            if taken.learning_rate is not None:
-                self._set_learning_rate(taken.learning_rate)
+            options = self._options
+            if taken.learning_rate is not None and not callable(getattr(self, "lr", None)):
+                options = require_not_negative(options.changed({"lr": taken.learning_rate}))
             without_interruption(
-                *(partial(operator.setitem, live, ..., new) for live, new in values),
-                partial(state.set_steps, [taken.iterations] * len(state.steps)),
-                *assignments(self, _progress=progress),
+                partial(state.set_weights, values, taken.iterations),
+                *assignments(self, _options=options),
             )
 
     @public
@@ -397,7 +288,7 @@ class Optimizer(ABC):
 
         lr = either_name(lr, learning_rate, absent=None)
         into: Any = cls
-        leaves, structure = _leaves(params)
+        leaves, structure = leaves_of(params)
         with Naming(structure):
             if isinstance(into, type):
                 new: Self = checkpoint.load(into, path, leaves, lr=lr)
@@ -406,119 +297,21 @@ class Optimizer(ABC):
             schedule = own_lr if callable(own_lr) else None
             loaded = checkpoint.load(type(into), path, leaves, lr=lr, schedule=schedule)
         with into._lock:
-            into._require_not_swapped()
+            into._state.require_not_swapped()
             attributes = {k: v for k, v in vars(loaded).items() if k != "_lock"}
             without_interruption(*assignments(into, **attributes))
         restored: Self = into
         return restored
 
-    def _snapshot(self) -> dict[str, Any]:
-        """What a checkpoint holds. The arrays are live: `_lock` must be held while they are used."""
-        self._require_not_swapped()
-        to_find = len(self._to_exclude or ())
-        to_find += sum(len(arrays or ()) for arrays, _ in self._to_override)
-        if to_find:
-            raise ValueError(
-                "exclude_from_weight_decay(params) and override(params) must be followed by a step "
-                "or by build(params), which find their positions, before save. "
-                f"Received: {to_find} parameters still to be found"
-            )
-        own = self._found(())  # what was taken back since the last step is not in it
-        return {
-            "config": self._saved_config(),
-            "progress": self._progress.as_dict(),
-            "excluded": list(own.excluded),
-            "own": self._own_counts_and_settings(own.overrides),
-            "slots": {} if self._state is None else self._state.slots,
-        }
-
-    def _own_counts_and_settings(
-        self, overrides: Mapping[int, Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        """What is not the same for all parameters, and not by `excluded`; by kind."""
-        own: dict[str, Any] = {}
-        if self._state is not None:
-            steps = self._state.steps
-            if any(count != self.iterations for count in steps):
-                own["steps"] = steps
-            if self._progress.accumulated and len(self._state.waiting) != len(steps):
-                own["waiting"] = self._state.waiting
-        if overrides:
-            own["overrides"] = [
-                [positions, settings] for positions, settings in OwnSettings((), overrides).groups()
-            ]
-        return own
-
-    @classmethod
-    def _restored(
-        cls,
-        config: dict[str, Any],
-        lr: Any,
-        params: Sequence[Any],
-        progress: dict[str, Any],
-        excluded: Sequence[int],
-        own: Mapping[str, Any],
-        slots: Mapping[str, Iterable[Array]],
-    ) -> Self:
-        """Make an optimizer from what `_snapshot` gave."""
-        optimizer = cls(**(config if lr is None else config | {"lr": lr}))
-        optimizer._progress = AdamProgress(progress)
-        optimizer._progress.require_valid_for(optimizer._options)
-        overrides = {
-            position: optimizer._checked_override(settings)
-            for positions, settings in own.get("overrides", ())
-            for position in positions
-        }
-        optimizer._own = OwnSettings(tuple(excluded), overrides)
-        if slots:
-            optimizer._state = optimizer._state_from(params, slots, own)
-            optimizer._tensors = _tensors_among(params)
-        return optimizer
-
-    def _state_from(
-        self, like: Sequence[Any], slots: Mapping[str, Iterable[Array]], own: Mapping[str, Any]
-    ) -> State:
-        """State for such parameters, with these arrays, and counts of their own where given."""
-        state = self._new_state(parameter_arrays(like), only_like=True)
-        state.override(self._own.groups())
-        positions = range(len(like))
-        state.set_steps(own.get("steps", [self.iterations for _ in positions]))
-        if self._progress.accumulated:
-            state.set_waiting(own.get("waiting", positions))
-        for kind, arrays in state.slots.items():
-            for array, value in zip(arrays, slots[kind], strict=True):
-                array[...] = value
-        return state
+    def _saved_config(self) -> dict[str, Any]:
+        """The configuration as a checkpoint holds it."""
+        return saved_config(self.get_config)
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            self._require_not_swapped()
-            state = self.__dict__.copy()
-            del state["_lock"], state["_tensors"]
-            state["_counts"] = {}
-            # Copies, also where the caller copies shallowly: two optimizers never share moments.
-            if self._state is not None:
-                state["_state"] = {
-                    kind: [array.copy() for array in arrays]
-                    for kind, arrays in self._state.slots.items()
-                }
-                state["_counts"] = {"steps": self._state.steps, "waiting": self._state.waiting}
-            state["_progress"] = AdamProgress(self._progress.as_dict())
-            state["_own"] = (self._own.excluded, dict(self._own.overrides))
-            return state
+        return pickled(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        slots = state.pop("_state")
-        counts = state.pop("_counts")
-        own = OwnSettings(*state.pop("_own"))
-        self.__dict__.update(state)
-        self._lock = new_lock()
-        self._state = None
-        self._tensors = ()
-        self._own = own
-        if slots is not None:
-            self._state = self._state_from(slots["m"], slots, counts)
-            self._state.unbind()
+        unpickled(self, state)
 
     # ---- steps
 
@@ -554,8 +347,15 @@ class Optimizer(ABC):
         params = listed(params, "params")
         grads = self._gradients(loss, params)
         require_gradients(grads)
-        own = self._found(params) if self._to_override else self._own
-        return self._clip(parameter_arrays(params), gradient_arrays(grads), own)
+        state = self._state
+        own = state.find_own(params) if state.pending[1] else state.own
+        return clipped(
+            parameter_arrays(params),
+            gradient_arrays(grads),
+            self._options,
+            state.progress,
+            overrides=own[1],
+        )
 
     @public
     def get_updates(self, loss: Any, params: Iterable[Any]) -> list[Any]:
@@ -582,11 +382,9 @@ class Optimizer(ABC):
         grads = self._gradients(loss, params)
         require_gradients(grads)
         with self._lock:
-            self._require_not_swapped()
             self._step(params, grads, self._step_options(own_gradients=not are_given(loss)))
-            assert self._state is not None
-            m, v, *vhat = self._moments(self._state)
-            updates: list[Any] = [self._iterations_array()]
+            m, v, *vhat = moments_of(self._state)
+            updates: list[Any] = [count_array(self._state)]
             for group in zip(*vhat, m, v, params, strict=True):
                 updates.extend(group)
             return updates
@@ -614,17 +412,13 @@ class Optimizer(ABC):
         """
         pairs = listed(grads_and_vars, "grads_and_vars")
         with self._lock:
-            self._require_not_swapped()
             options = self._step_options()
             # What most steps are: no work in Python for each tensor.
-            if self._state is not None and not self._is_to_find():
-                taken = self._state.step_pairs(pairs, options, self._progress)
-                if taken is not None:
-                    self._tensors = ()
-                    return taken
-            grads, params = _unzipped(pairs)
-            self._step(params, grads, options)
-            return self.iterations
+            taken = self._state.step_pairs(pairs, options)
+            if taken is None:
+                grads, params = unzipped(pairs)
+                taken = self._step(params, grads, options)
+            return taken
 
     @public
     def step(self, params: Any, grads: Any) -> int:
@@ -667,9 +461,7 @@ class Optimizer(ABC):
         leaves, structure = flatten(params, "params")
         items = flatten_like(grads, structure, "grads")
         with self._lock, Naming(structure):
-            self._require_not_swapped()
-            self._step_structure(structure, leaves, items, self._step_options())
-            return self.iterations
+            return self._step(leaves, items, self._step_options(), (structure,))
 
     @public
     def minimize(self, loss: Any, params: Any) -> float:
@@ -710,9 +502,7 @@ class Optimizer(ABC):
             value, grads = value_and_gradients(loss, params, leaves, self.current_loss_scale)
             require_gradients(grads)
             with self._lock:
-                self._require_not_swapped()
-                options = self._step_options(own_gradients=True)
-                self._step_structure(structure, leaves, grads, options)
+                self._step(leaves, grads, self._step_options(own_gradients=True), (structure,))
         return value
 
     @public
@@ -748,20 +538,14 @@ class Optimizer(ABC):
             parameters or one that accumulates gradients; and as for `build`. Nothing has changed.
         """
         with self._lock:
-            self._require_not_swapped()
-            array = tensor_view(param, "param") if is_tensor(param) else param
-            require_table(array)
-            constraints = _constraints([param], [grad_rows])
-            state = self._state if self._state is not None else self._new_state([array])
+            constraints = constraints_of([param], [grad_rows])
             options = self._step_options()
-            rows = gradient_array(grad_rows, "grad_rows", written=options.zero_grad)
-            work = (index_array(indices), rows, array, options, self._progress, bool(lazy))
-            self._keep_stepped(state, [param], state.step_rows, work)
-            self._tensors = _tensors_among([param])
-            _mark_as_changed([grad_rows] if options.zero_grad else [])
-            _mark_as_changed([param])
-            _constrain([param], [array], constraints)
-            return self.iterations
+            taken = self._state.step_rows(
+                index_array(indices), grad_rows, param, options, bool(lazy)
+            )
+            mark_as_changed([param, grad_rows] if options.zero_grad else [param])
+            constrain([param], constraints)
+            return taken
 
     @public
     def exclude_from_weight_decay(self, params: Iterable[Any]) -> None:
@@ -781,9 +565,9 @@ class Optimizer(ABC):
         TypeError
             Something in `params` is not an array. Nothing has changed.
         """
-        arrays = list(_leaves(params)[0])
+        arrays = list(leaves_of(params)[0])
         with self._lock:
-            self._to_exclude = arrays
+            self._state.exclude(arrays)
 
     @public
     def override(self, params: Any = None, **settings: Any) -> None:
@@ -832,12 +616,11 @@ class Optimizer(ABC):
                     f"attributes of the optimizer. Received: {', '.join(settings)}"
                 )
             with self._lock:
-                self._to_override = [(None, {})]  # what was to be found is not looked for any more
+                self._state.override(None, {})
             return
-        arrays = list(_leaves(params)[0])
+        arrays = list(leaves_of(params)[0])
         with self._lock:
-            checked = self._checked_override(settings)
-            self._to_override = [*self._to_override, (arrays, checked)]
+            self._state.override(arrays, checked_override(self._options, settings))
 
     @public
     def swap_ema(self) -> None:
@@ -852,17 +635,8 @@ class Optimizer(ABC):
             There are no averages, or no parameters yet.
         """
         with self._lock:
-            if self._state is None:
-                raise ValueError(
-                    "swap_ema needs averages: use_ema=True, and a step or build(params) before it. "
-                    "Received: no state"
-                )
-            views = {i: tensor_view(tensor, f"params[{i}]") for i, tensor in self._tensors}
-            without_interruption(
-                partial(self._state.swap_ema, views),
-                *assignments(self, _swapped=not self._swapped),
-            )
-            _mark_as_changed([tensor for _, tensor in self._tensors])
+            self._state.swap_ema()
+            mark_as_changed(self._state.params)
 
     @public
     def scale_loss(self, loss: Any) -> Any:
@@ -884,159 +658,20 @@ class Optimizer(ABC):
             loss = scaled(loss, scale)
         return gradients(loss, params)
 
-    def _step_structure(
-        self, structure: Structure, params: Sequence[Any], grads: Sequence[Any], options: Any
-    ) -> None:
-        if self._structure:
-            require_same(structure, self._structure[0], "params")
-        self._step(params, grads, options)
-        self._structure = (structure,)
-
-    def _step(self, params: Sequence[Any], grads: Sequence[Any], options: Any) -> None:
-        arrays = gradient_arrays(grads, written=options.zero_grad)
-        zeroed = grads if options.zero_grad and arrays is not grads else ()
-        if are_plain_arrays(params):
-            self._step_arrays(params, params, arrays, options)
-            self._tensors = ()
-            _mark_as_changed(zeroed)
-            return
-        param_arrays = parameter_arrays(params)
-        constraints = _constraints(params, grads)
-        self._step_arrays(params, param_arrays, arrays, options)
-        self._tensors = _tensors_among(params)
-        _mark_as_changed(zeroed)
-        _mark_as_changed([p for p, grad in zip(params, grads, strict=True) if grad is not None])
-        _constrain(params, param_arrays, constraints)
-
-    def _step_arrays(
+    def _step(
         self,
         params: Sequence[Any],
-        arrays: Sequence[Array],
-        grads: Sequence[Array | None],
-        options: Any,
-    ) -> None:
-        state = self._state if self._state is not None else self._new_state(arrays)
-        self._keep_stepped(state, params, state.step, (arrays, grads, options, self._progress))
-
-    def _require_not_swapped(self) -> None:
-        if self._swapped:
-            raise ValueError(
-                "the averages must be swapped out first: call swap_ema() again. "
-                "Received: parameters that are swapped with their averages"
-            )
-
-    def _is_to_find(self) -> bool:
-        return self._to_exclude is not None or bool(self._to_override)
-
-    def _found(self, params: Sequence[Any]) -> OwnSettings:
-        """What parameters have of their own, with that of the arrays still to be found."""
-        if not self._is_to_find():
-            return self._own
-        excluded, overrides = self._own.excluded, dict(self._own.overrides)
-        find = Finder(params)
-        if self._to_exclude is not None:
-            excluded = tuple(sorted(find(self._to_exclude, "exclude_from_weight_decay")))
-        for arrays, settings in self._to_override:
-            if arrays is None:
-                overrides.clear()
-                continue
-            for position in find(arrays, "override"):
-                overrides[position] = (
-                    {**overrides.get(position, {}), **settings} if settings else {}
-                )
-        return OwnSettings(excluded, {i: own for i, own in overrides.items() if own})
-
-    def _keep_stepped(
-        self,
-        state: State,
-        params: Sequence[Any],
-        step: Callable[..., object],
-        arguments: tuple[Any, ...],
-    ) -> None:
-        """Step this state, then keep it and what its parameters have of their own."""
-        if state is self._state and not self._is_to_find():
-            step(*arguments)
-            return
-        own = self._found(params)
-        state.override(own.groups())
-        without_interruption(
-            partial(step, *arguments),
-            *assignments(self, _state=state, _own=own, _to_exclude=None, _to_override=[]),
-        )
-
-    def _iterations_array(self) -> Array:
-        array = np.array(self.iterations, dtype=np.int64)
-        array.flags.writeable = False
-        return array
-
-    @staticmethod
-    def _moments(state: State) -> list[list[Array]]:
-        slots = state.slots
-        return [slots[kind] for kind in _WEIGHT_KINDS if kind in slots]
-
-
-def _leaves(params: Any) -> tuple[Sequence[Any], Structure]:
-    """Parameters in one list, and how they were nested; an iterable of them counts as a list."""
-    if not (isinstance(params, (list, tuple, dict, np.ndarray)) or is_tensor(params)):
-        params = listed(params, "params")
-    return flatten(params, "params")
-
-
-def _unzipped(pairs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Gradients and parameters, each in a sequence of its own."""
-    if not pairs:
-        return (), ()
-    try:
-        grads, params = zip(*pairs, strict=True)
-    except (TypeError, ValueError):
-        for i, pair in enumerate(pairs):
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise TypeError(
-                    f"grads_and_vars[{i}] must be a pair (gradient, parameter). "
-                    f"Received: {type(pair).__name__}"
-                ) from None
-        raise
-    return grads, params
-
-
-def _constraints(params: Sequence[Any], grads: Sequence[Any]) -> list[tuple[int, Any]]:
-    """Of the parameters that are stepped, by position."""
-    constraints = []
-    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        constraint = getattr(param, "constraint", None)
-        if constraint is None or grad is None:
-            continue
-        if not callable(constraint):
-            raise TypeError(
-                f"params[{i}].constraint must be callable. Received: {type(constraint).__name__}"
-            )
-        constraints.append((i, constraint))
-    return constraints
-
-
-def _constrain(
-    params: Sequence[Any], arrays: Sequence[Array], constraints: Sequence[tuple[int, Any]]
-) -> None:
-    for i, constraint in constraints:
-        value = as_array(constraint(params[i]), f"params[{i}].constraint(...)")
-        if value.shape != arrays[i].shape:
-            raise ValueError(
-                f"params[{i}].constraint must return an array of the parameter's shape, "
-                f"{arrays[i].shape}; the step has been taken. Received: shape={value.shape}"
-            )
-        arrays[i][...] = value
-
-
-def _tensors_among(params: Sequence[Any]) -> tuple[tuple[int, Any], ...]:
-    """Those of torch, each with its position."""
-    return tuple((i, param) for i, param in enumerate(params) if is_tensor(param))
-
-
-def _mark_as_changed(values: Sequence[Any]) -> None:
-    """Tell torch of the writes, so that a graph that still needs the old values refuses to run."""
-    tensors = [value for value in values if is_tensor(value)]
-    if tensors:
-        import torch
-
-        for tensor in tensors:
-            torch.autograd.graph.increment_version(tensor)
+        grads: Sequence[Any],
+        options: AdamOptions,
+        structure: tuple[()] | tuple[Structure] = (),
+    ) -> int:
+        if structure and self._state.structure:
+            require_same(structure[0], self._state.structure[0], "params")
+        constraints = constraints_of(params, grads)
+        taken = self._state.step(params, grads, options, structure)
+        if not are_plain_arrays(params):
+            mark_as_changed(p for p, grad in zip(params, grads, strict=True) if grad is not None)
+        if options.zero_grad:
+            mark_as_changed(grads)
+        constrain(params, constraints)
+        return taken

@@ -1,57 +1,65 @@
 # SPDX-License-Identifier: MIT
-"""Settings that some parameters have of their own, and how these parameters are found."""
+"""Settings that some parameters have of their own, in place of the optimizer's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final
 
-from fusedadam.arrays import memory_of
+from fusedadam._core import AdamOptions
+from fusedadam.schedules import either_name, require_not_negative
 
-_TAKES_BACK: Final = {
-    "exclude_from_weight_decay": "exclude_from_weight_decay([])",
-    "override": "override()",
-}
-_WITHOUT_DECAY: Final = {"weight_decay": None, "l2": 0.0}
+# They decide which arrays the state has.
+STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
 
+# They cannot differ between parameters.
+_OF_THE_STEP: Final = (*STRUCTURAL, "loss_scale", "skip_nonfinite", "zero_grad")
 
-class OwnSettings(NamedTuple):
-    """What parameters have of their own, by position."""
-
-    excluded: tuple[int, ...] = ()
-    overrides: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
-
-    def groups(self) -> list[tuple[list[int], dict[str, Any]]]:
-        """Positions that share settings, and these: for `State.override`."""
-        by_position = {i: dict(own) for i, own in self.overrides.items()}
-        for i in self.excluded:
-            by_position[i] = _WITHOUT_DECAY | by_position.get(i, {})
-        groups: dict[tuple[tuple[str, Any], ...], list[int]] = {}
-        for i, own in by_position.items():
-            groups.setdefault(tuple(own.items()), []).append(i)
-        return [(positions, dict(own)) for own, positions in groups.items()]
+_ABSENT: Final = object()
 
 
-class Finder:
-    """Finds the positions of arrays among parameters, by their identity or their memory."""
+def checked_override(options: AdamOptions, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a parameter's own as plain numbers.
 
-    def __init__(self, params: Sequence[Any]) -> None:
-        self._by_identity = {id(param): i for i, param in enumerate(params)}
-        self._by_memory = {memory_of(param): i for i, param in enumerate(params)}
+    Parameters
+    ----------
+    options : AdamOptions
+        Those of the optimizer.
+    settings : dict
+        By their names as arguments of `Adam`.
 
-    def __call__(self, arrays: Sequence[Any], method: str) -> set[int]:
-        """Return the positions; an error names the method that the arrays were given to."""
-        positions = set()
-        for i, array in enumerate(arrays):
-            position = self._by_identity.get(id(array))
-            if position is None and memory_of(array) is not None:
-                position = self._by_memory.get(memory_of(array))
-            if position is None:
-                raise ValueError(
-                    f"{method}(params) must name parameters of the optimizer; "
-                    f"{_TAKES_BACK[method]} takes it back. "
-                    f"Received: params[{i}], of shape {tuple(array.shape)}, is none of them"
-                )
-            positions.add(position)
-        return positions
+    Raises
+    ------
+    TypeError, ValueError
+        A setting is unknown, of a wrong type or out of range, or concerns the step as a whole.
+    """
+    settings = dict(settings)
+    if "learning_rate" in settings:
+        learning_rate = settings.pop("learning_rate")
+        settings["lr"] = either_name(settings.get("lr", _ABSENT), learning_rate, absent=_ABSENT)
+    if callable(settings.get("lr")):
+        raise TypeError(
+            "lr must be a number: a schedule is that of the optimizer. Call override again to "
+            f"change it. Received: lr={settings['lr']!r}"
+        )
+    for name in _OF_THE_STEP:
+        if name in settings:
+            raise ValueError(
+                f"{name} concerns the step as a whole: set it for the optimizer. "
+                f"Received: {name}={settings[name]!r}"
+            )
+    checked = require_not_negative(options.changed(settings))
+    return {name: getattr(checked, name) for name in settings}
+
+
+def grouped(overrides: Mapping[int, Mapping[str, Any]]) -> list[tuple[list[int], dict[str, Any]]]:
+    """Return the positions that share settings, and these settings."""
+    groups: list[tuple[list[int], dict[str, Any]]] = []
+    for position, settings in overrides.items():
+        for positions, same in groups:
+            if same == settings:
+                positions.append(position)
+                break
+        else:
+            groups.append(([position], dict(settings)))
+    return groups

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from fusedadam.arrays import is_tensor, listed
+
 # Far beyond any model, and far below where Python ends a recursion.
 _DEEPEST = 100
 
@@ -63,6 +65,13 @@ def flatten(tree: Any, name: str) -> tuple[list[Any], Structure]:
         return [tree], None
     leaves: list[Any] = []
     return leaves, _flatten(tree, (name,), leaves)
+
+
+def leaves_of(params: Any) -> tuple[list[Any], Structure]:
+    """Parameters as by `flatten`; an iterable of them counts as a list."""
+    if not isinstance(params, (*_CONTAINERS, np.ndarray)) and not is_tensor(params):
+        params = listed(params, "params")
+    return flatten(params, "params")
 
 
 def _flatten(tree: Any, path: _Path, leaves: list[Any]) -> Node:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fusedadam._core import max_iterations
+from fusedadam._core import AdamState, max_iterations
 from fusedadam.arrays import Array, as_array, listed
 
 # What each layout is, for whoever has to choose.
@@ -46,6 +46,29 @@ _ITERATIONS, _LEARNING_RATE = ("iterations", 0), ("learning_rate", 0)
 
 class Weights(list[Array]):
     """A list of weights of this package, which `set_weights` takes for nothing else."""
+
+
+def moments_of(state: AdamState) -> list[list[Array]]:
+    """Return the live arrays of a list of weights by kind. Averages and accumulators are no part.
+
+    As in Keras up to 2.10.
+    """
+    slots = state.slots or {}
+    return [slots[kind] for kind in ("m", "v", "vhat") if kind in slots]
+
+
+def weights_of(state: AdamState) -> list[Array]:
+    """Return the list of weights of a state, with the live arrays; empty before it is built."""
+    if not state.is_built:
+        return []
+    return Weights([count_array(state), *(array for kind in moments_of(state) for array in kind)])
+
+
+def count_array(state: AdamState) -> Array:
+    """Return the number of steps taken as a read-only array without dimensions."""
+    array = np.array(state.iterations, dtype=np.int64)
+    array.flags.writeable = False
+    return array
 
 
 class _Reading(NamedTuple):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from fusedadam import _core
+from fusedadam.adapters import divides_by, flushes
 from fusedadam.locks import new_lock
 from fusedadam.signals import assignments, without_interruption
 from fusedadam.torch.local import any_distributed, local_gradient, local_tensor
@@ -38,8 +39,6 @@ _EXTRAS: Final[dict[str, Any]] = {
     "ema_decay": None,
     "zero_grad_in_step": False,
 }
-
-_SMALLEST_EPSILON_TO_FLUSH: Final = 1e-12
 
 # How a message of the kernel names a tensor.
 _NAMED_TENSOR: Final = re.compile(rf"\b(?:params|grads|{'|'.join(NAMES.values())})\[(\d+)\]")
@@ -311,7 +310,7 @@ class FusedStep(torch.optim.Optimizer):
             by_group.setdefault(groups[i], []).append(i)
             undo.callback(self._forget_unless_stepped, params[i])
         for index, members in by_group.items():
-            begun = new_states([params[i] for i in members], members, self.param_groups[index])
+            begun = new_states([params[i] for i in members], members, self._options_of(index))
             for i, state in zip(members, begun, strict=True):
                 self.state[params[i]].update(state)
 
@@ -363,20 +362,6 @@ def _steps(state: Mapping[str, Any]) -> float:
 def _forget_average(state: dict[str, Any], steps: float) -> None:
     if _steps(state) == steps:
         state.pop("ema", None)
-
-
-def divides_by(loss_scale: float) -> bool:
-    """Whether the kernel divides gradients by this scale; beyond, its inverse is no float32."""
-    return 2.0**-127 <= loss_scale <= 2.0**127
-
-
-def flushes(epsilon: float) -> bool:
-    """Whether subnormal moments may become zero beside this epsilon, of a framework that keeps them.
-
-    From 1e-12 on it makes no difference to an update: the root of the smallest normal float32 is
-    1e-19. Below, a second moment of zero might divide by next to nothing.
-    """
-    return bool(epsilon >= _SMALLEST_EPSILON_TO_FLUSH)
 
 
 # The greatest value of each number of a group, but betas.

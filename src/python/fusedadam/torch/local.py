@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The memory of this process behind distributed tensors, and copies in another layout."""
+"""The memory of this process behind distributed tensors."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 
 def any_distributed(tensors: Sequence[Any]) -> bool:
@@ -36,8 +31,3 @@ def local_gradient(grad: Any, param: Any) -> Any:
     if both and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     return local_tensor(grad)
-
-
-def copy_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Copy a gradient, or what is kept for a parameter, into the memory layout of the parameter."""
-    return torch.empty_like(like, requires_grad=False).copy_(tensor)

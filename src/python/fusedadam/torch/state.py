@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from fusedadam import _core
-from fusedadam.torch.local import any_distributed, copy_like
+from fusedadam.adapters import copy_like
+from fusedadam.torch.local import any_distributed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ def new_plan() -> _core.TensorPlan:
 
 
 def new_states(
-    params: Sequence[Tensor], positions: Sequence[int], group: Mapping[str, Any]
+    params: Sequence[Tensor], positions: Sequence[int], options: _core.AdamOptions
 ) -> list[dict[str, Tensor]]:
     """Return the state of parameters of one group before their first step.
 
@@ -44,28 +45,22 @@ def new_states(
     ValueError
         A parameter that cannot be updated in place.
     """
-    names = [NAMES["m"], NAMES["v"]]
-    if group["amsgrad"]:
-        names.append(NAMES["vhat"])
-    averaged = group.get("ema_decay") is not None
-    if averaged:
-        names.append(NAMES["ema"])
     states: list[dict[str, Tensor]] = [{"step": _counter(0)} for _ in params]
     if any_distributed(params):
         for state, param in zip(states, params, strict=True):
-            state.update({name: torch.zeros_like(param, requires_grad=False) for name in names})
-    else:
-        columns = _core.allocate_state(list(params), list(positions), len(names))
-        for name, column in zip(names, columns, strict=True):
-            for state, param, array in zip(states, params, column, strict=True):
-                # In the memory layout of the parameter, and no view of another tensor.
-                storage = torch.from_numpy(array).untyped_storage()
-                state[name] = torch.empty(0, dtype=param.dtype, device="cpu").set_(
-                    storage, 0, param.shape, param.stride()
+            for kind in _core.needed_kinds(options):
+                averaged = kind == "ema"
+                state[NAMES[kind]] = (
+                    new_average(param) if averaged else torch.zeros_like(param, requires_grad=False)
                 )
-    if averaged:
-        for state, param in zip(states, params, strict=True):
-            state[NAMES["ema"]].copy_(param)
+        return states
+    for kind, arrays in _core.allocate_state(list(params), list(positions), options).items():
+        for state, param, array in zip(states, params, arrays, strict=True):
+            # In the memory layout of the parameter, and no view of another tensor.
+            storage = torch.from_numpy(array).untyped_storage()
+            state[NAMES[kind]] = torch.empty(0, dtype=param.dtype, device="cpu").set_(
+                storage, 0, param.shape, param.stride()
+            )
     return states
 
 

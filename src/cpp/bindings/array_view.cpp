@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: MIT
+#include "bindings/array_view.hpp"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+
+#include "bindings/convert.hpp"
+#include "bindings/gil.hpp"
+
+namespace fusedadam::python {
+namespace {
+
+using py::detail::array_proxy;
+using py::detail::npy_api;
+
+static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "the core is for 64-bit machines");
+
+std::span<const std::int64_t> as_span(const py::ssize_t* first, int count) {
+  return {reinterpret_cast<const std::int64_t*>(first), static_cast<std::size_t>(count)};
+}
+
+bool has_flags(PyObject* array, int flags) noexcept {
+  return (array_proxy(array)->flags & flags) == flags;
+}
+
+bool is_array(PyObject* object) noexcept {
+  return Py_TYPE(object) == npy_api::get().PyArray_Type_ || npy_api::get().PyArray_Check_(object);
+}
+
+std::optional<Storage> storage_of_dtype(const py::dtype& dtype) {
+  if (dtype.byteorder() != '=') return std::nullopt;
+  switch (dtype.num()) {
+    case npy_api::NPY_FLOAT_:
+      return Storage::f32;
+    case npy_api::NPY_DOUBLE_:
+      return Storage::f64;
+    case 23:  // NPY_HALF
+      return Storage::f16;
+    default:
+      break;
+  }
+  // That of ml_dtypes, which need not be installed.
+  if (dtype.itemsize() == 2 && utf8(dtype.attr("name")) == "bfloat16") return Storage::bf16;
+  return std::nullopt;
+}
+
+// The parts of the DLPack ABI that are used here, of major version 1.
+struct DlpackTensor {
+  void* data;
+  std::int32_t device_type;
+  std::int32_t device_id;
+  std::int32_t ndim;
+  std::uint8_t dtype_code;
+  std::uint8_t dtype_bits;
+  std::uint16_t dtype_lanes;
+  std::int64_t* shape;
+  std::int64_t* strides;
+  std::uint64_t byte_offset;
+};
+
+struct DlpackExchangeApi {
+  std::uint32_t major_version;
+  std::uint32_t minor_version;
+  DlpackExchangeApi* previous_api;
+  void* unused[3];
+  int (*tensor_from_object)(void* object, void* tensor);
+};
+
+constexpr std::int32_t dlpack_cpu = 1;
+constexpr std::uint8_t dlpack_float = 2;
+constexpr std::uint8_t dlpack_bfloat = 4;
+constexpr std::uint8_t dlpack_complex = 5;
+
+std::optional<Storage> storage_of(const DlpackTensor& tensor) {
+  if (tensor.dtype_lanes != 1) return std::nullopt;
+  const int bits = tensor.dtype_code == dlpack_complex ? tensor.dtype_bits / 2 : tensor.dtype_bits;
+  if (tensor.dtype_code == dlpack_bfloat && bits == 16) return Storage::bf16;
+  if (tensor.dtype_code == dlpack_float && bits == 16) return Storage::f16;
+  if (tensor.dtype_code != dlpack_float && tensor.dtype_code != dlpack_complex) return std::nullopt;
+  if (bits == 32) return Storage::f32;
+  if (bits == 64) return Storage::f64;
+  return std::nullopt;
+}
+
+// Null where the type has none, or one of another ABI.
+auto exchange_function(PyTypeObject* type) -> int (*)(void*, void*) {
+  const py::object capsule =
+      py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
+  auto* api =
+      static_cast<DlpackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  while (api != nullptr && api->major_version != 1) api = api->previous_api;
+  return api == nullptr ? nullptr : api->tensor_from_object;
+}
+
+}  // namespace
+
+// ---- layouts
+
+ArrayView array_view(const py::handle& object, Storage storage) {
+  const auto* array = array_proxy(object.ptr());
+  ArrayView view{.data = array->data,
+                 .storage = storage,
+                 .is_writeable = has_flags(object.ptr(), npy_api::NPY_ARRAY_WRITEABLE_),
+                 .is_aligned = has_flags(object.ptr(), npy_api::NPY_ARRAY_ALIGNED_),
+                 .shape = as_span(array->dimensions, array->nd),
+                 .strides = as_span(array->strides, array->nd)};
+  view.size = element_count(view.shape);
+  return view;
+}
+
+std::int64_t element_count(std::span<const std::int64_t> shape) noexcept {
+  std::int64_t count = 1;
+  for (const std::int64_t extent : shape) count *= extent;
+  return count;
+}
+
+std::int64_t ArrayView::extent() const noexcept {
+  if (size == 0) return 0;
+  std::int64_t bytes = item_size(storage);
+  for (std::size_t i = 0; i < shape.size(); ++i) bytes += (shape[i] - 1) * strides[i] * stride_unit;
+  return bytes;
+}
+
+bool ArrayView::has_shape(std::span<const std::int64_t> other) const noexcept {
+  return std::ranges::equal(shape, other);
+}
+
+bool is_dense(const ArrayView& view) {
+  if (view.size <= 1) return true;
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < view.shape.size(); ++i) {
+    if (view.shape[i] != 1) order.push_back(i);
+  }
+  std::ranges::sort(order, {}, [&](std::size_t i) { return view.strides[i]; });
+  std::int64_t expected = item_size(view.storage);
+  for (const std::size_t i : order) {
+    if (view.strides[i] * view.stride_unit != expected) return false;
+    expected *= view.shape[i];
+  }
+  return true;
+}
+
+bool is_contiguous(const ArrayView& view) noexcept {
+  if (view.size <= 1) return true;
+  std::int64_t expected = item_size(view.storage);
+  for (std::size_t i = view.shape.size(); i-- > 0;) {
+    if (view.shape[i] == 1) continue;
+    if (view.strides[i] * view.stride_unit != expected) return false;
+    expected *= view.shape[i];
+  }
+  return true;
+}
+
+bool same_layout(const ArrayView& a, const ArrayView& b) noexcept {
+  // In units of the other one's elements, which need not divide a stride.
+  const std::int64_t unit_a = a.stride_unit * item_size(b.storage);
+  const std::int64_t unit_b = b.stride_unit * item_size(a.storage);
+  for (std::size_t i = 0; i < a.shape.size(); ++i) {
+    if (a.shape[i] != 1 && a.strides[i] * unit_a != b.strides[i] * unit_b) return a.size <= 1;
+  }
+  return true;
+}
+
+ByteRange byte_range(const ArrayView& view, const char* list, std::int64_t index) {
+  return fusedadam::byte_range(view.data, view.bytes(), list, index);
+}
+
+// ---- arrays that were seen before
+
+BoundArray::BoundArray(const py::handle& object, const ArrayView& view)
+    : view_(view),
+      object_(object.ptr()),
+      c_contiguous_(is_contiguous(view)),
+      exists_(true),
+      extents_(view.shape.begin(), view.shape.end()) {
+  extents_.insert(extents_.end(), view.strides.begin(), view.strides.end());
+  view_.shape = view_.strides = {};
+  if (!view.is_tensor && object) dtype_ = array_proxy(object.ptr())->descr;
+}
+
+BoundArray BoundArray::fresh_like(const ArrayView& view) {
+  std::vector<std::int64_t> strides(view.shape.size());
+  std::int64_t next = 1;
+  const bool is_c = is_contiguous(view) || !is_dense(view);
+  for (std::size_t i = strides.size(); i-- > 0; next *= view.shape[i]) {
+    strides[i] = is_c ? next : view.strides[i] * view.stride_unit / item_size(view.storage);
+  }
+  return BoundArray(py::handle(), {.storage = view.storage,
+                                   .shape = view.shape,
+                                   .strides = strides,
+                                   .stride_unit = item_size(view.storage),
+                                   .size = view.size});
+}
+
+ArrayView BoundArray::view() const noexcept {
+  ArrayView view = view_;
+  const std::size_t ndim = extents_.size() / 2;
+  view.shape = {extents_.data(), ndim};
+  view.strides = {extents_.data() + ndim, ndim};
+  return view;
+}
+
+bool ArrayReader::is_unchanged(const py::handle& object, const BoundArray& bound) {
+  const ArrayView& known = bound.view_;
+  if (known.is_tensor) {
+    const std::optional<ArrayView> view = read(object);
+    return view && view->data == known.data && view->storage == known.storage &&
+           view->is_complex == known.is_complex && view->has_shape(bound.view().shape) &&
+           std::ranges::equal(view->strides, bound.view().strides);
+  }
+  if (object.ptr() != bound.object_) return false;
+  const auto* array = array_proxy(object.ptr());
+  constexpr int in_place = npy_api::NPY_ARRAY_ALIGNED_ | npy_api::NPY_ARRAY_WRITEABLE_;
+  const ArrayView then = bound.view();
+  if (array->data != known.data || array->descr != bound.dtype_ ||
+      !has_flags(object.ptr(), in_place) ||
+      !std::ranges::equal(as_span(array->dimensions, array->nd), then.shape)) {
+    return false;
+  }
+  const bool c_contiguous = has_flags(object.ptr(), npy_api::NPY_ARRAY_C_CONTIGUOUS_);
+  if (c_contiguous || bound.c_contiguous_) return c_contiguous == bound.c_contiguous_;
+  ArrayView now = then;
+  now.strides = as_span(array->strides, array->nd);
+  return same_layout(now, then);
+}
+
+bool ArrayReader::is_at(const py::handle& object, const Stream& at, const BoundArray& like) {
+  if (!is_array(object.ptr())) {
+    const std::optional<ArrayView> view = read(object);
+    return view && view->data == at.data && view->storage == at.storage &&
+           view->has_shape(like.view().shape) && same_layout(*view, like.view());
+  }
+  // A subclass may have a mask.
+  if (Py_TYPE(object.ptr()) != npy_api::get().PyArray_Type_) return false;
+  const auto* array = array_proxy(object.ptr());
+  if (array->data != at.data || storage_of_array(object.ptr()) != at.storage ||
+      !has_flags(object.ptr(), npy_api::NPY_ARRAY_ALIGNED_)) {
+    return false;
+  }
+  const ArrayView wanted = like.view();
+  if (!std::ranges::equal(as_span(array->dimensions, array->nd), wanted.shape)) return false;
+  if (like.c_contiguous_ && has_flags(object.ptr(), npy_api::NPY_ARRAY_C_CONTIGUOUS_)) return true;
+  return same_layout(array_view(object, at.storage), wanted);
+}
+
+// ---- reading
+
+std::optional<ArrayView> ArrayReader::read(const py::handle& object) {
+  if (!is_array(object.ptr())) return read_tensor(object);
+  const std::optional<Storage> storage = storage_of_array(object.ptr());
+  if (!storage) return std::nullopt;
+  return array_view(object, *storage);
+}
+
+std::optional<Storage> ArrayReader::storage_of_array(PyObject* array) {
+  PyObject* const descr = array_proxy(array)->descr;
+  if (descr != dtype_.ptr()) {
+    dtype_storage_ = storage_of_dtype(py::reinterpret_borrow<py::dtype>(descr));
+    dtype_ = py::reinterpret_borrow<py::object>(descr);
+  }
+  return dtype_storage_;
+}
+
+std::optional<ArrayView> ArrayReader::read_tensor(const py::handle& object) {
+  if (Py_TYPE(object.ptr()) != type_) {
+    type_ = Py_TYPE(object.ptr());
+    describe_ = exchange_function(type_);
+  }
+  if (describe_ == nullptr) return read_attributes(object);
+  DlpackTensor tensor{};
+  if (describe_(object.ptr(), &tensor) != 0) {  // sparse, quantised, on no device ...
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  const std::optional<Storage> storage = storage_of(tensor);
+  if (!storage || tensor.device_type != dlpack_cpu) return std::nullopt;
+  const auto ndim = static_cast<std::size_t>(tensor.ndim);
+  ArrayView view{.data = static_cast<char*>(tensor.data) + tensor.byte_offset,
+                 .storage = *storage,
+                 .is_tensor = true,
+                 .is_complex = tensor.dtype_code == dlpack_complex,
+                 .shape = {tensor.shape, ndim},
+                 .strides = {tensor.strides, ndim},
+                 .stride_unit = item_size(*storage)};
+  view.size = element_count(view.shape);
+  if (tensor.data == nullptr && view.size != 0) return std::nullopt;
+  return view.is_complex ? as_pairs_of_reals(object, view) : view;
+}
+
+std::optional<ArrayView> ArrayReader::as_pairs_of_reals(const py::handle& object, ArrayView view) {
+  if (object.attr("is_conj")().cast<bool>()) return std::nullopt;
+  const std::size_t ndim = view.shape.size();
+  std::vector<std::int64_t> extents(view.shape.begin(), view.shape.end());
+  extents.push_back(2);
+  for (const std::int64_t stride : view.strides) extents.push_back(2 * stride);
+  extents.push_back(1);
+  extents_ = std::move(extents);  // last: what there is may be borrowed from it
+  view.shape = {extents_.data(), ndim + 1};
+  view.strides = {extents_.data() + ndim + 1, ndim + 1};
+  view.size *= 2;
+  return view;
+}
+
+std::optional<ArrayView> ArrayReader::read_attributes(const py::handle& object) {
+  if (!py::hasattr(object, "data_ptr")) return std::nullopt;
+  const auto text = [&](const char* name) {
+    return py::str(py::getattr(object, name, py::none())).cast<std::string>();
+  };
+  constexpr std::pair<const char*, Storage> dtypes[] = {
+      {"torch.float32", Storage::f32},   {"torch.float64", Storage::f64},
+      {"torch.float16", Storage::f16},   {"torch.bfloat16", Storage::bf16},
+      {"torch.complex64", Storage::f32}, {"torch.complex128", Storage::f64}};
+  const std::string dtype = text("dtype");
+  const auto* known =
+      std::ranges::find_if(dtypes, [&](const auto& entry) { return dtype == entry.first; });
+  if (text("layout") != "torch.strided" || text("device") != "cpu" || known == std::end(dtypes)) {
+    return std::nullopt;
+  }
+  const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
+  const auto strides = object.attr("stride")().cast<std::vector<std::int64_t>>();
+  extents_ = shape;
+  extents_.insert(extents_.end(), strides.begin(), strides.end());
+  ArrayView view{.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>()),
+                 .storage = known->second,
+                 .is_tensor = true,
+                 .is_complex = dtype.starts_with("torch.complex"),
+                 .shape = {extents_.data(), shape.size()},
+                 .strides = {extents_.data() + shape.size(), strides.size()},
+                 .stride_unit = item_size(known->second)};
+  view.size = element_count(view.shape);
+  if (view.data == nullptr && view.size != 0) return std::nullopt;
+  return view.is_complex ? as_pairs_of_reals(object, view) : view;
+}
+
+bool is_negated(const py::handle& tensor) {
+  return py::hasattr(tensor, "is_neg") && tensor.attr("is_neg")().cast<bool>();
+}
+
+bool is_within_storage(const py::handle& tensor, const ArrayView& view) {
+  if (view.size == 0) return true;
+  const py::object storage = tensor.attr("untyped_storage")();
+  const auto begin = storage.attr("data_ptr")().cast<std::uintptr_t>();
+  const auto bytes = storage.attr("nbytes")().cast<std::uintptr_t>();
+  const auto first = reinterpret_cast<std::uintptr_t>(view.data);
+  return first >= begin && first + static_cast<std::uintptr_t>(view.extent()) <= begin + bytes;
+}
+
+std::string describe(const py::handle& object) {
+  std::string text = Py_TYPE(object.ptr())->tp_name;
+  for (const char* name : {"dtype", "device", "layout", "shape"}) {
+    if (!py::hasattr(object, name)) continue;
+    text += std::string(", ") + name + '=' + utf8(py::str(object.attr(name)));
+  }
+  try {
+    text += ", stride=" + utf8(py::str(object.attr("stride")()));
+  } catch (const py::error_already_set&) {  // what is sparse has none
+  }
+  return text;
+}
+
+// ---- NumPy arrays that are made here
+
+py::dtype dtype_of(Storage storage) {
+  return storage == Storage::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
+}
+
+py::array empty_like(const ArrayView& view, Storage storage) {
+  return py::array(dtype_of(storage), view.shape, strides_like(view, storage));
+}
+
+std::vector<py::ssize_t> strides_like(const ArrayView& view, Storage storage) {
+  std::vector<py::ssize_t> strides;
+  if (is_contiguous(view) || !is_dense(view)) return strides;
+  for (const std::int64_t stride : view.strides) {
+    strides.push_back(stride * view.stride_unit / item_size(view.storage) * item_size(storage));
+  }
+  return strides;
+}
+
+void assign(const py::array& to, const py::handle& from) {
+  // NumPy lets go of the GIL meanwhile.
+  const int failed =
+      or_wait_for_the_end([&] { return PyObject_SetItem(to.ptr(), Py_Ellipsis, from.ptr()); });
+  if (failed != 0) throw py::error_already_set();
+}
+
+}  // namespace fusedadam::python
