@@ -10,8 +10,8 @@ namespace fusedadam {
 /// The caller keeps it with the moments, and saves and restores it with them. A call that throws
 /// does not change it.
 struct AdamProgress {
-  std::int64_t iterations = 0;  ///< steps taken, 0 to max_iterations, saturating
-  std::int64_t skipped_steps = 0;  ///< steps skipped for gradients that were not finite, likewise
+  std::int64_t iterations = 0;     ///< steps taken, 0 to max_iterations, saturating
+  std::int64_t skipped_steps = 0;  ///< steps skipped because a gradient was not finite
 
   /// Number of gradients in the accumulators, 0 to gradient_accumulation_steps - 1. At 0 the
   /// contents of the accumulators are ignored.
