@@ -152,7 +152,7 @@ void AdamPlan::begin() const {
         for (const StateKind& state : state_kinds) {
           touch(tensor.of[state.kind], first, end);
           T* const array = tensor.array<T>(state.kind, first);
-          if (state.beginning == Beginning::as_param && array != nullptr && param != nullptr) {
+          if (state.initial == InitialValue::as_param && array != nullptr && param != nullptr) {
             std::copy_n(param, end - first, array);
           }
         }
