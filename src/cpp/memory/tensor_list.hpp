@@ -35,8 +35,7 @@ struct TensorRef : TensorStreams {
   }
 };
 
-// Returns a tensor with null arrays. Its state gets the storage that the table of state kinds
-// names.
+// Returns a tensor with null arrays. state_kinds determines the storage of its state.
 inline TensorRef make_tensor(Storage param, std::int64_t size) noexcept {
   TensorRef tensor;
   tensor.of[kind::param].storage = tensor.of[kind::grad].storage = param;

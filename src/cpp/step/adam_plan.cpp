@@ -18,7 +18,7 @@ namespace {
 
 using Edge = TensorList::Edge;
 
-// The constants of a group of tensors, in both compute types.
+// The kernel constants of a group of tensors, in both compute types.
 class GroupConstants {
  public:
   GroupConstants(const AdamSettings& settings, const StepScalars& scalars, double loss_scale,
