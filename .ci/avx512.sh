@@ -3,7 +3,6 @@
 #
 # Runs test executables in Bochs, which emulates a Skylake-X with AVX-512. QEMU's emulator stops at
 # AVX2.
-# model of a Skylake-X executes it. QEMU's emulator stops at AVX2.
 #
 #     .ci/avx512.sh [-f GTEST_FILTER] [-t SECONDS] [-c FLAGS -e ISAS] WORK TEST...
 #

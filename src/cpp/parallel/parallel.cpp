@@ -99,9 +99,9 @@ class Parts {
 int runtime_threads() { return std::max(1, omp_get_max_threads()); }
 bool in_parallel_region() { return omp_in_parallel() != 0; }
 
-// The end of a parallel region waits for all threads, and libgomp spins there for milliseconds. If
-// the OS has scheduled a waking thread on this core, spinning would keep it from running. So this
-// thread sleeps instead.
+// A parallel region waits for all threads at its end, and libgomp spins there for milliseconds. If
+// the OS has placed a waking thread on this core, spinning would keep it from running. So this
+// thread spins only briefly and then sleeps.
 void wait_for_all(const std::atomic<int>& arrived, int threads) {
   constexpr int spins = 4000;  // a few microseconds, enough for a thread that is awake
   for (int i = 0; arrived.load(std::memory_order_relaxed) < threads; ++i) {

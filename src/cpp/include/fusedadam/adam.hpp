@@ -16,8 +16,6 @@
 // epsilon is the paper's "epsilon hat" (the formula just before section 2.1), as in Keras: it is
 // added to the root and not divided by the bias correction. Algorithm 1 of the paper and PyTorch
 // use another epsilon, eps. The two agree if epsilon = eps * sqrt(1 - beta_2^t).
-// is added to the root and is not divided by the bias correction. Algorithm 1 of the paper, and
-// PyTorch, use another epsilon; the two agree where epsilon = eps * sqrt(1 - beta_2^t).
 //
 // Options add stages to the same pass: AMSGrad, weight decay, gradient clipping, moving averages of
 // the parameters (EMA), loss scaling and gradient accumulation. docs/numerics.md has the formulas
