@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Makes a CPython for AArch64 with NumPy and this package, for QEMU's user emulation to run:
+# Assembles a CPython for AArch64 with NumPy and this package, to run in QEMU's user emulation:
 #
 #     .ci/aarch64_python.sh WORK PYTHON
 #     PYTHONPATH=WORK/site qemu-aarch64 -L WORK/root WORK/root/usr/bin/python3 ...
 #
-# WORK is a directory to work in, made if missing. PYTHON is one of this machine that has pip and
-# pybind11. The interpreter is Debian's, NumPy a wheel from PyPI, and the package is cross-compiled.
+# WORK is the working directory, created if missing. PYTHON is an interpreter of this machine with
+# pip and pybind11. The AArch64 interpreter is Debian's, NumPy is a wheel from PyPI, and the package
+# is cross-compiled.
 #
-# Needs Debian's packages cmake g++-aarch64-linux-gnu and qemu-user, and apt-get to download (not
-# install) packages: it keeps lists of its own, and this machine's architectures stay as they are.
+# Needs Debian's packages cmake g++-aarch64-linux-gnu and qemu-user, and apt-get to download
+# packages. apt-get uses separate lists and installs nothing; this machine's architectures do not
+# change.
 set -euo pipefail
 
 if (($# != 2)); then
@@ -46,7 +48,7 @@ packages=(
 for package in "$work"/debs/*.deb; do dpkg-deb --extract "$package" "$root"; done
 ln -sf "python$version" "$root/usr/bin/python3"
 
-# ---- what it imports -----------------------------------------------------------------------------
+# ---- NumPy and the package -----------------------------------------------------------------------
 
 "$python" -m pip install --quiet --no-deps --upgrade --target "$work/site" --only-binary=:all: \
   --python-version "$version" --platform manylinux2014_aarch64 numpy==2.2.6 autograd

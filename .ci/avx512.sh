@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# Runs test executables on a computer with AVX-512, which this one need not have: in Bochs, whose
-# model of a Skylake-X executes it. QEMU's emulator stops at AVX2.
+# Runs test executables in Bochs, which emulates a Skylake-X with AVX-512. QEMU's emulator stops at
+# AVX2.
 #
 #     .ci/avx512.sh [-f GTEST_FILTER] [-t SECONDS] [-c FLAGS -e ISAS] WORK TEST...
 #
-# FLAGS are CPU features that the kernel is to take as missing. CPUID goes on reporting AVX, AVX2 and
-# AVX-512, but the kernel does not enable what it does not see: with avx512f the registers of AVX2
-# are left, with avx those of SSE, and with xsave a program cannot even ask (XGETBV faults). ISAS are
-# the instruction sets that the library must then find, best first (default avx512,avx2,baseline).
+# FLAGS are CPU features that the guest kernel is to ignore. CPUID still reports AVX, AVX2 and
+# AVX-512, but the kernel does not enable their registers: with avx512f, those up to AVX2 remain;
+# with avx, those of SSE; with xsave, programs cannot even query them (XGETBV faults). ISAS are the
+# instruction sets that the library must then find, best first (default avx512,avx2,baseline).
 #
-# WORK is a directory to work in, made if missing; it keeps the kernel for the next call and, after
-# a failure, the logs. Each TEST must be statically linked (-DCMAKE_EXE_LINKER_FLAGS=-static): the
-# machine in Bochs has no other file. Prints what the tests print. Exits with 0 only if every TEST
-# did, within SECONDS of wall time (default 1200).
+# WORK is the working directory, created if missing. It keeps the kernel for the next call and,
+# after a failure, the logs. Each TEST must be statically linked (-DCMAKE_EXE_LINKER_FLAGS=-static),
+# since the guest has no other files. Prints the tests' output. Exits with 0 only if every TEST
+# does, within SECONDS of wall time (default 1200).
 #
 # Needs Debian's packages binutils bochs bochs-term bochsbios cpio gcc isolinux libc6-dev
 # syslinux-common vgabios xorriso, and apt-get to download (not install) a kernel.
@@ -47,12 +47,12 @@ fail() {
   exit 1
 }
 
-# ---- the kernel: the one for virtual machines, small and quick to start --------------------------
+# ---- the kernel: Debian's cloud kernel, small and quick to boot ----------------------------------
 
 if [[ ! -f $work/vmlinuz ]]; then
   package=$(apt-cache depends --important linux-image-cloud-amd64 |
     awk '/Depends: linux-image-/ { print $2 }')
-  [[ -n $package ]] || fail "apt knows no linux-image-cloud-amd64; is apt-get update missing?"
+  [[ -n $package ]] || fail "apt does not know linux-image-cloud-amd64; run apt-get update"
   (
     cd "$work"
     rm -rf deb
@@ -61,19 +61,19 @@ if [[ ! -f $work/vmlinuz ]]; then
     apt-get download -qq "$package" 2>apt.log ||
       { cat apt.log >&2 && fail "apt-get download $package"; }
     dpkg-deb --fsys-tarfile ./*.deb | tar --extract --wildcards './boot/vmlinuz-*'
-    # Last, so that the file is there only when it is whole.
+    # Last, so that the file is complete if it exists.
     mv boot/vmlinuz-* ../vmlinuz
     rm -r ../deb
   )
 fi
 
-# ---- the file system in memory: /init, the tests, nothing else -----------------------------------
+# ---- the initramfs: /init and the tests ----------------------------------------------------------
 
 rm -rf "$work/guest" "$work/iso"
 mkdir -p "$work"/guest/{dev,tests,tmp} "$work/iso"
 for test in "$@"; do
   [[ -x $test ]] || fail "$test is not an executable"
-  # Not grep -q, which ends before it has read all: readelf would fail, and the pipe with it.
+  # Not grep -q: it exits early, and readelf would fail with SIGPIPE.
   ! readelf --program-headers --wide "$test" | grep INTERP >/dev/null ||
     fail "$test is not statically linked"
 done
@@ -93,7 +93,7 @@ cat >"$work/init.c" <<'END'
 
 static int is_visible(const struct dirent* entry) { return entry->d_name[0] != '.'; }
 
-/* 0 if the CPU reports all the sets; what the kernel made of them is for the tests to find out. */
+/* Returns 0 if CPUID reports all sets. The tests find out which ones the kernel enabled. */
 static int lacks_a_set(void) {
   unsigned a, b, c, d, low = 0, high = 0;
   __cpuid_count(1, 0, a, b, c, d);
@@ -142,8 +142,8 @@ int main(void) {
 
   printf("avx512.sh: %s\n", failures ? "FAILED" : "all passed");
   fflush(stdout);
-  sleep(1); /* until the serial port has sent it */
-  /* A port of Bochs, to switch it off. */
+  sleep(1); /* flush the serial port */
+  /* Bochs' shutdown port. */
   iopl(3);
   for (const char* c = "Shutdown"; *c; ++c) outb((unsigned char)*c, 0x8900);
   for (;;) pause();
@@ -152,28 +152,28 @@ END
 gcc -O1 -static -o "$work/guest/init" "$work/init.c"
 (cd "$work/guest" && find . | cpio --quiet --create --format=newc --owner=0:0) >"$work/iso/initrd"
 
-# ---- a CD to start from --------------------------------------------------------------------------
+# ---- the boot CD ---------------------------------------------------------------------------------
 
-# Instructions that Bochs is to execute in a second of its own time; about what a computer achieves.
+# Emulated instructions per second of guest time, about what Bochs achieves in real time.
 ips=100000000
 
 forced=()
 [[ -n $missing ]] || forced=("FUSEDADAM_ISA=${isas%%,*}")
 
 options=(
-  # Of the kernel's own messages only the last ones: they share the serial port with the tests.
+  # Only critical kernel messages: they share the serial port with the tests.
   initrd=/initrd console=ttyS0,115200 loglevel=2
-  # After a panic the kernel resets at once, by a triple fault, and that ends Bochs.
+  # After a panic, reset at once by a triple fault, which ends Bochs.
   panic=-1 reboot=t
-  # Bochs 2.7 reports the size of the compacted XSAVE area wrongly, and Linux then gives up AVX.
+  # Bochs 2.7 reports a wrong size of the compacted XSAVE area, which makes Linux disable AVX.
   clearcpuid=xsavec,xsaves"$missing"
-  # What is no parameter of the kernel's becomes part of the environment. Forced, the set is one that
-  # the library must find, whichever tests run; where something is missing it is to choose by itself.
+  # Linux puts unknown parameters into init's environment. Without missing features, force the best
+  # set, so that any test checks that the library finds it; otherwise let the library choose.
   FUSEDADAM_EXPECTED_ISAS="$isas" "${forced[@]}"
-  # The counter advances by one for each instruction, and not at the rate that CPUID tells. Told so,
-  # the kernel wastes no instructions on delays that are 35 times too long.
+  # The TSC advances by one per instruction, not at the rate that CPUID reports. Without this, the
+  # kernel's delay loops would be 35 times too long.
   tsc_early_khz=$((ips / 1000)) lpj=$((ips / 250)) no_timer_check
-  # What takes time to start and serves no test.
+  # Slow to start and not needed by tests.
   acpi=off cryptomgr.notests edd=off mitigations=off nokaslr
 )
 cat >"$work/iso/isolinux.cfg" <<END
@@ -191,8 +191,7 @@ xorriso -as mkisofs -quiet -o "$work/boot.iso" -b isolinux.bin -c boot.cat \
 
 # ---- Bochs ---------------------------------------------------------------------------------------
 
-# The display is text on standard output, which goes nowhere: the tests speak through the serial
-# port.
+# The display is text on standard output, which is discarded: tests write to the serial port.
 cat >"$work/bochsrc" <<END
 display_library: term
 sound: driver=dummy, waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
@@ -210,13 +209,13 @@ error: action=report
 info: action=ignore
 debug: action=ignore
 END
-# Debian builds Bochs with its debugger, which waits for a command to continue.
+# Debian's Bochs includes the debugger, which waits for a command to continue.
 echo c >"$work/debugger"
 
 : >"$work/serial.log"
 (
   cd "$work"
-  # Bochs does not end on SIGTERM.
+  # Bochs ignores SIGTERM.
   exec env -u BXSHARE TERM=vt100 timeout --kill-after=1 "$seconds" \
     bochs -q -f bochsrc -rc debugger </dev/null >/dev/null 2>bochs.err
 ) &
@@ -228,7 +227,7 @@ status=0
 wait "$bochs" || status=$?
 trap - EXIT
 
-# The exit status of Bochs tells nothing else: switched off by its guest, it exits with 1.
+# Bochs exits with 1 when its guest shuts down, so its status only shows a timeout.
 ((status != 124 && status != 137)) || fail "not done after $seconds s"
 if ! grep -q $'^avx512.sh: all passed\r*$' "$work/serial.log"; then
   if ! grep -q 'avx512.sh: FAILED' "$work/serial.log"; then

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Check a file of bench/run.py: every peer was there, every section has rows, nothing failed."""
+"""Check results of bench/run.py: all peers present, rows in every section, no failures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# What a contender that cannot do a work says of itself is no failure; an exception or a wrong result is.
+# A contender that reports that it does not support a task has not failed. Exceptions and wrong
+# results are failures.
 FAILURES = ("Error", "wrong result")
 
 
 def problems(results: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with a run."""
+    """Yield the problems of a run."""
     for peer, why in results["absent"].items():
         yield f"absent: {peer}: {why}"
     for name, section in results["sections"].items():
@@ -30,7 +31,7 @@ def problems(results: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Check the file given; return 1 if something is wrong."""
+    """Check the given file; return 1 if it has problems."""
     found = list(problems(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
     for problem in found:
         print(problem, file=sys.stderr)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Check what a repaired wheel carries: the module, its types, libgomp, and nothing besides.
+"""Check a repaired wheel: it has the module, its type stubs and libgomp, and nothing else.
 
-And that the module was built to withstand what a memory error would let an attacker do. Needs readelf.
+Also checks that the module was built with the hardening flags. Needs readelf.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from elf_hardening import any_library_problems, module_problems
 
 REQUIRED = {
     "extension module": r"fusedadam/_core\..*\.so",
-    "types of the extension module": r"fusedadam/_core\.pyi",
+    "type stubs of the extension module": r"fusedadam/_core\.pyi",
     "marker for type checkers": r"fusedadam/py\.typed",
     "OpenMP runtime": r"fusedadam\.libs/libgomp-.*\.so\..*",
     "license": r"fusedadam-.*\.dist-info/licenses/LICENSE",
 }
-# Headers, CMake files and the static library belong to the C++ package, other shared libraries to
-# the system (manylinux promises libstdc++ and libc).
+# Headers, CMake files and the static library belong to the C++ package. Other shared libraries
+# belong to the system (manylinux guarantees libstdc++ and libc).
 ALLOWED = [
     *REQUIRED.values(),
     r"fusedadam/[a-z_/]+\.py",
@@ -32,7 +32,7 @@ ALLOWED = [
 
 
 def problems(wheel: Path) -> list[str]:
-    """Return what is wrong with a wheel."""
+    """Return the problems of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
     found = [
@@ -51,7 +51,7 @@ def problems(wheel: Path) -> list[str]:
 
 
 def library_problems(wheel: Path) -> Iterator[str]:
-    """Yield what is wrong with the shared libraries of a wheel."""
+    """Yield the problems of the shared libraries of a wheel."""
     with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if ".so" not in Path(name).suffixes:
@@ -64,7 +64,7 @@ def library_problems(wheel: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Check the wheels given; return 1 if one is not as it should be."""
+    """Check the given wheels; return 1 if one has problems."""
     failed = not sys.argv[1:]
     for argument in sys.argv[1:]:
         wheel = Path(argument)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Lines and branches of the C++ core that the tests built with preset `coverage` have executed.
+"""Report line and branch coverage of the C++ core by the tests built with preset `coverage`.
 
-`python3 .ci/cpp_coverage.py build/coverage` prints a row for each file, each place that is left out, and the
-total. It fails where the total of lines or of branches is below --fail-under.
+`python3 .ci/cpp_coverage.py build/coverage` prints a row for each file, the total, and each line and
+branch that was not executed. Fails if the total of lines or of branches is below --fail-under.
 
-A branch is an outcome of a condition in the source, also of each part of && and ||. Counted by place: one counts as
-run if any instance of its template ran it, for any of the instruction sets that the source is compiled for.
-What the compiler decides (`if constexpr`) has no outcomes to count, and neither have exceptions.
+A branch is an outcome of a condition, including each operand of && and ||. It counts as executed if
+any instantiation of its template executed it, for any instruction set. `if constexpr` and exceptions
+have no branches.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any, TypeAlias
 
 CORE = Path(__file__).resolve().parent.parent / "src" / "cpp"
 
-# A line, or a line, a column and an outcome; and how often it ran.
+# Execution counts by (line,) or (line, column, outcome).
 Counts: TypeAlias = defaultdict[tuple[Any, ...], int]
 
 
 def tool(name: str) -> str:
-    """A program of LLVM, under its own name or with a version behind it, as Debian has it."""
+    """Return the path of an LLVM tool, with or without Debian's version suffix."""
     for candidate in (name, *(f"{name}-{version}" for version in range(30, 11, -1))):
         if found := shutil.which(candidate):
             return found
@@ -36,7 +36,7 @@ def tool(name: str) -> str:
 
 
 def merged_profile(build: Path) -> Path:
-    """The counts of all test processes together."""
+    """Merge the profiles of all test processes."""
     profiles = sorted((build / "profiles").glob("*.profraw"))
     if not profiles:
         raise SystemExit(f"{build} has no profiles: build and run the tests first")
@@ -46,7 +46,7 @@ def merged_profile(build: Path) -> Path:
 
 
 def export(build: Path, profile: Path, form: str) -> str:
-    """What LLVM counted, as text."""
+    """Return the counts in one of llvm-cov's formats."""
     first, *others = sorted(
         path for path in (build / "tests" / "cpp").glob("fusedadam_*tests") if path.is_file()
     )
@@ -68,7 +68,7 @@ def export(build: Path, profile: Path, form: str) -> str:
 
 
 def core_file(name: str) -> str | None:
-    """The name of a file of the core within it; None for the bindings, tests and the system's."""
+    """Return a path relative to the core; None for bindings, tests and system headers."""
     path = Path(name)
     if not path.is_relative_to(CORE) or path.is_relative_to(CORE / "bindings"):
         return None
@@ -76,7 +76,7 @@ def core_file(name: str) -> str | None:
 
 
 def count_lines(tracefile: str) -> dict[str, Counts]:
-    """Lines that hold code, by file."""
+    """Return the counts of lines with code, by file."""
     lines: dict[str, Counts] = defaultdict(lambda: defaultdict(int))
     file = None
     for record in tracefile.splitlines():
@@ -90,9 +90,9 @@ def count_lines(tracefile: str) -> dict[str, Counts]:
 
 
 def count_branches(report: str) -> dict[str, Counts]:
-    """Outcomes of conditions, by file."""
+    """Return the counts of outcomes of conditions, by file."""
     branches: dict[str, Counts] = defaultdict(lambda: defaultdict(int))
-    # By function, since only there LLVM leaves out what the compiler decides.
+    # By function: only there, LLVM omits conditions that the compiler decides.
     for function in json.loads(report)["data"][0]["functions"]:
         for line, column, _, _, true, false, file_index, *_ in function["branches"]:
             if (file := core_file(function["filenames"][file_index])) is not None:
@@ -102,12 +102,12 @@ def count_branches(report: str) -> dict[str, Counts]:
 
 
 def percent(counts: Counts) -> float:
-    """How many of the places have run."""
+    """Return the percentage of executed places."""
     return 100 * sum(count > 0 for count in counts.values()) / len(counts) if counts else 100
 
 
 def row(name: str, lines: Counts, branches: Counts) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     cells = (
         f"{sum(count > 0 for count in counts.values()):5} of {len(counts):4} {percent(counts):7.2f} %"
         for counts in (lines, branches)
@@ -116,7 +116,7 @@ def row(name: str, lines: Counts, branches: Counts) -> str:
 
 
 def missed(file: str, lines: Counts, branches: Counts) -> Iterator[str]:
-    """Every place of a file that never ran."""
+    """Yield the places of a file that were never executed."""
     for (line,) in sorted(place for place, count in lines.items() if count == 0):
         yield f"{file}:{line}: never executed"
     for line, column, outcome in sorted(place for place, count in branches.items() if count == 0):
@@ -124,7 +124,7 @@ def missed(file: str, lines: Counts, branches: Counts) -> Iterator[str]:
 
 
 def together(counts: dict[str, Counts]) -> Counts:
-    """The places of all files."""
+    """Combine the counts of all files."""
     total: Counts = defaultdict(int)
     for file, places in counts.items():
         total.update({(file, *place): count for place, count in places.items()})
@@ -132,7 +132,7 @@ def together(counts: dict[str, Counts]) -> Counts:
 
 
 def main() -> int:
-    """Print the table; return 1 if too little has run."""
+    """Print the report; return 1 if coverage is below the threshold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", type=Path, help="the build directory of preset coverage")
     parser.add_argument("--fail-under", type=float, default=95.0, help="percent")

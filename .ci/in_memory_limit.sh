@@ -3,8 +3,8 @@
 #
 #     .ci/in_memory_limit.sh BYTES COMMAND...
 #
-# Runs a command whose memory, and what it has of files in memory, is limited, and prints how often
-# it met the limit. Needs root and a control group of version 1 or 2 that may be made.
+# Runs a command with limited memory, page cache included, and prints how often it hit the limit.
+# Needs root and permission to create a control group (version 1 or 2).
 set -euo pipefail
 if (($# < 2)); then
   echo "usage: ${0##*/} BYTES COMMAND..." >&2
@@ -26,8 +26,8 @@ status=0
   exec "$@"
 ) || status=$?
 if [[ $limit == memory.max ]]; then
-  awk '$1 == "max" { print "limit met", $2, "times" }' "$group/memory.events"
+  awk '$1 == "max" { print "limit hit", $2, "times" }' "$group/memory.events"
 else
-  echo "limit met $(<"$group/memory.failcnt") times"
+  echo "limit hit $(<"$group/memory.failcnt") times"
 fi
 exit "$status"

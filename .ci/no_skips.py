@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A pytest plugin (`-p no_skips`) for environments that have all the tests need: a skip fails the run."""
+"""A pytest plugin (`-p no_skips`) that fails a run with skipped tests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Turn a passed run with skipped tests or modules into a failed one."""
+    """Fail the run if tests or modules were skipped."""
     reporter: TerminalReporter | None = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Say why the run failed."""
+    """Report why the run failed."""
     if skipped := terminalreporter.stats.get("skipped"):
         terminalreporter.write_line(f"no_skips: {len(skipped)} skipped, none allowed", red=True)

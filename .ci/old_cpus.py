@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Run the library on CPUs older than this one, in QEMU: same bits, and never an illegal instruction.
+"""Check in QEMU that older CPUs get the same bits and no illegal instruction.
+
+Run this in an environment with the wheel:
 
     python .ci/old_cpus.py --tests build/release/tests/cpp/fusedadam_tests [--aarch64 WORK]
 
-in an environment with the wheel. On each model of a CPU, `step_digest.py` steps through every option
-and must come to the digest that it has on this machine with each instruction set, by the instruction
-sets that the model is to have; a FUSEDADAM_ISA beyond them must be refused by `import`. The C++ tests
-given run on the oldest model, on which no NumPy runs. WORK is what `aarch64_python.sh` made: the same
-steps, in the Python of another architecture.
+On each CPU model, `step_digest.py` must find the instruction sets of that model and print the same
+digest as on this machine with each of its sets. `import` must refuse a FUSEDADAM_ISA that the model
+lacks. On the oldest model, where NumPy does not run, the C++ tests run instead. WORK is the directory
+of `aarch64_python.sh`: it runs the same steps in Python for AArch64.
 
-An emulator that executes whatever it is given would prove nothing: first, a program with a single
-newer instruction must be killed on each model that lacks it, and run on one that has it.
+The emulator itself is checked first: on each model, a program with a single newer instruction must be
+killed if the model lacks the instruction, and must run otherwise.
 
-Needs Debian's packages gcc, libc6-dev and qemu-user, and a NumPy that still runs on an x86-64 without
-SSE4.2: before 2.4.
+Needs Debian's packages gcc, libc6-dev and qemu-user, and NumPy before 2.4, which runs on x86-64
+without SSE4.2.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DIGEST = Path(__file__).with_name("step_digest.py")
-# Of one program; some 10 s are usual on a quiet machine.
+# Per program; about 10 s on an idle machine.
 TIME_LIMIT_S = 600
 
-# One for each step in the history of the instruction sets.
+# One instruction of each extension, oldest first.
 INSTRUCTIONS = {
     "sse2": "paddd %xmm0, %xmm0",
     "sse3": "addsubps %xmm0, %xmm0",
@@ -48,7 +49,7 @@ INSTRUCTIONS = {
 
 
 class Cpu(NamedTuple):
-    """A model of QEMU's: the last of INSTRUCTIONS that it executes, and what the library is to find."""
+    """A QEMU CPU model, the last of INSTRUCTIONS that it executes, and the expected instruction sets."""
 
     model: str
     executes: str
@@ -57,12 +58,12 @@ class Cpu(NamedTuple):
 
 
 CPUS = [
-    # What every x86-64 has, and no more.
+    # The x86-64 baseline.
     Cpu("kvm64,-sse3", "sse2", runs_numpy=False),
     Cpu("Opteron_G1", "sse3"),
     Cpu("Nehalem", "sse4.2"),
     Cpu("SandyBridge", "avx"),
-    # CPUID reports AVX and AVX2, and the operating system has not enabled their registers.
+    # CPUID reports AVX and AVX2, but the operating system has not enabled their registers.
     Cpu("Haswell,-xsave", "sse4.2"),
     Cpu("Haswell", "avx2", ("avx2", "baseline")),
 ]
@@ -71,9 +72,9 @@ CPUS = [
 def run(
     command: Sequence[str | os.PathLike[str]], *, cpu: Cpu | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program, on a model of a CPU or on this one."""
+    """Run a program on an emulated CPU, or on this one if `cpu` is None."""
     emulator = ["qemu-x86_64", "-cpu", cpu.model] if cpu else []
-    # OPENBLAS_CORETYPE makes OpenBLAS, in NumPy's wheel, ignore what the model reports.
+    # OPENBLAS_CORETYPE makes NumPy's OpenBLAS ignore the features of the model.
     not_inherited = ("FUSEDADAM_", "OPENBLAS_")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(not_inherited)}
     return subprocess.run(
@@ -87,12 +88,12 @@ def run(
 
 
 def last_line(text: str) -> str:
-    """Return where a traceback has its message."""
+    """Return the last line, which is the message of a traceback."""
     return text.strip().rpartition("\n")[2]
 
 
 def emulator_problems(cpu: Cpu) -> Iterator[str]:
-    """Yield how the emulator differs from a CPU that has just the instructions it should have."""
+    """Yield instructions that the emulator wrongly executes or refuses."""
     names = list(INSTRUCTIONS)
     has = names.index(cpu.executes)
     with tempfile.TemporaryDirectory() as directory:
@@ -110,7 +111,7 @@ def emulator_problems(cpu: Cpu) -> Iterator[str]:
 def digest_of(
     *isa: str, cpu: Cpu | None = None, python: Sequence[str] = (sys.executable,), **environment: str
 ) -> dict[str, Any]:
-    """Run the program of the steps and return what it prints."""
+    """Run step_digest.py and return its report."""
     done = run([*python, DIGEST, *isa], cpu=cpu, **environment)
     if done.returncode:
         return {"sha256": f"exit status {done.returncode}: {last_line(done.stderr)}"}
@@ -119,7 +120,7 @@ def digest_of(
 
 
 def python_problems(cpu: Cpu, expected: dict[str, Any]) -> Iterator[str]:
-    """Yield what differs on this CPU."""
+    """Yield differences on this CPU."""
     report = digest_of(cpu=cpu)
     if report["sha256"] != expected["sha256"]:
         yield f"other bits: {report['sha256']}"
@@ -136,7 +137,7 @@ def python_problems(cpu: Cpu, expected: dict[str, Any]) -> Iterator[str]:
 
 
 def aarch64_problems(work: Path, expected: dict[str, Any]) -> Iterator[str]:
-    """Yield what differs on AArch64."""
+    """Yield differences on AArch64."""
     root = work.resolve() / "root"
     report = digest_of(
         python=["qemu-aarch64", "-L", str(root), str(root / "usr/bin/python3")],
@@ -149,7 +150,7 @@ def aarch64_problems(work: Path, expected: dict[str, Any]) -> Iterator[str]:
 
 
 def test_problems(cpu: Cpu, tests: Path, test_filter: str) -> Iterator[str]:
-    """Yield what the C++ tests report on this CPU."""
+    """Yield failures of the C++ tests on this CPU."""
     isas = ",".join(cpu.isas)
     done = run([tests, f"--gtest_filter={test_filter}"], cpu=cpu, FUSEDADAM_EXPECTED_ISAS=isas)
     if done.returncode or "[  PASSED  ]" not in done.stdout:
@@ -157,13 +158,13 @@ def test_problems(cpu: Cpu, tests: Path, test_filter: str) -> Iterator[str]:
 
 
 def main() -> int:
-    """Run all CPUs; return 1 if something is not as it should be."""
+    """Check all CPUs; return 1 if there are problems."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tests", type=Path, required=True, help="C++ tests (fusedadam_tests)")
-    parser.add_argument("--filter", default="*", help="which of them, as GoogleTest takes it")
-    parser.add_argument("--aarch64", type=Path, metavar="WORK", help="from aarch64_python.sh")
+    parser.add_argument("--filter", default="*", help="GoogleTest filter for them")
+    parser.add_argument("--aarch64", type=Path, metavar="WORK", help="made by aarch64_python.sh")
     args = parser.parse_args()
     if platform.machine() != "x86_64":
         parser.error(f"needs an x86-64 machine. Received: {platform.machine()}")

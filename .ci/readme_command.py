@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Print the one command of a Markdown file's code blocks that begins with the given words.
+"""Print the only command in a Markdown file's fenced code blocks that starts with the given words.
 
-A command is a line of a fenced block, with the lines that it continues on by a backslash and without
-a leading `$ ` prompt. None, or more than one, is an error: then the README has drifted.
+A command is a line, with backslash continuations joined, without a leading `$ ` prompt. No match or
+several matches are an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FENCED_BLOCK = re.compile(
 
 
 def commands(markdown: str) -> list[str]:
-    """Return every line of every fenced block, continued lines joined."""
+    """Return all lines of all fenced blocks, with continued lines joined."""
     lines: list[str] = []
     for block in FENCED_BLOCK.finditer(markdown):
         code = re.sub(r"\\\n\s*", "", block["code"])
@@ -30,7 +30,7 @@ def main() -> int:
     """Print the command; return 1 if there is not exactly one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("begins", help="how the command begins, such as \"pip install '.[test]'\"")
+    parser.add_argument("begins", help="start of the command, such as \"pip install '.[test]'\"")
     args = parser.parse_args()
 
     found = [

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Check that each room of src/cpp includes only itself, rooms below it and the public headers.
+"""Check the layers of src/cpp: a directory ("room") includes itself, lower ones and public headers.
 
     python .ci/rooms.py
 
-exits with status 1 and a line for each include that points upward. `docs/architecture.md` says what
-each room knows.
+Prints each include of a higher layer and exits with status 1 if there is any. `docs/architecture.md`
+describes the rooms.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parents[1] / "src" / "cpp"
 
-# Each room and those right below it; it may include what is below these, too.
+# The rooms directly below each room. Includes are transitive.
 BELOW = {
     "include": [],
     "kernels": [],
@@ -29,12 +29,12 @@ BELOW = {
 
 
 def allowed(room: str) -> set[str]:
-    """Return the rooms that a file of this room may include."""
+    """Return the rooms that files of this room may include."""
     return {room}.union(*(allowed(below) for below in BELOW[room]))
 
 
 def upward(path: Path) -> list[str]:
-    """Return the includes of a file that its room does not allow."""
+    """Return the includes that a file's room does not allow."""
     room = path.relative_to(SOURCES).parts[0]
     included = re.findall(r'^#include "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
     public = [name for name in included if name.startswith("fusedadam/")]

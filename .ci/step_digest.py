@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Step through every option and print one digest of all bits that came out: equal on every machine.
+"""Take steps with every option and print a digest of all results, which is equal on every machine.
 
     python .ci/step_digest.py [ISA]
 
-prints a line of JSON: the instruction sets found, the one used (ISA, or the one that the library
-chose), the steps taken, the bytes hashed and their SHA-256. `.ci/old_cpus.py` runs it on many CPUs.
+prints a line of JSON: the supported instruction sets, the active one (ISA, or the library's choice),
+the number of steps, the bytes hashed and their SHA-256. `.ci/old_cpus.py` runs it on many CPUs.
 
-The numbers stepped are made of random integers and powers of two only, so that what NumPy's or the
-C library's functions give on one CPU and not on another is not in them.
+Inputs are random integers times powers of two. Other functions of NumPy or the C library may differ
+in the last bit between CPUs.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 
 STEPS = 12
-# Each length leaves another rest of a vector; the last one is several tiles.
+# Each length leaves a different vector remainder. The last one spans several tiles.
 SHAPES: list[tuple[int, ...]] = [(), (1,), (3, 5), (0, 2), (67,), (1031,), (2500,)]
-# One step of this size enters the parallel region.
+# Large enough for a parallel region.
 LARGE = [(40_000,), (3, 7001)]
 
 
 def halving(iterations: int) -> float:
-    """Return a learning rate that falls."""
+    """Return a decreasing learning rate."""
     return 0.25 * 0.5**iterations
 
 
@@ -73,7 +73,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 class Digest:
-    """SHA-256 of arrays; every NaN counts as the same, since which one an operation gives is the CPU's choice."""
+    """SHA-256 of arrays. All NaNs hash alike, since their bits depend on the CPU."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -88,19 +88,19 @@ class Digest:
             self.bytes += len(data)
 
     def add_optimizer(self, adam: fusedadam.Adam, params: list[Array]) -> None:
-        """Hash all that an optimizer has done."""
-        # `weights` begins with the count of steps.
+        """Hash the parameters and the state of an optimizer."""
+        # `weights` starts with the step count.
         self.add([*params, *(w.astype(np.float64) if w.ndim == 0 else w for w in adam.weights)])
         self.add(adam.ema)
         self.add([np.float64(x).reshape(1) for x in (adam.iterations, adam.current_loss_scale)])
 
     def hexdigest(self) -> str:
-        """Return the digest of all that was added."""
+        """Return the digest of everything added."""
         return self._hash.hexdigest()
 
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    """Draw numbers of both signs over 24 binary orders of magnitude, a tenth of them zero."""
+    """Draw numbers of both signs whose exponents span 24 bits; a tenth of them are zero."""
     fraction = rng.integers(-(2**23), 2**23, shape).astype(dtype)
     drawn = np.ldexp(fraction, rng.integers(-39, -15, shape, dtype=np.int32))
     return np.asarray(np.where(rng.integers(0, 10, shape) == 0, 0, drawn), dtype=dtype)
@@ -109,13 +109,13 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Arra
 def train(
     digest: Digest, shapes: list[tuple[int, ...]], steps: int, options: dict[str, Any]
 ) -> None:
-    """Take dense steps in both precisions at once, gradients that are not finite among them."""
+    """Take dense steps in both precisions at once, some with gradients that are not finite."""
     rng = np.random.default_rng(7)
     params = [values(rng, shape, dtype) for dtype in ("float32", "float64") for shape in shapes]
     adam = fusedadam.Adam(**options)
     for step in range(steps):
         grads = [values(rng, p.shape, str(p.dtype)) for p in params]
-        if step == steps - 2:  # NaN parameters from here on, unless such a step is skipped
+        if step == steps - 2:  # parameters become NaN, unless the step is skipped
             grads[-1].flat[-1] = np.inf
             grads[-2].flat[0] = np.nan
         adam.apply_gradients(list(zip(grads, params, strict=True)))
@@ -125,7 +125,7 @@ def train(
 
 
 def train_table(digest: Digest, options: dict[str, Any], *, lazy: bool) -> None:
-    """Take steps with gradients of rows, rows named twice among them."""
+    """Take steps with gradients of rows, some of which repeat."""
     rng = np.random.default_rng(11)
     for dtype in ("float32", "float64"):
         table = values(rng, (97, 19), dtype)
@@ -138,7 +138,7 @@ def train_table(digest: Digest, options: dict[str, Any], *, lazy: bool) -> None:
 
 
 def decay_into_subnormals(digest: Digest) -> None:
-    """Let moments fall through the subnormal numbers, flushed and not."""
+    """Let moments decay through the subnormal range, with and without flushing."""
     for flush in (True, False):
         params = [np.full(67, 1.0, dtype) for dtype in ("float32", "float64")]
         adam = fusedadam.Adam(beta_1=0.25, beta_2=0.25, flush_denormals=flush)
@@ -150,7 +150,7 @@ def decay_into_subnormals(digest: Digest) -> None:
 
 
 def main() -> int:
-    """Step, and print what came out."""
+    """Take all steps and print the report."""
     if len(sys.argv) > 1:
         fusedadam.set_isa(sys.argv[1])
     fusedadam.set_num_threads(2)

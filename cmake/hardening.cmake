@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 #
-# What makes an exploit of a memory error harder, for all targets, at no cost that bench/count_instructions.py sees in a loop.
-# Each flag is used where the compiler or the linker knows it. .ci/elf_hardening.py checks the wheel for all of them.
+# Hardening flags for all targets: they make memory errors harder to exploit. bench/count_instructions.py sees no cost
+# in any loop. Each flag is used if the compiler or the linker supports it. .ci/elf_hardening.py checks the wheel for
+# all of them.
 #
-# The list is that of the Open Source Security Foundation, "Compiler Options Hardening Guide for C and C++", less what does not
-# concern a library without strings of C, and less what would make a broken precondition end the process of a caller in Python.
+# The flags are those of the Open Source Security Foundation's "Compiler Options Hardening Guide for C and C++", except
+# those that only concern C strings and those that would abort the caller's Python process on a broken precondition.
 include(CheckCXXCompilerFlag)
 include(CheckCXXSourceCompiles)
 include(CheckLinkerFlag)
@@ -29,8 +30,9 @@ function(fusedadam_harden_linker)
   endforeach()
 endfunction()
 
-# fusedadam_export_only(TARGET SYMBOL): let a module show nothing but one symbol. Without, GCC exports what the standard library's
-# templates made in it, and another library's copy of such a function, compiled for another instruction set, could take its place.
+# fusedadam_export_only(TARGET SYMBOL) limits the exports of a module to one symbol. Otherwise GCC exports
+# instantiations of standard library templates, and another library's copy, compiled for another instruction set, could
+# replace them.
 function(fusedadam_export_only target symbol)
   set(script ${CMAKE_CURRENT_BINARY_DIR}/${target}.map)
   file(CONFIGURE OUTPUT ${script} CONTENT "{ global: ${symbol}; local: *; };\n")
@@ -41,7 +43,7 @@ function(fusedadam_export_only target symbol)
 endfunction()
 
 if(MSVC)
-  # Windows' own: no address is fixed (the default, said), calls through pointers go to functions only, returns to where they came from.
+  # ASLR (the default, stated explicitly), control flow guard and the shadow stack.
   add_compile_options(/guard:cf)
   add_link_options(/DYNAMICBASE /guard:cf)
   fusedadam_harden_linker(/CETCOMPAT)
@@ -50,7 +52,7 @@ endif()
 
 fusedadam_harden_compiler(-fstack-protector-strong)
 if(NOT WIN32)
-  # GCC 12 for Windows ends with an internal error.
+  # GCC 12 for Windows fails with an internal compiler error.
   fusedadam_harden_compiler(-fstack-clash-protection)
 endif()
 if(FUSEDADAM_PROCESSOR MATCHES "x86_64|AMD64")
@@ -59,11 +61,11 @@ elseif(FUSEDADAM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
   fusedadam_harden_compiler(-mbranch-protection=standard)
 endif()
 
-# The C library's checks need an optimising compiler, and they hide from a sanitizer what it would report. Undefined first: some
-# compilers define a level of their own.
+# Fortified C library functions need optimization, and hide errors from sanitizers. Undefine the macro first, since some
+# compilers predefine a level.
 if(NOT FUSEDADAM_SANITIZE)
   set(CMAKE_REQUIRED_FLAGS "-O2 -Werror -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3")
-  # Level 3 asks for sizes that are known at run time only. A C library that cannot do it with this compiler warns.
+  # Level 3 also checks sizes known only at run time. C libraries that do not support it with this compiler warn.
   check_cxx_source_compiles("#include <cstdlib>\nint main() {}" FUSEDADAM_FORTIFY_3)
   unset(CMAKE_REQUIRED_FLAGS)
   set(level $<IF:$<BOOL:${FUSEDADAM_FORTIFY_3}>,3,2>)
@@ -71,9 +73,9 @@ if(NOT FUSEDADAM_SANITIZE)
     $<$<NOT:$<CONFIG:Debug>>:-U_FORTIFY_SOURCE> $<$<NOT:$<CONFIG:Debug>>:-D_FORTIFY_SOURCE=${level}>)
 endif()
 
-# Addresses of functions are looked up when the module is loaded and are read-only from then on; no stack is executable. Marked
-# as fit for a shadow stack: the linker by itself does so only if the C library's start files are, whose code is never a frame
-# around ours.
+# Immediate binding, after which the address table is read-only, and no executable stack. -z shstk marks the module as
+# compatible with the shadow stack. By default the linker does so only if the C library's start files are, but their
+# frames never surround ours.
 fusedadam_harden_linker(LINKER:-z,relro LINKER:-z,now LINKER:-z,noexecstack)
 if(FUSEDADAM_PROCESSOR MATCHES "x86_64|AMD64")
   fusedadam_harden_linker(LINKER:-z,shstk)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Train a two-layer network on handwritten digits with a fused Adam.
 
-The 1,797 scans of 8 x 8 pixels come with scikit-learn, so nothing is downloaded. The loss is plain
-NumPy code, written with `autograd.numpy` so that it can be differentiated, and the optimizer
-updates the NumPy arrays in place.
+The 1,797 images of 8 x 8 pixels come with scikit-learn, so nothing is downloaded. The loss is plain
+NumPy code, differentiated by autograd. The optimizer updates the NumPy arrays in place.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ CLASSES = 10
 
 
 class Samples(NamedTuple):
-    """Images, one a row with pixels in [0, 1], and the digit that each one shows."""
+    """Images, one per row with pixels in [0, 1], and their labels."""
 
     images: NDArray[np.float32]
     digits: NDArray[np.int64]
 
 
 class Epoch(NamedTuple):
-    """What the network had reached after a pass over the training images."""
+    """Losses and accuracy after one pass over the training images."""
 
     train_loss: float
     test_loss: float
@@ -52,14 +51,14 @@ class Epoch(NamedTuple):
 
 @dataclass
 class Seconds:
-    """Where the time of the training steps went."""
+    """Time spent in the training steps."""
 
     gradients: float = 0.0
     optimizer: float = 0.0
 
 
 def load_splits(seed: int) -> tuple[Samples, Samples]:
-    """Return the training and the test split: four fifths and one fifth of every digit's scans."""
+    """Return the training and test split: 80 % and 20 % of the images of each digit."""
     images, digits = load_digits(return_X_y=True)
     images = (images / images.max()).astype(np.float32)
     train_images, test_images, train_digits, test_digits = train_test_split(
@@ -69,10 +68,7 @@ def load_splits(seed: int) -> tuple[Samples, Samples]:
 
 
 def init_params(inputs: int, rng: np.random.Generator) -> list[NDArray[np.float32]]:
-    """Return weights and biases of both layers.
-
-    He et al. (arXiv:1502.01852) derive the spread for layers that end in a rectifier.
-    """
+    """Return weights and biases of both layers, with He initialization (arXiv:1502.01852)."""
     params: list[NDArray[np.float32]] = []
     for fan_in, fan_out in ((inputs, HIDDEN_UNITS), (HIDDEN_UNITS, CLASSES)):
         spread = np.float32(np.sqrt(2 / fan_in))
@@ -84,7 +80,7 @@ def init_params(inputs: int, rng: np.random.Generator) -> list[NDArray[np.float3
 def predict(
     params: Sequence[NDArray[np.float32]], images: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the log-probability of each digit, one row an image."""
+    """Return the log-probability of each digit, one row per image."""
     w1, b1, w2, b2 = params
     hidden = anp.maximum(images @ w1 + b1, 0)
     scores = hidden @ w2 + b2
@@ -93,7 +89,7 @@ def predict(
 
 
 def cross_entropy(params: Sequence[NDArray[np.float32]], batch: Samples) -> np.float32:
-    """Return the mean over a batch of minus the log-probability of the right digit."""
+    """Return the mean cross-entropy of a batch."""
     log_probabilities = predict(params, batch.images)
     rows = np.arange(len(batch.digits))
     loss: np.float32 = -anp.mean(log_probabilities[rows, batch.digits])
@@ -101,7 +97,7 @@ def cross_entropy(params: Sequence[NDArray[np.float32]], batch: Samples) -> np.f
 
 
 def accuracy(params: Sequence[NDArray[np.float32]], samples: Samples) -> float:
-    """Return the share of images whose digit is recognised."""
+    """Return the fraction of images classified correctly."""
     return float(np.mean(predict(params, samples.images).argmax(axis=1) == samples.digits))
 
 
@@ -113,12 +109,12 @@ def train_epoch(
     batch_size: int,
     seconds: Seconds,
 ) -> None:
-    """Take one step per batch of the training images, in the given order, and add up the time."""
+    """Take one step per batch, in the given order, and add up the time."""
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         loss = partial(cross_entropy, batch=Samples(train.images[rows], train.digits[rows]))
 
-        # `optimizer.get_updates(loss, params)` would do both at once; apart, each can be timed.
+        # `optimizer.get_updates(loss, params)` would do both at once. Separate calls can be timed.
         begin = time.perf_counter()
         gradients = optimizer.get_gradients(loss, params)
         middle = time.perf_counter()
@@ -130,7 +126,7 @@ def train_epoch(
 
 
 def plot(history: Sequence[Epoch], output: Path) -> None:
-    """Draw loss and accuracy over the epochs."""
+    """Plot loss and accuracy per epoch."""
     epochs = range(1, len(history) + 1)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
@@ -141,7 +137,7 @@ def plot(history: Sequence[Epoch], output: Path) -> None:
     loss_axes.legend()
 
     accuracy_axes.plot(epochs, [100 * epoch.test_accuracy for epoch in history], color="C1")
-    accuracy_axes.set(title="Test accuracy", xlabel="epoch", ylabel="digits recognised [%]")
+    accuracy_axes.set(title="Test accuracy", xlabel="epoch", ylabel="accuracy [%]")
 
     for axes in (loss_axes, accuracy_axes):
         axes.grid(alpha=0.3)
@@ -149,16 +145,14 @@ def plot(history: Sequence[Epoch], output: Path) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; a wrong one ends the program with a message."""
+    """Parse the command line; exit with a message if it is invalid."""
     parser = argparse.ArgumentParser(
         description="Train a small network on handwritten digits with fusedadam.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training images")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the weights and the order"
-    )
+    parser.add_argument("--batch-size", type=int, default=32, help="images per step")
+    parser.add_argument("--seed", type=int, default=0, help="seed of split, weights and order")
     parser.add_argument(
         "--output", type=Path, default=Path("train_digits.png"), help="the plot, a PNG file"
     )
@@ -183,8 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     history: list[Epoch] = []
     seconds = Seconds()
-    # With matrices this small, BLAS threads mostly wait for one another; and with one of them the
-    # result does not depend on the number of cores.
+    # For matrices this small, BLAS threads only add overhead. With one thread, the result also does
+    # not depend on the number of cores.
     with (
         threadpool_limits(limits=1, user_api="blas"),
         tqdm(range(args.epochs), desc="Training", unit="epoch") as progress,

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Train a transformer on Python source code, byte by byte, in several processes.
+"""Train a byte-level transformer on Python source code, in several processes.
 
     torchrun --nproc-per-node 2 examples/train_distributed.py
     torchrun --nproc-per-node 2 examples/train_distributed.py --sharding fsdp
     python examples/train_distributed.py
 
-The text is the standard library of the Python that runs this, so nothing is downloaded. Each rank
-(process) computes the gradients of its share of a batch, and torch.distributed averages them. What
-is divided is the optimizer: with ZeRO each rank has the state of some parameters, steps these, and
-sends them to the others; with FSDP2 each rank has a part of every parameter, gradient and state.
-Batches are functions of seed and step, so neither the number of ranks nor an interruption changes
-what is learnt.
+The text is the standard library of the running Python, so nothing is downloaded. Each rank (process)
+computes the gradients of its share of a batch, and torch.distributed averages them. The optimizer
+state is sharded. With ZeRO, each rank holds the state of some parameters, steps these and broadcasts
+them. With FSDP2, each rank holds a shard of every parameter, gradient and state tensor. Batches
+depend on seed and step only, so neither the number of ranks nor an interruption changes the training.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 with warnings.catch_warnings():
-    # torch deprecates what comes along with it from torch itself.
+    # The import uses parts of torch that torch itself deprecates.
     warnings.simplefilter("ignore", DeprecationWarning)
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# Not all of their names are exported as type checkers want it.
+# Any: type checkers do not see all of their names.
 dist: Any = torch.distributed
 dcp: Any = torch.distributed.checkpoint
 
@@ -62,14 +61,14 @@ VALIDATION_BATCHES = 8
 
 
 class Corpus(NamedTuple):
-    """Text to train on and text held out, as bytes."""
+    """Training and validation text, as bytes."""
 
     train: torch.Tensor
     validation: torch.Tensor
 
 
 def load_corpus() -> Corpus:
-    """Read the modules of the standard library; every tenth is held out."""
+    """Read the modules of the standard library; every tenth is for validation."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     texts = [file.read_bytes() for file in files]
     held_out = b"".join(texts[9::10])
@@ -78,19 +77,19 @@ def load_corpus() -> Corpus:
 
 
 def windows(text: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
-    """Return a row of so many bytes from each start."""
+    """Return one row of `length` bytes for each start."""
     rows: torch.Tensor = text[starts[:, None] + torch.arange(length)]
     return rows.long()
 
 
 def share(rows: torch.Tensor) -> torch.Tensor:
-    """Return this rank's rows; all ranks have equally many."""
+    """Return this rank's rows; all ranks have the same number."""
     mine: torch.Tensor = rows.chunk(dist.get_world_size())[dist.get_rank()]
     return mine
 
 
 def training_rows(corpus: Corpus, step: int, args: argparse.Namespace) -> torch.Tensor:
-    """Return this rank's share of a step's batch: windows at random, the same in each run."""
+    """Return this rank's share of a step's batch: random windows, the same in each run."""
     generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
     last = len(corpus.train) - args.context - 1
     starts = torch.randint(last, (args.batch_size,), generator=generator)
@@ -98,8 +97,8 @@ def training_rows(corpus: Corpus, step: int, args: argparse.Namespace) -> torch.
 
 
 def unigram_bits(corpus: Corpus) -> float:
-    """Return the bits a byte that knowing how frequent each byte is takes, without any context."""
-    counts = torch.bincount(corpus.train.int(), minlength=BYTES) + 1.0  # no byte is impossible
+    """Return the bits per byte of a model that knows byte frequencies but no context."""
+    counts = torch.bincount(corpus.train.int(), minlength=BYTES) + 1.0  # add-one smoothing
     bits = -torch.log2(counts / counts.sum())
     return float(bits[corpus.validation.int()].mean())
 
@@ -129,12 +128,12 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.scores = nn.Linear(width, BYTES)
         for table in (self.bytes, self.positions):
-            # At torch's spread of 1 they would drown what the blocks have to say.
+            # torch's default of 1 would drown the outputs of the blocks.
             nn.init.normal_(table.weight, std=0.1)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(context))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy, in bits a byte, of all bytes of the rows but the first."""
+        """Return the mean cross-entropy, in bits per byte, of all bytes of the rows but the first."""
         x = self.bytes(rows[:, :-1]) + self.positions.weight
         for block in self.blocks:
             x = block(x, src_mask=self.mask, is_causal=True)
@@ -144,7 +143,7 @@ class Transformer(nn.Module):
 
 
 def groups_of(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters as groups: matrices decay, biases and norms do not."""
+    """Return the parameter groups: weight decay for matrices, none for biases and norms."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     return [
@@ -157,7 +156,7 @@ def groups_of(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def shard(model: Transformer, args: argparse.Namespace) -> tuple[nn.Module, Any]:
-    """Return the model for many ranks, and the optimizer of which each has its share."""
+    """Return the distributed model and the sharded optimizer."""
     settings: dict[str, Any] = {"lr": args.lr, "betas": (0.9, 0.99)}
     if args.sharding == "fsdp":
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -165,7 +164,7 @@ def shard(model: Transformer, args: argparse.Namespace) -> tuple[nn.Module, Any]
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model, AdamW(groups_of(model, args.weight_decay), **settings)
-    # The views spare a copy of all gradients, and let parameters travel together.
+    # Bucket views avoid a copy of all gradients and let parameters be broadcast in buckets.
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = ZeroRedundancyOptimizer(
         groups_of(replica, args.weight_decay),
@@ -182,13 +181,13 @@ def local_optimizer(optimizer: Any) -> Any:
 
 
 def bytes_here(tensors: Iterable[Any]) -> int:
-    """Return the memory that tensors take in this process."""
+    """Return the bytes that the tensors take in this process."""
     local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
     return sum(t.numel() * t.element_size() for t in local)
 
 
 def memory(model: nn.Module, optimizer: Any) -> dict[str, int]:
-    """Return the bytes that this rank keeps from step to step."""
+    """Return the bytes of this rank's parameters and optimizer state."""
     states = local_optimizer(optimizer).state.values()
     return {
         "Parameters": bytes_here(model.parameters()),
@@ -201,7 +200,7 @@ def memory(model: nn.Module, optimizer: Any) -> dict[str, int]:
 
 @dataclass
 class Training:
-    """All that changes from step to step."""
+    """Everything that changes from step to step."""
 
     model: nn.Module
     optimizer: Any
@@ -209,10 +208,10 @@ class Training:
     step: int = 0
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; its tensors are those in use.
+        """Return the contents of a checkpoint; its tensors are the live ones.
 
-        By names of parameters, each rank with what it has: so a checkpoint can be loaded by any
-        number of ranks, with either sharding.
+        Entries are keyed by parameter name, and each rank contributes its shards. A checkpoint can
+        therefore be loaded with any number of ranks and either sharding.
         """
         local = local_optimizer(self.optimizer)
         return {
@@ -224,18 +223,18 @@ class Training:
 
 
 def save(training: Training, directory: Path) -> None:
-    """Write a checkpoint of its own for this step."""
+    """Write a checkpoint for this step."""
     dcp.save(training.checkpoint(), checkpoint_id=directory / f"step-{training.step:06}")
 
 
 def resume(training: Training, path: Path) -> None:
-    """Go back to where a checkpoint was made."""
+    """Restore a checkpoint."""
     saved = training.checkpoint()
     total = saved["schedule"]["total_steps"]
-    dcp.load(saved, checkpoint_id=path)  # into the tensors in use
+    dcp.load(saved, checkpoint_id=path)  # in place
     if saved["schedule"]["total_steps"] != total:
         sys.exit(
-            "--steps must be that of the checkpoint, whose learning rates were scheduled by it, "
+            "--steps must be that of the checkpoint, since it determines the learning rates: "
             f"{saved['schedule']['total_steps'] - 1}. Received: {total - 1}"
         )
     training.step = saved["step"]
@@ -251,23 +250,23 @@ def resume(training: Training, path: Path) -> None:
 
 @dataclass
 class Seconds:
-    """Where the time of the training steps went."""
+    """Time spent in the training steps."""
 
     gradients: float = 0.0
     optimizer: float = 0.0
-    exchange: float = 0.0  # of parameters after the step, which ZeRO needs
+    exchange: float = 0.0  # ZeRO's broadcast of parameters after the step
 
 
 @dataclass
 class History:
-    """Bits a byte, each with the number of steps taken."""
+    """Losses in bits per byte, each with the number of steps taken."""
 
     train: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
 
 
 def mean_over_ranks(value: torch.Tensor) -> float:
-    """Return the mean of what each rank has; all ranks must ask for it."""
+    """Return the mean over all ranks, which must all call this."""
     total = value.detach().clone()
     dist.all_reduce(total)
     ranks: int = dist.get_world_size()
@@ -276,7 +275,7 @@ def mean_over_ranks(value: torch.Tensor) -> float:
 
 @torch.no_grad()
 def validate(model: nn.Module, corpus: Corpus, args: argparse.Namespace) -> float:
-    """Return the bits a byte on the held-out text, in windows evenly spaced."""
+    """Return the bits per byte on the validation text, in evenly spaced windows."""
     last = len(corpus.validation) - args.context - 1
     starts = torch.linspace(0, last, VALIDATION_BATCHES * args.batch_size).long()
     losses = [
@@ -287,7 +286,7 @@ def validate(model: nn.Module, corpus: Corpus, args: argparse.Namespace) -> floa
 
 
 class Stopwatch:
-    """Adds up the time inside of an optimizer's step."""
+    """Adds up the time inside an optimizer's step."""
 
     def __init__(self, optimizer: Any) -> None:
         self.seconds = 0.0
@@ -305,12 +304,12 @@ class Stopwatch:
 def train_step(
     training: Training, rows: torch.Tensor, max_grad_norm: float, seconds: Seconds
 ) -> Any:
-    """Take one step, and return the loss before it on this rank's rows, a tensor."""
+    """Take one step and return the loss on this rank's rows before it, as a tensor."""
     begin = time.perf_counter()
     loss: Any = training.model(rows)
     loss.backward()
-    # Of all gradients: here they are whole (ZeRO), or know of their other parts (FSDP2). An
-    # optimizer with a share of them cannot do it, so its own max_grad_norm would be wrong here.
+    # Clips by the norm of all gradients, which are complete here (ZeRO) or DTensors (FSDP2). The
+    # sharded optimizer's own max_grad_norm would see only its share.
     clip_grad_norm_(training.model.parameters(), max_grad_norm)
     middle = time.perf_counter()
     training.optimizer.step()
@@ -326,10 +325,10 @@ def train_step(
 def train(
     training: Training, corpus: Corpus, args: argparse.Namespace, seconds: Seconds
 ) -> History:
-    """Step until the end, evaluating and saving on the way."""
+    """Train to the end, with validation and checkpoints at intervals."""
     until = min(args.stop_at or args.steps, args.steps)
     if training.step >= until:
-        sys.exit(f"--resume must be of before step {until}. Received: {args.resume}")
+        sys.exit(f"--resume must be a checkpoint from before step {until}. Received: {args.resume}")
     history = History()
     stopwatch = Stopwatch(local_optimizer(training.optimizer))
     steps = range(training.step, until)
@@ -351,17 +350,17 @@ def train(
     return history
 
 
-# ---- what it says at the end ---------------------------------------------------------------------
+# ---- report --------------------------------------------------------------------------------------
 
 
 def plot(history: History, baseline: float, output: Path) -> None:
-    """Draw the losses over the steps."""
+    """Plot the losses over the steps."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*history.train, strict=True), linewidth=1, label="training, a batch each")
+    axes.plot(*zip(*history.train, strict=True), linewidth=1, label="training, per batch")
     axes.plot(*zip(*history.validation, strict=True), marker="o", label="held out")
     axes.axhline(baseline, color="gray", linestyle="--", label="frequencies of bytes alone")
-    axes.set(title="Python source code", xlabel="step", ylabel="cross-entropy [bits a byte]")
+    axes.set(title="Python source code", xlabel="step", ylabel="cross-entropy [bits per byte]")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(output, dpi=120)
@@ -370,7 +369,7 @@ def plot(history: History, baseline: float, output: Path) -> None:
 def report(
     history: History, baseline: float, memories: list[dict[str, int]], seconds: Seconds
 ) -> None:
-    """Print what was learnt, and what it took in memory and time."""
+    """Print loss, memory and time."""
     total = seconds.gradients + seconds.optimizer + seconds.exchange
     step, loss = history.validation[-1]
     print(f"Held-out loss after step {step}: {loss:.3f} bits a byte")
@@ -385,43 +384,41 @@ def report(
     )
 
 
-# ---- start and end -------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; a wrong one ends the program with a message."""
+    """Parse the command line; exit with a message if it is invalid."""
     parser = argparse.ArgumentParser(
-        description="Train a transformer on Python source code, in one process or by torchrun in "
-        "many, with fusedadam.",
+        description="Train a transformer on Python source code with fusedadam, in one process or, "
+        "with torchrun, in several.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--sharding",
         choices=("zero", "fsdp"),
         default="zero",
-        help="zero: the optimizer's state is divided; fsdp: parameters and gradients too",
+        help="zero: shard the optimizer state; fsdp: parameters and gradients too",
     )
-    parser.add_argument("--steps", type=int, default=800, help="of the whole training")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows a step, of all ranks")
-    parser.add_argument("--context", type=int, default=64, help="bytes a window")
+    parser.add_argument("--steps", type=int, default=800, help="steps of the whole training")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows per step, all ranks")
+    parser.add_argument("--context", type=int, default=64, help="bytes per window")
     parser.add_argument("--width", type=int, default=128, help=f"a multiple of {HEAD_WIDTH}")
-    parser.add_argument("--layers", type=int, default=4, help="of the transformer")
+    parser.add_argument("--layers", type=int, default=4, help="transformer layers")
     parser.add_argument("--lr", type=float, default=4e-3, help="the highest learning rate")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="of the matrices")
-    parser.add_argument("--max-grad-norm", type=float, default=1.0, help="bound of the gradients")
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="for the matrices")
+    parser.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clipping")
     parser.add_argument("--evaluate-every", type=int, default=50, help="steps")
     parser.add_argument("--save-every", type=int, default=200, help="steps")
     parser.add_argument(
         "--checkpoints",
         type=Path,
         default=Path("train_distributed"),
-        help="directory that gets a directory step-NNNNNN for each checkpoint",
+        help="directory for the checkpoints, step-NNNNNN",
     )
-    parser.add_argument(
-        "--stop-at", type=int, help="end after this step, with a checkpoint, as if interrupted"
-    )
-    parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--stop-at", type=int, help="save a checkpoint and end after this step")
+    parser.add_argument("--resume", type=Path, help="continue from this checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
     parser.add_argument(
         "--output", type=Path, default=Path("train_distributed.png"), help="the plot, a PNG file"
     )
@@ -443,10 +440,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Train and report, as one of the ranks."""
-    torch.manual_seed(args.seed)  # all ranks begin with the same parameters
+    torch.manual_seed(args.seed)  # the same initial parameters on all ranks
     corpus = load_corpus()
     model, optimizer = shard(Transformer(args.context, args.width, args.layers), args)
-    # One more than are taken: the schedule has already the rate of the first step.
+    # One more than the steps taken: a new schedule already has the rate of the first step.
     schedule = OneCycleLR(
         optimizer, args.lr, total_steps=args.steps + 1, pct_start=0.1, cycle_momentum=False
     )
@@ -465,15 +462,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Join the other ranks, or be the only one; return the exit code."""
+    """Run as one of torchrun's ranks or as a single process; return the exit code."""
     args = parse_arguments(argv)
-    if "RANK" in os.environ:  # by torchrun
+    if "RANK" in os.environ:  # set by torchrun
         dist.init_process_group("gloo")
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         run(args)
-        # The ranks end together: a thread of torch that is still at work would abort one that ends.
+        # End together: torch's background threads abort a process that exits while they are busy.
         dist.barrier()
     finally:
         dist.destroy_process_group()

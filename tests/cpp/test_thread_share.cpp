@@ -13,12 +13,12 @@ namespace fusedadam {
 namespace {
 
 TEST(ThreadShare, IsAllThreadsForAPassAlone) {
-  PassesUnderWay all{0};
+  ElementsInFlight all{0};
   for (int i = 0; i < 3; ++i) EXPECT_EQ(ThreadShare(all, 40000, 8).threads(), 8);
 }
 
 TEST(ThreadShare, IsByElements) {
-  PassesUnderWay all{0};
+  ElementsInFlight all{0};
   const ThreadShare first(all, 600000, 8);
   EXPECT_EQ(ThreadShare(all, 600000, 8).threads(), 4);
   EXPECT_EQ(ThreadShare(all, 200000, 8).threads(), 2);
@@ -29,13 +29,13 @@ TEST(ThreadShare, IsByElements) {
 }
 
 TEST(ThreadShare, IsOneThreadAtLeast) {
-  PassesUnderWay all{0};
+  ElementsInFlight all{0};
   const ThreadShare large(all, 1000000000, 8);
   EXPECT_EQ(ThreadShare(all, 40000, 8).threads(), 1);
 }
 
 TEST(ThreadShare, EndsWithThePass) {
-  PassesUnderWay all{0};
+  ElementsInFlight all{0};
   std::optional<ThreadShare> first(std::in_place, all, 40000, 2);
   const ThreadShare second(all, 40000, 2);
   EXPECT_EQ(second.threads(), 1);
@@ -44,7 +44,7 @@ TEST(ThreadShare, EndsWithThePass) {
 }
 
 TEST(ThreadShare, LeavesOutPassesOnOneThreadAndEmptyOnes) {
-  PassesUnderWay all{0};
+  ElementsInFlight all{0};
   const ThreadShare one(all, 1000000, 1);
   EXPECT_EQ(one.threads(), 1);
   const ThreadShare empty(all, 0, 4);

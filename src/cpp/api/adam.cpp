@@ -37,7 +37,7 @@ void check_tensors(std::span<const TensorRef> tensors, std::span<const StepGroup
     check_pointer(grad.data, tensor.size, item_size(grad.storage), {"tensors", index, "grad"});
     (tensor.zero_grad ? written : read).push_back(byte_range(grad, tensor.size, "grad", index));
   }
-  require_apart(std::move(written), read, [](const ByteRange& range) {
+  require_no_overlap(std::move(written), read, [](const ByteRange& range) {
     return ArrayName{"tensors", range.index, range.list}.text();
   });
 }
@@ -75,13 +75,13 @@ std::string text(const std::optional<double>& value) {
   return value ? format_number(*value) : "none";
 }
 
-// What concerns a step as a whole must not differ between its groups.
+// Settings of the step as a whole must not differ between groups.
 void check_agreement(const AdamSettings& first, const AdamSettings& other, std::int64_t index) {
   const auto require = [&](auto AdamSettings::*member, const char* name) {
     if (first.*member == other.*member) return;
     throw std::invalid_argument(broken_rule(
         element_name("groups", index) + ".options." + name + " must be that of groups[0], " +
-            text(first.*member) + ", since it concerns the step as a whole",
+            text(first.*member) + ", since it applies to the whole step",
         text(other.*member)));
   };
   require(&AdamSettings::loss_scale, "loss_scale");

@@ -67,8 +67,8 @@ void check_written(const TensorRef& tensor, StateMask needed, const ArrayName& n
   }
 }
 
-void require_apart(std::vector<ByteRange> written, std::span<const ByteRange> read,
-                   const std::function<std::string(const ByteRange&)>& name) {
+void require_no_overlap(std::vector<ByteRange> written, std::span<const ByteRange> read,
+                        const std::function<std::string(const ByteRange&)>& name) {
   const auto refuse = [&](const ByteRange& a, const ByteRange& b) {
     throw std::invalid_argument(
         broken_rule(name(a) + " must not overlap an array that the step writes",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What can be wrong with what a caller hands over. All of it is checked before the first write.
+// Checks of arguments. All run before the first write.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +18,10 @@
 
 namespace fusedadam {
 
-// ---- memory that a C++ caller describes by pointers
+// ---- memory given by pointers
 
-// What a message calls an array: "tensors[3].m", "table.m" or "indices". Its text is made only
-// where it is needed: a thousand tensors have thousands of arrays.
+// The name of an array in messages: "tensors[3].m", "table.m" or "indices". The text is built only
+// for messages, since a step of a thousand tensors has thousands of arrays.
 struct ArrayName {
   const char* list;
   std::int64_t index = no_index;
@@ -30,37 +30,38 @@ struct ArrayName {
   std::string text() const;
 };
 
-// @throws std::invalid_argument  `size` elements of `item` bytes cannot lie there
+// @throws std::invalid_argument  `data` cannot hold `size` elements of `item` bytes: null or
+//     misaligned
 void check_pointer(const void* data, std::int64_t size, std::int64_t item, const ArrayName& name);
 
-// Checks the size of a tensor, its parameter and the state that it needs, and adds these arrays,
+// Checks the size of a tensor, its parameter and the state that it needs, and appends these arrays,
 // which a step writes, to `written`.
 // @throws std::invalid_argument  naming "TENSOR.member"
 void check_written(const TensorRef& tensor, StateMask needed, const ArrayName& name,
                    std::vector<ByteRange>& written);
 
-// @throws std::invalid_argument  an array that is written overlaps another one; naming both
-void require_apart(std::vector<ByteRange> written, std::span<const ByteRange> read,
-                   const std::function<std::string(const ByteRange&)>& name);
+// @throws std::invalid_argument  an array that is written overlaps another array; names both
+void require_no_overlap(std::vector<ByteRange> written, std::span<const ByteRange> read,
+                        const std::function<std::string(const ByteRange&)>& name);
 
 // ---- counts
 
-// @throws std::invalid_argument  naming the count that is out of range for these settings
+// @throws std::invalid_argument  a count is out of range for these settings; names it
 void check_progress(const AdamProgress& progress, const AdamSettings& settings);
 
 // @throws std::invalid_argument  unless 0 <= count <= max_iterations
 void check_count(const std::string& name, std::int64_t count);
 
 // @throws std::invalid_argument  unless 1 <= step <= max_iterations + 1, so that the number of
-// steps taken is exact in double
+//     steps taken is exact in double
 void check_step(std::int64_t step);
 
 // ---- gradients of rows
 
-// @throws std::invalid_argument  naming the first index that is not >= 0 and < row_count
+// @throws std::invalid_argument  unless 0 <= index < row_count for all; names the first that fails
 void check_indices(const RowIndices& indices, std::int64_t row_count);
 
-// @throws std::invalid_argument  the options accumulate gradients
+// @throws std::invalid_argument  gradient_accumulation_steps > 1
 void check_sparse_options(const AdamSettings& settings);
 
 }  // namespace fusedadam

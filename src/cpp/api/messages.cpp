@@ -10,8 +10,8 @@ namespace fusedadam {
 std::string format_number(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
-  std::array<char, 32> buffer;  // the shortest form of a double has 24 characters at most
-  // Python changes to the scientific form at other places than to_chars() does by itself.
+  std::array<char, 32> buffer;  // the shortest form of a double has at most 24 characters
+  // Python and to_chars() switch to scientific notation at different magnitudes.
   const double magnitude = std::fabs(value);
   const bool fixed = magnitude == 0 || (magnitude >= 1e-4 && magnitude < 1e16);
   const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,

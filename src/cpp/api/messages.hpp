@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How errors are worded. Each rule is stated where it is checked.
+// Formatting of error messages.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,10 @@
 
 namespace fusedadam {
 
-// As Python's repr: 0.1, 2.0, 1e-08, inf, nan.
+// Formats like Python's repr: 0.1, 2.0, 1e-08, inf, nan.
 std::string format_number(double value);
 
-// Of an argument that is no list.
+// The index of an argument that is not a list.
 inline constexpr std::int64_t no_index = -1;
 
 // "params[3]", or "param" with no_index

@@ -26,7 +26,7 @@ void require_fraction(const char* name, double value) {
 
 void require_clip(const char* name, const std::optional<double>& value) {
   if (!value) return;
-  // Keras' own words, which programs may look for.
+  // Keras' wording, which programs may look for.
   if (*value < 0) {
     throw std::invalid_argument("Expected " + std::string(name) +
                                 " >= 0, received: " + format_number(*value));
@@ -73,8 +73,8 @@ void check_averages(const AdamSettings& s) {
 
 void check_loss_scale(const AdamSettings& s) {
   if (!s.loss_scale) return;
-  // The powers of two of which both they and their inverse are float32 numbers; up to the largest,
-  // torch's GradScaler grows. The inverse of that is subnormal, and exact.
+  // In this range, powers of two and their inverses are exact float32 numbers; 2^-127 is subnormal.
+  // 2^127 is also the upper limit of torch's GradScaler.
   require(*s.loss_scale >= 0x1p-127 && *s.loss_scale <= 0x1p127, "must be >= 2**-127 and <= 2**127",
           "loss_scale", *s.loss_scale);
   if (s.dynamic_loss_scale) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Public tensors as the core takes them.
+// Conversion of public tensors to the core's TensorRef.
 #pragma once
 
 #include "fusedadam/adam.hpp"
@@ -8,7 +8,7 @@
 
 namespace fusedadam {
 
-// With the needed state and no other.
+// Only the needed state is set.
 template <class T, class Grad>
 TensorRef reference_of(const Tensor<T, Grad>& tensor, StateMask needed, bool zero_grad,
                        std::uint32_t group) {

@@ -18,7 +18,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
                            AdamProgress& progress, SparseMode mode) {
   const AdamSettings& settings = options.settings();
   check_sparse_options(settings);
-  check_progress(progress, settings);  // before gradients are read and summed
+  check_progress(progress, settings);  // before reading and summing gradients
   const TensorRef table = reference_of(tensor.table, settings);
   std::vector<ByteRange> written;
   std::vector<ByteRange> read;
@@ -36,7 +36,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
       },
       tensor.indices);
   check_indices(tensor.indices, table.size / tensor.row_size);
-  // A row may be named any number of times, and no product may overflow.
+  // Rows may repeat without limit, so the product could overflow.
   if (count > INT64_MAX / item_size(table.storage()) / tensor.row_size) {
     throw std::invalid_argument(
         broken_rule("grad_rows must fit in memory",
@@ -46,7 +46,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
   check_pointer(tensor.grad_rows, grads, sizeof(T), {"grad_rows"});
   const Stream grad_rows{const_cast<T*>(tensor.grad_rows), storage_of<T>};
   (settings.zero_grad ? written : read).push_back(byte_range(grad_rows, grads, "grad_rows", 0));
-  require_apart(std::move(written), read, [](const ByteRange& range) {
+  require_no_overlap(std::move(written), read, [](const ByteRange& range) {
     const std::string name = range.list;
     return name == "grad_rows" ? name : "table." + name;
   });

@@ -26,13 +26,13 @@ struct ThisCpu {
     r = {static_cast<std::uint32_t>(values[0]), static_cast<std::uint32_t>(values[1]),
          static_cast<std::uint32_t>(values[2]), static_cast<std::uint32_t>(values[3])};
 #else
-    // Zeros where the leaf does not exist.
+    // Leaves zeros if the leaf does not exist.
     __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
 #endif
     return r;
   }
 
-  // Which register states the operating system saves.
+  // The register states that the operating system saves.
   std::uint64_t xcr0() const noexcept {
 #if defined(_MSC_VER)
     return _xgetbv(0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What this CPU offers and its operating system has enabled.
+// Features that this CPU has and its operating system has enabled.
 #pragma once
 
 #include <cstdint>
@@ -15,18 +15,17 @@ enum CpuFeature : std::uint32_t {
   cpu_avx512vl = 1U << 4,
 };
 
-// CpuFeature bits, those that code may use: reported by CPUID, and their registers saved by the
-// operating system (XGETBV).
+// Returns the CpuFeature bits of usable features: reported by CPUID, with their registers saved by
+// the operating system (XGETBV).
 std::uint32_t cpu_features() noexcept;
 
 struct CpuidRegisters {
   std::uint32_t eax, ebx, ecx, edx;
 };
 
-// The same for whatever answers the two instructions: `cpu.cpuid(leaf)` with CpuidRegisters of
-// subleaf 0, and `cpu.xcr0()`, which is asked only where CPUID reports OSXSAVE, since the
-// instruction faults elsewhere. Bit positions: Intel SDM volume 2A, CPUID; volume 1, section 13.3
-// (XCR0).
+// The same for any `cpu` with `cpuid(leaf)`, which returns the registers of subleaf 0, and
+// `xcr0()`. xcr0() is called only if CPUID reports OSXSAVE; without it, XGETBV faults. Bit
+// positions: Intel SDM volume 2A, CPUID; volume 1, section 13.3 (XCR0).
 template <class Cpu>
 constexpr std::uint32_t usable_features(const Cpu& cpu) {
   constexpr auto all_set = [](std::uint64_t value, std::uint64_t mask) {
@@ -41,7 +40,7 @@ constexpr std::uint32_t usable_features(const Cpu& cpu) {
   const std::uint64_t states = cpu.xcr0();
   if (!all_set(states, xcr0_sse_avx)) return 0;
 
-  // A compiler that may use AVX-512 uses AVX2 too, which a hypervisor can hide.
+  // Code compiled for AVX-512 also uses AVX2, which a hypervisor can hide.
   const std::uint32_t leaf7_ebx = cpu.cpuid(7).ebx;
   if (!all_set(leaf7_ebx, leaf7_ebx_avx2)) return 0;
   std::uint32_t features = cpu_avx2;

@@ -31,7 +31,7 @@ struct InstructionSet {
   const KernelTable* kernels;
 };
 
-// Best first; the last one runs on every CPU of the architecture.
+// Best first. The last one runs on every CPU of the architecture.
 constexpr InstructionSet instruction_sets[] = {
 #if FUSEDADAM_HAVE_avx512
     {"avx512", cpu_avx512f | cpu_avx512dq | cpu_avx512bw | cpu_avx512vl, &kernel_table_avx512},
@@ -70,11 +70,11 @@ const InstructionSet& initial() {
   for (const InstructionSet& set : instruction_sets) {
     if (is_supported(set)) return set;
   }
-  std::abort();  // unreachable: the last one requires nothing
+  std::abort();  // unreachable: the last entry requires no features
 }
 
-// A function-local static, so that nothing runs before main and a bad FUSEDADAM_ISA can be reported
-// by an exception. Relaxed order suffices: the tables are constants.
+// A function-local static: nothing runs before main, and a bad FUSEDADAM_ISA can throw. Relaxed
+// order suffices because the tables are constants.
 std::atomic<const InstructionSet*>& active() {
   static std::atomic<const InstructionSet*> current{&initial()};
   return current;

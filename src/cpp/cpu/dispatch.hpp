@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
-// The kernels of the instruction set in use. The public side is include/fusedadam/isa.hpp.
+// Selects the kernels of the instruction set in use. The public interface is fusedadam/isa.hpp.
 #pragma once
 
 #include "kernels/kernel_table.hpp"
 
 namespace fusedadam {
 
-// @throws std::invalid_argument  on the first call, where FUSEDADAM_ISA names no supported
-// instruction set.
+// @throws std::invalid_argument  on the first call, if FUSEDADAM_ISA names no supported instruction
+//     set.
 const KernelTable& active_kernels();
 
 }  // namespace fusedadam

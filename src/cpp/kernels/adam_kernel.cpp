@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 //
 // The Adam step over contiguous elements, stage by stage. Compiled once per instruction set: read
-// kernels/README.md before adding a line.
+// kernels/README.md before changing this file.
 #include "kernels/kernel_table.hpp"
 
 #if defined(_MSC_VER) && !defined(__clang__)
-// MSVC makes one instruction of these, and <cmath> would bring inline functions.
+// MSVC compiles these to one instruction. <cmath> would bring in inline functions.
 extern "C" float __cdecl sqrtf(float);
 extern "C" double __cdecl sqrt(double);
 #pragma intrinsic(sqrt)
@@ -24,7 +24,7 @@ using fusedadam::tile_size;
 #if defined(_MSC_VER) && !defined(__clang__)
 inline float square_root(float x) { return sqrtf(x); }
 inline double square_root(double x) { return sqrt(x); }
-// Of a zero the sign may stay: a magnitude is only compared.
+// Keeps the sign of -0, which is harmless: magnitudes are only compared.
 inline float magnitude(float x) { return x < 0 ? -x : x; }
 inline double magnitude(double x) { return x < 0 ? -x : x; }
 #else
@@ -54,7 +54,7 @@ inline float float_of(std::uint32_t bits) { return __builtin_bit_cast(float, bit
 
 inline float widened_bf16(std::uint16_t x) { return float_of(std::uint32_t{x} << 16); }
 
-// By integers and one exact product: a subnormal operand would cost a hundred cycles.
+// Integer arithmetic and one exact product: a subnormal operand would cost about a hundred cycles.
 inline float widened_f16(std::uint16_t x) {
   const std::uint32_t magnitude = x & 0x7fffU;
   const std::uint32_t rebiased =
@@ -73,7 +73,7 @@ const float* widen(float* __restrict out, const void* data, std::size_t n) {
 
 inline bool is_half(Storage storage) { return storage == Storage::f16 || storage == Storage::bf16; }
 
-// n elements in the compute type: the stream's own memory, or `staging`.
+// Returns n elements in the compute type: in place, or widened into `staging`.
 inline const float* load(float* staging, const Stream& s, std::size_t n) {
   if (s.storage == Storage::bf16) return widen<widened_bf16>(staging, s.data, n);
   if (s.storage == Storage::f16) return widen<widened_f16>(staging, s.data, n);
@@ -96,7 +96,7 @@ Stream gradient_of(const TensorStreams& tensor, std::size_t first) {
   return {static_cast<char*>(grad.data) + first * size, grad.storage};
 }
 
-// The arrays of a stretch, in the compute type, and its gradient.
+// The arrays of a chunk, in the compute type, and its gradient.
 template <class T>
 struct Arrays {
   T* param;
@@ -124,10 +124,10 @@ void add(T* out, const T* a, const T* b, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
 }
 
-// A NaN compares false and so stays.
+// NaNs pass through, since they compare false.
 template <class T>
 void clip_gradient(T* out, const T* grad, std::size_t n, const AdamConstants<T>& constants) {
-  const AdamConstants<T> c = constants;  // a copy, so that no store can be taken to change it
+  const AdamConstants<T> c = constants;  // a local copy: stores to `out` cannot alias it
   if (c.scale_gradient) {
     for (std::size_t i = 0; i < n; ++i) out[i] = c.grad_scale * grad[i];
     grad = out;
@@ -140,7 +140,7 @@ void clip_gradient(T* out, const T* grad, std::size_t n, const AdamConstants<T>&
   }
 }
 
-// The gradient that the update takes: the one that came in, or what the options made of it, in
+// Returns the gradient for the update: the input itself, or the result of the gradient options in
 // `out`.
 template <class T>
 const T* effective_gradient(T* out, const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c) {
@@ -181,7 +181,7 @@ void update(T* __restrict param, const T* __restrict grad, T* __restrict m, T* _
     v[i] = v_new;
     T largest = v_new;
     if constexpr (amsgrad) {
-      // The larger one; a NaN in either stays.
+      // max(old, v_new), propagating NaNs.
       const T old = vhat[i];
       largest = v_new <= old ? old : v_new;
       largest = old != old ? old : largest;
@@ -233,13 +233,13 @@ void set_to_zero(const Stream& s, std::size_t n) {
 
 // ---- a step ------------------------------------------------------------------------------------
 
-// Elements that all stages are done with before the next ones are read. A stage walks one stream or
-// two and leaves the others to wait: with longer stretches the CPU's prefetchers lose them (at 64M
-// elements, 1,024 is a third slower than 256).
-constexpr std::size_t stretch_size = 256;
+// Elements that go through all stages before the next chunk. A stage streams over one or two
+// arrays; with longer chunks, the hardware prefetchers lose track of the others in the meantime (at
+// 64M elements, 1,024 is a third slower than 256).
+constexpr std::size_t chunk_size = 256;
 
 template <bool flush, class T>
-void step_stretch(const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c, T* staging) {
+void step_chunk(const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c, T* staging) {
   const T* grad = effective_gradient(staging, s, n, c);
   if (c.decay_param) decay_weights(s.param, n, c.weight_decay);
   update<flush>(s, grad, n, c);
@@ -249,7 +249,7 @@ void step_stretch(const Arrays<T>& s, std::size_t n, const AdamConstants<T>& c, 
   }
 }
 
-// Whether a step is the update and nothing else.
+// Whether all options that add stages are off.
 template <class T>
 bool is_update_alone(const TensorStreams& tensor, const AdamConstants<T>& c) {
   return !c.scale_gradient && !c.clamp_gradient && !c.add_l2 && !c.decay_param &&
@@ -258,18 +258,18 @@ bool is_update_alone(const TensorStreams& tensor, const AdamConstants<T>& c) {
 }
 
 template <bool flush, class T>
-void step_stretches(const TensorStreams& tensor, std::size_t first, std::size_t grad_first,
-                    std::size_t n, const AdamConstants<T>& c) {
+void step_chunks(const TensorStreams& tensor, std::size_t first, std::size_t grad_first,
+                 std::size_t n, const AdamConstants<T>& c) {
   if (is_update_alone(tensor, c)) {
     const Arrays<T> all = arrays_of<T>(tensor, first, grad_first);
     update<flush>(all, static_cast<const T*>(all.grad.data), n, c);
     return;
   }
-  alignas(64) T staging[stretch_size];
-  for (std::size_t i = 0; i < n; i += stretch_size) {
-    const std::size_t count = n - i < stretch_size ? n - i : stretch_size;
+  alignas(64) T staging[chunk_size];
+  for (std::size_t i = 0; i < n; i += chunk_size) {
+    const std::size_t count = n - i < chunk_size ? n - i : chunk_size;
     const Arrays<T> s = arrays_of<T>(tensor, first + i, grad_first + i);
-    step_stretch<flush>(s, count, c, staging);
+    step_chunk<flush>(s, count, c, staging);
     if (tensor.zero_grad) set_to_zero<T>(s.grad, count);
   }
 }
@@ -278,14 +278,13 @@ template <class T>
 void step(const TensorStreams& tensor, std::size_t first, std::size_t grad_first, std::size_t n,
           const AdamConstants<T>& constants) {
   if (constants.flush_denormals) {
-    step_stretches<true>(tensor, first, grad_first, n, constants);
+    step_chunks<true>(tensor, first, grad_first, n, constants);
   } else {
-    step_stretches<false>(tensor, first, grad_first, n, constants);
+    step_chunks<false>(tensor, first, grad_first, n, constants);
   }
 }
 
-// ---- the gradient by itself: clipped, accumulated, its norm
-// --------------------------------------
+// ---- gradient only: clip, accumulate, norm -----------------------------------------------------
 
 template <class T>
 void clip(T* out, const Stream& stream, std::size_t n, const AdamConstants<T>& constants) {
@@ -299,10 +298,10 @@ void clip(T* out, const Stream& stream, std::size_t n, const AdamConstants<T>& c
 
 template <class T>
 void accumulate(const TensorStreams& tensor, std::size_t first, std::size_t n, bool is_first) {
-  alignas(64) T staging[stretch_size];
-  // By stretches, so that a gradient to be zeroed is still in L1.
-  for (std::size_t i = 0; i < n; i += stretch_size) {
-    const std::size_t count = n - i < stretch_size ? n - i : stretch_size;
+  alignas(64) T staging[chunk_size];
+  // In chunks, so that a gradient to be zeroed is still in L1.
+  for (std::size_t i = 0; i < n; i += chunk_size) {
+    const std::size_t count = n - i < chunk_size ? n - i : chunk_size;
     const Arrays<T> s = arrays_of<T>(tensor, first + i, first + i);
     const T* grad = load(staging, s.grad, count);
     if (is_first) {

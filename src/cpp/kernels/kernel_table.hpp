@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The contract between the core and the kernels. Included by every kernel object, so nothing here
+// The interface between the core and the kernels. Every kernel object includes it, so nothing here
 // may emit code.
 #pragma once
 
@@ -9,15 +9,16 @@
 
 namespace fusedadam {
 
-// Elements of a tile, the unit of work. Sums of squares are defined by it: a change changes bits.
+// Elements per tile, the unit of work. Part of the definition of a sum of squares: changing it
+// changes bits.
 inline constexpr std::size_t tile_size = 1024;
 
-// Independent float64 sums within a tile. A part of the definition of a sum of squares, not of any
-// instruction set.
+// Independent float64 partial sums within a tile. Also part of that definition, whatever the vector
+// width of the instruction set.
 inline constexpr std::size_t norm_lanes = 16;
 
-// How the elements of an array are stored. What is computed with them is float32, or float64 where
-// the parameter is.
+// Element type of an array in memory. Arithmetic is in float64 if the parameter is float64, else in
+// float32.
 enum class Storage : std::uint8_t {
   f32,
   f64,
@@ -25,26 +26,26 @@ enum class Storage : std::uint8_t {
   bf16,  // the upper 16 bits of a float32
 };
 
-// The arrays of a tensor, by kind.
+// Indices of the arrays of a tensor.
 namespace kind {
 enum Kind : std::uint8_t { param, grad, m, v, vhat, ema, accumulator, count };
 }  // namespace kind
 using kind::Kind;
 
-// An array. Without data it takes no part.
+// An array. Null data: the tensor has no such array.
 struct Stream {
   void* data = nullptr;
   Storage storage = Storage::f32;
 };
 
-// The arrays of one tensor. The gradient may have any storage that widens exactly to that of the
-// parameter; all others have the parameter's.
+// The arrays of one tensor. The gradient may have any element type that widens exactly to the
+// parameter's; all others have the parameter's.
 struct TensorStreams {
   Stream of[kind::count];
-  bool zero_grad = false;  // the gradient is written, with zeros
+  bool zero_grad = false;  // zero the gradient after reading it
 };
 
-// The scalars of a step, formed in double and rounded once to the compute type of the tensor.
+// The scalars of a step, computed in double and rounded once to the compute type of the tensor.
 template <class T>
 struct AdamConstants {
   T beta_1;
@@ -53,7 +54,7 @@ struct AdamConstants {
   T one_minus_beta_2;
   T lr_t;
   T epsilon;
-  T grad_scale;  // unscaling, mean, clipping by the norm and the sign of the step, in one factor
+  T grad_scale;  // product of unscaling, mean, clipping by norm and sign of the step
   T clip_value;
   T l2;
   T weight_decay;  // lr' * weight_decay
@@ -69,24 +70,24 @@ struct AdamConstants {
 
 template <class T>
 struct Kernels {
-  // One Adam step over n elements: those of the gradient from `grad_first` on, those of all other
-  // arrays from `first` on. An accumulator is read: its elements are added to grad's.
+  // One Adam step over n elements: of the gradient from `grad_first` on, of all other arrays from
+  // `first` on. Elements of an accumulator are added to those of the gradient.
   void (*step)(const TensorStreams& tensor, std::size_t first, std::size_t grad_first,
                std::size_t n, const AdamConstants<T>& constants);
 
   // out = scaled and clamped grad, over n elements. out may be the memory of grad.
   void (*clip)(T* out, const Stream& grad, std::size_t n, const AdamConstants<T>& constants);
 
-  // accumulator = grad, where that is the first of a mean, or accumulator + grad, over n elements
-  // from `first` on; then zeroes what is to be zeroed.
+  // accumulator = grad if `is_first`, else accumulator + grad, over n elements from `first` on.
+  // Then zeroes the gradient if tensor.zero_grad.
   void (*accumulate)(const TensorStreams& tensor, std::size_t first, std::size_t n, bool is_first);
 
-  // Sum of squares of one tile of grad, or of accumulator + grad, n <= tile_size, in norm_lanes
-  // float64 sums that are then added pairwise.
+  // Sum of squares of one tile of grad, or of accumulator + grad; n <= tile_size. Accumulated in
+  // norm_lanes float64 partial sums, which are then added pairwise.
   double (*sum_of_squares)(const Stream& grad, const T* accumulator, std::size_t n);
 };
 
-// All kernels of one instruction set: of float and of double, which convert to.
+// All kernels of one instruction set. Converts to the kernels of float and to those of double.
 struct KernelTable : Kernels<float>, Kernels<double> {};
 
 }  // namespace fusedadam

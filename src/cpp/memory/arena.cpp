@@ -31,8 +31,7 @@ Arena::~Arena() {
 namespace {
 
 constexpr std::size_t small_page = 4096;
-constexpr std::size_t huge_page = std::size_t{2}
-                                  << 20;  // of x86-64, and of AArch64 with 4 KiB pages
+constexpr std::size_t huge_page = std::size_t{2} << 20;  // x86-64; AArch64 with 4 KiB pages
 
 std::size_t round_up(std::size_t bytes, std::size_t unit) {
   return (bytes + unit - 1) / unit * unit;
@@ -45,7 +44,7 @@ Arena::Arena(std::size_t bytes) {
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
   const bool huge = bytes >= huge_page;
   mapped_bytes_ = round_up(bytes, huge ? huge_page : small_page);
-  // A huge page more than needed, to cut an aligned piece out of.
+  // One huge page more than needed, so that an aligned range can be cut out.
   const std::size_t request = mapped_bytes_ + (huge ? huge_page : 0);
   void* mapped = mmap(nullptr, request, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
@@ -59,8 +58,7 @@ Arena::Arena(std::size_t bytes) {
   data_ += before;
   munmap(data_ + mapped_bytes_, after);
 #if defined(MADV_HUGEPAGE)
-  madvise(data_, mapped_bytes_,
-          MADV_HUGEPAGE);  // a wish: without it the memory is as good, only slower
+  madvise(data_, mapped_bytes_, MADV_HUGEPAGE);  // a hint; failure only costs speed
 #endif
 }
 

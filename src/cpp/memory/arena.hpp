@@ -5,12 +5,11 @@
 
 namespace fusedadam {
 
-// Memory for moments: zeros, on huge pages where the system has them, and untouched, so that the
-// threads that will use a page are the ones that first touch it (and NUMA systems place it beside
-// them).
+// Zeroed memory for moments, on huge pages if the system has them. Pages are untouched, so that
+// first touch by the threads that will use them places them on the right NUMA node.
 class Arena {
  public:
-  // Start of each array in an arena, in bytes: a cache line, and the widest vector.
+  // Alignment of each array in an arena, in bytes: a cache line, and the widest vector.
   static constexpr std::size_t alignment = 64;
 
   // @throws std::bad_alloc

@@ -27,8 +27,8 @@ std::optional<std::pair<ByteRange, ByteRange>> WrittenRanges::conflict() const {
 }
 
 const ByteRange* WrittenRanges::find(const ByteRange& range) const noexcept {
-  // Disjoint and ordered by begin, so ordered by end too: the first that ends behind the beginning
-  // is the only candidate.
+  // Disjoint ranges sorted by begin are also sorted by end: only the first range that ends after
+  // range.begin can overlap.
   const auto candidate = std::ranges::upper_bound(ranges_, range.begin, {}, &ByteRange::end);
   return candidate != ranges_.end() && overlap(*candidate, range) ? &*candidate : nullptr;
 }

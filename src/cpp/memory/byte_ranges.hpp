@@ -11,7 +11,7 @@
 
 namespace fusedadam {
 
-// The bytes of one array, and which array that is.
+// The address range of an array, and the array's name for messages.
 struct ByteRange {
   std::uintptr_t begin = 0;
   std::uintptr_t end = 0;
@@ -26,19 +26,19 @@ inline ByteRange byte_range(const Stream& array, std::int64_t size, const char* 
   return byte_range(array.data, size * item_size(array.storage), list, index);
 }
 
-// Empty ranges overlap nothing.
+// Empty ranges do not overlap anything.
 bool overlap(const ByteRange& a, const ByteRange& b) noexcept;
 
-// The arrays that a step writes, ordered by address.
+// The arrays that a step writes, sorted by address.
 class WrittenRanges {
  public:
   WrittenRanges() = default;
   explicit WrittenRanges(std::vector<ByteRange> ranges);
 
-  // Two of the written arrays that share bytes, the one of the larger index first.
+  // Returns two written arrays that share bytes, the one with the larger index first.
   std::optional<std::pair<ByteRange, ByteRange>> conflict() const;
 
-  // The written array that shares bytes with this one. Only where there is no conflict().
+  // Returns the written array that shares bytes with `range`. Precondition: no conflict().
   const ByteRange* find(const ByteRange& range) const noexcept;
 
  private:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Which arrays an optimizer keeps for a parameter. Plans, checks, allocation, bindings, checkpoints
-// and the Python front ends read this table.
+// The table of the state arrays that an optimizer keeps for each parameter. Plans, checks,
+// allocation, bindings, checkpoints and the Python front ends read it.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +14,13 @@
 
 namespace fusedadam {
 
-enum class Beginning : std::uint8_t { zeros, as_param };
+enum class InitialValue : std::uint8_t { zeros, as_param };
 
 struct StateKind {
   Kind kind;
   const char* name;                              // in messages, files and Python
-  bool (*needed)(const AdamSettings& settings);  // by a step with these settings
-  Beginning beginning;
+  bool (*needed)(const AdamSettings& settings);  // whether a step with these settings needs it
+  InitialValue initial;
   Storage (*storage)(Storage param);
 };
 
@@ -33,22 +33,22 @@ inline Storage as_param(Storage param) { return param; }
 }  // namespace state_rules
 
 inline constexpr StateKind state_kinds[] = {
-    {kind::m, "m", &state_rules::always, Beginning::zeros, &state_rules::as_param},
-    {kind::v, "v", &state_rules::always, Beginning::zeros, &state_rules::as_param},
-    {kind::vhat, "vhat", &state_rules::amsgrad, Beginning::zeros, &state_rules::as_param},
-    {kind::ema, "ema", &state_rules::use_ema, Beginning::as_param, &state_rules::as_param},
-    {kind::accumulator, "accumulator", &state_rules::accumulates, Beginning::zeros,
+    {kind::m, "m", &state_rules::always, InitialValue::zeros, &state_rules::as_param},
+    {kind::v, "v", &state_rules::always, InitialValue::zeros, &state_rules::as_param},
+    {kind::vhat, "vhat", &state_rules::amsgrad, InitialValue::zeros, &state_rules::as_param},
+    {kind::ema, "ema", &state_rules::use_ema, InitialValue::as_param, &state_rules::as_param},
+    {kind::accumulator, "accumulator", &state_rules::accumulates, InitialValue::zeros,
      &state_rules::as_param}};
 
-// Calls body(state_kinds[i]) for each row, so that a compiler sees which one it is: a loop over the
-// table would call its functions by pointers, which a step of one small tensor would notice.
+// Calls body(state_kinds[i]) for each row, unrolled at compile time. A loop over the table would
+// call its functions through pointers, which is measurable in a step of one small tensor.
 template <class Body>
 constexpr void for_each_state_kind(const Body& body) {
   [&]<std::size_t... i>(std::index_sequence<i...>) { (body(state_kinds[i]), ...); }
   (std::make_index_sequence<std::size(state_kinds)>());
 }
 
-// Which arrays a step with these settings needs: bit k stands for kind k.
+// The state arrays that a step with these settings needs: bit k stands for kind k.
 using StateMask = std::uint32_t;
 
 inline StateMask needed_state(const AdamSettings& settings) noexcept {

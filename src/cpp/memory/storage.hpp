@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How elements are stored, and in which type they are computed.
+// Element types in memory and the types they are computed in.
 #pragma once
 
 #include <cstddef>
@@ -11,13 +11,13 @@
 
 namespace fusedadam {
 
-// Bytes of an element.
+// Size of an element in bytes.
 constexpr std::int64_t item_size(Storage storage) noexcept {
   constexpr std::int64_t sizes[] = {4, 8, 2, 2};
   return sizes[static_cast<std::size_t>(storage)];
 }
 
-// The storage of an array of this C++ type; other types do not compile.
+// The storage of a C++ type. Unsupported types do not compile.
 template <class T>
 struct StorageOf;
 template <>
@@ -39,24 +39,25 @@ struct StorageOf<bfloat16> {
 template <class T>
 inline constexpr Storage storage_of = StorageOf<T>::value;
 
-// The storage of the type that elements are computed in.
+// The storage of the compute type.
 constexpr Storage compute_storage(Storage storage) noexcept {
   return storage == Storage::f64 ? Storage::f64 : Storage::f32;
 }
 
-// Returns body.operator()<T>() with the type T that elements of this storage are computed in.
+// Returns body.operator()<T>() with the compute type T of this storage.
 template <class Body>
 decltype(auto) visit_compute_type(Storage storage, Body&& body) {
   if (compute_storage(storage) == Storage::f64) return body.template operator()<double>();
   return body.template operator()<float>();
 }
 
-// Whether gradients of this storage step parameters of that one as they are: they widen exactly.
+// Whether the kernels can read gradients of this storage for parameters of that one: the same, or
+// widened exactly.
 constexpr bool steps_without_copy(Storage grad, Storage param) noexcept {
   return grad == param || (param == Storage::f32 && item_size(grad) == 2);
 }
 
-// The stream from its element `i` on.
+// Returns the stream from its element `i` on.
 inline Stream stream_at(const Stream& stream, std::int64_t i) noexcept {
   if (stream.data == nullptr) return stream;
   return {static_cast<char*>(stream.data) + i * item_size(stream.storage), stream.storage};

@@ -36,7 +36,7 @@ TensorList::Cut TensorList::cut(int part, int parts, Edge edge) const noexcept {
   if (part == 0) return {0, 0};
   if (part == parts) return {tensors_.size(), 0};
   const std::int64_t total = first_byte_.back();
-  // total * part / parts without overflow
+  // total * part / parts, without overflow
   const std::int64_t target = total / parts * part + total % parts * part / parts;
   const auto next = std::ranges::upper_bound(first_byte_, target);
   const auto tensor = static_cast<std::size_t>(next - first_byte_.begin()) - 1;

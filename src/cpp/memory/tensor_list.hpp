@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// All tensors of a step as one list of tiles.
+// The tensors of a step as one list of tiles.
 #pragma once
 
 #include <cstddef>
@@ -18,24 +18,24 @@ class Pieces;
 // A tensor of a step.
 struct TensorRef : TensorStreams {
   std::int64_t size = 0;    // elements
-  std::uint32_t group = 0;  // which of a step's options hold for it
-  // Whether it had no gradient in the earlier calls of the mean that is accumulated.
+  std::uint32_t group = 0;  // index of its options among those of the step
+  // Whether it had no gradient in the earlier calls of this accumulation.
   bool accumulator_is_empty = false;
-  const Pieces* pieces = nullptr;  // where its elements lie if not one behind the other
+  const Pieces* pieces = nullptr;  // the layout of its elements; null: contiguous
 
   Storage storage() const noexcept { return of[kind::param].storage; }
 
-  // Its gradient from element `first` on.
+  // The gradient from element `first` on.
   Stream grad(std::int64_t first) const noexcept { return stream_at(of[kind::grad], first); }
 
-  // The elements of one of its arrays, from `first` on; null where it takes no part.
+  // The elements of one of its arrays from `first` on; null if it has no such array.
   template <class T>
   T* array(Kind kind, std::int64_t first = 0) const noexcept {
     return static_cast<T*>(stream_at(of[kind], first).data);
   }
 };
 
-// A tensor without arrays, of this storage and size. Its state is stored as the table says.
+// Returns a tensor with null arrays. state_kinds determines the storage of its state.
 inline TensorRef make_tensor(Storage param, std::int64_t size) noexcept {
   TensorRef tensor;
   tensor.of[kind::param].storage = tensor.of[kind::grad].storage = param;
@@ -45,8 +45,8 @@ inline TensorRef make_tensor(Storage param, std::int64_t size) noexcept {
   return tensor;
 }
 
-// Tensors laid end to end, cut into parts of equal bytes at the edges of tiles (or of blocks, which
-// are what partial sums of squares are kept of). Where the cuts fall depends on the sizes alone.
+// Tensors laid end to end and cut into parts of equal bytes. Cuts fall on tile edges, or on block
+// edges for passes that keep one partial sum of squares per block. They depend on the sizes alone.
 class TensorList {
  public:
   TensorList() = default;
@@ -71,13 +71,12 @@ class TensorList {
     if (from.element < to.element) body(from.tensor, from.element, to.element);
   }
 
-  // Elements of a block of this tensor: a multiple of tile_size, and such that no tensor has more
-  // than max_blocks.
+  // Elements per block of a tensor of this size: the smallest multiple of tile_size that yields at
+  // most max_blocks blocks.
   static std::int64_t block_size(std::int64_t size) noexcept;
   static constexpr std::int64_t max_blocks = 4096;
 
-  // Where the blocks of a tensor begin in a list of the blocks of all tensors, and how many all
-  // are.
+  // Index of the first block of a tensor among the blocks of all tensors, and their total number.
   std::int64_t first_block(std::size_t tensor) const noexcept { return first_block_[tensor]; }
   std::int64_t blocks() const noexcept { return first_block_.empty() ? 0 : first_block_.back(); }
 
@@ -89,9 +88,9 @@ class TensorList {
   Cut cut(int part, int parts, Edge edge) const noexcept;
 
   std::vector<TensorRef> tensors_;
-  std::vector<std::int64_t>
-      first_byte_;  // of each tensor's parameter, laid end to end; one more entry for the total
-  std::vector<std::int64_t> first_block_;  // likewise
+  // Prefix sums over the tensors, with one more entry for the total.
+  std::vector<std::int64_t> first_byte_;  // of the parameters
+  std::vector<std::int64_t> first_block_;
   std::int64_t elements_ = 0;
 };
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// See "man 7 cgroups" and "man 5 proc". Where the groups are mounted is read from mountinfo, since
-// a path in /proc/self/cgroup begins at the root of the hierarchy, and in a container only a part
-// of that is mounted: mountinfo says which.
+// See "man 7 cgroups" and "man 5 proc". A path in /proc/self/cgroup starts at the root of the
+// hierarchy, but a container mounts only part of it. mountinfo tells which part, and where.
 #include "parallel/cpu_quota.hpp"
 
 #include <algorithm>
@@ -25,22 +24,22 @@
 namespace fusedadam {
 namespace {
 
-// A hierarchy of control groups, and where in it this process is.
+// A hierarchy of control groups, and this process's place in it.
 struct Hierarchy {
   bool unified;      // version 2
-  std::string path;  // of the process' group
+  std::string path;  // of this process's group
 };
 
 struct Mount {
-  std::string root;   // the group that is mounted
-  std::string point;  // where
+  std::string root;   // path of the mounted group
+  std::string point;  // mount point
 };
 
 bool has_item(const std::string& list, const std::string& item) {
   return (',' + list + ',').find(',' + item + ',') != std::string::npos;
 }
 
-// The kernel writes a space, a backslash and the like as \ooo.
+// The kernel escapes spaces, backslashes and the like as \ooo.
 std::string unescaped(const std::string& text) {
   std::string plain;
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -56,7 +55,7 @@ std::string unescaped(const std::string& text) {
   return plain;
 }
 
-// Lines "2:cpu,cpuacct:/path", and "0::/path" of version 2.
+// Parses lines "2:cpu,cpuacct:/path" and, for version 2, "0::/path".
 std::vector<Hierarchy> hierarchies(const std::string& root) {
   std::vector<Hierarchy> found;
   std::ifstream file(root + "/proc/self/cgroup");
@@ -73,7 +72,7 @@ std::vector<Hierarchy> hierarchies(const std::string& root) {
   return found;
 }
 
-// Lines "36 35 98:0 ROOT POINT OPTIONS [FIELD...] - TYPE SOURCE OPTIONS".
+// Parses lines "36 35 98:0 ROOT POINT OPTIONS [FIELD...] - TYPE SOURCE OPTIONS".
 std::vector<Mount> mounts_of(const Hierarchy& hierarchy, const std::string& root) {
   std::vector<Mount> found;
   std::ifstream file(root + "/proc/self/mountinfo");
@@ -95,7 +94,7 @@ std::vector<Mount> mounts_of(const Hierarchy& hierarchy, const std::string& root
   return found;
 }
 
-// The part of a group's path below the mounted group; no value where it is not below.
+// Returns the part of a group's path below the mounted group; nullopt if it is not below.
 std::optional<std::string> below(const std::string& path, const Mount& mount) {
   const std::string top = mount.root == "/" ? std::string() : mount.root;
   const bool is_below =
@@ -104,7 +103,7 @@ std::optional<std::string> below(const std::string& path, const Mount& mount) {
   return path.substr(top.size());
 }
 
-// The words of a file that is short; none of one that is not.
+// Returns the words of a file of fewer than 64 bytes, and none for a longer file.
 std::vector<std::string> words_of(const std::string& name) {
   char buffer[64];
   std::ifstream file(name);
@@ -131,27 +130,28 @@ std::optional<double> quota_of(const std::string& group, bool unified) {
     for (std::string& word : words_of(group + "/cpu.cfs_period_us")) words.push_back(word);
   }
   if (words.size() != 2) return std::nullopt;
-  const std::optional<double> quota = positive(words[0]);  // none is "max" or -1
+  const std::optional<double> quota = positive(words[0]);  // "max" or -1: no quota
   const std::optional<double> period = positive(words[1]);
   if (!quota || !period) return std::nullopt;
   return *quota / *period;
 }
 
-void take_less(std::optional<double>& quota, std::optional<double> other) {
+void keep_smaller(std::optional<double>& quota, std::optional<double> other) {
   if (other && (!quota || *other < *quota)) quota = other;
 }
 
 }  // namespace
 
 std::optional<double> cpu_quota(const std::string& root) noexcept {
-  // A quotient that is rounded raises a flag.
+  // The division may raise the inexact flag, which the caller must not see.
   const DefaultFloatEnvironment environment;
   try {
     std::optional<double> quota;
     for (const Hierarchy& hierarchy : hierarchies(root)) {
       std::vector<Mount> mounts = mounts_of(hierarchy, root);
-      // Of several, such that others' groups are mounted too, those around this process. Where
-      // there is none, a container has its own group mounted under a name of the host's.
+      // Keep the mounts that contain this process; those of other processes' groups may be among
+      // them. If none does, keep all: in such a container the mounted group is the process's own,
+      // under another path.
       const auto around = [&](const Mount& mount) {
         return below(hierarchy.path, mount).has_value();
       };
@@ -159,7 +159,7 @@ std::optional<double> cpu_quota(const std::string& root) noexcept {
       for (const Mount& mount : mounts) {
         std::string group = below(hierarchy.path, mount).value_or("");
         while (true) {
-          take_less(quota, quota_of(root + mount.point + group, hierarchy.unified));
+          keep_smaller(quota, quota_of(root + mount.point + group, hierarchy.unified));
           if (group.empty()) break;
           group.resize(group.rfind('/'));
         }
@@ -173,7 +173,8 @@ std::optional<double> cpu_quota(const std::string& root) noexcept {
 
 int asked_threads(const char* omp_num_threads) noexcept {
   if (omp_num_threads == nullptr) return 0;
-  // A list has a number for each level of nested regions. One that is wrong spoils it all.
+  // A list has one number per level of nested regions. One invalid entry invalidates the whole
+  // list.
   long first = 0;
   for (const char* text = omp_num_threads;; ++text) {
     char* end = nullptr;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How many CPUs a process is meant to use, by its control groups and its environment.
+// The number of CPUs that a process should use, from its control groups and its environment.
 #pragma once
 
 #include <optional>
@@ -8,18 +8,18 @@
 
 namespace fusedadam {
 
-// The CPU time that the control groups of this process (Linux, version 1 and 2) let it use, in
-// CPUs: the least quota of its own group and those around it. No value where there is none, or none
-// that can be read. A process in a container sees its groups from the container's own on. `root` is
-// the directory in which proc and the mounts are found.
+// Returns the CPU quota of this process in CPUs: the smallest quota of its control group and the
+// groups around it (Linux, version 1 and 2). In a container only the container's own group and
+// those below it are visible. Returns nullopt if there is no quota or none that can be read. `root`
+// is the directory that contains proc and the mounts.
 std::optional<double> cpu_quota(const std::string& root = {}) noexcept;
 
-// The threads that a value of OMP_NUM_THREADS asks for at the outermost level; 0 for none, also
-// where OpenMP would not take it.
+// Returns the number of threads that a value of OMP_NUM_THREADS requests at the outermost level; 0
+// if it is null or invalid.
 int asked_threads(const char* omp_num_threads) noexcept;
 
-// The most threads to use where nobody has set a number in the program: what the variable asks
-// for, or as many as use up the quota, whichever is more.
+// Returns the largest default number of threads: the number requested by OMP_NUM_THREADS or the
+// quota, rounded up, whichever is larger.
 int most_threads(std::optional<double> quota, int asked) noexcept;
 
 }  // namespace fusedadam

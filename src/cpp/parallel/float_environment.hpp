@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// The IEEE default floating-point environment for the life of an object: round to nearest,
-// subnormals kept, traps off. The state of the thread is restored afterwards, exception flags
-// included, so a step neither sees nor changes what its caller has set.
+// Sets the IEEE default floating-point environment (round to nearest, subnormals kept, traps off)
+// for the lifetime of an object. The destructor restores the previous state, including exception
+// flags. A step therefore neither sees nor changes the caller's settings.
 #pragma once
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -21,8 +21,8 @@ class DefaultFloatEnvironment {
   DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
 
 #if defined(__x86_64__) || defined(_M_X64)
-  // Written to the registers and not through <cfenv>, whose functions also save the x87 unit (some
-  // 100 cycles) and whose treatment of FTZ and DAZ is not portable.
+  // Writes the register directly: the functions of <cfenv> also save the x87 state (about 100
+  // cycles), and their treatment of FTZ and DAZ is not portable.
   DefaultFloatEnvironment() noexcept : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
   ~DefaultFloatEnvironment() { _mm_setcsr(saved_); }
 

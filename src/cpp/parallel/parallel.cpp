@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The only file that knows OpenMP.
+// The only file that uses OpenMP.
 #include "parallel/parallel.hpp"
 
 #include <algorithm>
@@ -32,7 +32,7 @@
 namespace fusedadam {
 namespace {
 
-// What set_num_threads() asked for, 0 for nothing, and what OpenMP said at that time.
+// The number given to set_num_threads() (0: none), and OpenMP's number at that time.
 struct Request {
   std::atomic<int> threads{0};
   std::atomic<int> openmp_threads{0};
@@ -41,14 +41,14 @@ struct Request {
 Request request;
 std::atomic<bool> in_forked_child{false};
 
-// What holds where nobody has asked for a number of threads in the program.
+// Defaults, used until set_num_threads() is called.
 struct Defaults {
   int asked = asked_threads(std::getenv("OMP_NUM_THREADS"));
   int most = most_threads(cpu_quota(), asked);
 };
 
-// As they were when this library was loaded, which is when OpenMP looks at the variable and the
-// CPUs, too. A step would read files, and the environment beside a thread that changes it.
+// Evaluated when the library is loaded, as OpenMP does. A step should not read files, and getenv()
+// in a step would race with threads that change the environment.
 const Defaults& defaults() {
   static const Defaults of_this_process;
   return of_this_process;
@@ -56,16 +56,16 @@ const Defaults& defaults() {
 [[maybe_unused]] const Defaults& at_load = defaults();
 
 #if FUSEDADAM_HAS_FORK
-// An OpenMP runtime's threads do not survive fork(), but libgomp goes on to wait for them (GCC bug
-// 52303). Whether any library of this process had started them cannot be asked, so a child runs
-// serially. Exec'd processes are not concerned.
+// The threads of an OpenMP runtime do not survive fork(), but libgomp still waits for them (GCC bug
+// 52303). There is no way to ask whether any library of the process has started them, so forked
+// children run serially. Programs started by exec() are not affected.
 [[maybe_unused]] const int fork_handler =
     pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true); });
 #endif
 
-// The parts of one call: a run of neighbours for each thread, which it takes from the front, and
-// what others have left of theirs once its own are done. On a quiet machine every thread thus works
-// on the same memory at each step; one that comes late, or shares its core, holds up nobody.
+// Work stealing over the parts of one call. Each thread starts with its own run of consecutive
+// parts, then steals from the other runs. On an idle machine each thread thus works on the same
+// memory in every step. A thread that starts late or shares its core does not delay the others.
 class Parts {
  public:
   Parts(int parts, int threads) noexcept : parts_(parts), runs_(std::min(threads, most_runs)) {
@@ -86,12 +86,12 @@ class Parts {
  private:
   int first(int run) const noexcept { return static_cast<int>(std::int64_t{parts_} * run / runs_); }
 
-  // More threads than that share runs.
+  // With more threads than this, threads share runs.
   static constexpr int most_runs = 256;
 
   int parts_;
   int runs_;
-  std::atomic<int> next_[most_runs];  // the part of each run that is next
+  std::atomic<int> next_[most_runs];  // next part of each run
 };
 
 #if FUSEDADAM_OPENMP
@@ -99,30 +99,30 @@ class Parts {
 int runtime_threads() { return std::max(1, omp_get_max_threads()); }
 bool in_parallel_region() { return omp_in_parallel() != 0; }
 
-// The end of a region waits for every thread of it, and libgomp spins there for milliseconds. A
-// thread that slept may have been woken on the very core on which this one would spin: it gets the
-// core if this one sleeps.
+// A parallel region waits for all threads at its end, and libgomp spins there for milliseconds. If
+// the OS has placed a waking thread on this core, spinning would keep it from running. So this
+// thread spins only briefly and then sleeps.
 void wait_for_all(const std::atomic<int>& arrived, int threads) {
-  constexpr int spins = 4000;  // a few microseconds, in which a thread that did not sleep is there
+  constexpr int spins = 4000;  // a few microseconds, enough for a thread that is awake
   for (int i = 0; arrived.load(std::memory_order_relaxed) < threads; ++i) {
     if (i >= spins) std::this_thread::sleep_for(std::chrono::microseconds(10));
   }
 }
 
-// An OpenMP runtime ends the process where it cannot start a thread, for want of memory or by a
-// limit of the system. So it is asked for threads only after as many were started here, all at
-// once: once by each thread of the caller, since each gets threads of its own. Returns for how many
-// the runtime can be asked.
+// OpenMP runtimes end the process if they cannot start a thread, for lack of memory or because of a
+// system limit. To prevent that, start as many std::threads first, all at once. This is done once
+// per calling thread, since each has its own OpenMP team. Returns the number of threads that the
+// runtime can be asked for.
 int startable_threads(int threads) noexcept {
   thread_local int started = 1;
   if (threads <= started) return threads;
   std::atomic<bool> all_there{false};
-  std::vector<std::thread> others;  // not std::jthread, which Apple's library lacks
+  std::vector<std::thread> others;  // not std::jthread: missing in Apple's library
   try {
     others.reserve(static_cast<std::size_t>(threads));
     for (int i = 1; i < threads; ++i) others.emplace_back([&] { all_there.wait(false); });
     started = threads;
-  } catch (const std::exception&) {  // as many as ever before, which the runtime still has
+  } catch (const std::exception&) {  // `started` threads are still available to the runtime
   }
   all_there.store(true);
   all_there.notify_all();
@@ -155,7 +155,8 @@ bool run_on_threads(int threads, int parts, void (*body)(void*, int), void* cont
 
 int allowed_cpus() {
 #if defined(__linux__)
-  // The standard library counts those of the system. Fails where there are more than CPU_SETSIZE.
+  // hardware_concurrency() may ignore the affinity mask. sched_getaffinity() fails with more than
+  // CPU_SETSIZE CPUs.
   cpu_set_t cpus;
   if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) return CPU_COUNT(&cpus);
 #endif
@@ -176,7 +177,7 @@ bool run_on_threads(int threads, int parts, void (*body)(void*, int), void* cont
   for (int i = 1; i < threads; ++i) {
     try {
       others.emplace_back(run, i);
-    } catch (const std::exception&) {  // no thread, or no memory for one: the others have its parts
+    } catch (const std::exception&) {  // cannot start a thread: the others steal its parts
       break;
     }
   }

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT
 //
-// Runs the parts of a step on threads. The public side is include/fusedadam/threads.hpp.
+// Runs the parts of a step on threads. The public interface is fusedadam/threads.hpp.
 #pragma once
 
 namespace fusedadam {
 
-// What set_num_threads() asks for, which has checked it.
+// Implements set_num_threads(), which has checked the argument.
 void request_threads(int threads) noexcept;
 
-// Calls body(part) once for every part in [0, parts), in any order, on `threads` threads at most,
-// and returns when all are done. `threads` is of those that get_num_threads() allows. Each thread
-// begins with a run of neighbouring parts of its own, the same in each call, and then takes what
-// others have left of theirs. One part runs on the calling thread and enters no parallel region.
-// The body must not throw. Returns whether threads made it faster: false where waiting for them
-// took longer than the parts would have on those that came in time.
+// Calls body(part) once for every part in [0, parts), in any order, on at most `threads` threads,
+// and returns when all are done. `threads` must not exceed get_num_threads(). Each thread starts
+// with its own run of consecutive parts, the same in each call, then steals from others. With a
+// single part, runs on the calling thread without a parallel region. The body must not throw.
+// Returns whether threads paid off: false if waiting for late threads took longer than running all
+// parts on the threads that were on time.
 bool parallel_for(int threads, int parts, void (*body)(void* context, int part), void* context);
 
 template <class Body>

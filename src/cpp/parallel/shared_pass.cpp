@@ -12,7 +12,7 @@
 namespace fusedadam {
 namespace {
 
-PassesUnderWay passes_under_way{0};
+ElementsInFlight elements_in_flight{0};
 
 }  // namespace
 
@@ -27,7 +27,7 @@ int parts_of_pass(std::int64_t elements, int threads) noexcept {
 }
 
 void run_pass(std::int64_t elements, void (*body)(void*, int, int), void* context) {
-  const ThreadShare share(passes_under_way, elements,
+  const ThreadShare share(elements_in_flight, elements,
                           elements < smallest_shared ? 1 : get_num_threads());
   int parts = parts_of_pass(elements, share.threads());
   if (parts > 1) {

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: MIT
 //
-// How a pass over memory is shared by threads.
+// Splits a pass over memory among threads.
 #pragma once
 
 #include <cstdint>
 
 namespace fusedadam {
 
-// Elements. One thread has finished a smaller pass before others would have started.
+// Elements. One thread finishes a smaller pass before others would have started.
 inline constexpr std::int64_t smallest_shared = 32768;
 
-// How a pass over so many elements divides among at most `threads` threads: 1 part runs on the
-// calling thread. More parts than threads, so that a thread that is held up can leave some to the
-// others.
+// Returns the number of parts of a pass over `elements` elements on at most `threads` threads. 1
+// part runs on the calling thread. There are more parts than threads, so that others can steal from
+// a thread that is delayed.
 int parts_of_pass(std::int64_t elements, int threads) noexcept;
 
-// Calls body(part, parts) once for each of the parts of a pass over so many elements, on as many
-// threads as are worth it, each in the default floating-point environment. Passes that run at the
-// same time share the threads. The body must not throw.
+// Calls body(part, parts) once for each part of a pass over `elements` elements, on as many threads
+// as pay off, each in the default floating-point environment. Concurrent passes share the threads.
+// The body must not throw.
 void run_pass(std::int64_t elements, void (*body)(void* context, int part, int parts),
               void* context);
 

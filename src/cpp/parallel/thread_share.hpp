@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How passes that run at once, on threads of the caller's, share the CPUs.
+// Splits the threads among passes that callers run concurrently.
 #pragma once
 
 #include <algorithm>
@@ -9,20 +9,21 @@
 
 namespace fusedadam {
 
-// Elements of all passes that are under way.
-using PassesUnderWay = std::atomic<std::int64_t>;
+// Total number of elements of all passes in flight.
+using ElementsInFlight = std::atomic<std::int64_t>;
 
-// A pass that is under way, and its share of the threads: by its elements, of those of all that had
-// begun, at least one thread. With all threads for each, a thread of one would wait for the CPU
-// behind another's, and everyone at the end of a region for it. What has begun keeps its threads.
+// A pass in flight and its share of the threads: proportional to its elements among all passes in
+// flight when it started, at least one thread. If each pass used all threads, the CPUs would be
+// oversubscribed, and every parallel region would wait at its end for descheduled threads. A
+// running pass keeps its threads.
 class ThreadShare {
  public:
-  ThreadShare(PassesUnderWay& all, std::int64_t elements, int threads) noexcept
+  ThreadShare(ElementsInFlight& all, std::int64_t elements, int threads) noexcept
       : all_(all), elements_(threads == 1 ? 0 : elements), threads_(threads) {
     if (elements_ == 0) return;
     const std::int64_t others = all_.fetch_add(elements_, std::memory_order_relaxed);
     const std::int64_t sum = others + elements_;
-    // No overflow below 2^51 elements, since threads are max_threads at most.
+    // No overflow below 2^51 elements, since threads <= max_threads.
     threads_ = static_cast<int>(std::max<std::int64_t>(1, (threads * elements_ + sum / 2) / sum));
   }
   ~ThreadShare() {
@@ -34,7 +35,7 @@ class ThreadShare {
   int threads() const noexcept { return threads_; }
 
  private:
-  PassesUnderWay& all_;
+  ElementsInFlight& all_;
   std::int64_t elements_;
   int threads_;
 };

@@ -18,7 +18,7 @@ namespace {
 
 using Edge = TensorList::Edge;
 
-// The constants of a group of tensors, in both compute types.
+// The kernel constants of a group of tensors, in both compute types.
 class GroupConstants {
  public:
   GroupConstants(const AdamSettings& settings, const StepScalars& scalars, double loss_scale,
@@ -152,7 +152,7 @@ void AdamPlan::begin() const {
         for (const StateKind& state : state_kinds) {
           touch(tensor.of[state.kind], first, end);
           T* const array = tensor.array<T>(state.kind, first);
-          if (state.beginning == Beginning::as_param && array != nullptr && param != nullptr) {
+          if (state.initial == InitialValue::as_param && array != nullptr && param != nullptr) {
             std::copy_n(param, end - first, array);
           }
         }

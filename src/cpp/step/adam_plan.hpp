@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The prepared form of a step: tensors checked and laid out once, stepped many times. Callers have
+// A prepared step: tensors are checked and laid out once, and stepped many times. Callers have
 // checked all memory, options and counts.
 #pragma once
 
@@ -17,8 +17,7 @@
 
 namespace fusedadam {
 
-// What a group of tensors shares: its settings, and the number of steps that its moments have
-// taken.
+// Settings of a group of tensors, and the number of steps that its moments have taken.
 struct StepGroup {
   const AdamSettings* settings = nullptr;
   std::int64_t steps = 0;
@@ -30,42 +29,42 @@ class AdamPlan {
   // @throws std::bad_alloc
   explicit AdamPlan(std::vector<TensorRef> tensors);
 
-  // Pointers and groups may be exchanged between steps, sizes and the parameters' storage may not.
+  // Pointers and groups may change between steps; sizes and the parameters' storage may not.
   std::span<TensorRef> tensors() noexcept { return list_.tensors(); }
   std::span<const TensorRef> tensors() const noexcept { return list_.tensors(); }
   std::int64_t elements() const noexcept { return list_.elements(); }
 
-  // One call: it takes, accumulates for or skips a step over all tensors, each with the settings of
-  // its group. The tensors have the arrays that their settings need, and no others. There is one
-  // group at least, and `progress` is valid for it.
+  // Executes one call: takes, accumulates or skips a step over all tensors, each with the settings
+  // of its group. Tensors have exactly the arrays that their settings need. Preconditions: there is
+  // at least one group, and `progress` is valid for it.
   // @throws std::bad_alloc  before anything is written.
   StepOutcome step(std::span<const StepGroup> groups, AdamProgress& progress);
 
-  // The same without an optimizer that counts. One call is one step: no group accumulates gradients
-  // or has a dynamic loss scale; loss_scale and skip_nonfinite are those of the first.
+  // Takes one step without an AdamProgress. No group may accumulate gradients or use a dynamic loss
+  // scale. loss_scale and skip_nonfinite are those of the first group.
   // @throws std::bad_alloc  before anything is written.
   StepOutcome step(std::span<const StepGroup> groups);
 
-  // Touches each page of the state first on the thread that will step it. All of it must be zeros;
-  // averages then begin as their parameters, where these are known.
+  // Initializes the state: first touch of each page by the thread that will step it. The state must
+  // be zeros. Averages become copies of their parameters, unless those are null.
   void begin() const;
 
-  // Exchanges parameters and averages.
+  // Swaps parameters and averages.
   void swap_averages() const;
 
  private:
-  // `iterations` are those of the optimizer; without, the groups count for it.
+  // `iterations` is the optimizer's count; if absent, each group's own count is used.
   StepOutcome take(std::span<const StepGroup> groups, std::optional<std::int64_t> iterations,
                    double loss_scale);
 
   TensorList list_;
-  std::vector<BetaPowers> powers_;  // of each group
-  GradientSums sums_;               // kept between steps, empty until one needs a norm
+  std::vector<BetaPowers> powers_;  // one per group
+  GradientSums sums_;               // reused between steps; empty until one needs a norm
 };
 
-// What the gradient stage of a step makes of the gradients, written to the tensors' `param`: each
-// is unscaled by `loss_scale` and clipped. False, and nothing is written, where that leaves these
-// gradients as they are.
+// Writes the output of a step's gradient stage to the tensors' `param`: gradients unscaled by
+// `loss_scale` and clipped. Returns false and writes nothing if that would leave all gradients
+// unchanged.
 // @throws std::bad_alloc
 bool clip_gradients(const TensorList& tensors, const AdamSettings& settings, double loss_scale);
 

@@ -33,7 +33,7 @@ void sum_blocks(const Kernels<T>& kernels, const TensorRef& tensor, std::int64_t
   }
 }
 
-// Of a tensor whose sum of squares is infinite.
+// For a tensor whose sum of squares is infinite.
 bool all_finite(const TensorRef& tensor) {
   if (tensor.storage() != Storage::f64) return false;  // no square of a float overflows
   const auto* grad = tensor.array<const double>(kind::grad);

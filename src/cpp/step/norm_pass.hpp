@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The pass over the gradients that comes before a step's own: norms, and whether all are finite.
+// The pass over the gradients before that of the step: norms, and the check for gradients that are
+// not finite.
 #pragma once
 
 #include <vector>
@@ -12,21 +13,21 @@ namespace fusedadam {
 // Sums of squares, deterministic for every thread count and instruction set (docs/numerics.md).
 struct GradientSums {
   std::vector<double> blocks;   // scratch memory
-  std::vector<double> tensors;  // of each tensor's gradient
-  double total = 0;             // of all, in the order of the list
+  std::vector<double> tensors;  // one per tensor
+  double total = 0;             // over all tensors, in list order
 };
 
-// Makes room for sum_gradients(). @throws std::bad_alloc
+// Allocates the sums for sum_gradients(). @throws std::bad_alloc
 void reserve(const TensorList& tensors, GradientSums& sums);
 
-// Sums over all gradients: where a tensor has an accumulator, over accumulator + grad.
+// Sums the squares of grad, or of accumulator + grad if a tensor has an accumulator.
 void sum_gradients(const TensorList& tensors, GradientSums& sums);
 
-// Whether every gradient is finite. A finite sum says so by itself; squares of large doubles
-// overflow, and then each element is looked at.
+// Whether all gradients are finite. A finite sum proves it. An infinite sum does not disprove it,
+// since squares of large doubles overflow; then the elements are checked.
 bool all_finite(const TensorList& tensors, const GradientSums& sums);
 
-// The square root of the total. @throws std::bad_alloc
+// Returns the square root of the total. @throws std::bad_alloc
 double global_norm(const TensorList& tensors);
 
 }  // namespace fusedadam

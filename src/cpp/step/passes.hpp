@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// A pass over all tensors of a step.
+// Passes over all tensors of a step.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,9 @@
 
 namespace fusedadam {
 
-// Calls body.operator()<T>(index, first element, end element), T being the type that the tensor is
-// computed in, for each piece of each tensor, on as many threads as are worth it, each in the
-// default floating-point environment.
+// Calls body.operator()<T>(index, first element, end element) for each piece of each tensor, with
+// the tensor's compute type T, on as many threads as pay off, each in the default floating-point
+// environment.
 template <class Body>
 void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) {
   run_pass(list.elements(), [&](int part, int parts) {

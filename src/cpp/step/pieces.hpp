@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Where the elements of a tensor and of its gradient lie.
+// Tensors whose elements, or those of their gradient, are not contiguous.
 #pragma once
 
 #include <cstddef>
@@ -10,21 +10,21 @@
 
 namespace fusedadam {
 
-// Works on a contiguous piece of a tensor: n elements of its gradient from `grad_first` on, and of
-// its other arrays from `first` on.
+// Processes a contiguous piece of a tensor: n elements, of the gradient from `grad_first` on, of
+// the other arrays from `first` on.
 using PieceBody = void (*)(void* context, const TensorStreams& tensor, std::size_t first,
                            std::size_t grad_first, std::size_t n);
 
-// A tensor whose elements, or those of its gradient, do not lie one behind the other.
+// The layout of a tensor or gradient that is not contiguous.
 class Pieces {
  public:
   virtual ~Pieces() = default;
 
-  // Elements of the gradient in memory.
+  // Number of elements of the gradient in memory.
   virtual std::int64_t gradient_size() const noexcept = 0;
 
-  // The gradient of the elements [first, first + n), n <= tile_size: in its own memory, or gathered
-  // in `staging`, which has room for a tile.
+  // Returns the gradient of the elements [first, first + n), n <= tile_size, in place or gathered
+  // in `staging`, which holds a tile.
   virtual Stream gradient_tile(std::int64_t first, std::int64_t n, void* staging) const = 0;
 
   // Calls `body` for each contiguous piece of the elements [first, end).
@@ -37,7 +37,7 @@ class Pieces {
   Pieces& operator=(const Pieces&) = default;
 };
 
-// The same for any tensor. A dense one is a single piece.
+// The same for any tensor. A contiguous tensor is a single piece.
 
 inline std::int64_t gradient_size(const TensorRef& tensor) noexcept {
   return tensor.pieces == nullptr ? tensor.size : tensor.pieces->gradient_size();

@@ -8,8 +8,8 @@
 namespace fusedadam {
 namespace {
 
-// Repeated squaring; Number offers multiplication, and is_negligible(Number) tells that a factor
-// takes the result below 2^-200.
+// Exponentiation by squaring. Number needs operator* and is_negligible(Number), which is true below
+// 2^-200. Returns false if the result is negligible.
 template <class Number>
 bool square_and_multiply(Number factor, std::int64_t exponent, Number& result) noexcept {
   bool have_result = false;
@@ -26,7 +26,7 @@ bool square_and_multiply(Number factor, std::int64_t exponent, Number& result) n
   }
 }
 
-// The unevaluated sum high + low, with low at most half a unit in the last place of high.
+// The unevaluated sum high + low, with |low| at most half an ulp of high.
 struct DoubleDouble {
   double high;
   double low;
@@ -43,7 +43,7 @@ DoubleDouble operator*(const DoubleDouble& a, const DoubleDouble& b) noexcept {
 
 bool is_negligible(const DoubleDouble& x) noexcept { return x.high < 0x1p-200; }
 
-// mantissa / 2^256 * 2^exponent, truncated. The limbs are little-endian and the top bit is set.
+// mantissa / 2^256 * 2^exponent, truncated. Limbs are little-endian; the top bit is set.
 struct Wide {
   static constexpr std::size_t limbs = 8;
   static constexpr int limb_bits = 32;
@@ -71,8 +71,7 @@ Wide operator*(const Wide& a, const Wide& b) noexcept {
     }
     product[i + Wide::limbs] = static_cast<std::uint32_t>(carry);
   }
-  // Both factors are in [1/2, 1), so the product is in [1/4, 1) and needs a shift of one bit at
-  // most.
+  // Both factors are in [1/2, 1), so the product is in [1/4, 1): shift by at most one bit.
   const unsigned shift = (product.back() >> (Wide::limb_bits - 1)) == 0 ? 1 : 0;
   Wide result{{}, a.exponent + b.exponent - static_cast<int>(shift)};
   for (std::size_t i = 0; i < Wide::limbs; ++i) {
@@ -83,7 +82,7 @@ Wide operator*(const Wide& a, const Wide& b) noexcept {
   return result;
 }
 
-// A mantissa is in [1/2, 1).
+// The mantissa is in [1/2, 1).
 bool is_negligible(const Wide& x) noexcept { return x.exponent < -199; }
 
 double to_double(const Wide& x) noexcept {
@@ -117,8 +116,8 @@ double RunningPower::operator()(double base, std::int64_t exponent) noexcept {
   high_ = result.high;
   low_ = result.low;
   if (is_negligible(result)) return 0.0;
-  // The relative errors of two factors add up, and each product adds one more: in whatever order,
-  // below 2 * exponent * 2^-103 in all.
+  // Relative errors of factors add up, and each product adds one more. In any order, the total is
+  // below 2 * exponent * 2^-103.
   const double error = result.high * static_cast<double>(exponent) * 0x1p-102;
   const bool certain = result.high + (result.low - error) == result.high + (result.low + error);
   return certain ? result.high : power_wide(base, exponent);
@@ -126,7 +125,7 @@ double RunningPower::operator()(double base, std::int64_t exponent) noexcept {
 
 double power_wide(double base, std::int64_t exponent) noexcept {
   Wide result{};
-  // Below 2^-200 of relative error for exponents up to 2^53, against 2^-53 for a double.
+  // Relative error below 2^-200 for exponents up to 2^53; a double has 2^-53.
   return square_and_multiply(make_wide(base), exponent, result) ? to_double(result) : 0.0;
 }
 

@@ -5,14 +5,13 @@
 
 namespace fusedadam {
 
-// base^exponent for 0 <= base < 1 and exponent >= 1, correctly rounded: libm's pow() differs in the
-// last bit from machine to machine. A result below 2^-200 is returned as 0, since 1 - result, for
-// which it is meant, is 1 from 2^-54 downwards.
+// Returns base^exponent, correctly rounded, for 0 <= base < 1 and exponent >= 1: libm's pow()
+// differs in the last bit between machines. Results below 2^-200 become 0: callers subtract the
+// result from 1, and any result below 2^-54 leaves 1.
 double power(double base, std::int64_t exponent) noexcept;
 
-// The same for one base and exponents that go up by one, as from step to step: a single product
-// then, where power() takes two for each digit of the exponent. Any other base or exponent starts
-// anew.
+// power() for exponents that increase by one from call to call: one product instead of two per bit
+// of the exponent. Any other base or exponent restarts the computation.
 class RunningPower {
  public:
   double operator()(double base, std::int64_t exponent) noexcept;
@@ -24,8 +23,8 @@ class RunningPower {
   double low_ = 0;
 };
 
-// The same by 256-bit arithmetic: for the rare result too close to the middle between two doubles,
-// and for tests.
+// power() in 256-bit arithmetic: for the rare result too close to the midpoint of two doubles, and
+// for tests.
 double power_wide(double base, std::int64_t exponent) noexcept;
 
 }  // namespace fusedadam

@@ -6,8 +6,10 @@
 namespace fusedadam {
 namespace {
 
-// One more, up to the largest count, where it stays: else a state could not be restored.
-std::int64_t counted(std::int64_t count) noexcept { return std::min(count + 1, max_iterations); }
+// Saturates at max_iterations, the largest count that can be restored.
+std::int64_t incremented(std::int64_t count) noexcept {
+  return std::min(count + 1, max_iterations);
+}
 
 }  // namespace
 
@@ -29,9 +31,9 @@ AdamProgress after(StepOutcome outcome, const AdamProgress& progress,
   }
   next.accumulated = 0;
   if (outcome == StepOutcome::taken) {
-    next.iterations = counted(progress.iterations);
+    next.iterations = incremented(progress.iterations);
   } else {
-    next.skipped_steps = counted(progress.skipped_steps);
+    next.skipped_steps = incremented(progress.skipped_steps);
   }
   if (!settings.dynamic_loss_scale) return next;
   if (outcome == StepOutcome::skipped) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How the counts of include/fusedadam/progress.hpp change.
+// State transitions of AdamProgress.
 #pragma once
 
 #include "fusedadam/options.hpp"
@@ -11,13 +11,13 @@ namespace fusedadam {
 // The largest value of AdamProgress::dynamic_loss_scale.
 inline constexpr double largest_loss_scale = 0x1p127;
 
-// What the next call will do if its gradients are finite: accumulate, or step.
+// Whether the next call takes a step, if its gradients are finite, rather than accumulating.
 bool completes_a_step(const AdamProgress& progress, const AdamSettings& settings) noexcept;
 
-// The scale of the loss whose gradients the next call takes; 1 without one.
+// The loss scale of the gradients of the next call; 1 if loss scaling is off.
 double current_loss_scale(const AdamProgress& progress, const AdamSettings& settings) noexcept;
 
-// The counts after a call.
+// Returns the progress after a call with this outcome.
 AdamProgress after(StepOutcome outcome, const AdamProgress& progress,
                    const AdamSettings& settings) noexcept;
 

@@ -11,14 +11,13 @@
 namespace fusedadam {
 namespace {
 
-// A gradient by the row that it belongs to and its place in the list.
+// The row of a gradient, and its position in the list.
 struct Entry {
   std::int64_t row;
   std::size_t place;
 };
 
-// By row, and those of one row in the order in which they came: digit by digit, the lowest first,
-// so that the time is proportional to the number of entries.
+// Stable radix sort by row, least significant digit first: linear in the number of entries.
 std::vector<Entry> sorted_by_row(std::vector<Entry> entries, std::int64_t largest_row) {
   constexpr int digit_bits = 11;
   constexpr std::size_t digits = std::size_t{1} << digit_bits;
@@ -36,10 +35,10 @@ std::vector<Entry> sorted_by_row(std::vector<Entry> entries, std::int64_t larges
   return entries;
 }
 
-// Writes the sum of each row's gradients; `entries` are sorted by row.
+// Writes the sum of each row's gradients. `entries` must be sorted by row.
 template <class T>
 void add_up(std::span<const Entry> entries, const T* grads, std::size_t width, T* out) {
-  T* total = nullptr;  // of the row of the entry before
+  T* total = nullptr;  // sum of the current row
   std::int64_t row = -1;
   for (const Entry& entry : entries) {
     const T* grad = grads + entry.place * width;
@@ -53,7 +52,7 @@ void add_up(std::span<const Entry> entries, const T* grads, std::size_t width, T
   }
 }
 
-// The gradient of a tile that holds none of the rows.
+// The gradient of a tile without any of the rows.
 alignas(64) constexpr std::byte zeros[tile_size * sizeof(double)] = {};
 
 }  // namespace
@@ -102,7 +101,7 @@ Stream Rows::gradient_tile(std::int64_t first, std::int64_t n, void* staging) co
   const std::int64_t end = first + n;
   const std::int64_t item = item_size(grads_.storage);
   auto row = std::ranges::lower_bound(rows_, first / row_size_);
-  // Kernels read a gradient alone.
+  // const_cast: kernels only read this gradient.
   if (row == rows_.end() || *row * row_size_ >= end) {
     return {const_cast<std::byte*>(zeros), grads_.storage};
   }

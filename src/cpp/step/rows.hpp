@@ -14,20 +14,20 @@
 
 namespace fusedadam {
 
-// Gradients of some rows, those of the same row added in the order in which they come.
+// Gradients of some rows of a table. Those of the same row are added in list order.
 class Rows final : public Pieces {
  public:
-  // `grad_rows` has a row of the table's storage for each index, and is read for as long as this
-  // lives. Must run in the default floating-point environment. @throws std::bad_alloc
+  // `grad_rows` has one row per index, in the table's storage, and must outlive this object. Must
+  // run in the default floating-point environment. @throws std::bad_alloc
   Rows(const RowIndices& indices, const Stream& grad_rows, std::int64_t row_size, SparseMode mode);
   Rows(const Rows&) = delete;
   Rows& operator=(const Rows&) = delete;
 
-  // Each row once, ascending; and their gradients, one row behind the other.
+  // The distinct rows, ascending, and their summed gradients, contiguous.
   std::span<const std::int64_t> rows() const noexcept { return rows_; }
   const Stream& grads() const noexcept { return grads_; }
 
-  // Turns the whole table into what a step takes: the rows named, or all where dense.
+  // Sets the gradient and size of `table` for the step: of these rows (lazy) or all rows (dense).
   void attach_to(TensorRef& table) const noexcept;
 
   std::int64_t gradient_size() const noexcept override;
@@ -39,12 +39,12 @@ class Rows final : public Pieces {
   std::int64_t row_size_;  // elements, >= 1
   SparseMode mode_;
   std::vector<std::int64_t> rows_;
-  std::vector<std::byte> sums_;  // empty where the given gradients serve as they are
+  std::vector<std::byte> sums_;  // empty if `grad_rows` is used directly
   Stream grads_;
 };
 
-// A step of a table, whose memory and indices were checked before; `grad_rows` is zeroed where the
-// settings say so.
+// Takes a step of a table, whose memory and indices have been checked. Zeroes `grad_rows` if the
+// settings have zero_grad.
 // @throws std::bad_alloc  before anything is written
 StepOutcome step_rows(TensorRef table, std::int64_t row_size, const RowIndices& indices,
                       const Stream& grad_rows, const StepGroup& group, AdamProgress& progress,

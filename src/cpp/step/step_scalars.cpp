@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// A file of its own, so that no compiler moves these operations before the switch to the default
+// A separate file, so that no compiler moves these operations before the switch to the default
 // floating-point environment.
 #include "step/step_scalars.hpp"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The scalars of a step: formed in double, rounded once to the precision of a tensor. All of this
-// must run in the default floating-point environment.
+// The scalars of a step, computed in double and rounded once to the precision of a tensor. All
+// functions must run in the default floating-point environment.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace fusedadam {
 
-// Those that all tensors of a group share; the formulas are in docs/numerics.md.
+// Scalars shared by all tensors of a group. Formulas: docs/numerics.md.
 struct StepScalars {
   double lr_t;
   double epsilon;
@@ -22,27 +22,27 @@ struct StepScalars {
   bool overwrite_param;
 };
 
-// What one step leaves for the scalars of the next; of no influence on their values.
+// Powers of the betas, cached from step to step. They do not affect results.
 struct BetaPowers {
   RunningPower beta_1;
   RunningPower beta_2;
 };
 
-// `step` is that of the optimizer, for decay and the overwriting of parameters; `own_step` that of
-// the moments, for bias correction and the first average. Both begin at 1.
+// `step` counts the optimizer's steps, for decay and ema_overwrite_frequency. `own_step` counts the
+// steps of the moments, for bias correction and the first average. Both start at 1.
 StepScalars step_scalars(const AdamSettings& settings, std::int64_t step, std::int64_t own_step,
                          BetaPowers& powers) noexcept;
 
-// A step by itself, of moments as old as the optimizer.
+// Without a cache, for moments as old as the optimizer.
 StepScalars step_scalars(const AdamSettings& settings, std::int64_t step) noexcept;
 
-// Whether the settings clip by a norm; 0 clips nothing, as in Keras.
+// Whether the settings clip by a norm. A bound of 0 disables clipping, as in Keras.
 bool clips_by_global_norm(const AdamSettings& settings) noexcept;
 bool clips_per_tensor(const AdamSettings& settings) noexcept;
 
-// The one factor of the gradients, for unscaling, mean, clipping and ascent; no value where they
-// stay as they are. `sum_of_squares` is that of the gradients as they came in, and without meaning
-// where the settings clip by no norm.
+// Returns the factor that combines unscaling, mean, clipping and sign; nullopt if gradients stay
+// unchanged. `sum_of_squares` is that of the gradients before unscaling; it is ignored unless the
+// settings clip by a norm.
 std::optional<double> gradient_scale(const AdamSettings& settings, double loss_scale,
                                      double sum_of_squares) noexcept;
 
@@ -50,7 +50,7 @@ template <class T>
 AdamConstants<T> make_constants(const AdamSettings& settings, const StepScalars& scalars,
                                 std::optional<double> gradient_scale) noexcept;
 
-// The same constants with another factor of the gradients.
+// Returns the constants with another gradient scale.
 template <class T>
 AdamConstants<T> with_gradient_scale(const AdamConstants<T>& constants,
                                      std::optional<double> gradient_scale) noexcept;

@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: MIT
 //
-// The Adam step of Kingma and Ba (arXiv:1412.6980), fused and in place, over CPU memory.
+// The fused Adam step of Kingma and Ba (arXiv:1412.6980), in place over arrays in CPU memory.
 //
-// With t the number of this step (1 for the first), scalars in double:
+// Scalars are computed in double. With t the number of this step, starting at 1:
 //
-//     lr'  = lr * (1 / (1 + decay * (t - 1)))              lr itself where decay is 0
-//     lr_t = lr' * (sqrt(1 - beta_2^t) / (1 - beta_1^t))   powers correctly rounded
+//     lr'  = lr * (1 / (1 + decay * (t - 1)))              exactly lr if decay is 0
+//     lr_t = lr' * (sqrt(1 - beta_2^t) / (1 - beta_1^t))   beta^t correctly rounded
 //
-// then for each element, in the tensor's own precision and in this order of operations:
+// Then for each element, in the tensor's own precision and in this order of operations:
 //
 //     m = beta_1 * m + (1 - beta_1) * g
-//     v = beta_2 * v + (1 - beta_2) * (g * g)          m, v = 0 where subnormal (flush_denormals)
+//     v = beta_2 * v + (1 - beta_2) * (g * g)          subnormal m, v become 0 (flush_denormals)
 //     p = p - (lr_t * m) / (sqrt(v) + epsilon)
 //
-// epsilon is "epsilon hat" of the paper (the formula just before its section 2.1), as in Keras: it
-// is added to the root and is not divided by the bias correction. Algorithm 1 of the paper, and
-// PyTorch, use another epsilon; the two agree where epsilon = eps * sqrt(1 - beta_2^t).
+// epsilon is the paper's "epsilon hat" (the formula just before section 2.1), as in Keras: it is
+// added to the root and not divided by the bias correction. Algorithm 1 of the paper and PyTorch
+// use another epsilon, eps. The two agree if epsilon = eps * sqrt(1 - beta_2^t).
 //
-// Options add stages to this in the same pass: AMSGrad, weight decay, clipping, averages of the
-// parameters, loss scale and accumulation. docs/numerics.md has their formulas and their order.
+// Options add stages to the same pass: AMSGrad, weight decay, gradient clipping, moving averages of
+// the parameters (EMA), loss scaling and gradient accumulation. docs/numerics.md has the formulas
+// and their order.
 //
-// The result is the same to the last bit for every instruction set, thread count and alignment.
-// (Which of the many NaNs a NaN is, IEEE 754 leaves open, and so does this library.)
+// Results are bitwise identical for every instruction set, thread count and alignment, except for
+// the payload and sign of NaNs, which IEEE 754 leaves open.
 #pragma once
 
 #include <cstdint>
@@ -37,10 +38,10 @@
 namespace fusedadam {
 
 /// One parameter with its gradient and moments: contiguous arrays of `size` elements of type T
-/// (float or double), each aligned to its element type. The caller owns the memory. `grad` is only
-/// read, except that the option zero_grad writes to it, const or not; all others are updated in
-/// place. Gradients of a float parameter may be float16 or bfloat16: they are widened, exactly, as
-/// they are read.
+/// (float or double), each aligned to its element type. The caller owns the memory. A step updates
+/// all arrays but `grad` in place; with zero_grad it also zeroes `grad`, despite the const.
+/// Gradients of a float parameter may be float16 or bfloat16; they are widened exactly as they are
+/// read.
 template <class T, class Grad = T>
 struct Tensor {
   T* param = nullptr;
@@ -48,12 +49,12 @@ struct Tensor {
   T* m = nullptr;  ///< first moment, zeros before the first step
   T* v = nullptr;  ///< second moment, zeros before the first step
   std::int64_t size = 0;
-  T* vhat = nullptr;         ///< largest v, zeros before the first step; only read with amsgrad
-  T* ema = nullptr;          ///< average of param, at first equal to it; only read with use_ema
-  T* accumulator = nullptr;  ///< sum of gradients; only with gradient_accumulation_steps > 1
+  T* vhat = nullptr;  ///< running maximum of v, zeros before the first step; used with amsgrad
+  T* ema = nullptr;   ///< moving average of param, initially a copy of it; used with use_ema
+  T* accumulator = nullptr;  ///< sum of gradients; used with gradient_accumulation_steps > 1
 };
 
-/// A tensor of any type, for steps over mixed lists.
+/// A tensor of any supported type.
 using AnyTensor =
     std::variant<Tensor<float>, Tensor<double>, Tensor<float, float16>, Tensor<float, bfloat16>>;
 
@@ -62,25 +63,25 @@ struct AdamGroup {
   std::span<const AnyTensor> tensors;
   AdamOptions options;
 
-  /// Steps that the moments of these tensors have taken, 0 to max_iterations, where it is not
-  /// AdamProgress::iterations: moments that began later, or tensors that took no part in some
-  /// steps. Bias correction and the first average go by it; decay and ema_overwrite_frequency go by
-  /// AdamProgress::iterations. The caller counts on after each step that is taken.
+  /// Number of steps that the moments of these tensors have taken, 0 to max_iterations. Set it if
+  /// it differs from AdamProgress::iterations: the tensors joined later or were left out of some
+  /// steps. Bias correction and the first average use this count; decay and ema_overwrite_frequency
+  /// use AdamProgress::iterations. The caller increments it after each step that is taken.
   std::optional<std::int64_t> steps{};
 };
 
-/// One Adam step over all tensors, in one parallel region; on the calling thread alone where that
-/// is faster (small steps), inside the caller's own parallel region, and in a forked child.
+/// Takes one Adam step over all tensors, in one parallel region. Small steps, calls inside the
+/// caller's own parallel region and calls in a forked child run on the calling thread alone.
 ///
-/// @param tensors  any number of tensors of any sizes; a size of 0 is fine.
-/// @param options  hyper-parameters; neither dynamic_loss_scale nor gradient_accumulation_steps,
-///     which need an AdamProgress.
-/// @param step     t, from 1 to max_iterations + 1.
-/// @return taken, or skipped with skip_nonfinite.
-/// @throws std::invalid_argument  where a pointer is null or misaligned, a size negative or the
-///     step out of range, or where an array that is written overlaps another array.
-/// @throws std::bad_alloc  no memory for the list of work (some 200 bytes a tensor).
-/// After an exception nothing has been written.
+/// @param tensors  any number of tensors of any size, including 0.
+/// @param options  hyper-parameters. dynamic_loss_scale and gradient_accumulation_steps are not
+///     allowed, since they need an AdamProgress.
+/// @param step  t, from 1 to max_iterations + 1.
+/// @return taken, or skipped if skip_nonfinite is set and a gradient is not finite.
+/// @throws std::invalid_argument  a pointer is null or misaligned, a size is negative, the step is
+///     out of range, or an array that is written overlaps another array.
+/// @throws std::bad_alloc  no memory for the work list (about 200 bytes per tensor).
+/// If an exception is thrown, nothing has been written.
 FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const Tensor<float>> tensors,
                                        const AdamOptions& options, std::int64_t step);
 /// @copydoc adam_step
@@ -90,16 +91,17 @@ FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const Tensor<double>> tensors,
 FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const AnyTensor> tensors,
                                        const AdamOptions& options, std::int64_t step);
 
-/// The same over groups of tensors, each with its options, still in one parallel region. A norm
-/// that clipnorm bounds is that of all gradients of all groups. loss_scale, dynamic_loss_scale,
-/// skip_nonfinite and gradient_accumulation_steps concern a step as a whole, so that all groups
-/// must agree in them.
+/// Takes one step over groups of tensors, each with its own options, in one parallel region.
+/// clipnorm bounds the norm of all gradients of all groups. All groups must agree in loss_scale,
+/// dynamic_loss_scale, skip_nonfinite and gradient_accumulation_steps, which apply to the whole
+/// step.
 ///
-/// @param progress  counts steps and more; updated where no exception is thrown.
-/// @throws std::invalid_argument  also where groups disagree or progress is out of range. Messages
-///     count the tensors of all groups in one list.
+/// @param progress  the counts and the dynamic loss scale; updated unless an exception is thrown.
+/// @throws std::invalid_argument  as above, or groups disagree, or progress is out of range.
+///     Messages number the tensors of all groups consecutively.
+/// @throws std::bad_alloc  as above.
 FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const AdamGroup> groups, AdamProgress& progress);
-/// The same for one group of tensors.
+/// As above, for one group of tensors.
 FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const AnyTensor> tensors,
                                        const AdamOptions& options, AdamProgress& progress);
 

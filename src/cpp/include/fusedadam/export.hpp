@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What leaves the library; everything else is compiled with hidden visibility.
+// Marks the exported API. All other symbols have hidden visibility.
 #pragma once
 
 #if defined(FUSEDADAM_SHARED) && defined(_WIN32)

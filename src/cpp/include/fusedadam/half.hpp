@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MIT
 //
-// Numbers of 16 bits, in which mixed-precision training holds its gradients. They are only stored;
-// all arithmetic is float.
+// 16-bit storage types for gradients of mixed-precision training. All arithmetic is done in float.
 #pragma once
 
 #include <cstdint>
 
 namespace fusedadam {
 
-/// IEEE 754 binary16 by its bits, as NumPy's float16 and torch.float16.
+/// Bit pattern of an IEEE 754 binary16 number: NumPy's float16, torch.float16.
 struct float16 {
   std::uint16_t bits;
 };
 
-/// bfloat16 by its bits, the upper half of a float's, as ml_dtypes.bfloat16 and torch.bfloat16.
+/// Bit pattern of a bfloat16 number, the upper half of a float: ml_dtypes.bfloat16, torch.bfloat16.
 struct bfloat16 {
   std::uint16_t bits;
 };

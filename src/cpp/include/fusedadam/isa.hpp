@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Which instruction set the kernels use. The best one that this CPU and its operating system
-// support is chosen on first use; the results are the same bits with each.
+// Selects the instruction set of the kernels. By default it is the best one that the CPU and the
+// operating system support. Results are bitwise identical for all of them.
 #pragma once
 
 #include <string>
@@ -12,19 +12,20 @@
 
 namespace fusedadam {
 
-/// Name of the environment variable that forces an instruction set.
+/// Environment variable that forces an instruction set.
 inline constexpr const char* isa_environment_variable = "FUSEDADAM_ISA";
 
-/// Names of the instruction sets that this build contains and this machine can run, best first: of
-/// "avx512", "avx2" and "baseline" on x86-64; "neon" on AArch64; "baseline" elsewhere.
+/// Names of the instruction sets that this build contains and this machine can run, best first:
+/// from "avx512", "avx2" and "baseline" on x86-64; "neon" on AArch64; "baseline" elsewhere.
 FUSEDADAM_EXPORT std::vector<std::string> supported_isas();
 
-/// Name of the instruction set in use. The first call reads FUSEDADAM_ISA; empty is unset.
-/// @throws std::invalid_argument  FUSEDADAM_ISA names none of supported_isas().
+/// Name of the instruction set in use. The first call reads FUSEDADAM_ISA; an empty value counts as
+/// unset.
+/// @throws std::invalid_argument  FUSEDADAM_ISA is not one of supported_isas().
 FUSEDADAM_EXPORT std::string active_isa();
 
-/// Use this instruction set from the next step on, in all threads.
-/// @throws std::invalid_argument  not one of supported_isas(); the message lists them.
+/// Uses this instruction set from the next step on, in all threads.
+/// @throws std::invalid_argument  the name is not one of supported_isas(); the message lists them.
 FUSEDADAM_EXPORT void set_isa(std::string_view name);
 
 }  // namespace fusedadam

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The norm that clipnorm bounds.
+// The gradient norm that clipnorm bounds.
 #pragma once
 
 #include <span>
@@ -11,15 +11,16 @@
 
 namespace fusedadam {
 
-/// An array to be read, aligned to its element type.
+/// A read-only array, aligned to its element type.
 using AnyArray = std::variant<std::span<const float>, std::span<const double>,
                               std::span<const float16>, std::span<const bfloat16>>;
 
-/// The Euclidean norm of all arrays together, sqrt(sum of squares), accumulated in double: the
-/// same bits for every thread count and instruction set (docs/numerics.md has the order of the
-/// additions). Squares of float and of the half types never overflow or underflow; those of doubles
-/// beyond 1e154 do, and the norm is then infinite. NaN where an element is.
-/// @throws std::invalid_argument  where a pointer is null or misaligned.
+/// Returns the Euclidean norm of all arrays together, sqrt(sum of squares), accumulated in double.
+/// The result is bitwise identical for every thread count and instruction set (docs/numerics.md has
+/// the order of the additions). Squares of float, float16 and bfloat16 neither overflow nor
+/// underflow in double. Squares of doubles above about 1e154 overflow, and the norm is then
+/// infinite. NaN if any element is NaN.
+/// @throws std::invalid_argument  a pointer is null or misaligned.
 /// @throws std::bad_alloc
 FUSEDADAM_EXPORT double global_norm(std::span<const AnyArray> arrays);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The hyper-parameters and options of Adam; the formulas that they enter are in docs/numerics.md,
-// and those of the plain step in fusedadam/adam.hpp.
+// Hyper-parameters and options. docs/numerics.md has all formulas; fusedadam/adam.hpp has those of
+// the plain step.
 #pragma once
 
 #include <cstdint>
@@ -11,87 +11,85 @@
 
 namespace fusedadam {
 
-/// Hyper-parameters, named as in Keras. Plain numbers without units; AdamOptions checks them. What
-/// is off costs nothing.
+/// Hyper-parameters, named as in Keras: dimensionless numbers, checked by AdamOptions. An option
+/// that is off adds no work to a step.
 struct AdamSettings {
-  double lr = 0.001;      ///< step size, finite; schedules may end below 0
-  double beta_1 = 0.9;    ///< decay rate of the first moment m, 0 <= beta_1 < 1
+  double lr = 0.001;    ///< learning rate, finite; may be negative, as at the end of some schedules
+  double beta_1 = 0.9;  ///< decay rate of the first moment m, 0 <= beta_1 < 1
   double beta_2 = 0.999;  ///< decay rate of the second moment v, 0 <= beta_2 < 1
   double epsilon = 1e-8;  ///< "epsilon hat", finite, >= 0
-  /// epsilon is that of Algorithm 1 of the paper, as in PyTorch, optax and DeepSpeed: step t adds
+  /// Interpret epsilon as in Algorithm 1 of the paper, PyTorch, optax and DeepSpeed: step t adds
   /// epsilon * sqrt(1 - beta_2^t) to the root.
   bool bias_corrected_epsilon = false;
   double decay = 0.0;  ///< inverse-time decay of lr per step, finite, >= 0
 
-  /// Divide by the root of the largest v so far, vhat = max(vhat, v), instead of that of v (Reddi
-  /// et al., "On the Convergence of Adam and Beyond"). Tensors then have a vhat.
+  /// AMSGrad (Reddi et al., "On the Convergence of Adam and Beyond"): divide by the root of the
+  /// running maximum vhat = max(vhat, v) instead of the root of v. Requires Tensor::vhat.
   bool amsgrad = false;
 
-  /// Decoupled weight decay (AdamW, Loshchilov and Hutter, arXiv:1711.05101), before the update:
-  /// p -= lr' * weight_decay * p. Finite, >= 0.
+  /// Decoupled weight decay (AdamW, Loshchilov and Hutter, arXiv:1711.05101), applied before the
+  /// update: p -= lr' * weight_decay * p. Finite, >= 0.
   std::optional<double> weight_decay{};
 
-  /// Classic weight decay, a penalty of l2 / 2 * p^2 in the loss: g += l2 * p. Finite, >= 0.
+  /// L2 regularization, a penalty of l2 / 2 * p^2 in the loss: g += l2 * p. Finite, >= 0.
   double l2 = 0.0;
 
-  /// Upper bound of the GLOBAL Euclidean norm of all gradients of a step: where norm >= clipnorm,
-  /// every gradient is multiplied by clipnorm / norm. Finite, >= 0; absent or 0 clips nothing.
+  /// Upper bound of the global Euclidean norm of all gradients of a step: if norm >= clipnorm,
+  /// every gradient is multiplied by clipnorm / norm. Finite, >= 0; absent or 0 disables it.
   std::optional<double> clipnorm{};
 
-  /// The same for the norm of each gradient by itself, which later versions of Keras call clipnorm.
-  /// Not beside clipnorm.
+  /// Upper bound of the norm of each gradient, which later versions of Keras call clipnorm.
+  /// Excludes clipnorm. Finite, >= 0; absent or 0 disables it.
   std::optional<double> clipnorm_per_tensor{};
 
-  /// Gradients are clamped to [-clipvalue, clipvalue], after the norms. Finite, >= 0; absent or 0
-  /// clips nothing.
+  /// Clamp gradients to [-clipvalue, clipvalue], after clipping by norm. Finite, >= 0; absent or 0
+  /// disables it.
   std::optional<double> clipvalue{};
 
-  /// Keep the exponential moving average of each parameter: after the step,
-  /// ema = ema_momentum * ema + (1 - ema_momentum) * p; the first step takes p itself. Tensors then
-  /// have an ema.
+  /// Keep an exponential moving average (EMA) of each parameter. After each step: ema =
+  /// ema_momentum * ema + (1 - ema_momentum) * p; the first step sets ema = p. Requires
+  /// Tensor::ema.
   bool use_ema = false;
-  double ema_momentum = 0.99;  ///< 0 <= ema_momentum <= 1; another than this only with use_ema
-  /// Every so many steps, p = ema after the step. >= 1; only with use_ema.
+  double ema_momentum = 0.99;  ///< 0 <= ema_momentum <= 1; other values require use_ema
+  /// Set p = ema after every this many steps. >= 1; requires use_ema.
   std::optional<std::int64_t> ema_overwrite_frequency{};
 
-  /// What the loss was multiplied by before its gradients were taken; gradients are divided by it
-  /// in the same pass. From 2^-127 to 2^127.
+  /// Factor by which the loss was multiplied, 2^-127 to 2^127. Gradients are divided by it in the
+  /// same pass.
   std::optional<double> loss_scale{};
-  /// A loss scale that finds itself: AdamProgress::dynamic_loss_scale, doubled after
-  /// loss_scale_growth_interval good steps in a row, halved (to 1 at least) by a step whose
-  /// gradients are not finite, which is skipped. Not beside loss_scale.
+  /// Dynamic loss scaling with AdamProgress::dynamic_loss_scale: doubled after
+  /// loss_scale_growth_interval consecutive steps with finite gradients, halved (to no less than 1)
+  /// when a gradient is not finite, and that step is skipped. Excludes loss_scale.
   bool dynamic_loss_scale = false;
 
-  /// A step with a gradient that is not finite is skipped whole.
+  /// Skip the whole step if any gradient is not finite.
   bool skip_nonfinite = false;
 
-  /// Each step uses the mean of this many gradients: of so many calls, only the last one steps.
-  /// >= 1. Above 1, tensors have an accumulator.
+  /// Gradient accumulation: each step uses the mean of this many gradients, and only the last of as
+  /// many calls takes a step. >= 1; above 1, Tensor::accumulator is required.
   std::int64_t gradient_accumulation_steps = 1;
 
-  /// Gradients are set to zero in the same pass, also by a call that accumulates or skips. Their
-  /// memory must be writeable.
+  /// Zero the gradients in the same pass, also if the call accumulates or skips. Their memory must
+  /// be writable.
   bool zero_grad = false;
 
-  /// Ascend: the step uses -g.
+  /// Maximize the objective: the step uses -g.
   bool maximize = false;
 
-  /// Store a moment smaller in magnitude than the smallest normal number as zero, on every CPU
-  /// alike. A moment whose gradient stays zero otherwise decays into the subnormal range, where
-  /// many CPUs are a hundred times slower.
+  /// Flush subnormal moments to zero, identically on every CPU. While a gradient stays zero, its
+  /// moments decay into the subnormal range, where many CPUs are a hundred times slower.
   bool flush_denormals = true;
 
   bool operator==(const AdamSettings&) const = default;
 };
 
-/// Checked hyper-parameters: if one exists, every rule stated at AdamSettings holds.
+/// Checked hyper-parameters: an instance satisfies every rule stated at AdamSettings.
 class FUSEDADAM_EXPORT AdamOptions {
  public:
   AdamOptions() = default;
 
-  /// @throws std::invalid_argument naming the first setting that breaks its rule, and the value
-  /// received.
-  // NOLINTNEXTLINE(google-explicit-constructor): {.lr = 0.1} is an AdamOptions
+  /// @throws std::invalid_argument  a setting breaks its rule; names the first one and its value.
+  // NOLINTNEXTLINE(google-explicit-constructor): so that {.lr = 0.1} converts to AdamOptions
   AdamOptions(const AdamSettings& settings);
 
   const AdamSettings& settings() const noexcept { return settings_; }
@@ -100,10 +98,10 @@ class FUSEDADAM_EXPORT AdamOptions {
   AdamSettings settings_;
 };
 
-/// Largest count of steps already taken: beyond 2^53 counts are no longer exact in double.
+/// Largest number of steps taken: integers above 2^53 are not exact in double.
 inline constexpr std::int64_t max_iterations = std::int64_t{1} << 53;
 
-/// Good steps in a row after which a dynamic loss scale doubles.
+/// Number of consecutive steps with finite gradients after which a dynamic loss scale doubles.
 inline constexpr std::int64_t loss_scale_growth_interval = 2000;
 
 }  // namespace fusedadam

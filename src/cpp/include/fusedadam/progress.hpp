@@ -1,34 +1,34 @@
 // SPDX-License-Identifier: MIT
 //
-// What an optimizer counts from one call to the next.
+// The optimizer state that changes from call to call, besides the arrays.
 #pragma once
 
 #include <cstdint>
 
 namespace fusedadam {
 
-/// Kept by the caller beside the moments, saved and restored with them. A call that throws leaves
-/// it as it was.
+/// The caller keeps it with the moments, and saves and restores it with them. A call that throws
+/// does not change it.
 struct AdamProgress {
-  std::int64_t iterations = 0;     ///< steps taken, 0 to max_iterations, where it stays
-  std::int64_t skipped_steps = 0;  ///< likewise, skipped for gradients that were not finite
+  std::int64_t iterations = 0;     ///< steps taken, 0 to max_iterations, saturating
+  std::int64_t skipped_steps = 0;  ///< steps skipped because a gradient was not finite
 
-  /// Gradients in the accumulators, 0 to gradient_accumulation_steps - 1. At 0 the accumulators'
-  /// contents do not matter.
+  /// Number of gradients in the accumulators, 0 to gradient_accumulation_steps - 1. At 0 the
+  /// contents of the accumulators are ignored.
   std::int64_t accumulated = 0;
 
-  /// The loss scale of AdamSettings::dynamic_loss_scale, from 1 to 2^127.
+  /// Current loss scale of AdamSettings::dynamic_loss_scale, 1 to 2^127.
   double dynamic_loss_scale = 0x1p15;
-  std::int64_t good_steps = 0;  ///< in a row, since that scale last changed, >= 0
+  std::int64_t good_steps = 0;  ///< consecutive steps taken since that scale last changed, >= 0
 
   bool operator==(const AdamProgress&) const = default;
 };
 
-/// What became of a call.
+/// Outcome of a call.
 enum class StepOutcome : std::uint8_t {
-  taken,        ///< a step
-  accumulated,  ///< its gradients wait for those of further calls
-  skipped,      ///< no step: a gradient was not finite
+  taken,        ///< a step was taken
+  accumulated,  ///< the gradients were added to the accumulators
+  skipped,      ///< no step was taken: a gradient was not finite
 };
 
 }  // namespace fusedadam

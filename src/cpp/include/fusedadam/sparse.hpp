@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Steps from gradients of some rows of a table, as embeddings have them.
+// Steps from sparse gradients: those of some rows of a table, as embeddings produce.
 #pragma once
 
 #include <cstdint>
@@ -12,31 +12,32 @@
 
 namespace fusedadam {
 
-/// Which rows of a table a step is to touch.
+/// Which rows of a table a step updates.
 enum class SparseMode : std::uint8_t {
-  lazy,   ///< the rows named: parameters, moments and averages of the others stay as they are, and
-          ///< the cost grows with the rows named (LazyAdam of TensorFlow, SparseAdam of PyTorch)
-  dense,  ///< all rows, those not named with a gradient of zero: bit for bit the dense step
+  lazy,   ///< only the indexed rows, at a cost proportional to their number (TensorFlow's LazyAdam,
+          ///< PyTorch's SparseAdam); parameters, moments and averages of other rows do not change
+  dense,  ///< all rows; bitwise identical to a step whose gradient is zero in the other rows
 };
 
 using RowIndices = std::variant<std::span<const std::int32_t>, std::span<const std::int64_t>>;
 
-/// A table of `table.size / row_size` rows with the gradients of some of them.
+/// A table of `table.size / row_size` rows, and gradients of some of them.
 template <class T>
 struct SparseTensor {
-  Tensor<T> table{};          ///< without grad
-  std::int64_t row_size = 1;  ///< elements of a row, >= 1; table.size is a multiple of it
-  RowIndices indices{};       ///< a row for each gradient; rows may repeat, in any order
-  /// indices.size() * row_size elements. Gradients of one row are added in the order of the list.
+  Tensor<T> table{};          ///< its grad is ignored
+  std::int64_t row_size = 1;  ///< elements per row, >= 1; must divide table.size
+  RowIndices indices{};       ///< the row of each gradient, in any order; rows may repeat
+  /// indices.size() * row_size elements. Gradients of the same row are added in list order.
   const T* grad_rows = nullptr;
 };
 
-/// One Adam step of one table. A norm is that of the rows' summed gradients; in the mode `dense` it
-/// has the bits of the dense gradient's. gradient_accumulation_steps is not supported.
-/// @throws std::invalid_argument  an index out of range, and as adam_step()
-/// @throws std::bad_alloc  no memory for the summed gradients of the rows named.
-/// After an exception nothing has been written. The indices are read before anything is written, so
-/// that they may lie anywhere.
+/// Takes one Adam step over one table. Clipping by norm uses the norm of the summed gradients of
+/// the rows; in mode `dense` it is bitwise identical to the norm of the dense gradient.
+/// gradient_accumulation_steps must be 1. The indices are read before anything is written, so their
+/// memory may overlap other arrays.
+/// @throws std::invalid_argument  an index is out of range, or as adam_step()
+/// @throws std::bad_alloc  no memory for the summed gradients of the indexed rows
+/// If an exception is thrown, nothing has been written.
 FUSEDADAM_EXPORT StepOutcome adam_step_sparse(const SparseTensor<float>& tensor,
                                               const AdamOptions& options, AdamProgress& progress,
                                               SparseMode mode = SparseMode::lazy);
