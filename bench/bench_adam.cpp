@@ -181,7 +181,7 @@ template <class T>
 void bench_divider(benchmark::State& state, const std::string& isa, std::int64_t size,
                    int threads) {
   set_num_threads(threads);
-  const TensorList list({make_tensor(storage_of<T>, size)});
+  const TensorList list({TensorRef(storage_of<T>, size)});
   const Limits limits = limits_of(isa);
   for ([[maybe_unused]] auto _ : state) {
     state.SetIterationTime(seconds([&] { divide(list, of_precision<T>(limits.divider)); }));

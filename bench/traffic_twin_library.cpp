@@ -74,13 +74,13 @@ TWIN_EXPORT Twin* traffic_twin_make(const char* isa, int is_float64, std::int64_
     tensors.reserve(static_cast<std::size_t>(count));
     for (std::int64_t i = 0; i < count; ++i) {
       namespace kind = fusedadam::kind;
-      fusedadam::TensorRef& tensor = tensors.emplace_back(fusedadam::make_tensor(
-          is_float64 != 0 ? fusedadam::Storage::f64 : fusedadam::Storage::f32, size[i]));
-      tensor.of[kind::param].data = param[i];
-      tensor.of[kind::grad].data = grad[i];
-      tensor.of[kind::m].data = m[i];
-      tensor.of[kind::v].data = v[i];
-      if (ema != nullptr) tensor.of[kind::ema].data = ema[i];
+      fusedadam::TensorRef& tensor = tensors.emplace_back(
+          is_float64 != 0 ? fusedadam::Storage::f64 : fusedadam::Storage::f32, size[i]);
+      tensor.data[kind::param] = param[i];
+      tensor.data[kind::grad] = grad[i];
+      tensor.data[kind::m] = m[i];
+      tensor.data[kind::v] = v[i];
+      if (ema != nullptr) tensor.data[kind::ema] = ema[i];
     }
     return new Twin{passes, fusedadam::TensorList(std::move(tensors)), is_float64 != 0,
                     ema != nullptr};

@@ -23,8 +23,8 @@ inline std::vector<TensorRef> references_of(std::vector<reference::AnyArrays>& a
 // An array of which a pass reads the gradient alone.
 template <class T>
 TensorRef gradient_of(const std::vector<T>& grad) {
-  TensorRef tensor = make_tensor(storage_of<T>, static_cast<std::int64_t>(grad.size()));
-  tensor.of[kind::grad].data = const_cast<T*>(grad.data());
+  TensorRef tensor(storage_of<T>, static_cast<std::int64_t>(grad.size()));
+  tensor.data[kind::grad] = const_cast<T*>(grad.data());
   return tensor;
 }
 

@@ -87,7 +87,7 @@ TEST(AdamPlan, BeginsTheState) {
       if (averages && known) expected_ema = arrays.param;
       std::vector<TensorRef> tensors = references_of(
           actual, {.amsgrad = true, .use_ema = averages, .gradient_accumulation_steps = 2});
-      if (!known) tensors[0].of[kind::param].data = nullptr;
+      if (!known) tensors[0].data[kind::param] = nullptr;
       AdamPlan(std::move(tensors)).begin();
       ASSERT_TRUE(same_bits(actual, expected)) << threads;
     }
@@ -222,7 +222,7 @@ TEST(ClipGradients, EqualsTheGradientStageOfAStep) {
 template <class T>
 TensorRef clipped_into(std::vector<T>& out, const std::vector<T>& grad) {
   TensorRef tensor = gradient_of(grad);
-  tensor.of[kind::param].data = out.data();
+  tensor.data[kind::param] = out.data();
   return tensor;
 }
 

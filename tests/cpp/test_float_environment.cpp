@@ -211,7 +211,7 @@ TEST(FloatEnvironment, IsNeitherUsedNorChangedByNormAndClipping) {
   for (const Mode& mode : modes) {
     std::vector<float> out(arrays.grad.size());
     TensorRef tensor = gradient_of(arrays.grad);
-    tensor.of[kind::param].data = out.data();
+    tensor.data[kind::param] = out.data();
     const TensorList list({tensor});
     run_in(mode, 2, [&] { clip_gradients(list, options.settings(), 3); });
     EXPECT_TRUE(same_bits(out, expected)) << mode.name;

@@ -147,9 +147,12 @@ struct GuardedArrays {
 template <class T>
 TensorStreams streams_of(T* param, const T* grad, T* m, T* v, T* vhat = nullptr, T* ema = nullptr,
                          T* accumulator = nullptr, bool zero_grad = false) {
-  TensorStreams streams{.of = {}, .zero_grad = zero_grad};
+  TensorStreams streams{.zero_grad = zero_grad};
   T* const arrays[] = {param, const_cast<T*>(grad), m, v, vhat, ema, accumulator};
-  for (std::size_t i = 0; i < kind::count; ++i) streams.of[i] = {arrays[i], storage_of<T>};
+  for (std::size_t i = 0; i < kind::count; ++i) {
+    streams.data[i] = arrays[i];
+    streams.storage[i] = storage_of<T>;
+  }
   return streams;
 }
 

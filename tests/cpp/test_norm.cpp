@@ -82,7 +82,7 @@ template <class T>
 bool finite(std::vector<T> grad, std::vector<T> accumulator = {}) {
   const std::vector<T> others(3, T(1));
   TensorRef tensor = gradient_of(grad);
-  if (!accumulator.empty()) tensor.of[kind::accumulator].data = accumulator.data();
+  if (!accumulator.empty()) tensor.data[kind::accumulator] = accumulator.data();
   const TensorList list({gradient_of(others), tensor});
   GradientSums sums;
   reserve(list, sums);

@@ -144,8 +144,8 @@ TEST(ForEachContiguousPiece, VisitsEveryElementOnce) {
             layout.tensor, cuts[part], cuts[part + 1],
 
             [&](const TensorStreams& streams, std::size_t at, std::size_t grad_at, std::size_t n) {
-              ASSERT_EQ(streams.of[kind::param].data, layout.sparse.table.param.data());
-              const auto* grad = static_cast<const double*>(streams.of[kind::grad].data) + grad_at;
+              ASSERT_EQ(streams.data[kind::param], layout.sparse.table.param.data());
+              const auto* grad = static_cast<const double*>(streams.data[kind::grad]) + grad_at;
               for (std::size_t i = 0; i < n; ++i) {
                 ++visits[at + i];
                 ASSERT_EQ(grad[i], layout.dense_grad[at + i]);

@@ -12,8 +12,8 @@ constexpr auto tile = static_cast<std::int64_t>(tile_size);
 using Edge = TensorList::Edge;
 
 std::vector<std::vector<TensorRef>> lists() {
-  const auto f32 = [](std::int64_t size) { return make_tensor(Storage::f32, size); };
-  const auto f64 = [](std::int64_t size) { return make_tensor(Storage::f64, size); };
+  const auto f32 = [](std::int64_t size) { return TensorRef(Storage::f32, size); };
+  const auto f64 = [](std::int64_t size) { return TensorRef(Storage::f64, size); };
   std::vector<std::vector<TensorRef>> all{
       {},
       {f32(0)},
@@ -78,13 +78,13 @@ TEST(TensorList, PartsAreOfEqualBytesButForOneTile) {
   for (const std::vector<TensorRef>& tensors : lists()) {
     const TensorList list(tensors);
     std::int64_t total = 0;
-    for (const TensorRef& t : tensors) total += t.size * item_size(t.storage());
+    for (const TensorRef& t : tensors) total += t.size * item_size(t.param_storage());
     for (const int parts : {1, 2, 3, 5, 16}) {
       for (int part = 0; part < parts; ++part) {
         std::int64_t bytes = 0;
         list.for_each_piece(part, parts, Edge::tile,
                             [&](std::size_t i, std::int64_t first, std::int64_t end) {
-                              bytes += (end - first) * item_size(tensors[i].storage());
+                              bytes += (end - first) * item_size(tensors[i].param_storage());
                             });
         // A cut lies up to a float64 tile before its place; total / parts is rounded.
         ASSERT_NEAR(static_cast<double>(bytes), static_cast<double>(total) / parts,

@@ -208,9 +208,9 @@ Outcome outcome_of_every_pass(std::uint64_t seed) {
   std::vector<TensorRef> grads = references_of(outcome.clipped, {});
   clip_gradients(TensorList(grads), clips.settings(), 4);
   for (TensorRef& grad : grads) {
-    const void* const clipped = grad.of[kind::param].data;
-    grad = make_tensor(grad.storage(), grad.size);
-    grad.of[kind::grad].data = const_cast<void*>(clipped);
+    const void* const clipped = grad.data[kind::param];
+    grad = TensorRef(grad.param_storage(), grad.size);
+    grad.data[kind::grad] = const_cast<void*>(clipped);
   }
   outcome.norm = global_norm(TensorList(std::move(grads)));
 

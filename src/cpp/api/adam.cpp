@@ -21,19 +21,21 @@ void append(std::vector<TensorRef>& references, std::span<const AnyKindOfTensor>
   const bool zero_grad = options.settings().zero_grad;
   references.reserve(references.size() + tensors.size());
   for (const auto& tensor : tensors) {
-    references.push_back(reference_of(tensor, needed, zero_grad, group));
+    append_reference(references, tensor, needed, zero_grad, group);
   }
 }
 
 void check_tensors(std::span<const TensorRef> tensors, std::span<const StepGroup> groups) {
   std::vector<ByteRange> written;
   std::vector<ByteRange> read;
+  written.reserve(3 * tensors.size());  // what a plain step writes
+  read.reserve(tensors.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const TensorRef& tensor = tensors[i];
     const auto index = static_cast<std::int64_t>(i);
     check_written(tensor, needed_state(*groups[tensor.group].settings), {"tensors", index},
                   written);
-    const Stream& grad = tensor.of[kind::grad];
+    const Stream grad = tensor.stream(kind::grad);
     check_pointer(grad.data, tensor.size, item_size(grad.storage), {"tensors", index, "grad"});
     (tensor.zero_grad ? written : read).push_back(byte_range(grad, tensor.size, "grad", index));
   }

@@ -49,14 +49,14 @@ void check_pointer(const void* data, std::int64_t size, std::int64_t item, const
 
 void check_written(const TensorRef& tensor, StateMask needed, const ArrayName& name,
                    std::vector<ByteRange>& written) {
-  const std::int64_t largest = INT64_MAX / item_size(tensor.storage());
+  const std::int64_t largest = INT64_MAX / item_size(tensor.param_storage());
   if (tensor.size < 0 || tensor.size > largest) {
     throw std::invalid_argument(
         broken_rule(name.text() + ".size must be a number of elements that fits in memory, >= 0",
                     std::to_string(tensor.size)));
   }
   const auto check = [&](Kind kind, const char* member) {
-    const Stream& array = tensor.of[kind];
+    const Stream array = tensor.stream(kind);
     check_pointer(array.data, tensor.size, item_size(array.storage),
                   {name.list, name.index, member});
     written.push_back(byte_range(array, tensor.size, member, name.index));

@@ -16,11 +16,11 @@ double global_norm(std::span<const AnyArray> arrays) {
     std::visit(
         [&]<class T>(std::span<const T> array) {
           tensor =
-              make_tensor(compute_storage(storage_of<T>), static_cast<std::int64_t>(array.size()));
-          tensor.of[kind::grad] = {const_cast<T*>(array.data()), storage_of<T>};
+              TensorRef(compute_storage(storage_of<T>), static_cast<std::int64_t>(array.size()));
+          tensor.set(kind::grad, {const_cast<T*>(array.data()), storage_of<T>});
         },
         any);
-    const Stream& grad = tensor.of[kind::grad];
+    const Stream grad = tensor.stream(kind::grad);
     check_pointer(grad.data, tensor.size, item_size(grad.storage),
                   {"arrays", static_cast<std::int64_t>(tensors.size()) - 1});
   }

@@ -37,7 +37,7 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
       tensor.indices);
   check_indices(tensor.indices, table.size / tensor.row_size);
   // Rows may repeat without limit, so the product could overflow.
-  if (count > INT64_MAX / item_size(table.storage()) / tensor.row_size) {
+  if (count > INT64_MAX / item_size(table.param_storage()) / tensor.row_size) {
     throw std::invalid_argument(
         broken_rule("grad_rows must fit in memory",
                     std::to_string(count) + " rows of " + std::to_string(tensor.row_size)));

@@ -24,10 +24,6 @@ bool has_flags(PyObject* array, int flags) noexcept {
   return (array_proxy(array)->flags & flags) == flags;
 }
 
-bool is_array(PyObject* object) noexcept {
-  return Py_TYPE(object) == npy_api::get().PyArray_Type_ || npy_api::get().PyArray_Check_(object);
-}
-
 std::optional<Storage> storage_of_dtype(const py::dtype& dtype) {
   if (dtype.byteorder() != '=') return std::nullopt;
   switch (dtype.num()) {
@@ -170,13 +166,17 @@ ByteRange byte_range(const ArrayView& view, const char* list, std::int64_t index
 // ---- arrays that were seen before
 
 BoundArray::BoundArray(const py::handle& object, const ArrayView& view)
-    : view_(view),
+    : data_(view.data),
       object_(object.ptr()),
+      extents_(view.shape.begin(), view.shape.end()),
+      size_(view.size),
+      storage_(view.storage),
+      stride_unit_(static_cast<std::int8_t>(view.stride_unit)),
+      is_tensor_(view.is_tensor),
+      is_complex_(view.is_complex),
       c_contiguous_(is_contiguous(view)),
-      exists_(true),
-      extents_(view.shape.begin(), view.shape.end()) {
+      exists_(true) {
   extents_.insert(extents_.end(), view.strides.begin(), view.strides.end());
-  view_.shape = view_.strides = {};
   if (!view.is_tensor && object) dtype_ = array_proxy(object.ptr())->descr;
 }
 
@@ -195,60 +195,82 @@ BoundArray BoundArray::fresh_like(const ArrayView& view) {
 }
 
 ArrayView BoundArray::view() const noexcept {
-  ArrayView view = view_;
   const std::size_t ndim = extents_.size() / 2;
-  view.shape = {extents_.data(), ndim};
-  view.strides = {extents_.data() + ndim, ndim};
-  return view;
+  return {.data = data_,
+          .storage = storage_,
+          .is_tensor = is_tensor_,
+          .is_complex = is_complex_,
+          .shape = {extents_.data(), ndim},
+          .strides = {extents_.data() + ndim, ndim},
+          .stride_unit = stride_unit_,
+          .size = size_};
+}
+
+// Without a view of it, which takes longer than to compare it. False may mean that nothing is
+// known.
+bool ArrayReader::is_tensor_at(const py::handle& object, const Stream& at, const BoundArray& like) {
+  if (!like.is_tensor_ || Py_TYPE(object.ptr()) != type_ || describe_ == nullptr) return false;
+  DlpackTensor tensor{};
+  if (describe_(object.ptr(), &tensor) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const auto ndim = static_cast<std::size_t>(tensor.ndim);
+  const std::int64_t* const extents = like.extents_.data();
+  return static_cast<char*>(tensor.data) + tensor.byte_offset == at.data &&
+         tensor.dtype_code != dlpack_complex && storage_of(tensor) == at.storage &&
+         tensor.device_type == dlpack_cpu && like.extents_.size() == 2 * ndim &&
+         std::equal(extents, extents + ndim, tensor.shape) &&
+         std::equal(extents + ndim, extents + 2 * ndim, tensor.strides);
 }
 
 bool ArrayReader::is_unchanged(const py::handle& object, const BoundArray& bound) {
-  const ArrayView& known = bound.view_;
-  if (known.is_tensor) {
+  if (bound.is_tensor_) {
+    if (is_tensor_at(object, {bound.data_, bound.storage_}, bound)) return true;
     const std::optional<ArrayView> view = read(object);
-    return view && view->data == known.data && view->storage == known.storage &&
-           view->is_complex == known.is_complex && view->has_shape(bound.view().shape) &&
+    return view && view->data == bound.data_ && view->storage == bound.storage_ &&
+           view->is_complex == bound.is_complex_ && bound.has_shape(view->shape) &&
            std::ranges::equal(view->strides, bound.view().strides);
   }
   if (object.ptr() != bound.object_) return false;
   const auto* array = array_proxy(object.ptr());
   constexpr int in_place = npy_api::NPY_ARRAY_ALIGNED_ | npy_api::NPY_ARRAY_WRITEABLE_;
-  const ArrayView then = bound.view();
-  if (array->data != known.data || array->descr != bound.dtype_ ||
-      !has_flags(object.ptr(), in_place) ||
-      !std::ranges::equal(as_span(array->dimensions, array->nd), then.shape)) {
+  if (array->data != bound.data_ || array->descr != bound.dtype_ ||
+      (array->flags & in_place) != in_place ||
+      !bound.has_shape(as_span(array->dimensions, array->nd))) {
     return false;
   }
-  const bool c_contiguous = has_flags(object.ptr(), npy_api::NPY_ARRAY_C_CONTIGUOUS_);
+  const bool c_contiguous = (array->flags & npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0;
   if (c_contiguous || bound.c_contiguous_) return c_contiguous == bound.c_contiguous_;
-  ArrayView now = then;
-  now.strides = as_span(array->strides, array->nd);
-  return same_layout(now, then);
+  return same_layout(array_view(object, bound.storage_), bound.view());
 }
 
 bool ArrayReader::is_at(const py::handle& object, const Stream& at, const BoundArray& like) {
-  if (!is_array(object.ptr())) {
-    const std::optional<ArrayView> view = read(object);
-    return view && view->data == at.data && view->storage == at.storage &&
-           view->has_shape(like.view().shape) && same_layout(*view, like.view());
+  if (Py_TYPE(object.ptr()) == array_type_) {
+    const auto* array = array_proxy(object.ptr());
+    if (array->data != at.data || storage_of_array(object.ptr()) != at.storage ||
+        (array->flags & npy_api::NPY_ARRAY_ALIGNED_) == 0 ||
+        !like.has_shape(as_span(array->dimensions, array->nd))) {
+      return false;
+    }
+    if (like.c_contiguous_ && (array->flags & npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0) return true;
+    return same_layout(array_view(object, at.storage), like.view());
   }
-  // A subclass may have a mask.
-  if (Py_TYPE(object.ptr()) != npy_api::get().PyArray_Type_) return false;
-  const auto* array = array_proxy(object.ptr());
-  if (array->data != at.data || storage_of_array(object.ptr()) != at.storage ||
-      !has_flags(object.ptr(), npy_api::NPY_ARRAY_ALIGNED_)) {
-    return false;
-  }
-  const ArrayView wanted = like.view();
-  if (!std::ranges::equal(as_span(array->dimensions, array->nd), wanted.shape)) return false;
-  if (like.c_contiguous_ && has_flags(object.ptr(), npy_api::NPY_ARRAY_C_CONTIGUOUS_)) return true;
-  return same_layout(array_view(object, at.storage), wanted);
+  // Torch may still have to negate a single number.
+  if (like.size_ != 1 && is_tensor_at(object, at, like)) return true;
+  // A subclass of NumPy's may have a mask.
+  const std::optional<ArrayView> view = read(object);
+  return view && view->is_tensor && view->size != 1 && view->data == at.data &&
+         view->storage == at.storage && like.has_shape(view->shape) &&
+         same_layout(*view, like.view());
 }
 
 // ---- reading
 
 std::optional<ArrayView> ArrayReader::read(const py::handle& object) {
-  if (!is_array(object.ptr())) return read_tensor(object);
+  if (Py_TYPE(object.ptr()) != array_type_ && !py::isinstance<py::array>(object)) {
+    return read_tensor(object);
+  }
   const std::optional<Storage> storage = storage_of_array(object.ptr());
   if (!storage) return std::nullopt;
   return array_view(object, *storage);

@@ -7,6 +7,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -75,14 +76,28 @@ class BoundArray {
   // A view of it, as long as this lives.
   ArrayView view() const noexcept;
 
+  bool has_shape(std::span<const std::int64_t> shape) const noexcept {
+    return 2 * shape.size() == extents_.size() &&
+           std::equal(shape.begin(), shape.end(), extents_.begin());
+  }
+
+  void* data() const noexcept { return data_; }
+
  private:
   friend class ArrayReader;
-  ArrayView view_{};  // without shape and strides
+
+  // 64 bytes: a step of many small tensors waits for the memory that this takes.
+  void* data_ = nullptr;
   const void* object_ = nullptr;
-  const void* dtype_ = nullptr;  // of a NumPy array
+  const void* dtype_ = nullptr;        // of a NumPy array
+  std::vector<std::int64_t> extents_;  // shape, then strides
+  std::int64_t size_ = 0;
+  Storage storage_ = Storage::f32;
+  std::int8_t stride_unit_ = 1;
+  bool is_tensor_ = false;
+  bool is_complex_ = false;
   bool c_contiguous_ = false;
   bool exists_ = false;
-  std::vector<std::int64_t> extents_;  // shape, then strides
 };
 
 // Reads arrays, best many of one type in a row.
@@ -97,8 +112,8 @@ class ArrayReader {
   // must: a step asks for every parameter.
   bool is_unchanged(const py::handle& object, const BoundArray& bound);
 
-  // Whether the object is a tensor or a plain numpy.ndarray, readable, with its elements at `at`,
-  // in the shape and the order in memory of `like`.
+  // Whether the object is a tensor or numpy.ndarray itself, with its elements at `at`, in the shape
+  // and the order in memory of `like`.
   bool is_at(const py::handle& object, const Stream& at, const BoundArray& like);
 
  private:
@@ -107,13 +122,15 @@ class ArrayReader {
   using Describe = int (*)(void* object, void* tensor);
 
   std::optional<Storage> storage_of_array(PyObject* array);
+  bool is_tensor_at(const py::handle& object, const Stream& at, const BoundArray& like);
   std::optional<ArrayView> read_tensor(const py::handle& object);
   std::optional<ArrayView> read_attributes(const py::handle& object);
   std::optional<ArrayView> as_pairs_of_reals(const py::handle& object, ArrayView view);
 
-  PyTypeObject* type_ = nullptr;  // that `describe_` is of
-  Describe describe_ = nullptr;   // null: ask for one attribute after the other
-  py::object dtype_;              // of the last NumPy array
+  PyTypeObject* array_type_ = py::detail::npy_api::get().PyArray_Type_;  // numpy.ndarray
+  PyTypeObject* type_ = nullptr;                                         // that `describe_` is of
+  Describe describe_ = nullptr;  // null: ask for one attribute after the other
+  py::object dtype_;             // of the last NumPy array
   std::optional<Storage> dtype_storage_;
   std::vector<std::int64_t> extents_;
 };

@@ -50,8 +50,8 @@ class Binder {
     std::swap(written_, written);
     for (std::size_t i = 0; i < plan.tensors().size(); ++i) {
       TensorRef& tensor = plan.tensors()[i];
-      tensor.of[kind::param].data = i < params_.size() ? params_[i].view().data : nullptr;
-      tensor.of[kind::grad].data = nullptr;
+      tensor.data[kind::param] = i < params_.size() ? params_[i].data() : nullptr;
+      tensor.data[kind::grad] = nullptr;
     }
   }
 
@@ -62,7 +62,7 @@ class Binder {
     for (std::size_t i = 0; i < grads.size(); ++i) {
       TensorRef& tensor = plan.tensors()[i];
       if (grads[i] == Py_None) {
-        tensor.of[kind::grad].data = nullptr;
+        tensor.data[kind::grad] = nullptr;
         tensor.zero_grad = false;
         continue;
       }

@@ -44,12 +44,9 @@ void require_gradients(const py::handle& grads) {
 void Gradients::attach(const py::handle& grad, const py::handle& param, const BoundArray& like,
                        std::size_t index, bool zero, TensorRef& tensor) {
   tensor.zero_grad = false;
+  const Stream stream = tensor.stream(kind::grad);
+  if (!zeroes_ && stream.data != nullptr && reader_.is_at(grad, stream, like)) return;
   const ArrayView view = like.view();
-  const Stream& stream = tensor.of[kind::grad];
-  // The imaginary part of a single complex number may still have to be negated.
-  if (!zeroes_ && stream.data != nullptr && view.size != 1 && reader_.is_at(grad, stream, like)) {
-    return;
-  }
   if (rules_.casts) {
     attach_cast(grad, view, {.index = as_index(index)}, zero, rules_.casts_halves, tensor);
   } else {
@@ -60,7 +57,7 @@ void Gradients::attach(const py::handle& grad, const py::handle& param, const Bo
 bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Name& name,
                                 const TensorRef& tensor) {
   const bool alike = same_layout(grad, like) && grad.is_aligned;
-  bool apart = alike && grad.data == tensor.of[kind::grad].data;
+  bool apart = alike && grad.data == tensor.data[kind::grad];
   if (zeroes_ || (alike && !apart)) {
     const ByteRange range = fusedadam::byte_range(grad.data, grad.extent(), name.list, name.index);
     apart = apart || written_.find(range) == nullptr;
@@ -101,9 +98,8 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
                (!casts_halves && steps_without_copy(view->storage, like.storage)));
   const bool serves = is_readable && serves_as_it_is(*view, like, name, tensor);
   if (zero) require_disjoint(byte_range(*view, name.list, name.index), written_);
-  Stream& stream = tensor.of[kind::grad];
   if (serves) {
-    stream = {view->data, view->storage};
+    tensor.set(kind::grad, {view->data, view->storage});
     tensor.zero_grad = zero;
     kept_.push_back(std::move(source));
     return;
@@ -111,7 +107,7 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
   if (zero) to_zero_.push_back(source);
   if (!py::isinstance<py::array>(source)) source = converted(grad, py::str(text()));
   py::array copy = cast_copy(source, like, name.list, name.index);
-  stream = {copy.mutable_data(), like.storage};
+  tensor.set(kind::grad, {copy.mutable_data(), like.storage});
   if (!copy.dtype().is(source.attr("dtype"))) cast_.emplace_back(name.index, copy);
   kept_.push_back(std::move(copy));
 }
@@ -125,11 +121,11 @@ Gradients::RowGradients Gradients::attach_table(const py::handle& indices,
   ArrayView like = table;
   like.shape = shape;
   like.size = element_count(shape);
-  TensorRef grads = make_tensor(table.storage, like.size);
+  TensorRef grads(table.storage, like.size);
   attach_cast(grad_rows, like, {"grad_rows", no_index, "the named rows of param"}, zeroes_, true,
               grads);
   check_indices(rows.indices, table.shape.front());
-  return {rows.indices, grads.of[kind::grad], element_count(table.shape.subspan(1)), like.size};
+  return {rows.indices, grads.stream(kind::grad), element_count(table.shape.subspan(1)), like.size};
 }
 
 // ---- tensors like their parameters
@@ -137,7 +133,6 @@ Gradients::RowGradients Gradients::attach_table(const py::handle& indices,
 void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
                               const ArrayView& like, std::size_t index, bool zero,
                               TensorRef& tensor) {
-  Stream& stream = tensor.of[kind::grad];
   std::optional<ArrayView> view = reader_.read(grad);
   const bool conjugated = !view && is_conjugated(grad);
   py::object memory;  // of what is still to be conjugated
@@ -145,7 +140,7 @@ void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
     memory = grad.attr("conj")();
     view = reader_.read(memory);
   } else if (!view && is_sparse_tensor(grad)) {
-    stream.data = nullptr;
+    tensor.data[kind::grad] = nullptr;
     attach_rows(grad, like, index);
     if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
     return;
@@ -159,14 +154,14 @@ void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
     refuse("must not overlap a tensor that is updated, so that it can be zeroed", grad, index);
   }
   if (serves && !conjugated && !(view->size == 1 && is_negated(grad))) {
-    stream = {view->data, view->storage};
+    tensor.set(kind::grad, {view->data, view->storage});
     tensor.zero_grad = zero;
     return;
   }
   kept_.push_back(converted(grad, param));
   const std::optional<ArrayView> copy = reader_.read(kept_.back());
   if (!copy || copy->size != like.size) refuse("must be readable", grad, index);
-  stream = {copy->data, copy->storage};
+  tensor.set(kind::grad, {copy->data, copy->storage});
   if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
 }
 

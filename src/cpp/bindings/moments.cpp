@@ -59,7 +59,7 @@ Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_
                       params[i], index);
     all_writeable = all_writeable && can_be_written(view);
     slots_.emplace_back().like = BoundArray::fresh_like(view);
-    tensors.push_back(make_tensor(view.storage, view.size));
+    tensors.emplace_back(view.storage, view.size);
     places.push_back(
         {reinterpret_cast<std::uintptr_t>(view.data), static_cast<std::size_t>(view.bytes())});
   }
@@ -68,7 +68,7 @@ Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_
     for (std::size_t k = 0; k < kinds_.size(); ++k) {
       std::byte* const data = memory.at(k, i);
       slots_[i].arrays.push_back(state_array(slots_[i].like.view(), data, memory.owner()));
-      tensors[i].of[kinds_[k].kind].data = data;
+      tensors[i].data[kinds_[k].kind] = data;
     }
   }
   binder_.plan = AdamPlan(std::move(tensors));
@@ -309,7 +309,7 @@ Moments::Binding Moments::bind(Binding binding) noexcept {
     std::swap(slots_[position].like, slot.like);
     std::swap(slots_[position].arrays, slot.arrays);
     for (std::size_t k = 0; k < kinds_.size(); ++k) {
-      binder_.plan.tensors()[position].of[kinds_[k].kind].data =
+      binder_.plan.tensors()[position].data[kinds_[k].kind] =
           const_cast<void*>(slots_[position].arrays[k].data());
     }
   }
@@ -361,13 +361,13 @@ void Moments::attach_accumulators(Items grads, bool completes) {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
     TensorRef& tensor = binder_.plan.tensors()[i];
-    Stream& accumulator = tensor.of[kind::accumulator];
-    accumulator.data = const_cast<void*>(slot.arrays.back().data());
+    void*& accumulator = tensor.data[kind::accumulator];
+    accumulator = const_cast<void*>(slot.arrays.back().data());
     tensor.accumulator_is_empty = !slot.waits;
     if (!completes) continue;
     // The mean of the gradients that there were: those of this call, those before, or both.
-    if (grads[i] == Py_None) tensor.of[kind::grad] = accumulator;
-    if (grads[i] == Py_None || !slot.waits) accumulator.data = nullptr;
+    if (grads[i] == Py_None) tensor.set(kind::grad, tensor.stream(kind::accumulator));
+    if (grads[i] == Py_None || !slot.waits) accumulator = nullptr;
   }
 }
 

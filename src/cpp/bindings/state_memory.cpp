@@ -36,8 +36,8 @@ py::dict allocate_state(const py::list& params, const py::list& positions,
   for (std::size_t i = 0; i < params.size(); ++i) {
     const ArrayView view =
         writeable_array(reader, params[i], "params", positions[i].cast<std::int64_t>());
-    refs.push_back(make_tensor(view.storage, view.size));
-    refs.back().of[kind::param].data = view.data;
+    refs.emplace_back(view.storage, view.size);
+    refs.back().data[kind::param] = view.data;
     places.push_back(
         {reinterpret_cast<std::uintptr_t>(view.data), static_cast<std::size_t>(view.bytes())});
   }
@@ -48,8 +48,9 @@ py::dict allocate_state(const py::list& params, const py::list& positions,
     py::list arrays;
     for (std::size_t i = 0; i < refs.size(); ++i) {
       std::byte* const data = memory.at(all.size(), i);
-      refs[i].of[state.kind].data = data;
-      arrays.append(py::array(dtype_of(refs[i].storage()), {refs[i].size}, data, memory.owner()));
+      refs[i].data[state.kind] = data;
+      arrays.append(
+          py::array(dtype_of(refs[i].param_storage()), {refs[i].size}, data, memory.owner()));
     }
     all[state.name] = arrays;
   }

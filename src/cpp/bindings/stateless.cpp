@@ -58,7 +58,7 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
     const ArrayView param = writeable_ndarray(binder.reader, param_items[i], "params", index);
     bound.emplace_back(param_items[i], param);
     ranges.push_back(byte_range(param, "params", index));
-    TensorRef& tensor = tensors.emplace_back(make_tensor(param.storage, param.size));
+    TensorRef& tensor = tensors.emplace_back(param.storage, param.size);
     for (const Companions& companion : companions) {
       const py::object object = companion.items[i];
       const ArrayView view = writeable_ndarray(binder.reader, object, companion.name, index);
@@ -68,7 +68,7 @@ void adam_step(const py::handle& params, const py::handle& grads, const py::hand
       require_shape_of(view, param, companion.name, "params", index);
       require_layout_of(object, view, param, companion.name, "params", index);
       ranges.push_back(byte_range(view, companion.name, index));
-      tensor.of[companion.kind].data = view.data;
+      tensor.data[companion.kind] = view.data;
     }
   }
   WrittenRanges written(std::move(ranges));
@@ -105,9 +105,9 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
     const auto index = static_cast<std::int64_t>(i);
     const ArrayView param = float_array(reader, items[i], "params", index);
     py::array out = empty_like(param, param.storage);
-    TensorRef& tensor = tensors.emplace_back(make_tensor(param.storage, param.size));
+    TensorRef& tensor = tensors.emplace_back(param.storage, param.size);
     gradients.attach(grad_items[i], items[i], BoundArray::fresh_like(param), i, false, tensor);
-    tensor.of[kind::param].data = out.mutable_data();
+    tensor.data[kind::param] = out.mutable_data();
     clipped.append(std::move(out));
   }
   const TensorList list(std::move(tensors));
@@ -134,11 +134,11 @@ double global_norm(const py::handle& arrays) {
   for (std::size_t i = 0; i < items.size(); ++i) {
     const auto index = static_cast<std::int64_t>(i);
     const ArrayView view = float_array(reader, items[i], "arrays", index, true);
-    TensorRef& tensor = tensors.emplace_back(make_tensor(compute_storage(view.storage), view.size));
-    tensor.of[kind::grad] = {view.data, view.storage};
+    TensorRef& tensor = tensors.emplace_back(compute_storage(view.storage), view.size);
+    tensor.set(kind::grad, {view.data, view.storage});
     if (is_contiguous(view) && view.is_aligned) continue;
     py::array copy(py::reinterpret_borrow<py::array>(items[i]).attr("copy")());
-    tensor.of[kind::grad].data = copy.mutable_data();
+    tensor.data[kind::grad] = copy.mutable_data();
     copies.push_back(std::move(copy));
   }
   const TensorList list(std::move(tensors));

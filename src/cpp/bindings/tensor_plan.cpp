@@ -174,7 +174,7 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
     const ArrayView view =
         writeable_array(binder_.reader, tensor, "params", static_cast<std::int64_t>(i));
     params[i] = BoundArray(tensor, view);
-    refs[i] = make_tensor(view.storage, view.size);
+    refs[i] = TensorRef(view.storage, view.size);
     add(view, "params", i);
   }
 
@@ -205,8 +205,7 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
                  view.has_shape(param.shape) && same_layout(view, param);
         },
         "must be a CPU tensor of the shape, dtype and strides of its parameter"));
-    for (std::size_t i = 0; i < count; ++i)
-      refs[i].of[kind.kind].data = state.back()[i].view().data;
+    for (std::size_t i = 0; i < count; ++i) refs[i].data[kind.kind] = state.back()[i].data();
   }
   std::vector<BoundArray> counters(count);
   if (counts) {

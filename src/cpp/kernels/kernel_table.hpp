@@ -41,7 +41,8 @@ struct Stream {
 // The arrays of one tensor. The gradient may have any element type that widens exactly to the
 // parameter's; all others have the parameter's.
 struct TensorStreams {
-  Stream of[kind::count];
+  void* data[kind::count] = {};
+  Storage storage[kind::count] = {};
   bool zero_grad = false;  // zero the gradient after reading it
 };
 

@@ -20,7 +20,7 @@ TensorList::TensorList(std::vector<TensorRef> tensors) : tensors_(std::move(tens
   for (const TensorRef& tensor : tensors_) {
     first_byte_.push_back(bytes);
     first_block_.push_back(blocks);
-    bytes += tensor.size * item_size(tensor.storage());
+    bytes += tensor.size * item_size(tensor.param_storage());
     blocks += divide_up(tensor.size, block_size(tensor.size));
     elements_ += tensor.size;
   }
@@ -43,7 +43,7 @@ TensorList::Cut TensorList::cut(int part, int parts, Edge edge) const noexcept {
   if (tensor >= tensors_.size()) return {tensors_.size(), 0};
   const TensorRef& ref = tensors_[tensor];
   const std::int64_t unit = edge == Edge::tile ? tile : block_size(ref.size);
-  const std::int64_t element = (target - first_byte_[tensor]) / item_size(ref.storage());
+  const std::int64_t element = (target - first_byte_[tensor]) / item_size(ref.param_storage());
   return {tensor, element / unit * unit};
 }
 

@@ -17,33 +17,37 @@ class Pieces;
 
 // A tensor of a step.
 struct TensorRef : TensorStreams {
+  TensorRef() = default;
+  // Without arrays. state_kinds determines the storage of its state.
+  TensorRef(Storage param, std::int64_t elements) noexcept : size(elements) {
+    storage[kind::param] = storage[kind::grad] = param;
+    for_each_state_kind(
+        [&](const StateKind& state) { storage[state.kind] = state.storage(param); });
+  }
+
   std::int64_t size = 0;    // elements
   std::uint32_t group = 0;  // index of its options among those of the step
   // Whether it had no gradient in the earlier calls of this accumulation.
   bool accumulator_is_empty = false;
   const Pieces* pieces = nullptr;  // the layout of its elements; null: contiguous
 
-  Storage storage() const noexcept { return of[kind::param].storage; }
+  Storage param_storage() const noexcept { return storage[kind::param]; }
 
-  // The gradient from element `first` on.
-  Stream grad(std::int64_t first) const noexcept { return stream_at(of[kind::grad], first); }
+  // One of its arrays from element `first` on.
+  Stream stream(Kind kind, std::int64_t first = 0) const noexcept {
+    return stream_at({data[kind], storage[kind]}, first);
+  }
+  void set(Kind kind, const Stream& stream) noexcept {
+    data[kind] = stream.data;
+    storage[kind] = stream.storage;
+  }
 
-  // The elements of one of its arrays from `first` on; null if it has no such array.
+  // Its elements from `first` on; null if it has no such array.
   template <class T>
   T* array(Kind kind, std::int64_t first = 0) const noexcept {
-    return static_cast<T*>(stream_at(of[kind], first).data);
+    return static_cast<T*>(stream(kind, first).data);
   }
 };
-
-// Returns a tensor with null arrays. state_kinds determines the storage of its state.
-inline TensorRef make_tensor(Storage param, std::int64_t size) noexcept {
-  TensorRef tensor;
-  tensor.of[kind::param].storage = tensor.of[kind::grad].storage = param;
-  for_each_state_kind(
-      [&](const StateKind& state) { tensor.of[state.kind].storage = state.storage(param); });
-  tensor.size = size;
-  return tensor;
-}
 
 // Tensors laid end to end and cut into parts of equal bytes. Cuts fall on tile edges, or on block
 // edges for passes that keep one partial sum of squares per block. They depend on the sizes alone.

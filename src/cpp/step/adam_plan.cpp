@@ -69,7 +69,7 @@ void zero_gradients(const TensorList& list) {
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list.tensors()[index];
               if (!tensor.zero_grad) return;
-              const Stream grad = tensor.grad(first);
+              const Stream grad = tensor.stream(kind::grad, first);
               std::memset(grad.data, 0,
                           static_cast<std::size_t>((end - first) * item_size(grad.storage)));
             });
@@ -150,7 +150,7 @@ void AdamPlan::begin() const {
         const TensorRef& tensor = list_.tensors()[index];
         const T* param = tensor.array<const T>(kind::param, first);
         for (const StateKind& state : state_kinds) {
-          touch(tensor.of[state.kind], first, end);
+          touch(tensor.stream(state.kind), first, end);
           T* const array = tensor.array<T>(state.kind, first);
           if (state.initial == InitialValue::as_param && array != nullptr && param != nullptr) {
             std::copy_n(param, end - first, array);
@@ -190,7 +190,7 @@ bool clip_gradients(const TensorList& list, const AdamSettings& asked, double lo
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list.tensors()[index];
               const Kernels<T>& kernels = table;
-              kernels.clip(tensor.array<T>(kind::param, first), tensor.grad(first),
+              kernels.clip(tensor.array<T>(kind::param, first), tensor.stream(kind::grad, first),
                            static_cast<std::size_t>(end - first), constants.for_tensor<T>(index));
             });
   return true;

@@ -35,7 +35,7 @@ void sum_blocks(const Kernels<T>& kernels, const TensorRef& tensor, std::int64_t
 
 // For a tensor whose sum of squares is infinite.
 bool all_finite(const TensorRef& tensor) {
-  if (tensor.storage() != Storage::f64) return false;  // no square of a float overflows
+  if (tensor.param_storage() != Storage::f64) return false;  // no square of a float overflows
   const auto* grad = tensor.array<const double>(kind::grad);
   const auto* accumulator = tensor.array<const double>(kind::accumulator);
   for (std::int64_t i = 0; i < gradient_size(tensor); ++i) {

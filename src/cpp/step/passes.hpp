@@ -18,7 +18,7 @@ void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) 
   run_pass(list.elements(), [&](int part, int parts) {
     list.for_each_piece(
         part, parts, edge, [&](std::size_t index, std::int64_t first, std::int64_t end) {
-          visit_compute_type(list.tensors()[index].storage(),
+          visit_compute_type(list.tensors()[index].param_storage(),
                              [&]<class T>() { body.template operator()<T>(index, first, end); });
         });
   });

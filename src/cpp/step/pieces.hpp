@@ -46,7 +46,7 @@ inline std::int64_t gradient_size(const TensorRef& tensor) noexcept {
 inline Stream gradient_tile(const TensorRef& tensor, std::int64_t first, std::int64_t n,
                             void* staging) {
   if (tensor.pieces != nullptr) return tensor.pieces->gradient_tile(first, n, staging);
-  return tensor.grad(first);
+  return tensor.stream(kind::grad, first);
 }
 
 template <class Body>

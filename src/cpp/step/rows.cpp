@@ -87,7 +87,7 @@ Rows::Rows(const RowIndices& indices, const Stream& grad_rows, std::int64_t row_
 }
 
 void Rows::attach_to(TensorRef& table) const noexcept {
-  table.of[kind::grad] = grads_;
+  table.set(kind::grad, grads_);
   table.pieces = this;
   if (mode_ == SparseMode::lazy) table.size = gradient_size();
 }
@@ -135,7 +135,7 @@ void Rows::for_each(const TensorRef& tensor, std::int64_t first, std::int64_t en
   TensorStreams streams = tensor;
   for (std::int64_t i = first; i < end; i += tile) {
     const std::int64_t n = std::min(tile, end - i);
-    streams.of[kind::grad] = gradient_tile(i, n, staging);
+    streams.data[kind::grad] = gradient_tile(i, n, staging).data;
     body(context, streams, static_cast<std::size_t>(i), 0, static_cast<std::size_t>(n));
   }
 }
