@@ -81,9 +81,23 @@ TEST(ThreadPolicy, PausesOnWhereNoCoreIsFree) {
   EXPECT_EQ(passes_on_one_thread(policy, 40000), 128);
 }
 
-// A probe that was wrong makes the next ones rarer, until threads help.
+TEST(ThreadPolicy, TakesAFewFreeCoresForChance) {
+  ThreadPolicy policy;
+  fail(policy, 1);
+  for (int i = 0; i < 10; ++i) {
+    for (int k = 1; k < ThreadPolicy::free_probes; ++k) policy.learn(core_probe::Result::free);
+    policy.learn(core_probe::Result::busy);
+  }
+  EXPECT_FALSE(policy.wants_threads(40000));
+}
+
+// Probes that were wrong make the next ones rarer, until one finds no core or threads help.
 TEST(ThreadPolicy, ProbesLessOftenWhereItDoesNotHelp) {
   ThreadPolicy policy;
+  const auto end_pause = [&] {
+    for (int i = 0; i < ThreadPolicy::free_probes; ++i) policy.learn(core_probe::Result::free);
+    EXPECT_TRUE(policy.wants_threads(40000));
+  };
   const auto elements_to_probe = [&] {
     std::int64_t elements = 1000;
     while (!policy.wants_probe(1000)) elements += 1000;
@@ -92,22 +106,28 @@ TEST(ThreadPolicy, ProbesLessOftenWhereItDoesNotHelp) {
   fail(policy, 1);
   const std::int64_t first = elements_to_probe();
   EXPECT_GE(first, ThreadPolicy::probe_interval);
-  for (const int times : {2, 4, 8}) {
-    policy.learn(core_probe::Result::free);
-    fail(policy, 1);
-    const std::int64_t later = elements_to_probe();
-    EXPECT_GE(later, times * ThreadPolicy::probe_interval);
-    EXPECT_LT(later, (times + 1) * ThreadPolicy::probe_interval);
-  }
-  for (int i = 0; i < 40; ++i) {
-    policy.learn(core_probe::Result::free);
-    fail(policy, 1, 1);
-  }
-  EXPECT_LE(elements_to_probe(), ThreadPolicy::most_elements + 1000);
-  policy.learn(core_probe::Result::free);
+  const auto expect_rarer = [&] {
+    for (const int times : {1, 1, 2, 4, 8}) {
+      end_pause();
+      fail(policy, 1);
+      const std::int64_t later = elements_to_probe();
+      EXPECT_GE(later, times * ThreadPolicy::probe_interval);
+      EXPECT_LT(later, (times + 1) * ThreadPolicy::probe_interval);
+    }
+  };
+  expect_rarer();
+  policy.learn(core_probe::Result::busy);
+  EXPECT_EQ(elements_to_probe(), first);
+  expect_rarer();
   policy.learn(40000, true);
   fail(policy, 1);
   EXPECT_EQ(elements_to_probe(), first);
+  for (int i = 0; i < 40; ++i) {
+    end_pause();
+    fail(policy, 1, 1);
+  }
+  EXPECT_LE(elements_to_probe(),
+            (ThreadPolicy::probe_interval << ThreadPolicy::most_doublings) + 1000);
 }
 
 TEST(CoreProbe, TellsWhetherAThreadGotACoreAtOnce) {

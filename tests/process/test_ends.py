@@ -101,7 +101,7 @@ def copy_like(grad, param):
         pass
     return Tensor(grad.array.copy())
 
-plan = _core.TensorPlan(copy_like)
+plan, casting = _core.TensorPlan(copy_like), _core.TensorPlan(None, casts=True)
 options, progress = _core.AdamOptions({{"clipnorm": 1.0}}), _core.AdamProgress()
 
 def refused(call, *args):
@@ -122,9 +122,8 @@ def prepared():
 @pytest.mark.parametrize(
     "call",
     [
-        "_core.adam_step([p], Slow([g]), Slow([m]), Slow([v]), None, None, options, 1)",
         "_core.clip_gradients([p], Slow([g]), options, progress)",
-        "refused(_core.adam_step, [Slow()], [g], [m], [v], None, None, options, 1)",
+        "refused(casting.step, [Slow()], [g], dict(m=[m], v=[v]), [0], [options], progress)",
         "plan.step(params, grads, dict(m=ms, v=vs), [0] * 4, [options], progress)",
     ],
 )

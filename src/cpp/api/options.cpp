@@ -6,44 +6,92 @@
 #include <string>
 
 #include "api/messages.hpp"
+#include "api/settings_table.hpp"
 
 namespace fusedadam {
 namespace {
 
-void require(bool holds, const char* rule, const char* name, double value) {
-  if (holds) return;
-  throw std::invalid_argument(
-      broken_rule(std::string(name) + ' ' + rule, std::string(name) + '=' + format_number(value)));
-}
+using S = AdamSettings;
 
-void require_not_negative(const char* name, double value) {
-  require(std::isfinite(value) && value >= 0, "must be finite and >= 0", name, value);
-}
+constexpr Setting table[] = {
+    {"lr", &S::lr, Rule::finite},
+    {"beta_1", &S::beta_1, Rule::fraction},
+    {"beta_2", &S::beta_2, Rule::fraction},
+    {"decay", &S::decay, Rule::not_negative},
+    {"epsilon", &S::epsilon, Rule::not_negative},
+    {"bias_corrected_epsilon", &S::bias_corrected_epsilon},
+    {"amsgrad", &S::amsgrad},
+    {"weight_decay", &S::weight_decay, Rule::not_negative},
+    {"l2", &S::l2, Rule::not_negative},
+    {"clipnorm", &S::clipnorm, Rule::clip},
+    {"clipnorm_per_tensor", &S::clipnorm_per_tensor, Rule::clip},
+    {"clipvalue", &S::clipvalue, Rule::clip},
+    {"use_ema", &S::use_ema},
+    {"ema_momentum", &S::ema_momentum, Rule::closed_fraction},
+    {"ema_overwrite_frequency", &S::ema_overwrite_frequency, Rule::count},
+    // The powers of two of which both they and their inverse are float32 numbers; up to the
+    // largest, torch's GradScaler grows. The inverse of that is subnormal, and exact.
+    {"loss_scale", &S::loss_scale, Rule::scale},
+    {"skip_nonfinite", &S::skip_nonfinite},
+    {"gradient_accumulation_steps", &S::gradient_accumulation_steps, Rule::count},
+    {"zero_grad", &S::zero_grad},
+    {"maximize", &S::maximize},
+    {"flush_denormals", &S::flush_denormals},
+};
 
-void require_fraction(const char* name, double value) {
-  require(value >= 0 && value < 1, "must be >= 0 and < 1", name, value);
-}
+std::string text(double value) { return format_number(value); }
+std::string text(std::int64_t value) { return std::to_string(value); }
 
-void require_clip(const char* name, const std::optional<double>& value) {
-  if (!value) return;
-  // Keras' wording, which programs may look for.
-  if (*value < 0) {
-    throw std::invalid_argument("Expected " + std::string(name) +
-                                " >= 0, received: " + format_number(*value));
+// What this rule asks for; null where the value keeps it. NaN keeps none.
+const char* broken(Rule rule, double value) {
+  const auto unless = [](bool holds, const char* rule_text) { return holds ? nullptr : rule_text; };
+  switch (rule) {
+    case Rule::finite:
+      return unless(std::isfinite(value), "must be finite");
+    case Rule::not_negative:
+    case Rule::clip:
+      return unless(std::isfinite(value) && value >= 0, "must be finite and >= 0");
+    case Rule::fraction:
+      return unless(value >= 0 && value < 1, "must be >= 0 and < 1");
+    case Rule::closed_fraction:
+      return unless(value >= 0 && value <= 1, "must be >= 0 and <= 1");
+    case Rule::scale:
+      return unless(value >= 0x1p-127 && value <= 0x1p127, "must be >= 2**-127 and <= 2**127");
+    case Rule::count:
+      return unless(value >= 1, "must be >= 1");
+    case Rule::any:
+      break;
   }
-  require_not_negative(name, *value);
+  return nullptr;
 }
 
-void require_count(const char* name, std::int64_t value) {
-  if (value >= 1) return;
-  throw std::invalid_argument(broken_rule(std::string(name) + " must be >= 1",
-                                          std::string(name) + '=' + std::to_string(value)));
+void check(const Setting& /*setting*/, bool /*value*/) {}
+
+template <class Number>
+void check(const Setting& setting, Number value) {
+  const std::string name = setting.name;
+  // Keras' own words, which programs may look for.
+  if (setting.rule == Rule::clip && value < 0) {
+    throw std::invalid_argument("Expected " + name + " >= 0, received: " + text(value));
+  }
+  if (const char* rule = broken(setting.rule, static_cast<double>(value))) {
+    throw std::invalid_argument(broken_rule(name + ' ' + rule, name + '=' + text(value)));
+  }
 }
 
-void check_clips(const AdamSettings& s) {
-  require_clip("clipnorm", s.clipnorm);
-  require_clip("clipnorm_per_tensor", s.clipnorm_per_tensor);
-  require_clip("clipvalue", s.clipvalue);
+template <class Number>
+void check(const Setting& setting, const std::optional<Number>& value) {
+  if (value) check(setting, *value);
+}
+
+void require_averages(const S& s, const std::string& name, const std::string& value) {
+  if (s.use_ema) return;
+  throw std::invalid_argument(
+      broken_rule(name + " needs averages: use_ema, or ema of the Python function adam_step",
+                  name + '=' + value + " without use_ema"));
+}
+
+void check_combinations(const S& s) {
   if (s.clipnorm && s.clipnorm_per_tensor) {
     throw std::invalid_argument(broken_rule(
         "clipnorm and clipnorm_per_tensor exclude each other: one bounds the norm of all "
@@ -51,33 +99,13 @@ void check_clips(const AdamSettings& s) {
         "clipnorm=" + format_number(*s.clipnorm) +
             ", clipnorm_per_tensor=" + format_number(*s.clipnorm_per_tensor)));
   }
-}
-
-void require_averages(const AdamSettings& s, const std::string& name, const std::string& value) {
-  if (s.use_ema) return;
-  throw std::invalid_argument(
-      broken_rule(name + " needs averages: use_ema, or ema of the Python function adam_step",
-                  name + '=' + value + " without use_ema"));
-}
-
-void check_averages(const AdamSettings& s) {
-  require(s.ema_momentum >= 0 && s.ema_momentum <= 1, "must be >= 0 and <= 1", "ema_momentum",
-          s.ema_momentum);
-  if (s.ema_momentum != AdamSettings{}.ema_momentum) {
+  if (s.ema_momentum != S{}.ema_momentum) {
     require_averages(s, "ema_momentum", format_number(s.ema_momentum));
   }
-  if (!s.ema_overwrite_frequency) return;
-  require_count("ema_overwrite_frequency", *s.ema_overwrite_frequency);
-  require_averages(s, "ema_overwrite_frequency", std::to_string(*s.ema_overwrite_frequency));
-}
-
-void check_loss_scale(const AdamSettings& s) {
-  if (!s.loss_scale) return;
-  // In this range, powers of two and their inverses are exact float32 numbers; 2^-127 is subnormal.
-  // 2^127 is also the upper limit of torch's GradScaler.
-  require(*s.loss_scale >= 0x1p-127 && *s.loss_scale <= 0x1p127, "must be >= 2**-127 and <= 2**127",
-          "loss_scale", *s.loss_scale);
-  if (s.dynamic_loss_scale) {
+  if (s.ema_overwrite_frequency) {
+    require_averages(s, "ema_overwrite_frequency", std::to_string(*s.ema_overwrite_frequency));
+  }
+  if (s.loss_scale && s.dynamic_loss_scale) {
     throw std::invalid_argument(
         broken_rule("loss_scale and dynamic_loss_scale exclude each other",
                     "loss_scale=" + format_number(*s.loss_scale) + " with dynamic_loss_scale"));
@@ -86,18 +114,13 @@ void check_loss_scale(const AdamSettings& s) {
 
 }  // namespace
 
+std::span<const Setting> settings_table() noexcept { return table; }
+
 AdamOptions::AdamOptions(const AdamSettings& settings) : settings_(settings) {
-  require(std::isfinite(settings.lr), "must be finite", "lr", settings.lr);
-  require_fraction("beta_1", settings.beta_1);
-  require_fraction("beta_2", settings.beta_2);
-  require_not_negative("epsilon", settings.epsilon);
-  require_not_negative("decay", settings.decay);
-  if (settings.weight_decay) require_not_negative("weight_decay", *settings.weight_decay);
-  require_not_negative("l2", settings.l2);
-  check_clips(settings);
-  check_averages(settings);
-  check_loss_scale(settings);
-  require_count("gradient_accumulation_steps", settings.gradient_accumulation_steps);
+  for (const Setting& setting : table) {
+    std::visit([&](auto member) { check(setting, settings.*member); }, setting.member);
+  }
+  check_combinations(settings);
 }
 
 }  // namespace fusedadam

@@ -101,8 +101,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.def("needed_kinds", &needed_kinds, arg("options"));
   module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("options"));
 
-  module.def("adam_step", &python::adam_step, arg("params"), arg("grads"), arg("m"), arg("v"),
-             arg("vhat"), arg("ema"), arg("options"), arg("step"), arg("as_array") = py::none());
   module.def("clip_gradients", &python::clip_gradients, arg("params"), arg("grads"), arg("options"),
              arg("progress"));
   module.def("require_gradients", &require_gradients, arg("grads"));

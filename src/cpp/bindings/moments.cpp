@@ -13,12 +13,6 @@
 namespace fusedadam::python {
 namespace {
 
-// A view that keeps its memory alive, and that users cannot resize.
-py::array state_array(const ArrayView& like, void* data, const py::capsule& owner) {
-  return py::array(dtype_of(like.storage), like.shape, strides_like(like, like.storage), data,
-                   owner);
-}
-
 std::vector<StateKind> kinds_for(const AdamSettings& settings) {
   std::vector<StateKind> kinds;
   std::ranges::copy_if(state_kinds, std::back_inserter(kinds),
@@ -47,9 +41,8 @@ ArrayView require_reals(const ArrayView& param, const py::handle& object, std::i
 }  // namespace
 
 Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_like)
-    : kinds_(kinds_for(options.settings())), groups_(1), own_settings_(1), own_options_(1) {
-  std::vector<TensorRef> tensors;
-  std::vector<ParamPlace> places;
+    : groups_(1), own_settings_(1), own_options_(1) {
+  std::vector<BoundArray> bound;
   bool all_writeable = true;
   for (std::size_t i = 0; i < params.size(); ++i) {
     const auto index = static_cast<std::int64_t>(i);
@@ -58,26 +51,19 @@ Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_
                                 : writeable_array(binder_.reader, params[i], "params", index),
                       params[i], index);
     all_writeable = all_writeable && can_be_written(view);
-    slots_.emplace_back().like = BoundArray::fresh_like(view);
-    tensors.emplace_back(view.storage, view.size);
-    places.push_back(
-        {reinterpret_cast<std::uintptr_t>(view.data), static_cast<std::size_t>(view.bytes())});
+    bound.emplace_back(params[i], view);
   }
-  const StateMemory memory(places, kinds_.size());
-  for (std::size_t i = 0; i < slots_.size(); ++i) {
-    for (std::size_t k = 0; k < kinds_.size(); ++k) {
-      std::byte* const data = memory.at(k, i);
-      slots_[i].arrays.push_back(state_array(slots_[i].like.view(), data, memory.owner()));
-      tensors[i].data[kinds_[k].kind] = data;
-    }
+  std::vector<ArrayView> views;
+  for (const BoundArray& param : bound) views.push_back(param.view());
+  FreshState fresh = fresh_state(views, options.settings(), only_like);
+  kinds_ = std::move(fresh.kinds);
+  binder_.plan = std::move(fresh.plan);
+  for (std::size_t i = 0; i < views.size(); ++i) {
+    Slot& slot = slots_.emplace_back();
+    slot.like = BoundArray::fresh_like(views[i]);
+    for (std::vector<py::array>& arrays : fresh.arrays) slot.arrays.push_back(arrays[i]);
   }
-  binder_.plan = AdamPlan(std::move(tensors));
-  if (!only_like) bind(params, true).keep();
-  {
-    const ReleasedGil released(binder_.plan.elements());
-    binder_.plan.begin();
-  }
-  if (only_like && all_writeable) bind(params, true).keep();
+  if (!only_like || all_writeable) bind(params, true).keep();
 }
 
 void Moments::require_kinds(const AdamOptions& options) const {

@@ -6,6 +6,7 @@
 
 #include "api/checks.hpp"
 #include "api/messages.hpp"
+#include "api/settings_table.hpp"
 #include "bindings/convert.hpp"
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
@@ -13,14 +14,6 @@
 
 namespace fusedadam::python {
 namespace {
-
-// A field of AdamSettings or AdamProgress by its name in Python.
-template <class Fields>
-struct Field {
-  const char* name;
-  void (*set)(Fields&, const py::handle& value, const char* name);
-  py::object (*get)(const Fields&);
-};
 
 void convert(double& field, const py::handle& value, const char* name) {
   field = to_double(value, name);
@@ -47,84 +40,63 @@ py::object to_python(const std::optional<T>& value) {
   return value ? py::cast(*value) : py::none();
 }
 
-template <auto member, class Fields>
-constexpr Field<Fields> field(const char* field_name) {
-  return {field_name,
-          [](Fields& fields, const py::handle& value, const char* name) {
-            convert(fields.*member, value, name);
-          },
-          [](const Fields& fields) { return to_python(fields.*member); }};
-}
+// ---- settings
 
-void set_loss_scale(AdamSettings& settings, const py::handle& value, const char* name) {
-  settings.dynamic_loss_scale = false;
-  settings.loss_scale.reset();
-  if (!py::isinstance<py::str>(value)) {
-    settings.loss_scale = to_optional_double(value, name);
-  } else if (value.equal(py::str("dynamic"))) {
-    settings.dynamic_loss_scale = true;
+void set(AdamSettings& s, const Setting& setting, const py::handle& value) {
+  const std::string name = setting.name;
+  if (name == "loss_scale") {
+    s.loss_scale.reset();
+    s.dynamic_loss_scale = py::isinstance<py::str>(value) && value.equal(py::str("dynamic"));
+    if (s.dynamic_loss_scale) return;
+    if (py::isinstance<py::str>(value)) {
+      throw py::value_error(
+          broken_rule("loss_scale must be a number or 'dynamic'", received(value, "loss_scale")));
+    }
+  }
+  if (value.is_none() && name == "epsilon") {
+    s.epsilon = 1e-7;  // Keras 2.1.3 to 2.3 wrote None for its own
+  } else if (value.is_none() && name == "gradient_accumulation_steps") {
+    s.gradient_accumulation_steps = 1;
   } else {
-    throw py::value_error(
-        broken_rule("loss_scale must be a number or 'dynamic'", received(value, name)));
+    std::visit([&](auto member) { convert(s.*member, value, setting.name); }, setting.member);
   }
 }
 
-py::object get_loss_scale(const AdamSettings& settings) {
-  return settings.dynamic_loss_scale ? py::str("dynamic") : to_python(settings.loss_scale);
+py::object get(const AdamSettings& s, const Setting& setting) {
+  const std::string name = setting.name;
+  if (name == "loss_scale" && s.dynamic_loss_scale) return py::str("dynamic");
+  if (name == "gradient_accumulation_steps" && s.gradient_accumulation_steps == 1) {
+    return py::none();
+  }
+  return std::visit([&](auto member) { return to_python(s.*member); }, setting.member);
 }
 
-void set_epsilon(AdamSettings& settings, const py::handle& value, const char* name) {
-  // Keras 2.1.3 to 2.3 wrote None for its own.
-  settings.epsilon = value.is_none() ? 1e-7 : to_double(value, name);
-}
+// ---- counts
 
-void set_accumulation(AdamSettings& settings, const py::handle& value, const char* name) {
-  settings.gradient_accumulation_steps = value.is_none() ? 1 : to_int64(value, name);
-}
-
-py::object get_accumulation(const AdamSettings& settings) {
-  const std::int64_t steps = settings.gradient_accumulation_steps;
-  return steps == 1 ? py::none() : py::cast(steps);
-}
-
-using S = AdamSettings;
-// In the order in which a configuration names them.
-constexpr Field<S> settings_table[] = {
-    field<&S::lr, S>("lr"),
-    field<&S::beta_1, S>("beta_1"),
-    field<&S::beta_2, S>("beta_2"),
-    field<&S::decay, S>("decay"),
-    {"epsilon", &set_epsilon, field<&S::epsilon, S>("epsilon").get},
-    field<&S::bias_corrected_epsilon, S>("bias_corrected_epsilon"),
-    field<&S::amsgrad, S>("amsgrad"),
-    field<&S::weight_decay, S>("weight_decay"),
-    field<&S::l2, S>("l2"),
-    field<&S::clipnorm, S>("clipnorm"),
-    field<&S::clipnorm_per_tensor, S>("clipnorm_per_tensor"),
-    field<&S::clipvalue, S>("clipvalue"),
-    field<&S::use_ema, S>("use_ema"),
-    field<&S::ema_momentum, S>("ema_momentum"),
-    field<&S::ema_overwrite_frequency, S>("ema_overwrite_frequency"),
-    {"loss_scale", &set_loss_scale, &get_loss_scale},
-    field<&S::skip_nonfinite, S>("skip_nonfinite"),
-    {"gradient_accumulation_steps", &set_accumulation, &get_accumulation},
-    field<&S::zero_grad, S>("zero_grad"),
-    field<&S::maximize, S>("maximize"),
-    field<&S::flush_denormals, S>("flush_denormals"),
+struct Count {
+  const char* name;
+  std::variant<std::int64_t AdamProgress::*, double AdamProgress::*> member;
 };
 
 using P = AdamProgress;
-constexpr Field<P> progress_table[] = {
-    field<&P::iterations, P>("iterations"),
-    field<&P::skipped_steps, P>("skipped_steps"),
-    field<&P::accumulated, P>("accumulated"),
-    field<&P::dynamic_loss_scale, P>("dynamic_loss_scale"),
-    field<&P::good_steps, P>("good_steps"),
+constexpr Count counts_table[] = {
+    {"iterations", &P::iterations},   {"skipped_steps", &P::skipped_steps},
+    {"accumulated", &P::accumulated}, {"dynamic_loss_scale", &P::dynamic_loss_scale},
+    {"good_steps", &P::good_steps},
 };
 
+void set(AdamProgress& p, const Count& count, const py::handle& value) {
+  std::visit([&](auto member) { convert(p.*member, value, count.name); }, count.member);
+}
+
+py::object get(const AdamProgress& p, const Count& count) {
+  return std::visit([&](auto member) { return to_python(p.*member); }, count.member);
+}
+
+// ---- either by name
+
 // In Keras' own words, and with the name that is most like it.
-template <class Fields, std::size_t n>
-[[noreturn]] void refuse_unknown(const Field<Fields> (&table)[n], const py::str& name) {
+[[noreturn]] void refuse_unknown(const auto& table, const py::str& name) {
   py::list names;
   for (const auto& entry : table) names.append(entry.name);
   names.append("learning_rate");  // of Adam, for lr
@@ -135,27 +107,26 @@ template <class Fields, std::size_t n>
   throw py::type_error(message);
 }
 
-template <class Fields, std::size_t n>
-Fields changed(const Field<Fields> (&table)[n], Fields fields, const py::dict& values) {
+template <class Fields>
+Fields changed(const auto& table, Fields fields, const py::dict& values) {
   for (const auto& [key, value] : values) {
     const std::string name = utf8(py::str(key));
-    const auto* found = std::find_if(std::begin(table), std::end(table),
-                                     [&](const auto& entry) { return name == entry.name; });
+    const auto found =
+        std::ranges::find_if(table, [&](const auto& entry) { return name == entry.name; });
     if (found == std::end(table)) refuse_unknown(table, py::str(key));
-    found->set(fields, value, found->name);
+    set(fields, *found, value);
   }
   return fields;
 }
 
-template <class Fields, std::size_t n>
-py::dict as_dict(const Field<Fields> (&table)[n], const Fields& fields) {
+py::dict as_dict(const auto& table, const auto& fields) {
   py::dict values;
-  for (const auto& entry : table) values[entry.name] = entry.get(fields);
+  for (const auto& entry : table) values[entry.name] = get(fields, entry);
   return values;
 }
 
 AdamProgress make_progress(const py::dict& counts) {
-  const AdamProgress progress = changed(progress_table, AdamProgress{}, counts);
+  const AdamProgress progress = changed(counts_table, AdamProgress{}, counts);
   // How many gradients may wait depends on options that are not known here.
   check_progress(progress, {.gradient_accumulation_steps = max_iterations});
   return progress;
@@ -164,35 +135,44 @@ AdamProgress make_progress(const py::dict& counts) {
 }  // namespace
 
 AdamOptions changed_options(const AdamOptions& options, const py::dict& settings) {
-  return AdamOptions(changed(settings_table, options.settings(), settings));
+  return AdamOptions(changed(settings_table(), options.settings(), settings));
 }
 
 void bind_options(py::module_& module) {
   py::class_<AdamOptions> options(module, "AdamOptions");
   options
       .def(py::init([](const py::dict& settings) {
-             return AdamOptions(changed(settings_table, AdamSettings{}, settings));
+             return AdamOptions(changed(settings_table(), AdamSettings{}, settings));
            }),
            py::arg("settings") = py::dict())
       .def("changed", &changed_options, py::arg("settings"))
       .def("as_dict",
-           [](const AdamOptions& self) { return as_dict(settings_table, self.settings()); })
+           [](const AdamOptions& self) { return as_dict(settings_table(), self.settings()); })
       // Not py::pickle(), which knows no protocol below 2.
       .def("__reduce__", [](const py::object& self) {
         const auto& settings = self.cast<const AdamOptions&>().settings();
         return py::make_tuple(py::type::of(self),
-                              py::make_tuple(as_dict(settings_table, settings)));
+                              py::make_tuple(as_dict(settings_table(), settings)));
       });
-  for (const Field<S>& entry : settings_table) {
-    options.def_property_readonly(
-        entry.name, [get = entry.get](const AdamOptions& self) { return get(self.settings()); });
+  for (const Setting& setting : settings_table()) {
+    options.def_property_readonly(setting.name, [&setting](const AdamOptions& self) {
+      return get(self.settings(), setting);
+    });
   }
 }
 
 void bind_progress(py::module_& module) {
   py::class_<AdamProgress> progress(module, "AdamProgress");
   progress.def(py::init(&make_progress), py::arg("counts") = py::dict())
-      .def("as_dict", [](const AdamProgress& self) { return as_dict(progress_table, self); })
+      .def_static(
+          "before",
+          [](const py::handle& step) {
+            const std::int64_t number = to_int64(step, "step");
+            check_step(number);
+            return AdamProgress{.iterations = number - 1};
+          },
+          py::arg("step"))
+      .def("as_dict", [](const AdamProgress& self) { return as_dict(counts_table, self); })
       .def(
           "require_valid_for",
           [](const AdamProgress& self, const AdamOptions& for_options) {
@@ -203,7 +183,7 @@ void bind_progress(py::module_& module) {
            [](const py::object& self) {
              const auto& counts = self.cast<const AdamProgress&>();
              return py::make_tuple(py::type::of(self),
-                                   py::make_tuple(as_dict(progress_table, counts)));
+                                   py::make_tuple(as_dict(counts_table, counts)));
            })
       .def(
           "current_loss_scale",
@@ -211,8 +191,9 @@ void bind_progress(py::module_& module) {
             return current_loss_scale(self, options.settings());
           },
           py::arg("options"));
-  for (const Field<P>& entry : progress_table) {
-    progress.def_property_readonly(entry.name, entry.get);
+  for (const Count& count : counts_table) {
+    progress.def_property_readonly(count.name,
+                                   [&count](const AdamProgress& self) { return get(self, count); });
   }
 }
 

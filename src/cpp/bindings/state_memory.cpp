@@ -1,22 +1,53 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/state_memory.hpp"
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
 #include <memory>
-#include <vector>
 
 #include "bindings/arrays.hpp"
 #include "bindings/gil.hpp"
 #include "memory/arena.hpp"
-#include "step/adam_plan.hpp"
+#include "memory/state_layout.hpp"
 
 namespace fusedadam::python {
 
-StateMemory::StateMemory(std::span<const ParamPlace> params, std::size_t kinds)
-    : layout_(lay_out_state(params)) {
-  auto arena = std::make_unique<Arena>(layout_.bytes(kinds));
-  begin_ = arena->data();
-  owner_ = py::capsule(arena.get(), [](void* p) { delete static_cast<Arena*>(p); });
+py::array state_array(const ArrayView& like, void* data, const py::capsule& owner) {
+  return py::array(dtype_of(like.storage), like.shape, strides_like(like, like.storage), data,
+                   owner);
+}
+
+FreshState fresh_state(std::span<const ArrayView> params, const AdamSettings& settings,
+                       bool only_like) {
+  FreshState fresh;
+  std::ranges::copy_if(state_kinds, std::back_inserter(fresh.kinds),
+                       [&](const StateKind& state) { return state.needed(settings); });
+  std::vector<TensorRef> refs;
+  std::vector<ParamPlace> places;
+  for (const ArrayView& param : params) {
+    refs.emplace_back(param.storage, param.size);
+    if (!only_like) refs.back().data[kind::param] = param.data;
+    places.push_back(
+        {reinterpret_cast<std::uintptr_t>(param.data), static_cast<std::size_t>(param.bytes())});
+  }
+  const StateLayout layout = lay_out_state(places);
+  auto arena = std::make_unique<Arena>(layout.bytes(fresh.kinds.size()));
+  std::byte* const begin = arena->data();
+  const py::capsule owner(arena.get(), [](void* p) { delete static_cast<Arena*>(p); });
   arena.release();
+  for (std::size_t k = 0; k < fresh.kinds.size(); ++k) {
+    std::vector<py::array>& arrays = fresh.arrays.emplace_back();
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      std::byte* const data = begin + k * layout.kind_distance + layout.offsets[i];
+      refs[i].data[fresh.kinds[k].kind] = data;
+      arrays.push_back(state_array(BoundArray::fresh_like(params[i]).view(), data, owner));
+    }
+  }
+  fresh.plan = AdamPlan(std::move(refs));
+  const ReleasedGil released(fresh.plan.elements());
+  fresh.plan.begin();
+  return fresh;
 }
 
 py::list needed_kinds(const AdamOptions& options) {
@@ -30,34 +61,19 @@ py::list needed_kinds(const AdamOptions& options) {
 py::dict allocate_state(const py::list& params, const py::list& positions,
                         const AdamOptions& options) {
   require_same_length(positions.size(), "positions", params.size(), "params");
-  std::vector<TensorRef> refs;
-  std::vector<ParamPlace> places;
+  std::vector<BoundArray> bound;
   ArrayReader reader;
   for (std::size_t i = 0; i < params.size(); ++i) {
-    const ArrayView view =
-        writeable_array(reader, params[i], "params", positions[i].cast<std::int64_t>());
-    refs.emplace_back(view.storage, view.size);
-    refs.back().data[kind::param] = view.data;
-    places.push_back(
-        {reinterpret_cast<std::uintptr_t>(view.data), static_cast<std::size_t>(view.bytes())});
+    const py::object param = params[i];
+    bound.emplace_back(param,
+                       writeable_array(reader, param, "params", positions[i].cast<std::int64_t>()));
   }
-  const StateMemory memory(places, needed_kinds(options).size());
+  std::vector<ArrayView> views;
+  for (const BoundArray& param : bound) views.push_back(param.view());
+  const FreshState fresh = fresh_state(views, options.settings());
   py::dict all;
-  for (const StateKind& state : state_kinds) {
-    if (!state.needed(options.settings())) continue;
-    py::list arrays;
-    for (std::size_t i = 0; i < refs.size(); ++i) {
-      std::byte* const data = memory.at(all.size(), i);
-      refs[i].data[state.kind] = data;
-      arrays.append(
-          py::array(dtype_of(refs[i].param_storage()), {refs[i].size}, data, memory.owner()));
-    }
-    all[state.name] = arrays;
-  }
-  const AdamPlan plan(std::move(refs));
-  {
-    const ReleasedGil released(plan.elements());
-    plan.begin();
+  for (std::size_t k = 0; k < fresh.kinds.size(); ++k) {
+    all[fresh.kinds[k].name] = py::cast(fresh.arrays[k]);
   }
   return all;
 }

@@ -5,40 +5,34 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cstddef>
 #include <span>
+#include <vector>
 
-#include "fusedadam/options.hpp"
-#include "memory/state_layout.hpp"
+#include "bindings/array_view.hpp"
+#include "step/adam_plan.hpp"
 
 namespace fusedadam::python {
 
-namespace py = pybind11;
-
-// Zeros for some kinds of arrays, one of each parameter, in one arena. Whoever holds `owner` keeps
-// it.
-class StateMemory {
- public:
-  // @throws std::bad_alloc
-  StateMemory(std::span<const ParamPlace> params, std::size_t kinds);
-
-  std::byte* at(std::size_t kind, std::size_t param) const noexcept {
-    return begin_ + kind * layout_.kind_distance + layout_.offsets[param];
-  }
-  const py::capsule& owner() const noexcept { return owner_; }
-
- private:
-  StateLayout layout_;
-  std::byte* begin_;
-  py::capsule owner_;
+// The first state of parameters: zeros and averages that begin as the parameters.
+struct FreshState {
+  AdamPlan plan;                               // of these parameters and their state
+  std::vector<StateKind> kinds;                // those that the settings need
+  std::vector<std::vector<py::array>> arrays;  // of each kind, one for each parameter
 };
+
+// `only_like`: the parameters are a pattern, and averages do not begin as they are. Pages are
+// touched by the threads that will step them. @throws std::bad_alloc
+FreshState fresh_state(std::span<const ArrayView> params, const AdamSettings& settings,
+                       bool only_like = false);
+
+// A view that keeps its memory alive, and that users cannot resize.
+py::array state_array(const ArrayView& like, void* data, const py::capsule& owner);
 
 // The names of the kinds of state that these options need.
 py::list needed_kinds(const AdamOptions& options);
 
-// For tensors of torch: {kind: [an array of one dimension for each tensor, of its dtype and number
-// of elements]}, as it begins. `positions` are those that errors name. Pages are touched by the
-// threads that will step them.
+// The same for tensors of torch: {kind: [an array for each tensor, in its layout]}. `positions` are
+// those that errors name.
 // @throws py::value_error  a tensor that cannot be stepped
 py::dict allocate_state(const py::list& params, const py::list& positions,
                         const AdamOptions& options);

@@ -24,13 +24,6 @@ std::string name_of(const char* list, std::size_t index) {
   throw py::value_error(broken_rule(name_of(list, index) + ' ' + rule, describe(tensor)));
 }
 
-void require_length(const py::list& list, const char* name, std::size_t expected) {
-  if (list.size() == expected) return;
-  throw py::value_error(broken_rule(
-      std::string(name) + " must have an item for each of " + std::to_string(expected) + " params",
-      std::to_string(list.size())));
-}
-
 // One kind of state, in either form.
 class Column {
  public:
@@ -41,7 +34,7 @@ class Column {
                                 : tensors.state.ptr();
     if (found == nullptr || !PyList_Check(found)) return;
     list_ = found;
-    require_length(py::reinterpret_borrow<py::list>(list_), "state", tensors.params.size());
+    require_same_length(items_of(list_).size(), kind, tensors.params.size(), "params");
     if (found == tensors.state.ptr()) name_ = PyDict_GetItemString(names.ptr(), kind);
   }
 
@@ -102,8 +95,8 @@ bool zeroes(const std::vector<AdamOptions>& options) {
 
 void TensorPlan::find_groups(const Tensors& tensors, const std::vector<AdamOptions>& options) {
   const std::size_t count = tensors.params.size();
-  require_length(tensors.grads, "grads", count);
-  require_length(tensors.groups, "groups", count);
+  require_same_length(tensors.grads.size(), "grads", count, "params");
+  require_same_length(tensors.groups.size(), "groups", count, "params");
   groups_.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
     const std::size_t group = PyLong_AsSize_t(items_of(tensors.groups)[i]);
@@ -159,6 +152,31 @@ Gradients TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions
   return gradients;
 }
 
+ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, const char* label,
+                               std::size_t index) {
+  const auto i = static_cast<std::int64_t>(index);
+  if (rules_.casts) {
+    require_array(array, label, i);
+    const ArrayView view = writeable_array(state_reader_, array, label, i);
+    if (view.storage != param.storage) {
+      throw py::type_error(dtype_mismatch(array, param, label, "params", i));
+    }
+    require_shape_of(view, param, label, "params", i);
+    require_layout_of(array, view, param, label, "params", i);
+    return view;
+  }
+  const std::optional<ArrayView> view = state_reader_.read(array);
+  if (!view || view->storage != param.storage || view->is_complex != param.is_complex ||
+      !view->has_shape(param.shape) || !same_layout(*view, param)) {
+    refuse(label, index, "must be a CPU tensor of the shape, dtype and strides of its parameter",
+           array);
+  }
+  if (view->is_tensor && !is_within_storage(array, *view)) {
+    refuse(label, index, "must not be larger than its storage", array);
+  }
+  return *view;
+}
+
 void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options,
                            bool counts) {
   const std::size_t count = tensors.params.size();
@@ -171,28 +189,24 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
   for (std::size_t i = 0; i < count; ++i) {
     if (items_of(tensors.grads)[i] == Py_None) continue;
     const py::handle tensor = items_of(tensors.params)[i];
-    const ArrayView view =
-        writeable_array(binder_.reader, tensor, "params", static_cast<std::int64_t>(i));
+    const auto index = static_cast<std::int64_t>(i);
+    // Not a tensor where torch would not be told of the change.
+    if (rules_.casts) require_array(tensor, "params", index);
+    const ArrayView view = writeable_array(binder_.reader, tensor, "params", index);
     params[i] = BoundArray(tensor, view);
     refs[i] = TensorRef(view.storage, view.size);
     add(view, "params", i);
   }
 
-  const auto read_column = [&](const char* kind, const auto& needed, const auto& fits,
-                               const char* rule) {
+  const auto read_column = [&](const char* kind, const auto& needed, const auto& check) {
     const Column column(tensors, names_, kind);
     const char* const label = label_of(kind, names_);
     std::vector<BoundArray> arrays(count);
     for (std::size_t i = 0; i < count; ++i) {
       if (params[i].is_empty() || !needed(i)) continue;
-      const py::handle tensor = column[i];
-      const std::optional<ArrayView> view = state_reader_.read(tensor);
-      if (!view || !fits(*view, params[i].view())) refuse(label, i, rule, tensor);
-      if (view->is_tensor && !is_within_storage(tensor, *view)) {
-        refuse(label, i, "must not be larger than its storage", tensor);
-      }
-      arrays[i] = BoundArray(tensor, *view);
-      add(*view, label, i);
+      const ArrayView view = check(column[i], params[i].view(), label, i);
+      arrays[i] = BoundArray(column[i], view);
+      add(view, label, i);
     }
     return arrays;
   };
@@ -200,21 +214,20 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
   for (const StateKind& kind : state_kinds) {
     state.push_back(read_column(
         kind.name, [&](std::size_t i) { return kind.needed(options[groups_[i]].settings()); },
-        [](const ArrayView& view, const ArrayView& param) {
-          return view.storage == param.storage && view.is_complex == param.is_complex &&
-                 view.has_shape(param.shape) && same_layout(view, param);
-        },
-        "must be a CPU tensor of the shape, dtype and strides of its parameter"));
+        [this](const auto&... arguments) { return state_of(arguments...); }));
     for (std::size_t i = 0; i < count; ++i) refs[i].data[kind.kind] = state.back()[i].data();
   }
   std::vector<BoundArray> counters(count);
   if (counts) {
     counters = read_column(
         counter, [](std::size_t) { return true; },
-        [](const ArrayView& view, const ArrayView&) {
-          return view.size == 1 && compute_storage(view.storage) == view.storage;
-        },
-        "must be a CPU tensor of one float32 or float64");
+        [this](const py::handle& array, const ArrayView&, const char* label, std::size_t i) {
+          const std::optional<ArrayView> view = state_reader_.read(array);
+          if (!view || view->size != 1 || compute_storage(view->storage) != view->storage) {
+            refuse(label, i, "must be a CPU tensor of one float32 or float64", array);
+          }
+          return *view;
+        });
   }
 
   WrittenRanges written(std::move(ranges));
@@ -297,7 +310,10 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
 void bind_tensor_plan(py::module_& module) {
   using py::arg;
   py::class_<TensorPlan>(module, "TensorPlan")
-      .def(py::init<py::object, py::dict>(), arg("copy_like"), arg("names") = py::dict())
+      .def(py::init([](py::object convert, py::dict names, bool casts) {
+             return TensorPlan({.casts = casts, .convert = std::move(convert)}, std::move(names));
+           }),
+           arg("convert"), arg("names") = py::dict(), arg("casts") = false)
       .def(
           "step",
           [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,

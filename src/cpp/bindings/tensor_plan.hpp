@@ -10,24 +10,23 @@
 
 namespace fusedadam::python {
 
-// A step over tensors of torch whose memory, state included, belongs to others. All of them are
-// looked at before every step, and checked again where one has moved. Not for use by two threads at
-// once.
+// A step over arrays whose memory, state included, belongs to the caller. All of them are compared
+// at every step, and checked again where one has moved. Not for use by two threads at once.
 class TensorPlan {
  public:
-  // The tensors of a step; lists have an item for each parameter.
+  // The arrays of a step; lists have an item for each parameter.
   struct Tensors {
     py::list params;
     py::list grads;    // None: the parameter takes no part
-    py::object state;  // {"m": [a tensor, ...], ...} or [{"exp_avg": a tensor, ...}, ...]
+    py::object state;  // {"m": [an array, ...], ...} or [{"exp_avg": a tensor, ...}, ...]
     py::list groups;   // positions in the list of options
   };
 
-  // `copy_like(gradient, param)` copies a gradient into the memory layout of a parameter. `names`
-  // are those of kinds of state where a dict has the state of a parameter: {"m": "exp_avg", ...},
-  // and "step".
-  TensorPlan(py::object copy_like, py::dict names)
-      : rules_{.casts = false, .convert = std::move(copy_like)}, names_(std::move(names)) {}
+  // `rules`: where they cast gradients, parameters and state are NumPy arrays, else tensors.
+  // `names` are those of kinds of state where a dict has the state of a parameter: {"m": "exp_avg",
+  // ...}, and "step".
+  TensorPlan(GradientRules rules, py::dict names)
+      : rules_(std::move(rules)), names_(std::move(names)) {}
 
   // One call, which takes a step, accumulates or skips. @throws  before the first write.
   void step(const Tensors& tensors, const std::vector<AdamOptions>& options,
@@ -46,6 +45,9 @@ class TensorPlan {
   // Whether all but the gradients is as it was.
   bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   void bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
+  // Checks an array of the state. @throws py::type_error, py::value_error  naming label[index]
+  ArrayView state_of(const py::handle& array, const ArrayView& param, const char* label,
+                     std::size_t index);
 
   GradientRules rules_;
   py::dict names_;

@@ -19,7 +19,7 @@ void ThreadPolicy::learn(std::int64_t elements, bool threads_helped) noexcept {
     failures_.store(0, std::memory_order_relaxed);
     pause_.store(0, std::memory_order_relaxed);
     ended_by_probe_.store(false, std::memory_order_relaxed);
-    probe_every_.store(probe_interval, std::memory_order_relaxed);
+    ended_in_vain_.store(0, std::memory_order_relaxed);
     return;
   }
   if (failures_.fetch_add(1, std::memory_order_relaxed) + 1 < trials) return;
@@ -32,23 +32,31 @@ void ThreadPolicy::learn(std::int64_t elements, bool threads_helped) noexcept {
   elements_.store(2 * elements, std::memory_order_relaxed);
   passes_left_.store(pause, std::memory_order_relaxed);
   since_probe_.store(0, std::memory_order_relaxed);
+  free_in_row_.store(0, std::memory_order_relaxed);
   if (ended_by_probe_.exchange(false, std::memory_order_relaxed)) {
-    probe_every_.store(std::min(2 * probe_every_.load(std::memory_order_relaxed), most_elements),
-                       std::memory_order_relaxed);
+    ended_in_vain_.fetch_add(1, std::memory_order_relaxed);
   }
 }
 
 bool ThreadPolicy::wants_probe(std::int64_t elements) noexcept {
   const std::int64_t since = since_probe_.fetch_add(elements, std::memory_order_relaxed) + elements;
-  if (since < probe_every_.load(std::memory_order_relaxed)) return false;
+  const int doublings =
+      std::clamp(ended_in_vain_.load(std::memory_order_relaxed) - vain_pauses, 0, most_doublings);
+  if (since < probe_interval << doublings) return false;
   since_probe_.store(0, std::memory_order_relaxed);
   return true;
 }
 
 void ThreadPolicy::learn(core_probe::Result probe) noexcept {
-  if (probe != core_probe::Result::free) return;
-  if (passes_left_.exchange(0, std::memory_order_relaxed) != 0) {
-    ended_by_probe_.store(true, std::memory_order_relaxed);
+  if (probe == core_probe::Result::busy) {
+    free_in_row_.store(0, std::memory_order_relaxed);
+    ended_in_vain_.store(0, std::memory_order_relaxed);
+  } else if (probe == core_probe::Result::free &&
+             free_in_row_.fetch_add(1, std::memory_order_relaxed) + 1 >= free_probes) {
+    free_in_row_.store(0, std::memory_order_relaxed);
+    if (passes_left_.exchange(0, std::memory_order_relaxed) != 0) {
+      ended_by_probe_.store(true, std::memory_order_relaxed);
+    }
   }
 }
 

@@ -99,6 +99,10 @@ class AdamProgress:
     """
 
     def __init__(self, counts: dict[str, Any] = ...) -> None: ...
+    @staticmethod
+    def before(step: SupportsIndex) -> AdamProgress:
+        """Return the counts before this step, the first of which is 1."""
+
     def as_dict(self) -> dict[str, Any]: ...
     def require_valid_for(self, options: AdamOptions) -> None: ...
     def current_loss_scale(self, options: AdamOptions) -> float: ...
@@ -199,22 +203,23 @@ class AdamState:
 
 @final
 class TensorPlan:
-    """A step over CPU tensors of torch, whose memory others own. Not for two threads.
+    """A step over arrays whose memory, state included, others own. Not for two threads.
 
     Every list has an item for each parameter. A gradient that is None leaves its parameter alone.
-    `state` has lists of tensors, "m", "v" and as the options need them "vhat", "ema",
-    "accumulator"; or it is a list with a dict for each parameter, whose keys `names` tells.
-    `groups` has positions in `options`. `copy_like(gradient, parameter)` copies into the
-    parameter's layout.
+    `state` has lists of arrays by kind; or it is a list with a dict for each parameter, whose keys
+    `names` tells. `groups` has positions in `options`. With `casts`, all are NumPy arrays,
+    gradients are cast, and `convert(gradient, name)` makes an array of a gradient that is not one;
+    without, they are CPU tensors of torch, and `convert(gradient, parameter)` copies a gradient
+    into the parameter's layout.
 
     Raises
     ------
-    ValueError
-        A tensor is not what it must be; named by its list and index. Nothing has changed.
+    TypeError, ValueError
+        An array is not what it must be; named by its list and index. Nothing has changed.
     """
 
     def __init__(
-        self, copy_like: Callable[[Any, Any], Any], names: dict[str, str] = ...
+        self, convert: Callable[[Any, Any], Any], names: dict[str, str] = ..., casts: bool = ...
     ) -> None: ...
     def step(
         self,
@@ -246,17 +251,6 @@ def allocate_state(
 ) -> dict[str, list[_Array]]:
     """Return the first state of tensors of torch, flat arrays by kind. Errors name `positions`."""
 
-def adam_step(
-    params: Sequence[_Array],
-    grads: Sequence[_Array],
-    m: Sequence[_Array],
-    v: Sequence[_Array],
-    vhat: Sequence[_Array] | None,
-    ema: Sequence[_Array] | None,
-    options: AdamOptions,
-    step: SupportsIndex,
-    as_array: Callable[[Any, str], _Array] | None = ...,
-) -> None: ...
 def clip_gradients(
     params: Sequence[_Array],
     grads: Sequence[_Array],

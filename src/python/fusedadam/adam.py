@@ -388,39 +388,18 @@ def adam_step(
     >>> w
     array([0.999, 1.   , 1.001])
     """
-    settings = {
-        "lr": lr,
-        "beta_1": beta_1,
-        "beta_2": beta_2,
-        "epsilon": epsilon,
-        "bias_corrected_epsilon": bias_corrected_epsilon,
-        "decay": decay,
-        "amsgrad": vhat is not None,
-        "use_ema": ema is not None,
-        "ema_momentum": ema_momentum,
-        "weight_decay": weight_decay,
-        "l2": l2,
-        "clipnorm": clipnorm,
-        "clipnorm_per_tensor": clipnorm_per_tensor,
-        "clipvalue": clipvalue,
-        "zero_grad": zero_grad,
-        "maximize": maximize,
-        "flush_denormals": flush_denormals,
-    }
+    settings = {name: value for name, value in locals().items() if name in _DEFAULTS}
+    settings |= {"amsgrad": vhat is not None, "use_ema": ema is not None}
     options = require_not_negative(_core.AdamOptions(settings))
     single = isinstance(params, np.ndarray)
 
-    def items(arrays: Any, name: str) -> Any:
-        return [arrays] if single else listed(arrays, name)
+    def items(arrays: Any, name: str) -> list[Any]:
+        return [arrays] if single else list(listed(arrays, name))
 
-    _core.adam_step(
-        items(params, "params"),
-        items(grads, "grads"),
-        items(m, "m"),
-        items(v, "v"),
-        None if vhat is None else items(vhat, "vhat"),
-        None if ema is None else items(ema, "ema"),
-        options,
-        step,
-        as_array,
-    )
+    progress = _core.AdamProgress.before(step)
+    params, grads = items(params, "params"), items(grads, "grads")
+    named = {"m": m, "v": v, "vhat": vhat, "ema": ema}
+    state = {name: items(arrays, name) for name, arrays in named.items() if arrays is not None}
+    _core.require_gradients(grads)
+    plan = _core.TensorPlan(as_array, casts=True)
+    plan.step(params, grads, state, [0] * len(params), [options], progress)
