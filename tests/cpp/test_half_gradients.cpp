@@ -10,48 +10,12 @@
 #include "cpu/dispatch.hpp"
 #include "fusedadam/norm.hpp"
 #include "fusedadam/threads.hpp"
+#include "halves.hpp"
 #include "memory/storage.hpp"
 #include "settings.hpp"
 
 namespace fusedadam {
 namespace {
-
-// ---- what the bits mean, field by field --------------------------------------------------------
-
-float value_of(std::uint16_t bits, int exponent_bits) {
-  const int mantissa_bits = 15 - exponent_bits;
-  const int mantissa = bits & ((1 << mantissa_bits) - 1);
-  const int exponent = (bits >> mantissa_bits) & ((1 << exponent_bits) - 1);
-  const int bias = (1 << (exponent_bits - 1)) - 1;
-  float magnitude = 0;
-  if (exponent == (1 << exponent_bits) - 1) {
-    magnitude = mantissa == 0 ? std::numeric_limits<float>::infinity()
-                              : std::numeric_limits<float>::quiet_NaN();
-  } else if (exponent == 0) {
-    magnitude = std::ldexp(static_cast<float>(mantissa), 1 - bias - mantissa_bits);
-  } else {
-    magnitude = std::ldexp(static_cast<float>(mantissa + (1 << mantissa_bits)),
-                           exponent - bias - mantissa_bits);
-  }
-  return (bits >> 15) != 0 ? -magnitude : magnitude;
-}
-
-float value_of(float16 x) { return value_of(x.bits, 5); }
-float value_of(bfloat16 x) { return value_of(x.bits, 8); }
-
-template <class Half>
-std::vector<Half> every_number() {
-  std::vector<Half> all(65536);
-  for (std::size_t i = 0; i < all.size(); ++i) all[i].bits = static_cast<std::uint16_t>(i);
-  return all;
-}
-
-template <class Half>
-std::vector<float> values_of(const std::vector<Half>& halves) {
-  std::vector<float> values;
-  for (const Half half : halves) values.push_back(value_of(half));
-  return values;
-}
 
 // Ordinary gradients, rounded towards zero.
 template <class Half>

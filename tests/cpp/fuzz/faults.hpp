@@ -31,8 +31,8 @@ bool add_range(std::vector<Range>& ranges, const T* data, std::int64_t size, boo
 }
 
 // Without the gradient.
-template <class T>
-bool add_written(std::vector<Range>& ranges, const Tensor<T>& t, const AdamSettings& s) {
+template <class T, class Grad>
+bool add_written(std::vector<Range>& ranges, const Tensor<T, Grad>& t, const AdamSettings& s) {
   if (t.size < 0 || t.size > INT64_MAX / static_cast<std::int64_t>(sizeof(T))) return false;
   bool good = true;
   for (const T* data : {t.param, t.m, t.v}) good &= add_range(ranges, data, t.size, true);
@@ -74,21 +74,26 @@ inline bool is_allowed(const AdamProgress& p, const AdamSettings& settings) {
 enum class Member : std::uint8_t { param, grad, m, v, vhat, ema, accumulator };
 inline constexpr int members = 7;
 
-template <class T>
-std::uintptr_t address(const Tensor<T>& t, Member member) {
-  const T* const data[members] = {t.param, t.grad, t.m, t.v, t.vhat, t.ema, t.accumulator};
+template <class T, class Grad>
+std::uintptr_t address(const Tensor<T, Grad>& t, Member member) {
+  const void* const data[members] = {t.param, t.grad, t.m, t.v, t.vhat, t.ema, t.accumulator};
   return reinterpret_cast<std::uintptr_t>(data[static_cast<int>(member)]);
 }
 
-template <class T>
-void set_address(Tensor<T>& t, Member member, std::uintptr_t address) {
-  T* data = reinterpret_cast<T*>(address);
+template <class T, class Grad>
+void set_address(Tensor<T, Grad>& t, Member member, std::uintptr_t address) {
   T** const pointers[members] = {&t.param, nullptr, &t.m, &t.v, &t.vhat, &t.ema, &t.accumulator};
   if (member == Member::grad) {
-    t.grad = data;
+    t.grad = reinterpret_cast<const Grad*>(address);
   } else {
-    *pointers[static_cast<int>(member)] = data;
+    *pointers[static_cast<int>(member)] = reinterpret_cast<T*>(address);
   }
+}
+
+// Of an element, in bytes.
+template <class T, class Grad>
+std::int64_t item_size(const Tensor<T, Grad>&, Member member) {
+  return member == Member::grad ? sizeof(Grad) : sizeof(T);
 }
 
 struct Fault {
@@ -127,9 +132,10 @@ inline Fault drawn_fault(Input& in) {
 
 // False, and nothing is done, where a step that accepts the tensors would leave their memory: what
 // must be refused for another reason than this fault may do so all the same.
-template <class T>
-bool apply(const Fault& fault, Tensor<T>& tensor, const AnyTensor& other) {
+template <class T, class Grad>
+bool apply(const Fault& fault, Tensor<T, Grad>& tensor, const AnyTensor& other) {
   const std::uintptr_t own = address(tensor, fault.member);
+  const std::int64_t item = item_size(tensor, fault.member);
   switch (fault.kind) {
     case Fault::Kind::none:
       return true;
@@ -137,7 +143,7 @@ bool apply(const Fault& fault, Tensor<T>& tensor, const AnyTensor& other) {
       set_address(tensor, fault.member, 0);
       return true;
     case Fault::Kind::misaligned:
-      if (fault.amount % static_cast<std::int64_t>(alignof(T)) == 0) return false;
+      if (fault.amount % item == 0) return false;
       set_address(tensor, fault.member, own + static_cast<std::uintptr_t>(fault.amount));
       return true;
     case Fault::Kind::size:
@@ -149,11 +155,10 @@ bool apply(const Fault& fault, Tensor<T>& tensor, const AnyTensor& other) {
   }
   const std::uintptr_t begin =
       std::visit([&](const auto& t) { return address(t, fault.other_member); }, other);
-  set_address(tensor, fault.member, begin + static_cast<std::uintptr_t>(fault.amount) * sizeof(T));
-  const std::int64_t bytes = std::visit(
-      []<class U>(const Tensor<U>& t) { return t.size * static_cast<std::int64_t>(sizeof(U)); },
-      other);
-  const std::int64_t reach = (fault.amount + tensor.size) * static_cast<std::int64_t>(sizeof(T));
+  set_address(tensor, fault.member, begin + static_cast<std::uintptr_t>(fault.amount * item));
+  const std::int64_t bytes =
+      std::visit([&](const auto& t) { return t.size * item_size(t, fault.other_member); }, other);
+  const std::int64_t reach = (fault.amount + tensor.size) * item;
   return fault.amount >= 0 && reach <= bytes;
 }
 

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "halves.hpp"
 #include "support.hpp"
 
 namespace fusedadam::fuzz {
@@ -91,14 +92,25 @@ class FencedArray {
   std::size_t size_;
 };
 
+template <class Grad, class T>
+std::vector<Grad> stored(const std::vector<T>& values) {
+  if constexpr (std::is_same_v<Grad, T>) {
+    return values;
+  } else {
+    std::vector<Grad> all(values.size());
+    std::ranges::transform(values, all.begin(), half_of<Grad>);
+    return all;
+  }
+}
+
 // All arrays of a tensor. `placement` says on which side each has its page, and with it how it is
-// aligned.
-template <class T>
+// aligned. Gradients must be values of Grad.
+template <class T, class Grad = T>
 class FencedTensor {
  public:
   FencedTensor(const reference::Arrays<T>& a, unsigned placement)
       : param_(a.param, side(placement)),
-        grad_(a.grad, side(placement / 2)),
+        grad_(stored<Grad>(a.grad), side(placement / 2)),
         m_(a.m, side(placement)),
         v_(a.v, side(placement + 1)),
         vhat_(a.vhat, side(placement)),
@@ -106,19 +118,21 @@ class FencedTensor {
         accumulator_(a.accumulator, side(placement + 1)),
         size_(static_cast<std::int64_t>(a.param.size())) {}
 
-  Tensor<T> tensor() const {
+  Tensor<T, Grad> tensor() const {
     return {param_.data(), grad_.data(), m_.data(),   v_.data(),
             size_,         vhat_.data(), ema_.data(), accumulator_.data()};
   }
   reference::Arrays<T> arrays() const {
-    return {param_.values(), grad_.values(), m_.values(),          v_.values(),
-            vhat_.values(),  ema_.values(),  accumulator_.values()};
+    return {param_.values(), values_of(grad_.values()), m_.values(), v_.values(), vhat_.values(),
+            ema_.values(),   accumulator_.values()};
   }
 
  private:
   static Side side(unsigned n) { return n % 2 == 0 ? Side::back : Side::front; }
 
-  FencedArray<T> param_, grad_, m_, v_, vhat_, ema_, accumulator_;
+  FencedArray<T> param_;
+  FencedArray<Grad> grad_;
+  FencedArray<T> m_, v_, vhat_, ema_, accumulator_;
   std::int64_t size_;
 };
 

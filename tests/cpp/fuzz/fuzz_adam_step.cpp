@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
-// adam_step() by every overload: some calls one after the other, of which the last one may be
-// handed tensors that must be refused. Each call runs with every instruction set and 1, 2 and 3
-// threads, from memory that faults beyond its ends, and must give the bits of
-// tests/cpp/reference.hpp; what is refused must leave every byte as it was.
+// adam_step() by every overload and with gradients of every type: some calls one after the other,
+// of which the last one may be handed tensors that must be refused. Each call runs with every
+// instruction set and 1, 2 and 3 threads, from memory that faults beyond its ends, and must give
+// the bits of tests/cpp/reference.hpp; what is refused must leave every byte as it was.
 #include "checks.hpp"
 #include "faults.hpp"
 #include "fenced.hpp"
 #include "input.hpp"
+#include "memory/storage.hpp"
 
 namespace fusedadam::fuzz {
 namespace {
@@ -17,16 +18,41 @@ enum class Entry : std::uint8_t { groups, one_group, any_by_number, floats, doub
 struct Calls {
   Entry entry{};
   std::vector<reference::Group> groups;
+  std::vector<Storage> grads;  // of all tensors, in order
   std::vector<AdamOptions> options;
   AdamProgress progress;
 
   bool by_number() const { return entry >= Entry::any_by_number; }
 };
 
-reference::AnyArrays drawn_tensor(Input& in, Entry entry, std::size_t size) {
-  const bool single = entry == Entry::floats || (entry != Entry::doubles && in.ConsumeBool());
-  if (single) return drawn_arrays<float>(in, size);
-  return drawn_arrays<double>(in, size);
+// Calls body.operator()<T, Grad>().
+template <class Body>
+auto visit_types(Storage grad, Body body) {
+  switch (grad) {
+    case Storage::f64:
+      return body.template operator()<double, double>();
+    case Storage::f16:
+      return body.template operator()<float, float16>();
+    case Storage::bf16:
+      return body.template operator()<float, bfloat16>();
+    case Storage::f32:
+      break;
+  }
+  return body.template operator()<float, float>();
+}
+
+Storage drawn_gradient_storage(Input& in, Entry entry) {
+  if (entry == Entry::floats) return Storage::f32;
+  if (entry == Entry::doubles) return Storage::f64;
+  return in.PickValueInArray({Storage::f32, Storage::f64, Storage::f16, Storage::bf16});
+}
+
+reference::AnyArrays drawn_tensor(Input& in, Storage grad, std::size_t size) {
+  return visit_types(grad, [&]<class T, class Grad>() -> reference::AnyArrays {
+    reference::Arrays<T> arrays = drawn_arrays<T>(in, size);
+    arrays.grad = gradients<T, Grad>(in, size);
+    return arrays;
+  });
 }
 
 Calls drawn_calls(Input& in) {
@@ -38,7 +64,8 @@ Calls drawn_calls(Input& in) {
     reference::Group group{{}, drawn_settings(in, common)};
     if (calls.entry == Entry::groups && in.ConsumeBool()) group.steps = drawn_count(in);
     for (int n = in.ConsumeIntegralInRange(0, 3); n > 0; --n) {
-      group.tensors.push_back(drawn_tensor(in, calls.entry, drawn_size(in)));
+      calls.grads.push_back(drawn_gradient_storage(in, calls.entry));
+      group.tensors.push_back(drawn_tensor(in, calls.grads.back(), drawn_size(in)));
     }
     calls.options.emplace_back(group.settings);
     calls.groups.push_back(std::move(group));
@@ -52,10 +79,15 @@ Calls drawn_calls(Input& in) {
 }
 
 void draw_gradients(Input& in, Calls& calls) {
-  reference::for_each_tensor(calls.groups,
-                             [&]<class T>(reference::Arrays<T>& a, const AdamSettings&) {
-                               a.grad = numbers<T>(in, a.grad.size());
-                             });
+  auto storage = calls.grads.begin();
+  for (reference::Group& group : calls.groups) {
+    for (reference::AnyArrays& any : group.tensors) {
+      visit_types(*storage++, [&]<class T, class Grad>() {
+        auto& grad = std::get<reference::Arrays<T>>(any).grad;
+        grad = gradients<T, Grad>(in, grad.size());
+      });
+    }
+  }
 }
 
 // ---- what must be refused ----------------------------------------------------------------------
@@ -86,19 +118,20 @@ bool may_step(const Calls& calls, const Tensors& tensors) {
 
 // ---- one call ----------------------------------------------------------------------------------
 
-using AnyFenced = std::variant<FencedTensor<float>, FencedTensor<double>>;
+using AnyFenced = std::variant<FencedTensor<float>, FencedTensor<double>,
+                               FencedTensor<float, float16>, FencedTensor<float, bfloat16>>;
 
 // A copy of all tensors.
 class Memory {
  public:
-  Memory(const std::vector<reference::Group>& groups, unsigned placement) : groups_(groups) {
-    for (const reference::Group& group : groups) {
+  Memory(const Calls& calls, unsigned placement) : groups_(calls.groups) {
+    auto storage = calls.grads.begin();
+    for (const reference::Group& group : groups_) {
       for (const reference::AnyArrays& any : group.tensors) {
-        std::visit(
-            [&]<class T>(const reference::Arrays<T>& arrays) {
-              fenced_.emplace_back(FencedTensor<T>(arrays, placement++));
-            },
-            any);
+        visit_types(*storage++, [&]<class T, class Grad>() {
+          fenced_.emplace_back(
+              FencedTensor<T, Grad>(std::get<reference::Arrays<T>>(any), placement++));
+        });
       }
     }
   }
@@ -212,7 +245,7 @@ Result expected_result(const Calls& calls) {
 std::optional<Result> check_call(const Calls& calls, const Fault& fault, const Caller& caller) {
   std::optional<Result> expected;
   for_each_machine(caller.threaded, [&](unsigned machine) {
-    const Memory memory(calls.groups, machine);
+    const Memory memory(calls, machine);
     Tensors tensors = memory.tensors();
     const bool fit = apply(fault, tensors);
     const bool allowed = may_step(calls, tensors);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// global_norm() of arrays of both precisions: the bits of tests/cpp/reference.hpp for every
+// global_norm() of arrays of all types: the bits of tests/cpp/reference.hpp for every
 // instruction set and several numbers of threads, from memory that faults beyond its ends; arrays
 // that must be refused are.
 #include "fusedadam/norm.hpp"
@@ -15,19 +15,30 @@
 namespace fusedadam::fuzz {
 namespace {
 
-using AnyNumbers = std::variant<std::vector<float>, std::vector<double>>;
-using AnyFenced = std::variant<FencedArray<float>, FencedArray<double>>;
+using AnyNumbers = std::variant<std::vector<float>, std::vector<double>, std::vector<float16>,
+                                std::vector<bfloat16>>;
+using AnyFenced = std::variant<FencedArray<float>, FencedArray<double>, FencedArray<float16>,
+                               FencedArray<bfloat16>>;
 
 AnyNumbers drawn_array(Input& in) {
   const std::size_t size = drawn_size(in);
-  if (in.ConsumeBool()) return numbers<double>(in, size);
-  return numbers<float>(in, size);
+  switch (in.ConsumeIntegralInRange(0, 3)) {
+    case 1:
+      return numbers<double>(in, size);
+    case 2:
+      return stored<float16>(gradients<float, float16>(in, size));
+    case 3:
+      return stored<bfloat16>(gradients<float, bfloat16>(in, size));
+    default:
+      return numbers<float>(in, size);
+  }
 }
 
 double expected_norm(const std::vector<AnyNumbers>& arrays) {
   double sum = 0;
   for (const AnyNumbers& any : arrays) {
-    sum += std::visit([](const auto& values) { return reference::sum_of_squares(values); }, any);
+    sum += std::visit(
+        [](const auto& values) { return reference::sum_of_squares(values_of(values)); }, any);
   }
   return std::sqrt(sum);
 }
@@ -45,12 +56,12 @@ std::vector<AnyFenced> fenced(const std::vector<AnyNumbers>& arrays, unsigned pl
   return all;
 }
 
-// `fault` 0 is none, 1 a null pointer, and beyond that so many bytes too far.
+// `fault` 0 is none, 1 a null pointer, and n + 1 an address n bytes off, unless that is aligned.
 template <class T>
 AnyArray read_as(const FencedArray<T>& array, std::size_t size, unsigned fault) {
   const T* data = array.data();
   if (fault == 1) data = nullptr;
-  if (fault > 1) data = bytes_later(data, fault - 1);
+  if (fault > 1 && (fault - 1) % sizeof(T) != 0) data = bytes_later(data, fault - 1);
   return std::span<const T>(data, size);
 }
 

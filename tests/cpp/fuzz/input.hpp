@@ -11,6 +11,7 @@
 #include <cstring>
 #include <vector>
 
+#include "halves.hpp"
 #include "support.hpp"
 
 namespace fusedadam::fuzz {
@@ -63,6 +64,18 @@ std::vector<T> numbers(Input& in, std::size_t n) {
   if (n > 0 && seldom(in, 4)) {
     const auto raw = static_cast<BitsOf<T>>(in.ConsumeIntegral<std::uint64_t>());
     values[in.ConsumeIntegralInRange<std::size_t>(0, n - 1)] = std::bit_cast<T>(raw);
+  }
+  return values;
+}
+
+// Numbers that Grad has, in the type of the parameter. Halves have the upper bits of floats.
+template <class T, class Grad>
+std::vector<T> gradients(Input& in, std::size_t n) {
+  std::vector<T> values = numbers<T>(in, n);
+  if constexpr (sizeof(Grad) == 2) {
+    for (T& value : values) {
+      value = value_of(Grad{static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16)});
+    }
   }
   return values;
 }
