@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
 //
-// How fast the Adam step is, and what part of the machine's limits that is: every row times a step,
-// its traffic twin and its divisions in turn. Counters, each the median over the rounds:
+// The speed of the Adam step, absolute and relative to the limits of the machine. Each row
+// interleaves a step, its traffic twin and its divisions. Counters, all medians over the rounds:
 //
-//     of_twin     time of the twin, which moves the same bytes, / time of the step
-//     of_divider  time of as many square roots and divisions in L1 / time of the step
-//     of_limit    time of the longer of the two / time of the step: 1 is as fast as can be
+//     of_twin         time of the twin, which moves the same bytes, / time of the step
+//     of_divider      time of as many square roots and divisions in L1 / time of the step
+//     of_limit        time of the slower of the two / time of the step; 1 is the optimum
+//     median_seconds  time of the step
 //
-// and median_seconds of a step. The column Time, bytes_per_second, twin_bytes_per_second and
-// items_per_second (elements) are means, which a noisy machine moves. Run with --help for Google
-// Benchmark's options; docs/benchmarks.md shows how to read the rows.
+// The column Time, bytes_per_second, twin_bytes_per_second and items_per_second (elements) are
+// means, which are sensitive to noise. --help lists Google Benchmark's options; docs/benchmarks.md
+// explains the rows.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -62,7 +63,7 @@ struct DividerTile {
   }
 };
 
-// As many square roots and divisions as a step of these tensors takes, in as many threads.
+// Computes as many square roots and divisions as a step of these tensors, on as many threads.
 template <class T>
 void divide(const TensorList& list, const DividerPass<T>& divider) {
   run_limit<T>(list, TensorList::Edge::tile, [&](const TwinStreams<T>&, std::size_t n) {
@@ -75,19 +76,19 @@ void divide(const TensorList& list, const DividerPass<T>& divider) {
 
 // ---- the rows ----------------------------------------------------------------------------------
 
-// What a family of rows measures: a step, and the passes that move the same bytes.
+// What a family of rows measures: a kind of step, and its traffic twin.
 template <class T>
 struct Kind {
   std::string name;
   AdamSettings settings;
-  T grad;                // of every element, when a step begins
-  std::int64_t streams;  // read or written by a step, each direction and each pass counted
+  T grad;                // of every element before a step
+  std::int64_t streams;  // arrays read plus arrays written, summed over the passes of a step
   void (*twin)(const TensorList& list, const TwinPasses<T>& passes, T grad);
-  bool is_prepared = false;  // AdamPlan, which Python steps with; else adam_step()
+  bool is_prepared = false;  // uses AdamPlan, as Python does; else adam_step()
 };
 
-// p, m and v in and out, g in. The gradient is small enough that the twin's additions to values
-// near 1 leave them as they are.
+// p, m and v are read and written, g is read. The gradient is so small that the twin's additions do
+// not change values near 1.
 template <class T>
 const Kind<T> step_kind = {
     .name = "step", .settings = {}, .grad = T(1e-17), .streams = 7, .twin = &plain_twin<T>};
@@ -100,8 +101,8 @@ const Kind<T> prepared_kind = {.name = "prepared",
                                .twin = &plain_twin<T>,
                                .is_prepared = true};
 
-// The norm reads g; then p, m, v, the average and g, in and out. The gradient is large enough to be
-// clipped at every size, by a factor that leaves no number subnormal.
+// The norm reads g; then p, m, v, the average and g are read and written. The gradient is large
+// enough to be clipped at every size, by a factor that makes no number subnormal.
 template <class T>
 const Kind<T> tail_kind = {
     .name = "tail",
@@ -110,7 +111,8 @@ const Kind<T> tail_kind = {
     .streams = 11,
     .twin = &tail_twin<T>};
 
-// How a row steps: with checks of all tensors at each call, or with tensors prepared once.
+// Returns the function that takes a step: with tensors that are prepared once (AdamPlan), or that
+// are checked at each call (adam_step).
 template <class T>
 std::function<void()> stepper(const Kind<T>& kind, const Streams<T>& streams) {
   if (kind.is_prepared) {

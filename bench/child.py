@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Run a function of the benchmark in a Python process of its own, and get back what it returns.
+"""Run a function of the benchmark in a fresh Python process and return its result.
 
-For what is settled when a process starts or first imports a library: environment variables, the order of imports, the state of
-memory. Nothing that one measurement leaves behind, threads that still spin among it, reaches the next.
+Some conditions are fixed when a process starts or first imports a library: environment variables,
+the order of imports, the state of memory. A fresh process also isolates measurements: nothing that
+one leaves behind, such as spinning threads, affects the next.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ def call(
     *arguments: Any,
     environment: Mapping[str, str | None] | None = None,
 ) -> Any:
-    """Return what a function of a module returns in a fresh process.
+    """Call a module-level function in a fresh process and return its result.
 
-    Arguments and result pass through JSON. `environment` has the variables to set, or to remove where the value is None.
+    Arguments and result pass through JSON. `environment` maps variables to their values; None
+    removes a variable.
     """
     done = run_python(
         [__file__], text=json.dumps(request_for(function, arguments)), environment=environment
@@ -41,16 +43,20 @@ def begin(
     *arguments: Any,
     environment: Mapping[str, str | None] | None = None,
 ) -> Generator:
-    """Return a generator function of a module, begun in a fresh process; what it yields passes through JSON."""
+    """Start a module-level generator function in a fresh process.
+
+    Arguments and yielded values pass through JSON. `environment` is as in `call`.
+    """
     generator = Generator([__file__], environment=environment)
     generator.write(request_for(function, arguments))
     return generator
 
 
 class Generator(lines.Process):
-    """A generator in a process of its own, which waits between one `next` and the other.
+    """A generator that runs in its own process and is idle between two calls of `next`.
 
-    So that processes of several kinds can take turns, with pauses in which the threads of the one before go to sleep.
+    Several such processes can be interleaved. `next` first pauses, so that the threads of the
+    process before have gone to sleep.
     """
 
     def __next__(self) -> Any:
@@ -60,7 +66,7 @@ class Generator(lines.Process):
 
 
 def request_for(function: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
-    """Return what `serve` reads."""
+    """Return the request that `serve` reads."""
     return {
         "module": function.__module__,
         "function": function.__name__,
@@ -74,7 +80,7 @@ def run_python(
     text: str = "",
     environment: Mapping[str, str | None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter with these arguments and this standard input; raise if it ends badly."""
+    """Run this interpreter with these arguments and standard input. Raise if it fails."""
     done = subprocess.run(
         [sys.executable, *arguments],
         input=text,
@@ -93,7 +99,7 @@ def run_python(
 
 
 def absence(*modules: str) -> str | None:
-    """Return why a process cannot import all of these, None where it can. Imports nothing."""
+    """Return why the modules cannot all be imported, or None. Does not import them."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             return f"ModuleNotFoundError: No module named {module!r}"
@@ -101,8 +107,11 @@ def absence(*modules: str) -> str | None:
 
 
 def serve() -> None:
-    """Answer the one request on standard input; what a generator yields, one value for each further line."""
-    # Libraries may print: only the answer goes to standard output.
+    """Answer one request from standard input.
+
+    A generator yields one value for each further line of input.
+    """
+    # Libraries may print to standard output, so it is redirected and only answers use the original.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     request = json.loads(sys.stdin.readline())
@@ -118,6 +127,6 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    # Not where the caller happens to be: where the modules of the benchmark are.
+    # Modules are imported from this directory, whatever the caller's working directory is.
     sys.path[0] = str(Path(__file__).parent)
     serve()

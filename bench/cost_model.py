@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
-r"""What a float32 step costs: a formula with few constants, fitted to measurements, and what it predicts elsewhere.
+r"""A cost model of a float32 step: a formula whose constants are fitted to measurements.
 
-A step of `tensors` tensors with n elements together, on `threads` threads, takes (seconds)
+A step of `tensors` tensors with n elements in total, on `threads` threads, takes this many seconds:
 
     call + fork + tensors * (f * tensor_cached + (1 - f) * tensor_memory)
          + n * (f * compute + (1 - f) * max(compute, 28 / bandwidth))
 
-    f         = min(1, cache / (16 * n))       share of the elements that the caches keep from step to step
-    compute   = 1 / (t * rate)                 seconds an element; t = threads, or 1 in a small step
+    f         = min(1, cache / (16 * n))    fraction of elements that stays in cache between steps
+    compute   = 1 / (t * rate)              seconds per element; t = threads, or 1 in a small step
     bandwidth = min(t * core_bandwidth, memory_bandwidth)
 
-`fork` is there only where t > 1. 28 bytes an element go through memory in a step (p, g, m, v read; p, m, v written), and 16
-are what p, g, m and v take. The formula is a maximum since computing and memory overlap, and a sum over what the caches keep
-and what they do not, since those elements come one after the other.
+`fork` applies only if t > 1. A step transfers 28 bytes per element (p, g, m and v are read; p, m
+and v are written). p, g, m and v occupy 16 bytes per element. Computation and memory traffic
+overlap, so the formula takes their maximum. Cached and uncached elements are stepped one after the
+other, so their times are added.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from rows import OURS, STEP_BYTES, all_elements, median
 
 Vector: TypeAlias = NDArray[np.float64]
 
-# Of p, g, m and v of one float32 element.
+# p, g, m and v of one float32 element.
 STATE_BYTES = 16
-# Elements below which a step stays on the calling thread: smallest_shared in
+# Elements. A smaller step runs on the calling thread. Equal to smallest_shared in
 # src/cpp/parallel/shared_pass.hpp.
 SMALLEST_PARALLEL_STEP = 32_768
 
@@ -39,7 +40,7 @@ FITTED_SECTIONS = ("sizes", "many_tensors", "threads")
 
 @dataclass(frozen=True)
 class CostModel:
-    """The constants of the formula; seconds, elements a second, bytes a second and bytes."""
+    """The constants of the formula, in seconds, elements per second, bytes per second and bytes."""
 
     call: float
     fork: float
@@ -51,24 +52,24 @@ class CostModel:
     cache: float
 
     def threads_of(self, elements: int, threads: int) -> int:
-        """Return how many threads a step of so many elements uses."""
+        """Return the number of threads that a step of this size uses."""
         return threads if elements >= SMALLEST_PARALLEL_STEP else 1
 
     def kept(self, elements: int) -> float:
-        """Return the share of the elements that the caches keep from step to step."""
+        """Return the fraction of the elements that stays in cache between steps."""
         return min(1.0, self.cache / (STATE_BYTES * elements))
 
     def fixed(self, elements: int, threads: int) -> float:
-        """Return the seconds that a call takes whatever its tensors."""
+        """Return the fixed seconds of a call, including `fork` if it uses several threads."""
         return self.call + (self.fork if self.threads_of(elements, threads) > 1 else 0.0)
 
     def bookkeeping(self, elements: int, tensors: int) -> float:
-        """Return the seconds that go with the number of tensors."""
+        """Return the seconds that are proportional to the number of tensors."""
         kept = self.kept(elements)
         return tensors * (kept * self.tensor_cached + (1 - kept) * self.tensor_memory)
 
     def work(self, elements: int, threads: int) -> float:
-        """Return the seconds that go with the number of elements."""
+        """Return the seconds of computation and memory traffic."""
         t = self.threads_of(elements, threads)
         compute = 1 / (t * self.rate)
         memory = STEP_BYTES["float32"] / min(t * self.core_bandwidth, self.memory_bandwidth)
@@ -76,7 +77,7 @@ class CostModel:
         return elements * (kept * compute + (1 - kept) * max(compute, memory))
 
     def seconds(self, elements: int, *, tensors: int = 1, threads: int) -> float:
-        """Return the time of a step of so many elements in all."""
+        """Return the seconds of a step. `elements` counts those of all tensors."""
         return (
             self.fixed(elements, threads)
             + self.bookkeeping(elements, tensors)
@@ -84,7 +85,7 @@ class CostModel:
         )
 
 
-# Where the search begins: a desktop of these years.
+# The starting point of the fit: typical values of a current desktop.
 START = CostModel(
     call=4e-6,
     fork=2e-6,
@@ -98,7 +99,7 @@ START = CostModel(
 
 
 class Sample(NamedTuple):
-    """A measurement: what was stepped, and the median seconds of it."""
+    """A measurement: what was stepped, and its median time."""
 
     section: str
     case: str
@@ -109,20 +110,20 @@ class Sample(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A fitted model, what it was fitted to, and how well each constant is known."""
+    """A fitted model, its samples, and the uncertainty of each constant."""
 
     model: CostModel
     samples: list[Sample]
-    # Standard error over the constant itself; infinite where no measurement depends on it.
+    # Relative standard error; infinite if no measurement depends on the constant.
     uncertainty: dict[str, float]
 
     def residuals(self) -> list[float]:
-        """Return predicted / measured - 1 of each sample."""
+        """Return predicted / measured - 1 for each sample."""
         return [predict(self.model, s) / s.seconds - 1 for s in self.samples]
 
 
 def samples_of(sections: Mapping[str, Any]) -> list[Sample]:
-    """Return the float32 steps of fusedadam in the sections that the model is fitted to."""
+    """Return fusedadam's float32 steps from the sections that the model is fitted to."""
     return [
         Sample(
             section,
@@ -139,15 +140,16 @@ def samples_of(sections: Mapping[str, Any]) -> list[Sample]:
 
 
 def predict(model: CostModel, sample: Sample) -> float:
-    """Return the seconds that the model gives a sample."""
+    """Return the predicted seconds of a sample."""
     return model.seconds(sample.elements, tensors=sample.tensors, threads=sample.threads)
 
 
 def fit(samples: Sequence[Sample], cores: int) -> Fit:
     """Fit the constants by least squares over the logarithms of predicted / measured.
 
-    Logarithms, since times from microseconds to seconds shall weigh the same; for small errors they are the relative errors.
-    More threads than `cores` cost what the cores do: such rows are left out.
+    For small errors, these logarithms are the relative errors. They give times from microseconds to
+    seconds equal weight. Samples with more threads than `cores` are excluded: oversubscription adds
+    no speed, which the model does not know.
     """
     samples = [s for s in samples if s.threads <= cores]
     names = [field.name for field in fields(CostModel)]
@@ -160,7 +162,7 @@ def fit(samples: Sequence[Sample], cores: int) -> Fit:
         model = CostModel(*map(float, np.exp(logarithms)))
         return np.array([math.log(predict(model, s) / s.seconds) for s in samples])
 
-    # The kinks of min and max can hold a search up: it starts from several sizes of caches.
+    # A search can get stuck at a kink of min or max, so several start from different cache sizes.
     start = np.log(astuple(START))
     cache = names.index("cache")
     searches = []
@@ -177,15 +179,15 @@ def fit(samples: Sequence[Sample], cores: int) -> Fit:
 
 
 def levenberg_marquardt(residuals: Callable[[Vector], Vector], start: Vector) -> Vector:
-    """Return the vector near `start` whose residuals have the least sum of squares."""
+    """Return a vector that minimizes the sum of squared residuals, searching from `start`."""
     x, r = start, residuals(start)
     damping = 1e-3
     for _ in range(500):
         jacobian = derivatives(residuals, x)
         normal = jacobian.T @ jacobian
-        # A constant on which nothing depends here keeps its value.
+        # An unknown that no residual depends on keeps its value.
         scale = np.maximum(np.diag(normal), 1e-12)
-        # At most a factor of e at a time: far from the solution a full step says little.
+        # At most a factor of e at a time: far from the solution, full steps are unreliable.
         step = np.clip(
             np.linalg.solve(normal + damping * np.diag(scale), -jacobian.T @ r), -1.0, 1.0
         )
@@ -204,7 +206,7 @@ def levenberg_marquardt(residuals: Callable[[Vector], Vector], start: Vector) ->
 
 
 def derivatives(residuals: Callable[[Vector], Vector], x: Vector) -> Vector:
-    """Return the matrix of central differences, one column an unknown."""
+    """Return the Jacobian by central differences, one column per unknown."""
     h = 1e-5
     unit = np.eye(len(x)) * h
     columns = [(residuals(x + e) - residuals(x - e)) / (2 * h) for e in unit]
@@ -212,7 +214,7 @@ def derivatives(residuals: Callable[[Vector], Vector], x: Vector) -> Vector:
 
 
 def standard_errors(residuals: Callable[[Vector], Vector], x: Vector) -> list[float]:
-    """Return the standard error of each unknown, infinite where no residual depends on it."""
+    """Return the standard error of each unknown; infinite if no residual depends on it."""
     r = residuals(x)
     jacobian = derivatives(residuals, x)
     matters = np.linalg.norm(jacobian, axis=0) > 1e-9

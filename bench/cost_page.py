@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The cost model in words and tables, every number of which is computed here."""
+"""The documentation of the cost model in Markdown. Every number in it is computed here."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ bandwidth = min(threads x bandwidth of a core, bandwidth of the memory)
 
 
 def cost_model_part(fit: Fit, threads: int, large: Mapping[str, Any] | None) -> str:
-    """Return formula, constants, residuals and predictions, without the plot."""
+    """Return the formula, constants, residuals and predictions, without the plot."""
     return "\n\n".join(
         [
             INTRODUCTION.format(len(fit.samples)),
@@ -73,7 +73,7 @@ def cost_model_part(fit: Fit, threads: int, large: Mapping[str, Any] | None) -> 
 
 
 def constants_table(fit: Fit) -> str:
-    """Return the constants, in units to read, with their standard errors."""
+    """Return the table of constants, in readable units, with their standard errors."""
     model = fit.model
     shown = {
         "call": ("a call", as_time(model.call)),
@@ -94,7 +94,7 @@ def constants_table(fit: Fit) -> str:
 
 
 def quality(fit: Fit) -> str:
-    """Say how well the formula describes the measurements."""
+    """Return a summary of the residuals."""
     residuals = [abs(r) for r in fit.residuals()]
     within = sum(r <= 0.1 for r in residuals)
     worst = max(range(len(residuals)), key=residuals.__getitem__)
@@ -106,7 +106,7 @@ def quality(fit: Fit) -> str:
 
 
 def held_out(model: CostModel, threads: int, large: Mapping[str, Any]) -> list[str]:
-    """Compare with the largest step measured, to which the constants were not fitted."""
+    """Compare the model with the largest measured step, which is not part of the fit."""
     rows = [row for row in large["rows"] if OURS in row["seconds"]]
     if not rows:
         return []
@@ -123,7 +123,7 @@ def held_out(model: CostModel, threads: int, large: Mapping[str, Any]) -> list[s
 
 
 def residuals_table(fit: Fit) -> str:
-    """Return every measurement beside its prediction."""
+    """Return the table of all measurements and their predictions."""
     rows = [
         [
             sample.section,
@@ -143,7 +143,7 @@ def residuals_table(fit: Fit) -> str:
 
 
 def server_part(model: CostModel, server: Server) -> list[str]:
-    """Return assumptions and predictions for one large server."""
+    """Return the assumptions and predictions for one large server."""
     per_parameter = seconds_per_parameter(model, server)
     compute = compute_seconds(model, server.cores)
     one_socket = seconds_from_one_socket(model, server)
@@ -184,7 +184,7 @@ def server_part(model: CostModel, server: Server) -> list[str]:
 
 
 def sharding_part(model: CostModel, threads: int, server: Server) -> list[str]:
-    """Return where dividing the step over machines starts to pay."""
+    """Return when it pays to shard the step over several machines."""
     step = seconds_per_parameter(model, server)
     header = ["machines", "step of 1B parameters", "saved by sharding"]
     header += [f"traffic at {network.gigabits:g} Gbit/s" for network in NETWORKS]
@@ -214,7 +214,7 @@ def sharding_part(model: CostModel, threads: int, server: Server) -> list[str]:
 
 
 def one_source_of_gradients(model: CostModel, threads: int, step: float) -> str:
-    """Say where sharding pays that adds all its traffic."""
+    """Say when sharding pays if all of its traffic is additional."""
     here = model.seconds(10**9, threads=threads) / 1e9
     fast = [network for network in NETWORKS if network.bandwidth >= network_that_pays(step)]
     speeds = " and ".join(f"{network.gigabits:g}" for network in fast or NETWORKS)
@@ -230,7 +230,7 @@ def one_source_of_gradients(model: CostModel, threads: int, step: float) -> str:
 
 
 def copies_of_the_model(step: float) -> str:
-    """Say where sharding pays that adds no traffic."""
+    """Say when sharding pays if it adds no traffic."""
     shares = " and ".join(
         f"{100 * most_saved_of_an_exchange(step, network):.0f} % at {network.gigabits:g} Gbit/s"
         for network in NETWORKS
@@ -244,7 +244,7 @@ def copies_of_the_model(step: float) -> str:
 
 
 def for_memory(server: Server) -> str:
-    """Say where sharding pays since one machine is too small."""
+    """Say when sharding pays because one machine has too little memory."""
     full = server.usable_bytes / STATE_BYTES
     most = server.usable_bytes / (2 * VALUE_BYTES)
     servers = machines_for_memory(PARAMETERS[-1], server, all_sharded=True)
@@ -258,5 +258,5 @@ def for_memory(server: Server) -> str:
 
 
 def as_gigabits(bandwidth: float) -> float:
-    """Return bytes a second as Gbit/s."""
+    """Convert bytes per second to Gbit/s."""
     return 8e-9 * bandwidth

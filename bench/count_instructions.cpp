@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
-// Calls whose instructions count_instructions.py counts: each stage of a step over two sizes, and
-// calls with many small tensors. Runs under valgrind's callgrind, which writes a count for each
-// measured call; without it, this program does nothing that can be seen. One thread, no input from
-// outside, so that the counts are the same in every run.
+// The calls whose instructions count_instructions.py counts: each stage of a step at two sizes, and
+// calls with many small tensors. Valgrind's callgrind writes the count of each measured call;
+// without it, this program has no visible effect. It uses one thread and no external input, so that
+// the counts are the same in every run.
 #include <valgrind/callgrind.h>
 
 #include <algorithm>
@@ -27,7 +27,8 @@
 namespace fusedadam::bench {
 namespace {
 
-// Every call steps from here: the scalars of a step cost more the more digits its number has.
+// Every measured step has the same number: the scalars of a step cost more if its number has more
+// digits.
 constexpr std::int64_t steps_before = 1000;
 
 struct Stage {
@@ -36,14 +37,14 @@ struct Stage {
   std::int64_t accumulated = 0;  // gradients in the accumulators when the call begins
 };
 
-// What an option adds is the difference to the plain step.
+// The cost of an option is the difference from the plain step.
 const std::vector<Stage> stages = {
     {"plain", {}},
     {"flush_denormals off", {.flush_denormals = false}},
     {"amsgrad", {.amsgrad = true}},
     {"weight_decay", {.weight_decay = 0.01}},
     {"l2", {.l2 = 0.01}},
-    // Small enough that every size here is clipped: the pass of the norm, and the scaling.
+    // Small enough to clip at every size here, so that both the norm and the scaling run.
     {"clipnorm", {.clipnorm = 1e-3}},
     {"clipvalue", {.clipvalue = 1e-3}},
     {"use_ema", {.use_ema = true}},
@@ -56,7 +57,7 @@ const std::vector<Stage> stages = {
     {"tail", {.weight_decay = 0.01, .clipnorm = 1e-3, .use_ema = true, .zero_grad = true}},
 };
 
-// Arrays of one kind for all tensors, each at a cache line as those of a user's optimizer.
+// The arrays of one kind for all tensors, each aligned to a cache line as in a user's optimizer.
 template <class T>
 class Arrays {
  public:
@@ -81,7 +82,7 @@ class Arrays {
   T* first_;
 };
 
-// Tensors of one size, with every array that an option may need. The values make nothing subnormal.
+// Tensors of one size, with every array that an option may need. No value becomes subnormal.
 template <class T>
 class Tensors {
  public:
@@ -118,7 +119,7 @@ class Tensors {
     return all;
   }
 
-  // For AdamPlan: without the arrays that these settings have no use for.
+  // For AdamPlan, without the arrays that these settings do not use.
   std::vector<TensorRef> references(const AdamSettings& settings) {
     std::vector<TensorRef> all;
     for (const Tensor<T>& tensor : tensors()) all.push_back(reference_of(tensor, settings));
@@ -131,8 +132,8 @@ class Tensors {
   Arrays<T> param_, grad_, m_, v_, vhat_, ema_, accumulator_;
 };
 
-// Writes the instructions of two equal calls as NAME/0 and NAME/1: the script holds them to be
-// equal. A call before them makes what is made once, such as scratch memory.
+// Writes the instruction counts of two equal calls as NAME/0 and NAME/1, which the script compares.
+// Two warm-up calls before them do one-time work, such as allocating scratch memory.
 void measure(const std::string& name, auto&& prepare, auto&& call) {
   for (int warm = 0; warm < 2; ++warm) {
     prepare();
@@ -181,7 +182,7 @@ void measure_adam_step(const std::string& dtype, std::size_t count, std::size_t 
       [&] { adam_step(std::span(tensors), options, steps_before + 1); });
 }
 
-// Every third row of a table, from the last to the first, so that they have to be sorted.
+// Steps every third row of a table, in descending order, so that the rows have to be sorted.
 template <class T>
 void measure_lazy_rows(const std::string& dtype, std::size_t rows, std::size_t row_size) {
   Tensors<T> memory(1, 3 * rows * row_size);
@@ -205,8 +206,7 @@ void measure_lazy_rows(const std::string& dtype, std::size_t rows, std::size_t r
       [&] { adam_step_sparse(sparse, AdamOptions(), progress); });
 }
 
-// The sizes are few: two of each kind give a difference. All are below what a step gives to a
-// second thread.
+// Two sizes of each kind suffice for a difference. All are too small for a second thread.
 template <class T>
 void measure_all(const std::string& dtype) {
   for (const Stage& stage : stages) {

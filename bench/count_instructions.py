@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: MIT
 """Count the instructions of each stage of a step, and compare them with the record.
 
-A time says how fast a step was in that minute on that machine; a count of instructions is the same number in every run, also
-on a busy machine, so that CI can hold it: a kernel that loses its vectorisation executes four to eight times as many. (How long
-an instruction takes is another matter: `bench_adam` measures that.)
+Times vary with the machine and its load. The number of instructions is the same in every run, even
+on a busy machine, so CI can check it: a kernel that is no longer vectorized executes four to eight
+times as many. The count says nothing about how long an instruction takes; `bench_adam` measures
+that.
 
     python bench/count_instructions.py build/release/bench/count_instructions            # compare
     python bench/count_instructions.py build/release/bench/count_instructions --update   # record
 
-runs that program (`count_instructions.cpp`) under valgrind's callgrind, once for each instruction set; callgrind knows no
-AVX-512. Two sizes of a tensor, two numbers of tensors and two numbers of rows give differences in which all that is done once
-cancels: instructions per element of each stage, per tensor, per row and per call. Each call is counted twice, and the two counts
-must be equal.
+runs that program (`count_instructions.cpp`) under Valgrind's callgrind, once per instruction set
+except AVX-512, which callgrind does not support. The program makes calls with two sizes of a
+tensor, two numbers of tensors and two numbers of rows. Differences of their counts cancel all work
+that is done once. They give the instructions per element of each stage, per tensor, per row and
+per call. Each call is counted twice, and the two counts must be equal.
 
-Exits with 1 where a count is above the record by more than a margin. The counts are those of a compiler, which the record names.
+Exits with 1 if a count exceeds the record by more than a margin. Counts depend on the compiler,
+which the record names.
 """
 
 from __future__ import annotations
@@ -34,18 +37,20 @@ from typing import Any, NamedTuple, TypeAlias
 RECORD = Path(__file__).with_name("instructions.json")
 ISAS = ("avx2", "baseline")
 
-# With the recorded compiler, a loop that nobody touched has exactly the recorded count. Ten percent let an instruction or two
-# more pass in the 27 of the plain update's loop (AVX2), and no stage that is done twice.
+# With the recorded compiler, an unchanged loop has exactly the recorded count. The loop of the
+# plain update has 27 instructions (AVX2). Ten percent tolerate one or two more, but no stage that
+# runs twice.
 ELEMENT_MARGIN = 0.10
-# What is done once a tensor, row or call runs through the C library's and the C++ library's code too (memory, sorting), whose
-# versions this file does not record.
+# Work per tensor, row or call includes code of the C and C++ libraries (memory, sorting), whose
+# versions are not recorded.
 OTHER_MARGIN = 0.25
-# Another compiler arranges the same loops otherwise. Halving the vectors doubles a count: the margin stays below that.
+# Another compiler generates different code for the same loops. Vectors of half the width double a
+# count, so the margin is smaller than that.
 OTHER_COMPILER_MARGIN = 0.75
 
 
 class Key(NamedTuple):
-    """What is counted: `unit` is what `stage` is counted per."""
+    """What a count is of: instructions of `stage` per `unit`."""
 
     isa: str
     dtype: str
@@ -57,7 +62,7 @@ Counts: TypeAlias = dict[Key, float]
 
 
 class Call(NamedTuple):
-    """A measured call: so many tensors of so many elements (lazy rows: rows of so many elements)."""
+    """A measured call on `number` tensors (lazy rows: rows) of `size` elements each."""
 
     dtype: str
     stage: str
@@ -66,12 +71,12 @@ class Call(NamedTuple):
 
 
 class CountError(Exception):
-    """The counts cannot be had, or mean nothing."""
+    """The counts are not available or not meaningful."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of the program under callgrind tells."""
+    """The result of running the program under callgrind."""
 
     compiler: str  # "GNU 12.2.0"
     calls: dict[Call, int]
@@ -79,7 +84,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Record:
-    """The counts that were recorded, and the compiler and the valgrind that gave them."""
+    """The recorded counts, and the versions of the compiler and of Valgrind they are from."""
 
     compiler: str
     valgrind: str
@@ -90,8 +95,8 @@ class Record:
 
 
 def run(program: Path, isa: str, valgrind: str) -> Run:
-    """Run the program and return the instructions of each of its calls."""
-    # What the caller's shell happens to set must not decide a count.
+    """Run the program and return the instruction count of each call."""
+    # Variables of the caller's shell must not influence the counts.
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -103,7 +108,7 @@ def run(program: Path, isa: str, valgrind: str) -> Run:
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
             raise CountError(f"valgrind must run {program} {isa}. Received: {done.stderr.strip()}")
-        # calls.1, calls.2 and so on: in the order of the program.
+        # calls.1, calls.2 and so on, in the order of the calls.
         paths = sorted(Path(directory).glob("calls.*"), key=lambda path: int(path.suffix[1:]))
         texts = [path.read_text() for path in paths]
     compiler, build_type = done.stdout.splitlines()
@@ -113,16 +118,16 @@ def run(program: Path, isa: str, valgrind: str) -> Run:
 
 
 def parse(text: str) -> tuple[str, int] | None:
-    """Return the label and the instructions of a file of callgrind's, None if it has no label."""
+    """Return the label and the count from a callgrind output file, or None without a label."""
     label = re.search(r"^desc: Trigger: Client Request: (.+)$", text, re.MULTILINE)
     summary = re.search(r"^summary: (\d+)$", text, re.MULTILINE)
     if label is None or summary is None:
-        return None  # what came after the last call
+        return None  # the dump at exit
     return label[1], int(summary[1])
 
 
 def equal_calls(labelled: Iterator[tuple[str, int] | None]) -> dict[Call, int]:
-    """Return the count of each call, which its repetition must equal."""
+    """Return the count of each call. Raise if its repetition has another count."""
     repeats: dict[Call, list[int]] = {}
     for item in labelled:
         if item is not None:
@@ -142,18 +147,18 @@ def equal_calls(labelled: Iterator[tuple[str, int] | None]) -> dict[Call, int]:
 
 
 def slope(points: Mapping[int, float]) -> float:
-    """Return what one more of something costs, from the two largest numbers of it."""
+    """Return the cost per unit, from the points with the two largest numbers of units."""
     (few, cost_of_few), (many, cost_of_many) = sorted(points.items())[-2:]
     return (cost_of_many - cost_of_few) / (many - few)
 
 
-# Calls with many small tensors, and the stage whose cost per element theirs is.
+# Calls with many small tensors -> the stage that has the same cost per element.
 OVER_SMALL_TENSORS = {"prepared": "plain", "prepared tail": "tail", "adam_step": "plain"}
 LAZY_ROWS = "lazy rows"
 
 
 def counts_of(calls: Mapping[Call, int], isa: str) -> Counts:
-    """Form the differences."""
+    """Derive counts per unit from the counts of calls."""
     by_stage: dict[tuple[str, str], dict[tuple[int, int], int]] = {}
     for call, instructions in calls.items():
         by_stage.setdefault(call[:2], {})[call[2:]] = instructions
@@ -182,7 +187,7 @@ def counts_of(calls: Mapping[Call, int], isa: str) -> Counts:
 
 @dataclass(frozen=True)
 class Row:
-    """A count beside the record's."""
+    """A count and its recorded value."""
 
     key: Key
     count: float | None
@@ -191,29 +196,29 @@ class Row:
 
     @property
     def change(self) -> float | None:
-        """The count's change from the record, as a fraction of the record."""
+        """The relative change from the record, or None if either is missing."""
         if self.count is None or self.recorded is None:
             return None
         return self.count / self.recorded - 1
 
     @property
     def fails(self) -> bool:
-        """Whether the count is above the margin, or stands on one side only."""
+        """Whether the count exceeds the margin or either side is missing."""
         return self.change is None or self.change > self.margin
 
     @property
     def is_far_below(self) -> bool:
-        """Whether the record hides how good the code is by now."""
+        """Whether the count is so far below the record that the record should be updated."""
         return self.change is not None and self.change < -self.margin
 
 
 def same_compiler(one: str, other: str) -> bool:
-    """Whether two compilers, such as "GNU 12.2.0", are of one family and major version."""
+    """Whether two compilers, such as "GNU 12.2.0", have the same family and major version."""
     return one.split(".")[0] == other.split(".")[0]
 
 
 def compare(counts: Counts, compiler: str, record: Record) -> list[Row]:
-    """Put each count beside the record's."""
+    """Pair each count with its recorded value."""
     same = same_compiler(compiler, record.compiler)
 
     def margin(key: Key) -> float:
@@ -245,7 +250,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def verdict(rows: Sequence[Row], compiler: str, record: Record) -> tuple[int, str]:
-    """Return the exit status, and what to say and to do."""
+    """Return the exit status and a message."""
     lines = []
     if not same_compiler(compiler, record.compiler):
         lines.append(
@@ -272,7 +277,7 @@ def verdict(rows: Sequence[Row], compiler: str, record: Record) -> tuple[int, st
 
 
 def read_record(path: Path) -> Record:
-    """Read what `write_record` wrote."""
+    """Read a file that `write_record` wrote."""
     data: dict[str, Any] = json.loads(path.read_text())
     counts = {
         Key(isa, dtype, stage, unit): count
@@ -285,7 +290,7 @@ def read_record(path: Path) -> Record:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a file in which a change of one count is a change of one line."""
+    """Write a record with one count per line, which makes diffs readable."""
     tree: dict[str, Any] = {}
     for key, count in record.counts.items():
         tree.setdefault(key.isa, {}).setdefault(key.dtype, {}).setdefault(key.stage, {})[

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What bounds a step on this machine, for each instruction set: memory and the divider.
+// The limits of a step's speed for each instruction set: memory and the divider.
 #pragma once
 
 #include <concepts>
@@ -36,9 +36,9 @@ const auto& of_precision(const auto& limit) {
   }
 }
 
-// Runs a pass of a limit over float or double tensors, all of type T, as those of a step run:
-// body(streams, n) for each piece. On all threads in any case: a step may have learnt that they do
-// not help, and that is no limit of the machine.
+// Runs a pass of a limit over tensors of type T, float or double, like the passes of a step:
+// body(streams, n) for each piece. Always uses all threads: the back-off that may keep a step on
+// one thread is not a limit of the machine.
 template <class T, class Body>
 void run_limit(const TensorList& list, TensorList::Edge edge, const Body& body) {
   const int threads = get_num_threads();

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Python processes that obey, a line of JSON at a time."""
+"""Python child processes that exchange lines of JSON with the parent."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-# GCC's OpenMP lets its threads spin for 9 ms after a region (measured on 2.6 GHz) before they sleep: so long, in seconds, is the
-# pause between the turns of two processes.
+# Seconds between the turns of two processes. The threads of GCC's OpenMP runtime spin for 9 ms
+# after a parallel region (measured at 2.6 GHz) before they sleep; the pause is longer than that.
 PAUSE = 0.020
-# No command takes longer unless something hangs: then the process is killed.
+# A command that takes longer than this has hung, and its process is killed.
 REPLY_SECONDS = 600.0
 
 
 class WorkerError(RuntimeError):
-    """What was raised in such a process, or how it ended."""
+    """An exception in a child process, or its unexpected end."""
 
 
 class Process:
-    """An interpreter like this one, with these arguments. As a context manager, it ends the process.
+    """A child process that runs this interpreter. As a context manager, it kills the process.
 
-    `environment` has the variables to set, or to remove where the value is None.
+    `environment` maps variables to their values; None removes a variable.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Process:
             raise WorkerError(self._end()) from None
 
     def read(self) -> Any:
-        """Return the next answer."""
+        """Return the next answer, or raise if the process has ended."""
         assert self._process.stdout is not None
         watch = threading.Timer(REPLY_SECONDS, self._process.kill)
         watch.start()
@@ -83,18 +83,18 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End the process, and with it all memory that it holds."""
+        """Kill the process, which frees its memory."""
         atexit.unregister(self.close)
         if self.alive:
             self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # a command that nobody will read
+                with contextlib.suppress(BrokenPipeError):  # an unread command is still buffered
                     stream.close()
 
     def _end(self) -> str:
@@ -105,7 +105,7 @@ class Process:
 
 
 def environment_with(variables: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Return this process' environment, with these set, or removed where the value is None."""
+    """Return this process's environment with variables set, or removed if the value is None."""
     variables = variables or {}
     removed = {name for name, value in variables.items() if value is None}
     kept = {name: value for name, value in os.environ.items() if name not in removed}

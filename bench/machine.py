@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run was measured on: the machine and its software."""
+"""A description of the machine and software of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the CPU, its caches, the memory and the operating system; what is unknown is None."""
+    """Return CPU, caches, memory and operating system. Unknown values are None."""
     huge_pages = re.search(r"\[(.*)\]", read(HUGE_PAGES))
     return {
         "cpu": cpu_name(),
@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_software(versions: dict[str, str]) -> dict[str, Any]:
-    """Return versions: Python's, NumPy's, this library's build, and those given."""
+    """Return the given versions, and those of Python, NumPy and this build of fusedadam."""
     import fusedadam
     import numpy as np
     from fusedadam import _core
@@ -52,36 +52,36 @@ def describe_software(versions: dict[str, str]) -> dict[str, Any]:
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may run on."""
+    """Return the number of CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_bytes() -> int:
-    """Return the memory that programs could take now; where nothing tells, more than there is."""
+    """Return the available memory in bytes, or `sys.maxsize` if it is unknown."""
     found = memory_kib("MemAvailable")
     return sys.maxsize if found is None else found * 1024
 
 
 def memory_kib(field: str) -> int | None:
-    """Return a number of /proc/meminfo, which Linux alone has."""
+    """Return a field of /proc/meminfo in KiB, or None if there is none (only Linux has it)."""
     found = re.search(rf"^{field}:\s+(\d+) kB", read(Path("/proc/meminfo")), re.MULTILINE)
     return int(found.group(1)) if found else None
 
 
 def gib(field: str) -> float | None:
-    """Return a number of /proc/meminfo in GiB."""
+    """Return a field of /proc/meminfo in GiB, or None if there is none."""
     found = memory_kib(field)
     return None if found is None else round(found / 2**20, 1)
 
 
 def cpu_name() -> str:
-    """Return the name that the CPU gives itself."""
+    """Return the model name of the CPU."""
     found = re.search(r"^model name\s*:\s*(.*)$", read(Path("/proc/cpuinfo")), re.MULTILINE)
     return found.group(1) if found else platform.processor() or platform.machine()
 
 
 def cache(level: str, kind: str) -> str | None:
-    """Return the size of a cache of the first CPU, as Linux writes it: "1024K"."""
+    """Return the size of a cache of the first CPU in Linux's notation, such as "1024K"."""
     for index in sorted((CPU / "cache").glob("index*")):
         if read(index / "level").strip() == level and read(index / "type").strip() == kind:
             return read(index / "size").strip()
@@ -89,13 +89,13 @@ def cache(level: str, kind: str) -> str | None:
 
 
 def operating_system() -> str:
-    """Return the name of the distribution, or else of the system."""
+    """Return the name of the Linux distribution, or else of the platform."""
     found = re.search(r'^PRETTY_NAME="?([^"\n]*)', read(Path("/etc/os-release")), re.MULTILINE)
     return found.group(1) if found else platform.platform()
 
 
 def read(path: Path) -> str:
-    """Return the text of a file; "" where there is none."""
+    """Return the text of a file, or "" if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

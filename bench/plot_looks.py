@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How plots look: colours and names of the contenders, axes to read, labels beside lines, bars in parts."""
+"""The appearance of plots: colours and names of contenders, axes, line labels and stacked bars."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ GREY = "#5f6368"
 PALE = "#c9cdd2"
 SHADE = "#f0f1f3"
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. One
-# colour a family, and within it a line style each, so that no two contenders share both.
+# Okabe and Ito, "Color Universal Design" (2008): distinguishable with every kind of colour vision.
+# Each family of contenders has a colour, and each member a line style, so that no two contenders
+# of one plot share both.
 BLUE, SKY, GREEN, VERMILION = "#0072B2", "#56B4E9", "#009E73", "#D55E00"
 ORANGE, PURPLE, BLACK = "#E69F00", "#CC79A7", "#000000"
 
 
 class Look(NamedTuple):
-    """How a contender is drawn wherever it appears."""
+    """How a contender is drawn in every plot."""
 
     colour: str
     style: Any = "-"
@@ -69,12 +70,12 @@ STYLE: dict[Any, Any] = {
 
 
 def look(contender: str) -> Look:
-    """Return how to draw a contender, be it one that this page does not know."""
+    """Return the look of a contender, with a default for unknown ones."""
     return LOOKS.get(contender, Look(GREY, "-.", "*"))
 
 
 def name(contender: str) -> str:
-    """Return how a contender is named in a plot."""
+    """Return the name of a contender in plots."""
     return look(contender).name or contender
 
 
@@ -82,7 +83,7 @@ def name(contender: str) -> str:
 
 
 def plain_log(axis: Any, text: Callable[[float], str]) -> None:
-    """Make an axis logarithmic with labels to read: 1k, 1M, 10 us."""
+    """Make an axis logarithmic with readable labels such as 1k, 1M or 10 us."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(LogLocator(base=10, numticks=20))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
@@ -90,12 +91,12 @@ def plain_log(axis: Any, text: Callable[[float], str]) -> None:
 
 
 def short_count(value: float) -> str:
-    """Return 1k for 1,000, and the like."""
+    """Format a count: 1k for 1,000."""
     return as_count(round(value)).replace("B", "G") if value >= 1 else ""
 
 
 def short_time(seconds: float) -> str:
-    """Return 10 us for 1e-5, and the like."""
+    """Format a time: 10 us for 1e-5."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size * (1 - 1e-9):
             return f"{seconds / size:g} {unit}"
@@ -103,12 +104,12 @@ def short_time(seconds: float) -> str:
 
 
 def only_horizontal_grid(axes: Axes) -> None:
-    """Draw no lines along the categories of bars."""
+    """Hide the grid lines of the category axis."""
     axes.grid(visible=False, axis="y")
 
 
 class LineEnd(NamedTuple):
-    """The right end of a line, and how to name it."""
+    """The right end of a line, and its label."""
 
     x: float
     y: float
@@ -118,10 +119,10 @@ class LineEnd(NamedTuple):
 
 
 def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
-    """Name lines beside the axes, moved apart where they end close to each other."""
+    """Label lines to the right of the axes, and move labels apart that would overlap."""
     figure = axes.get_figure()
     assert figure is not None
-    # The layout has to be known before places on it are.
+    # Drawing computes the layout, which the transformations below depend on.
     figure.canvas.draw()
     ordered = sorted(ends, key=lambda end: end.y)
     wanted = [float(axes.transData.transform((end.x, end.y))[1]) for end in ordered]
@@ -150,8 +151,8 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
 
 
 def moved_apart(places: Sequence[float], height: float) -> list[float]:
-    """Return ascending places at least `height` apart, as near to the wanted ones as a block of them can be."""
-    # Blocks of labels that touch: (sum of the wanted positions of its first label, number).
+    """Move ascending positions at least `height` apart, in blocks near the original positions."""
+    # Blocks of touching labels: (sum over its labels of the first label's wanted position, number).
     blocks: list[tuple[float, int]] = []
     for place in places:
         total, count = place, 1
@@ -169,21 +170,21 @@ def moved_apart(places: Sequence[float], height: float) -> list[float]:
 
 
 def bold_ours(axes: Axes, names: Sequence[str]) -> None:
-    """Make the name of fusedadam stand out among the labels."""
+    """Set the labels of fusedadam in bold."""
     for contender, label in zip(names, axes.get_yticklabels(), strict=True):
         if contender.startswith(OURS):
             label.set_fontweight("bold")
 
 
 def unit_of(seconds: float) -> tuple[str, float]:
-    """Return the unit that suits a time, and its seconds."""
+    """Return a suitable unit for a time, and its length in seconds."""
     if seconds >= 1:
         return "s", 1.0
     return ("ms", 1e-3) if seconds >= 1e-3 else ("us", 1e-6)
 
 
 class Part(NamedTuple):
-    """A part of stacked bars: its name, its colour, and its length in each bar."""
+    """A component of stacked bars: its name, its colour, and its length in each bar."""
 
     name: str
     colour: str
@@ -197,7 +198,7 @@ def stacked(
     ends: Sequence[str],
     y: Sequence[float],
 ) -> None:
-    """Draw horizontal bars in parts, with words at their ends and a legend above."""
+    """Draw stacked horizontal bars with text at their ends and a legend above."""
     left = [0.0] * len(labels)
     for part in parts:
         axes.barh(

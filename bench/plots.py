@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The plots of a run, as PNG files of 1,200 pixels' width: one function a plot, each from results to a figure."""
+"""The plots of a run, as PNG files 1,200 pixels wide. One function per plot."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ from tables import optimizer_shares
 Results: TypeAlias = Mapping[str, Any]
 
 DPI = 120
-WIDTH = 10.0  # inches, which make 1,200 pixels
+WIDTH = 10.0  # inches: 1,200 pixels
 
 # ---- lines -------------------------------------------------------------------------------------
 
 
 def sizes_plot(results: Results) -> Figure:
-    """Draw elements a second over the size of one tensor, below what memory traffic alone reaches."""
+    """Plot elements per second over the size of one tensor. Shade what exceeds the traffic twin."""
     rows = sorted((row for row in results["rows"] if row.get("tensors", 1) == 1), key=all_elements)
     figure = Figure(figsize=(WIDTH, 6.0), layout="constrained")
     axes = figure.subplots()
@@ -98,7 +98,7 @@ def draw_lines(
     contenders: Iterable[str],
     points: Callable[[str], tuple[list[float], list[float]]],
 ) -> list[LineEnd]:
-    """Draw a line a contender; return what `label_ends` needs."""
+    """Draw a line for each contender and return the line ends for `label_ends`."""
     ends = []
     for contender in contenders:
         x, y = points(contender)
@@ -122,13 +122,13 @@ def draw_lines(
 
 
 def threads_words(rows: Sequence[Row]) -> str:
-    """Return "2 threads", and the like."""
+    """Return the numbers of threads as text, such as "2 threads"."""
     counts = sorted({row["threads"] for row in rows})
     return " or ".join(map(str, counts)) + (" thread" if counts == [1] else " threads")
 
 
 def many_tensors_plot(results: Results) -> Figure:
-    """Draw the time a tensor takes over the number of tensors, of those with the commonest size."""
+    """Plot the time per tensor over the number of tensors, for the most common size of tensor."""
     lengths = [row["elements"] for row in results["rows"]]
     common = max(lengths, key=lengths.count)
     rows = sorted(
@@ -162,7 +162,7 @@ def many_tensors_plot(results: Results) -> Figure:
 
 
 def threads_plot(results: Results) -> Figure:
-    """Draw, for each case, how much faster than one thread more of them are: a bar for each number."""
+    """Plot the speedup over one thread: a panel per case and a bar per number of threads."""
     rows = results["rows"]
     cases: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
@@ -189,7 +189,7 @@ def threads_plot(results: Results) -> Figure:
 def thread_bars(
     axes: Axes, rows: Sequence[Row], names: Sequence[str], counts: Sequence[int]
 ) -> None:
-    """Draw one panel."""
+    """Draw the panel of one case."""
     width = 0.72 / max(1, len(counts))
     longest = float(max(counts, default=1))
     for position, contender in enumerate(names):
@@ -206,7 +206,7 @@ def thread_bars(
             y = position + (i - (len(counts) - 1) / 2) * width
             axes.barh(y, gain, height=0.92 * width, color=look(contender).colour)
             words = f"{gain:.2f}  ({as_time(times[count])})"
-            # Its white ground keeps the line at 1 away from the figures.
+            # The white background keeps the line at 1 from crossing the text.
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
             axes.text(gain + 0.02 * longest, y, words, va="center", fontsize=9, bbox=ground)
     axes.axvline(1, color=GREY, lw=1, zorder=0.9)
@@ -218,12 +218,12 @@ def thread_bars(
 
 
 def over_panels(figure: Figure, title: str) -> None:
-    """Write the title of all panels together."""
+    """Set the title above all panels."""
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12.5)
 
 
 def tail_plot(results: Results) -> Figure:
-    """Draw bars of a training tail, each case a panel, with whiskers at the quartiles."""
+    """Plot the times of training tails: a panel per case, with whiskers at the quartiles."""
     rows = results["rows"]
     figure = Figure(figsize=(WIDTH, 0.9 + 1.9 * -(-len(rows) // 2)), layout="constrained")
     panels = figure.subplots(-(-len(rows) // 2), min(2, len(rows)), squeeze=False)
@@ -266,7 +266,7 @@ def tail_plot(results: Results) -> Figure:
 
 
 def first_step_plot(results: Results) -> Figure:
-    """Draw build and first step in a bar, and a later step in the next one."""
+    """Plot build and first step in one bar, and a later step in the next."""
     rows = results["rows"]
     unit, size = unit_of(max(median(row["first"]) + median(row["build"]) for row in rows))
     labels, build, first, later, ends, y = [], [], [], [], [], []
@@ -295,7 +295,7 @@ def first_step_plot(results: Results) -> Figure:
 
 
 def memory_plot(results: Results) -> Figure:
-    """Draw the memory at peak by what it is for."""
+    """Plot the peak memory by what it holds."""
     rows = results["rows"]
     elements = max(row["elements"] for row in rows)
     rows = [row for row in rows if row["elements"] == elements]
@@ -319,7 +319,7 @@ def memory_plot(results: Results) -> Figure:
 
 
 def calls_plot(results: Results) -> Figure:
-    """Draw where the time of a small call goes, and what calls cost over the number of tensors."""
+    """Plot the profile of a small call, and the time of a call over the number of tensors."""
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     profile = results.get("profile", [])
     if profile:
@@ -360,7 +360,7 @@ def calls_plot(results: Results) -> Figure:
 
 
 def training_plot(results: Results) -> Figure:
-    """Draw the time of a training by who takes it, before and after."""
+    """Plot the time of each training, divided into gradients and optimizer."""
     rows = results["rows"]
     gradients = [median(row["gradient_seconds"]) for row in rows]
     steps = [median(row["optimizer_seconds"]) for row in rows]
@@ -385,7 +385,7 @@ def training_plot(results: Results) -> Figure:
 
 
 def cost_model_plot(fit: Fit) -> Figure:
-    """Draw the fitted formula through the measurements of one tensor, and the error of each row."""
+    """Plot the fitted formula with the measurements of one tensor, and the error of each sample."""
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
     of_one = [s for s in fit.samples if s.section == "sizes" and s.tensors == 1]
@@ -469,7 +469,7 @@ def cost_model_plot(fit: Fit) -> Figure:
 
 
 class Plot(NamedTuple):
-    """A plot of a section, and what it shows to those who cannot see it."""
+    """The plot of a section, and its alternative text."""
 
     draw: Callable[[Results], Figure]
     alt: str
@@ -489,14 +489,14 @@ COST_MODEL_ALT = "The cost model through the measurements, and its errors"
 
 
 def save(draw: Callable[[], Figure], path: Path) -> None:
-    """Draw and write a plot, whole or not at all."""
+    """Draw a plot and write it atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     drawn = io.BytesIO()
     with mpl.rc_context(STYLE):
         draw().savefig(drawn, format="png", dpi=DPI)
-    # A palette makes the file a third as large. Saved without the version of matplotlib, so that
-    # it changes only where its picture does.
+    # A palette reduces the file to a third of its size. Saving through Pillow drops the metadata
+    # with matplotlib's version, so that a file changes only if its picture does.
     picture = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     picture.save(temporary, format="PNG", optimize=True)
     temporary.replace(path)

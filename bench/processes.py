@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The processes that hold the peers: how they are started, asked and ended."""
+"""The worker processes that run the peers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import lines
 from lines import WorkerError
 from peers import ADAPTERS, PEERS, twin
 
-# Every library's own name for it.
+# The number of threads, under each library's own name.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -26,9 +26,10 @@ THREAD_VARIABLES = (
 
 
 class Worker(lines.Process):
-    """A process of `worker.py`. It is ready when `receive` has returned its first answer.
+    """A process that runs `worker.py`. It is ready once `receive` has returned its first answer.
 
-    It runs on as many CPUs as it has threads; `first_cpu` counts from 0 among those of this process.
+    It is pinned to as many CPUs as it has threads. `first_cpu` is an index into the CPUs of this
+    process.
     """
 
     def __init__(self, module: str, threads: int, first_cpu: int = 0) -> None:
@@ -38,7 +39,7 @@ class Worker(lines.Process):
         super().__init__(
             [str(script), module, str(threads), json.dumps(own or cpus)],
             environment=dict.fromkeys(THREAD_VARIABLES, str(threads))
-            # Compilers of peers look for programs that were installed beside this interpreter (ninja).
+            # Some peers compile code with programs installed beside the interpreter (ninja).
             | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
             | {twin.LIBRARY_VARIABLE: twin.library_path()},
         )
@@ -49,11 +50,11 @@ class Worker(lines.Process):
         return self.receive()
 
     def send(self, command: str, **arguments: Any) -> None:
-        """Send a command, whose answer `receive` returns."""
+        """Send a command. `receive` returns its answer."""
         self.write({"command": command, **arguments})
 
     def receive(self) -> Any:
-        """Return the answer to the oldest command, or raise what its execution raised."""
+        """Return the answer to the oldest pending command. Raise `WorkerError` if it failed."""
         reply = self.read()
         if "error" in reply:
             raise WorkerError(reply["error"])
@@ -61,7 +62,7 @@ class Worker(lines.Process):
 
 
 def probe(names: Iterable[str], threads: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Start each peer once: return the versions of what is there, and why contenders are absent."""
+    """Start each peer once. Return the installed versions, and why contenders are absent."""
     modules: dict[str, list[str]] = {}
     for name in names:
         modules.setdefault((PEERS | ADAPTERS)[name], []).append(name)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Turn the results of `run.py` into the tables and plots of the documentation.
 
-    python bench/report.py [RESULTS.json] [--docs docs/benchmarks.md] [--plots docs/benchmarks] [--readme README.md]
+    python bench/report.py [RESULTS.json] [--docs docs/benchmarks.md] [--plots docs/benchmarks]
+                           [--readme README.md] [--no-readme] [--check]
 
-What it writes in a page lies between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of the page is left as it is. With
+In a page, it replaces only the text between `<!-- begin NAME -->` and `<!-- end NAME -->`. With
 `--check` it writes nothing, and exits with 1 if it would change a page or if a plot is missing.
 """
 
@@ -35,7 +36,7 @@ from targets import TARGETS
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
 BEGIN = re.compile(r"^<!-- begin (\S+) -->$", re.MULTILINE)
-# Parts that are made from several sections, and from which: only results with all of them renew a part.
+# Parts that are made from several sections. A part is renewed only by results with all of them.
 DERIVED = {
     "targets": tuple(dict.fromkeys(target.section for target in TARGETS)),
     "cost_model": FITTED_SECTIONS,
@@ -44,18 +45,18 @@ DERIVED = {
 
 
 class ReportError(Exception):
-    """Results or a page that do not fit, and why."""
+    """Invalid results, or a page that does not fit them."""
 
 
 class Drawing(NamedTuple):
-    """A plot to make: its file and how to save it there."""
+    """A plot to draw: its file, and the function that saves it there."""
 
     path: Path
     save: Callable[[Path], None]
 
 
 class Report(NamedTuple):
-    """Pages with their new text, plots to draw, and what the user should know."""
+    """Pages with their new text, plots to draw, and notes for the user."""
 
     pages: dict[Path, str]
     drawings: list[Drawing]
@@ -66,7 +67,7 @@ class Report(NamedTuple):
 
 
 def markers(text: str) -> list[str]:
-    """Return the names of the parts of a page, in order; each must begin once and end."""
+    """Return the names of the parts of a page, in order. Raise if markers are not paired."""
     names = BEGIN.findall(text)
     for name in names:
         if names.count(name) > 1:
@@ -82,16 +83,16 @@ def markers(text: str) -> list[str]:
 
 
 def with_part(text: str, name: str, part: str) -> str:
-    """Return a page with another content of one part."""
+    """Replace the content of one part of a page."""
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    # Markdown needs the blank lines to take a comment and a table for two things.
+    # Without the blank lines, Markdown would not recognize a table after a comment.
     return f"{before}{begin}\n{part}\n\n{end}{after}"
 
 
 def image(alt: str, plot: Path, page: Path) -> str:
-    """Return the line that shows a plot on a page."""
+    """Return the Markdown that shows a plot on a page."""
     return f"![{alt}]({Path(os.path.relpath(plot, page.parent)).as_posix()})"
 
 
@@ -99,7 +100,7 @@ def image(alt: str, plot: Path, page: Path) -> str:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what `run.py` wrote."""
+    """Read a file that `run.py` wrote."""
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -116,7 +117,7 @@ def read_results(path: Path) -> dict[str, Any]:
 def make_report(
     document: Mapping[str, Any], docs: Path, plots: Path, readme: Path | None
 ) -> Report:
-    """Put all together in memory; nothing is written."""
+    """Make the new pages and the list of plots. Writes nothing."""
     sections = document["sections"]
     text = docs.read_text(encoding="utf-8")
     names = markers(text)
@@ -150,7 +151,7 @@ def make_report(
                     parts[name] = f"{image(COST_MODEL_ALT, path, docs)}\n\n{part}"
         elif name not in SECTIONS and name not in DERIVED and name != "machine":
             notes.append(f"{name}: kept as it was, since it is nothing that this program makes")
-    # The machine is that of these results; what is left from others has to say so.
+    # The machine is described as of these results, so parts from earlier results must be named.
     kept = [name for name in names if name not in parts and (name in SECTIONS or name in DERIVED)]
     if "machine" in names:
         parts["machine"] = machine_part(document, kept)
@@ -165,7 +166,7 @@ def make_report(
 
 
 def check_sections(sections: Mapping[str, Any], names: Sequence[str], docs: Path) -> None:
-    """Refuse results that the page has no place for."""
+    """Raise if the page has no place for a section of the results."""
     for name in sections:
         if name not in SECTIONS:
             raise ReportError(f"sections must be among {', '.join(SECTIONS)}. Received: {name}")
@@ -177,7 +178,7 @@ def check_sections(sections: Mapping[str, Any], names: Sequence[str], docs: Path
 
 
 def complete(name: str, sections: Mapping[str, Any], notes: list[str]) -> bool:
-    """Return whether all is there that a part is made of; note what is not."""
+    """Return whether the results have all sections of a part. Note what is missing."""
     missing = [section for section in DERIVED[name] if section not in sections]
     if missing:
         notes.append(f"{name}: kept as it was, since these results lack {', '.join(missing)}")
@@ -185,7 +186,7 @@ def complete(name: str, sections: Mapping[str, Any], notes: list[str]) -> bool:
 
 
 def fitted_model(document: Mapping[str, Any], notes: list[str]) -> Fit | None:
-    """Fit the cost model; note it where there are too few measurements, as in a quick run."""
+    """Fit the cost model. Note if there are too few measurements, as in a quick run."""
     try:
         return fit(samples_of(document["sections"]), document["machine"]["cores"])
     except ValueError as error:
@@ -194,7 +195,7 @@ def fitted_model(document: Mapping[str, Any], notes: list[str]) -> Fit | None:
 
 
 def readme_text(document: Mapping[str, Any], readme: Path, plots: Path, notes: list[str]) -> str:
-    """Return the README with its few figures, where it has a place for them."""
+    """Return the README with new figures, if it has a place for them."""
     text = readme.read_text(encoding="utf-8")
     if "figures" in markers(text) and complete("figures", document["sections"], notes):
         picture = image(PLOTS["sizes"].alt, plots / "sizes.png", readme)
@@ -203,7 +204,7 @@ def readme_text(document: Mapping[str, Any], readme: Path, plots: Path, notes: l
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
@@ -213,7 +214,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the pages and plots, or check them; return the exit code."""
+    """Write or check the pages and plots, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="?", type=Path, default=ROOT / "bench/results/latest.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs/benchmarks.md")
@@ -242,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(report: Report) -> int:
-    """Return 1 if a page would change or a plot is missing, and say which."""
+    """Print pages that would change and missing plots. Return 1 if there are any."""
     changed = [
         page for page, text in report.pages.items() if text != page.read_text(encoding="utf-8")
     ]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Contenders take turns, each in a process of its own: A B C A B C ...
+"""Interleaved timing of contenders, each in its own process: A B C A B C ...
 
-What else a machine does changes from minute to minute. Within a round it is nearly the same for all
-contenders, so that the ratio of two of them, formed round by round, holds where no time does.
+The load of a machine changes from minute to minute. Within a round it is nearly the same for all
+contenders. The ratio of two contenders, computed round by round, is therefore stable even if their
+times are not.
 """
 
 from __future__ import annotations
@@ -25,53 +26,53 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ALWAYS = ("fusedadam", "traffic twin", *ADAPTERS)
-# From so many seconds a step on, the arrays are far larger than any cache, and no step is spent on
-# filling caches that the other contenders have emptied.
+# Seconds. The arrays of a step that takes longer are far larger than any cache, so warm-up steps
+# after the turns of other contenders have no effect.
 NO_WARMING = 0.25
-# What the rounds of one case may take, in seconds, and how many there are in any case.
+# Limit on the seconds of all rounds of a case, and the least number of rounds despite it.
 CASE_SECONDS, LEAST_ROUNDS = 40.0, 3
-# Left to the rest of the machine.
+# Memory left to other programs.
 SPARE_BYTES = 1 << 30
 
 _chosen: frozenset[str] | None = None
 
 
 def choose(names: Iterable[str] | None) -> None:
-    """Let only these contenders take part in this run, beside fusedadam and its twin; None: all."""
+    """Limit this run to these contenders, beside fusedadam and its twin. None means all."""
     global _chosen
     _chosen = None if names is None else frozenset(names).union(ALWAYS)
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """Return those of the names that take part."""
+    """Return the contenders that take part in this run."""
     return [name for name in names if _chosen is None or name in _chosen]
 
 
 class Case(NamedTuple):
-    """A row of the results: tensors that all have one size, or those of a model."""
+    """The tensors of a row of the results: all of one size, or those of a model."""
 
     name: str
     tensors: int
-    elements: int  # of one tensor; their mean, rounded, where they differ
-    differing: tuple[int, ...] = ()  # the elements of each, where they differ
+    elements: int  # of one tensor; the rounded mean if sizes differ
+    differing: tuple[int, ...] = ()  # the elements of each tensor if sizes differ
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The elements of each tensor."""
+        """The number of elements of each tensor."""
         return self.differing or (self.elements,) * self.tensors
 
 
 class Turn(NamedTuple):
-    """What a contender does when it is its turn."""
+    """What a contender does in its turn of each round."""
 
     worker: Worker
     steps: int
     warm: bool
-    seconds: float  # that this takes, roughly
+    seconds: float  # estimate for the whole turn
 
 
 class Contest:
-    """Contenders that are timed against one another. As a context manager, it ends their processes."""
+    """Times contenders against one another. As a context manager, it ends their processes."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Contest:
         self._names = chosen(names)
         self._workers: dict[str, Worker] = {}
         self._checked: set[str] = set()
-        self._excluded: dict[str, str] = {}  # for good, with the reason
+        self._excluded: dict[str, str] = {}  # from all further cases -> the reason
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +106,7 @@ class Contest:
             worker.close()
 
     def row(self, case: Case, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Time a case: one row of the results. With `names`, these contenders alone."""
+        """Time a case and return a row of the results. `names` selects contenders."""
         entered = [name for name in self._names if names is None or name in names]
         not_run = self._not_fit(case, entered)
         ready = self._made(case, [name for name in entered if name not in not_run], not_run)
@@ -126,14 +127,15 @@ class Contest:
         }
 
     def _not_fit(self, case: Case, names: Sequence[str]) -> dict[str, str]:
-        """Return why contenders are not run, as far as that is known before they are started."""
+        """Return the contenders that cannot run, with reasons known before they are started."""
         work = Work(case.sizes, self._dtype)
         reasons = {}
         array = np.dtype(self._dtype).itemsize * sum(case.sizes)
-        # One contender at a time steps.
+        # Only one contender steps at a time.
         temporaries = max((TEMPORARIES.get(name, 0) for name in names), default=0)
         left = available_bytes() - SPARE_BYTES - temporaries * array
-        # Parameters, gradients, moments; averages, and what gradients are set from.
+        # Parameters, gradients and two moments. A tail also has averages, and copies of the
+        # gradients to set them from.
         needed = (6 if self._tail else 4) * array
         holding: set[str] = set()  # contenders in one process share their arrays
         for name in names:
@@ -149,7 +151,7 @@ class Contest:
         return reasons
 
     def _made(self, case: Case, names: Sequence[str], not_run: dict[str, str]) -> dict[str, Worker]:
-        """Have contenders checked, once, and set up for the case, several at a time."""
+        """Check new contenders, and set up all for the case, with all processes in parallel."""
         self._started(names)
         by_module: dict[str, list[str]] = {}
         for name in names:
@@ -171,7 +173,7 @@ class Contest:
         return {name: ready[name] for name in names if name in ready}
 
     def _started(self, names: Sequence[str]) -> None:
-        """Start the processes that do not run yet, all at once."""
+        """Start all processes that are not running, in parallel."""
         new: dict[str, Worker] = {}
         for module in dict.fromkeys(self._modules[name] for name in names):
             if module not in self._workers or not self._workers[module].alive:
@@ -182,7 +184,7 @@ class Contest:
                 worker.receive()
 
     def _right(self, name: str) -> bool:
-        """Whether a contender computes what it should. A wrong one is not timed."""
+        """Whether a contender's results are correct. If not, it is excluded from timing."""
         if name not in self._checked:
             self._checked.add(name)
             with failing([name], self._excluded):
@@ -193,7 +195,7 @@ class Contest:
         return name not in self._excluded
 
     def _calibrated(self, ready: dict[str, Worker], not_run: dict[str, str]) -> dict[str, Turn]:
-        """Warm up each contender, and find how many steps a timing of it needs."""
+        """Warm up each contender, and determine how many steps a timing needs."""
         turns = {}
         for name, worker in ready.items():
             with failing([name], not_run):
@@ -204,7 +206,7 @@ class Contest:
         return turns
 
     def _timed(self, turns: dict[str, Turn], not_run: dict[str, str]) -> dict[str, list[float]]:
-        """Go round: a turn for each contender."""
+        """Time the contenders, interleaved round by round."""
         timings: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(self._rounds(sum(turn.seconds for turn in turns.values()))):
             for name in list(timings):
@@ -217,7 +219,7 @@ class Contest:
         return timings
 
     def _rounds(self, seconds: float) -> int:
-        """Return how many rounds are made, each of which takes so long."""
+        """Return the number of rounds if each takes `seconds`."""
         most = int(CASE_SECONDS / max(seconds, PAUSE))
         return min(self._settings.rounds, max(LEAST_ROUNDS, most))
 
@@ -230,7 +232,7 @@ class Contest:
 
 @contextlib.contextmanager
 def failing(names: Iterable[str], reasons: dict[str, str]) -> Iterator[None]:
-    """Keep what a worker raises as the reason why these contenders are not run."""
+    """Record an error of a worker as the reason why these contenders are not run."""
     try:
         yield
     except WorkerError as error:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the results of a run say: medians, ratios round by round, and how figures are written.
+"""Evaluation of the rows of a run: medians, ratios round by round, and number formats.
 
-A *timed row* is one case as `run.py` writes it: `seconds` has, for each contender, the time of one step in each round. Index i is
-the same round for all of them, so that whatever else the machine did then falls out of a ratio.
+A *timed row* is one case as `run.py` writes it. Its `seconds` map each contender to the time of a
+step in each round. Index i is the same round for all contenders, so that the load of the machine
+cancels in a ratio.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Row: TypeAlias = dict[str, Any]
 
 OURS = "fusedadam"
 TWIN = "traffic twin"
-# In the order of tables and plots.
+# In their order in tables and plots.
 PEERS = (
     "torch fused",
     "torch foreach",
@@ -32,17 +33,17 @@ PEERS = (
     "numpy",
 )
 
-# Memory traffic of an element, in bytes: a step reads p, g, m and v, and writes all but g; a
-# training tail reads g once more before (the norm), reads and writes the average and zeroes g.
+# Memory traffic per element, in bytes. A step reads p, g, m and v, and writes p, m and v. A
+# training tail also reads g for the norm, reads and writes the average, and zeroes g.
 STEP_BYTES = {"float32": 28, "float64": 56}
 TAIL_BYTES = {"float32": 44, "float64": 88}
 
-# "1M" is a power of two here and ten to the sixth there.
+# Relative tolerance of sizes: "1M" is a power of two in some sections and 1,000,000 in others.
 SAME_SIZE = 0.1
 
 
 class Spread(NamedTuple):
-    """A median, and the quartiles around it."""
+    """A median and its quartiles."""
 
     low: float
     middle: float
@@ -50,7 +51,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return median and quartiles."""
+    """Return the median and the quartiles."""
     low, middle, high = np.quantile(np.asarray(values, np.float64), (0.25, 0.5, 0.75))
     return Spread(float(low), float(middle), float(high))
 
@@ -61,7 +62,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def round_by_round(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Return median and quartiles of the ratios that each round has by itself."""
+    """Return the median and the quartiles of the ratio of each round."""
     if len(numerators) != len(denominators):
         raise ValueError(
             "numerators and denominators must have one value a round each. "
@@ -71,10 +72,10 @@ def round_by_round(numerators: Sequence[float], denominators: Sequence[float]) -
 
 
 def ratio(row: Row, contender: str, ours: str = OURS) -> Spread | None:
-    """Return how many times as long as fusedadam this contender takes; None where either is absent.
+    """Return the time of a contender relative to fusedadam, or None if either was not timed.
 
-    For the traffic twin this is the fraction of the limit that is reached. `ours` is who takes part
-    for fusedadam: an adapter has a name of its own.
+    For the traffic twin, this is the fraction of its speed that fusedadam reaches. `ours` is the
+    name of fusedadam in this row: an adapter has its own name.
     """
     seconds = row["seconds"]
     if contender not in seconds or ours not in seconds:
@@ -83,26 +84,26 @@ def ratio(row: Row, contender: str, ours: str = OURS) -> Spread | None:
 
 
 def growth(row: Row) -> Spread:
-    """Return the time an element of a large step over that of a step of its first `part` elements."""
+    """Return the time per element, relative to a step of only the first `part` elements."""
     seconds, size = row["seconds"], all_elements(row)
     part = [t * (size / row["part"]) for t in seconds["part"]]
     return round_by_round(seconds[OURS], part)
 
 
 def all_elements(row: Row) -> int:
-    """Return the elements of all tensors of a row together."""
+    """Return the total number of elements of all tensors of a row."""
     return int(row.get("tensors", 1)) * int(row["elements"])
 
 
 def is_about(size: float, wanted: float) -> bool:
-    """Return whether a size is the one that was asked for, be its M 1,000,000 or 1 << 20."""
+    """Return whether two sizes are equal up to the meaning of M: 1,000,000 or 1 << 20."""
     return abs(size - wanted) <= SAME_SIZE * wanted
 
 
 def find(
     rows: Iterable[Row], *, tensors: int = 1, elements: float, threads: int | None = None
 ) -> Row | None:
-    """Return the row of so many tensors of so many elements each; None where there is none."""
+    """Return the first row with these tensors, elements per tensor and threads, or None."""
     for row in rows:
         if (
             int(row.get("tensors", 1)) == tensors
@@ -114,7 +115,7 @@ def find(
 
 
 def contenders_of(rows: Iterable[Row]) -> list[str]:
-    """Return who was timed in any of these rows: fusedadam, the twin, then the peers in order."""
+    """Return the contenders timed in any row: fusedadam, the twin, then the peers in order."""
     seen = dict.fromkeys(name for row in rows for name in row["seconds"])
     known = [name for name in (OURS, TWIN, *PEERS) if name in seen]
     return known + [name for name in seen if name not in known]
@@ -124,7 +125,7 @@ def contenders_of(rows: Iterable[Row]) -> list[str]:
 
 
 def digits(value: float, significant: int = 3) -> str:
-    """Write a number with so many significant digits, in full and with thousands set apart."""
+    """Format a number with this many significant digits and with thousands separators."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, significant - 1 - math.floor(math.log10(abs(value))))
@@ -136,7 +137,7 @@ def digits(value: float, significant: int = 3) -> str:
 
 
 def as_time(seconds: float) -> str:
-    """Write a time in the unit that suits it."""
+    """Format a time in a suitable unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if abs(seconds) >= size:
             return f"{digits(seconds / size)} {unit}"
@@ -144,25 +145,25 @@ def as_time(seconds: float) -> str:
 
 
 def as_ratio(value: float) -> str:
-    """Write a ratio: two decimals between 0.1 and 10, elsewhere as many as say something."""
+    """Format a ratio: two decimals from 0.1 to 10, else two or three significant digits."""
     if abs(value) < 0.095:
         return digits(value, 2)
     return f"{value:.2f}" if abs(value) < 9.995 else digits(value)
 
 
 def with_quartiles(figure: Spread) -> str:
-    """Write a ratio with its quartiles: "11.5 (11.2 to 12.1)"."""
+    """Format a ratio with its quartiles: "11.5 (11.2 to 12.1)"."""
     return f"{as_ratio(figure.middle)} ({as_ratio(figure.low)} to {as_ratio(figure.high)})"
 
 
 def as_error(share: float) -> str:
-    """Write a deviation in percent with its sign, which nothing has none of."""
+    """Format a deviation in percent, with a sign unless it rounds to zero."""
     text = f"{100 * share:+.1f} %"
     return "0.0 %" if text in ("+0.0 %", "-0.0 %") else text
 
 
 def as_count(value: float) -> str:
-    """Write a size short: 1k, 64M, 1B. A power of two counts in its own thousands, as in "64M"."""
+    """Abbreviate a count: 1k, 1M, 1B. Powers of two use binary units: 1 << 26 is 64M."""
     number = int(value)
     for suffix, decimal, binary in (
         ("B", 10**9, 1 << 30),
@@ -177,7 +178,7 @@ def as_count(value: float) -> str:
 
 
 def as_bytes(count: float) -> str:
-    """Write an amount of memory, in decimal units as bandwidths have them."""
+    """Format an amount of memory in decimal units, as for bandwidths."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(count) >= size:
             return f"{digits(count / size)} {unit}"
@@ -185,6 +186,6 @@ def as_bytes(count: float) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Measure fusedadam beside every other Adam for CPUs that is installed, and write one JSON file.
+"""Time fusedadam against all other installed implementations of Adam for CPUs; write a JSON file.
 
-    python bench/run.py                                   everything; docs/benchmarks.md says how long it takes
-    python bench/run.py --quick                           shows that it runs; its figures mean nothing
-    python bench/run.py --only sizes tail                 these sections; the file's others are kept
+    python bench/run.py                    everything; docs/benchmarks.md says how long it takes
+    python bench/run.py --quick            a smoke test; its figures mean nothing
+    python bench/run.py --only sizes tail  these sections; keeps the other sections of the file
     python bench/run.py --only sizes --peers "torch fused" numba
 
-`pip install '.[peers]'` installs the others; what is not there is reported as absent. The machine
-should have nothing else to do. bench/report.py makes tables and plots of the file.
+`pip install '.[peers]'` installs the other implementations. Those that are not installed are
+reported as absent. The machine should be otherwise idle. bench/report.py turns the file into tables
+and plots.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ QUICK_ROUNDS = 2
 
 
 def arguments() -> argparse.Namespace:
-    """Return the command line, checked."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +60,7 @@ def arguments() -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """Return a number >= 1."""
+    """Parse an integer >= 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be >= 1. Received: {text}")
@@ -67,7 +68,7 @@ def positive(text: str) -> int:
 
 
 def kept_sections(path: Path, only: list[str] | None) -> dict[str, Any]:
-    """Return the sections of an earlier file, where only some are measured again."""
+    """Return the sections of an earlier file if only some are measured again."""
     if not only or not path.exists():
         return {}
     document = json.loads(path.read_text())
@@ -75,9 +76,9 @@ def kept_sections(path: Path, only: list[str] | None) -> dict[str, Any]:
 
 
 def run_sections(names: list[str], settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run sections one after the other under one progress bar; yield the results of each.
+    """Run sections back-to-back under one progress bar, and yield the results of each.
 
-    A section that fails says so in its results, and those after it are run.
+    If a section fails, its results hold the error, and the next sections run.
     """
     loaded = {name: sections.load(name) for name in names}
     total = sum(section.ticks(settings) for section in loaded.values())
@@ -96,7 +97,7 @@ def run_sections(names: list[str], settings: Settings) -> Iterator[tuple[str, di
 
 
 def summary(name: str, results: dict[str, Any]) -> str:
-    """Return a few lines: medians of the timed rows, and ratios to fusedadam round by round."""
+    """Return a summary: medians of timed rows, and median ratios to fusedadam."""
     lines = [f"\n{sections.load(name).TITLE}"]
     if "error" in results:
         lines.append(f"  failed: {results['error']}")
@@ -105,7 +106,7 @@ def summary(name: str, results: dict[str, Any]) -> str:
         if not isinstance(seconds, dict):
             lines.append("  " + ", ".join(f"{key} {shown(value)}" for key, value in row.items()))
             continue
-        # Of all that is ours, one contender takes part in a case.
+        # Either fusedadam or one of its adapters takes part in a case.
         us = next((name for name in ("fusedadam", *ADAPTERS) if name in seconds), "")
         ours = seconds.get(us)
         cells = []
@@ -123,19 +124,19 @@ def summary(name: str, results: dict[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value of a row, times by their median."""
+    """Format a value of a row; a list of times as its median."""
     if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
         return microseconds(statistics.median(value))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def microseconds(seconds: float) -> str:
-    """Return a time in a unit that suits it."""
+    """Format a time in ms or us."""
     return f"{seconds * 1e3:.1f} ms" if seconds >= 0.01 else f"{seconds * 1e6:.1f} us"
 
 
 def main() -> int:
-    """Measure, write the file after each section, and print a summary."""
+    """Run the sections, write the file after each, and print a summary."""
     args = arguments()
     most = min(args.rounds, QUICK_ROUNDS) if args.quick else args.rounds
     settings = Settings(threads=args.threads, rounds=most, quick=args.quick)

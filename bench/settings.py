@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every section of the benchmark is told, and what it gives back."""
+"""The interface of the sections of the benchmark: settings, progress and results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Settings:
 
     threads: int
     rounds: int
-    # Small sizes and few rounds: shows that everything runs, and no figure that means anything.
+    # Small sizes and few rounds: a smoke test whose figures mean nothing.
     quick: bool = False
 
 
-# Called with a few words each time a piece of a section is done: it moves the progress bar.
+# Advances the progress bar. Called with a short description after each part of a section.
 Tick: TypeAlias = Callable[[str], None]
 
-# JSON: {"rows": [...]} and whatever else the section has to tell.
+# JSON: {"rows": [...]} and further entries that depend on the section.
 Results: TypeAlias = dict[str, Any]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The memory that a row of the harness steps over.
+// The memory that a row of bench_adam steps over.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 namespace fusedadam::bench {
 
-// Tensors of one size with all their arrays, resident before anything is timed. The arrays of one
-// kind lie behind one another, as in an optimizer's state.
+// Tensors of one size with all their arrays, which are resident before any timing. The arrays of
+// one kind are adjacent, as in an optimizer's state.
 template <class T>
 class Streams {
  public:
@@ -40,9 +40,9 @@ class Streams {
 
  private:
   static constexpr std::size_t page = 4096;
-  // From the end of one kind to the beginning of the next. Streams that lie a large power of two
-  // apart meet on the same banks of the memory, and streams that are close in the low twelve bits
-  // of their addresses wait for one another's stores: either would be what a row shows.
+  // Bytes from the end of one kind to the beginning of the next. Streams that are a large power of
+  // two apart use the same memory banks. Streams whose addresses are close in the low twelve bits
+  // wait for one another's stores. Either effect would dominate a row.
   static constexpr std::size_t apart = 64 * 1024 + 11 * Arena::alignment;
 
   static constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Markdown tables of a run: one function a section, each from results to text."""
+"""The Markdown tables of a run. One function per section."""
 
 from __future__ import annotations
 
@@ -45,11 +45,14 @@ def timed_part(
     more: Mapping[str, Callable[[Row], str]] | None = None,
     ours: str = OURS,
 ) -> str:
-    """Return a table of timed rows: ours in seconds, the others as ratios, and below it why a peer is a dash."""
+    """Return a table of timed rows: times of fusedadam, and ratios of the others to it.
+
+    Below the table are the reasons why contenders were not run.
+    """
     extra = more or {}
     peers = peers_of(rows, ours)
     header = ["case", *extra, ours, "GB/s"]
-    # A column of the twin only where it was run.
+    # The twin has a column only if it was run.
     twin = any(TWIN in row["seconds"] for row in rows)
     header += [*(["of the twin"] if twin else []), *(f"{peer} / {ours}" for peer in peers)]
     cells = []
@@ -63,7 +66,7 @@ def timed_part(
 
 
 def our_cells(row: Row, bytes_of: Mapping[str, int], ours: str) -> list[str]:
-    """Return the median time of fusedadam, and the traffic that this makes."""
+    """Return fusedadam's median time and the resulting memory traffic in GB/s."""
     if ours not in row["seconds"]:
         return [DASH, DASH]
     seconds = median(row["seconds"][ours])
@@ -72,21 +75,21 @@ def our_cells(row: Row, bytes_of: Mapping[str, int], ours: str) -> list[str]:
 
 
 def ratio_cell(row: Row, contender: str, ours: str) -> str:
-    """Return contender / fusedadam with its quartiles, or a dash."""
+    """Format contender / fusedadam with quartiles, or return a dash."""
     figure = ratio(row, contender, ours)
     return DASH if figure is None else with_quartiles(figure)
 
 
 def peers_of(rows: Sequence[Row], ours: str) -> list[str]:
-    """Return the columns: who was timed, or was meant to be."""
+    """Return the contenders that have a column: those that were timed or have a reason why not."""
     named = {name for row in rows for name in (*row["seconds"], *row.get("not_run", {}))}
     known = [peer for peer in PEERS if peer in named]
     return known + sorted(named - {ours, TWIN, *known})
 
 
 def reasons(rows: Sequence[Row], peers: Sequence[str]) -> list[str]:
-    """Return a list of why there are dashes, each reason once; nothing where there are none."""
-    # Peer and reason -> cases; cases and reason -> peers.
+    """Return a Markdown list of why contenders were not run, or [] if all were."""
+    # (peer, reason) -> cases; then (cases, reason) -> peers.
     cases: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for peer in peers:
@@ -106,7 +109,7 @@ def reasons(rows: Sequence[Row], peers: Sequence[str]) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """Return a reason, which may be a message of many lines, on one, without a full stop."""
+    """Return a message on one line and without a final full stop."""
     return " ".join(text.split()).rstrip(".")
 
 
@@ -119,26 +122,26 @@ def steps_part(results: Results) -> str:
 
 
 def many_tensors_part(results: Results) -> str:
-    """Return the table of many tensors, with the time that each takes."""
+    """Return the table of many tensors, with the time per tensor."""
     more = {"per tensor": time_of_a_tensor}
     return timed_part(results["rows"], more=more)
 
 
 def time_of_a_tensor(row: Row) -> str:
-    """Return the time of a step by its number of tensors."""
+    """Return the time of a step per tensor."""
     seconds = row["seconds"].get(OURS)
     return DASH if seconds is None else as_time(median(seconds) / row["tensors"])
 
 
 def threads_part(results: Results) -> str:
-    """Return the table of threads, with the gain over one thread."""
+    """Return the table of threads, with the speedup over one thread."""
     rows = results["rows"]
 
     def gain(row: Row) -> str:
         one = find(rows, tensors=row["tensors"], elements=row["elements"], threads=1)
         if one is None or OURS not in row["seconds"]:
             return DASH
-        # Medians: the rounds of two rows are not the same rounds.
+        # The two rows have different rounds, so there is no ratio round by round.
         return as_ratio(median(one["seconds"][OURS]) / median(row["seconds"][OURS]))
 
     more = {"threads": lambda row: f"{row['threads']}", "over 1 thread": gain}
@@ -173,7 +176,7 @@ def first_step_part(results: Results) -> str:
 
 
 def memory_part(results: Results) -> str:
-    """Return the table of peaks."""
+    """Return the table of peak memory."""
     rows = [
         [
             row["contender"],
@@ -211,7 +214,7 @@ def large_part(results: Results) -> str:
 
 
 def calls_part(results: Results) -> str:
-    """Return the cost of a call by number of tensors, and where the time of a small one goes."""
+    """Return the table of call times by number of tensors, and the profile of a small call."""
     names = contenders_of(results["rows"])
     rows = []
     for row in results["rows"]:
@@ -232,7 +235,7 @@ def calls_part(results: Results) -> str:
 
 
 def profile_table(header: str, profile: Sequence[Row], *, shares: bool = True) -> str:
-    """Return parts with their times, and their shares where they make a whole."""
+    """Return a table of parts with their times and, if the parts make a whole, their shares."""
     whole = sum(part["microseconds"] for part in profile)
     rows = []
     for part in profile:
@@ -245,7 +248,7 @@ def profile_table(header: str, profile: Sequence[Row], *, shares: bool = True) -
 
 
 def training_part(results: Results) -> str:
-    """Return the table of trainings: the optimizer's share of each."""
+    """Return the table of trainings, with the optimizer's share of the time."""
     rows = []
     for row in results["rows"]:
         shares = spread(optimizer_shares(row))
@@ -264,13 +267,13 @@ def training_part(results: Results) -> str:
 
 
 def optimizer_shares(row: Row) -> list[float]:
-    """Return the share of the time that the optimizer takes, round by round."""
+    """Return the optimizer's share of the time in each round."""
     pairs = zip(row["gradient_seconds"], row["optimizer_seconds"], strict=True)
     return [optimizer / (gradients + optimizer) for gradients, optimizer in pairs]
 
 
 def sparse_rows_part(results: Results) -> str:
-    """Return the table of rows of a table against the dense step."""
+    """Return the comparison of lazy steps of some rows with the dense step."""
     rows = []
     for row in results["rows"]:
         lazy, dense = row["seconds"]["lazy"], row["seconds"]["dense"]
@@ -287,7 +290,7 @@ def sparse_rows_part(results: Results) -> str:
 
 
 def imports_part(results: Results) -> str:
-    """Return the table of imports."""
+    """Return the tables of import times."""
     rows = []
     for row in results["rows"]:
         times = spread([1e3 * seconds for seconds in row["seconds"]])
@@ -307,7 +310,7 @@ def imports_part(results: Results) -> str:
 
 
 def times_part(results: Results) -> str:
-    """Return tables of times with their quartiles: one for the rows that have the same columns."""
+    """Return tables of times with quartiles. Rows with the same contenders share a table."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in results["rows"]:
         groups.setdefault(tuple(contenders_of([row])), []).append(row)
@@ -322,7 +325,7 @@ def times_part(results: Results) -> str:
 
 
 def adapters_part(results: Results) -> str:
-    """Return a table of steps for each adapter, and one of peaks."""
+    """Return a table of steps for each adapter, and one of peak memory."""
     adapters = dict.fromkeys(row["adapter"] for row in timed_rows(results))
     parts = [
         timed_part([row for row in timed_rows(results) if row["adapter"] == adapter], ours=adapter)
@@ -342,25 +345,25 @@ def adapters_part(results: Results) -> str:
     if peaks:
         header = ["training", "parameters", "parameters and moments", "at peak", "beyond"]
         parts.append(table(header, peaks))
-    # Those of the rows stand below their tables.
+    # The reasons of timed rows are already below their tables.
     return with_reasons("\n\n".join(parts), {**results, "rows": []})
 
 
 def timed_rows(results: Results) -> list[Row]:
-    """Return the rows that have times."""
+    """Return the rows with times."""
     return [row for row in results["rows"] if "seconds" in row]
 
 
 def time_with_quartiles(seconds: Sequence[float]) -> str:
-    """Return a time with its quartiles."""
+    """Format the median of times with its quartiles."""
     low, middle, high = spread(seconds)
     return f"{as_time(middle)} ({as_time(low)} to {as_time(high)})"
 
 
 def with_reasons(text: str, results: Results) -> str:
-    """Add the reasons of what a section did not run to its table, where there are any."""
+    """Append the reasons why parts of a section were not run, if there are any."""
     not_run = results.get("not_run", {})
-    # A list, where a contender may have run at one size and not at another.
+    # A list if a contender may run at one size and not at another.
     reasons = (
         [(name, reason) for name, reason in not_run.items()]
         if isinstance(not_run, Mapping)
@@ -379,7 +382,7 @@ def with_reasons(text: str, results: Results) -> str:
 
 
 def targets_part(sections: Sections, targets: Sequence[Target] = TARGETS) -> str:
-    """Return each target, what was measured, and whether it is met."""
+    """Return the table of targets, with each measured figure and verdict."""
     rows, verdicts = [], []
     for target in targets:
         try:
@@ -404,7 +407,10 @@ def targets_part(sections: Sections, targets: Sequence[Target] = TARGETS) -> str
 
 
 def machine_part(document: Mapping[str, Any], kept: Sequence[str] = ()) -> str:
-    """Return date, machine, software and how it was measured; `kept`: parts of the page from an earlier run."""
+    """Return the description of a run: date, machine, software and settings.
+
+    `kept` names the parts of the page that are from an earlier run.
+    """
     rows = [["date", dates(document)]]
     rows += [[words(key), plain(value)] for key, value in document["machine"].items()]
     rows.append(["software", plain(document["software"])])
@@ -423,7 +429,7 @@ def machine_part(document: Mapping[str, Any], kept: Sequence[str] = ()) -> str:
 
 
 def dates(document: Mapping[str, Any]) -> str:
-    """Return when it was measured, and what of it at another time."""
+    """Return the date of the run, and the sections with other dates."""
     days: dict[str, list[str]] = {}
     for name in document["sections"]:
         days.setdefault(date_of(document, name), []).append(name)
@@ -433,13 +439,13 @@ def dates(document: Mapping[str, Any]) -> str:
 
 
 def date_of(document: Mapping[str, Any], section: str) -> str:
-    """Return when a section was measured: it may be kept from an earlier run."""
+    """Return the date of a section, which may be kept from an earlier run."""
     day: str = document["sections"][section].get("date", document["date"])
     return day
 
 
 def words(key: str) -> str:
-    """Return the name of an entry as words."""
+    """Return the displayed name of an entry."""
     return {
         "cpu": "CPU",
         "os": "OS",
@@ -451,11 +457,11 @@ def words(key: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """Return a value as words."""
+    """Format a value of an entry."""
     if value is None or isinstance(value, bool):
         return {None: "unknown", True: "yes", False: "no"}[value]
     if isinstance(value, Mapping):
-        # One mapping within another goes in brackets.
+        # A nested mapping is in brackets.
         return ", ".join(
             f"{words(key)} ({plain(inner)})"
             if isinstance(inner, Mapping)
@@ -467,7 +473,7 @@ def plain(value: Any) -> str:
     return one_line(str(value)).replace("|", "/")
 
 
-# The README's: few, and of both ends of what there is.
+# The README's figures: few, from both large and small work.
 HEADLINES = (
     ("one tensor of 64M", "sizes", 1, 1 << 26, "torch fused"),
     ("one tensor of 1M, in cache", "sizes", 1, 1 << 20, "torch fused"),
@@ -478,7 +484,7 @@ HEADLINES = (
 
 
 def figures_part(document: Mapping[str, Any]) -> str:
-    """Return the README's table."""
+    """Return the README's table of figures."""
     sections = document["sections"]
     rows = []
     for name, section, tensors, elements, torch in HEADLINES:
@@ -502,7 +508,7 @@ def figures_part(document: Mapping[str, Any]) -> str:
 
 
 def short_ratio(row: Row, contender: str) -> str:
-    """Return a ratio without its quartiles, or a dash."""
+    """Format contender / fusedadam without quartiles, or return a dash."""
     figure = ratio(row, contender)
     return DASH if figure is None else as_ratio(figure.middle)
 

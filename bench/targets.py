@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The targets of the project, once, as data: the work, the bound, and how its figure comes out of the results."""
+"""The project's performance targets as data: work, bounds, and how to compute the figure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Sections: TypeAlias = Mapping[str, Any]
 
 K = 1_000
 M = 1 << 20
-# 1B is ten to the ninth: the 16 GB of the target are 16 bytes an element with its gradient.
+# 1B is 10**9. A parameter with its gradient and moments takes 16 bytes: 16 GB in total.
 B = 1_000_000_000
 
 
 class NotMeasuredError(Exception):
-    """A figure that these results cannot give, and why."""
+    """The results lack a figure. The message says why."""
 
 
 Figure: TypeAlias = Callable[[Sections], Spread]
@@ -26,7 +26,7 @@ Figure: TypeAlias = Callable[[Sections], Spread]
 
 @dataclass(frozen=True)
 class Target:
-    """A figure and its bounds, in the figure's unit; None where there is no such bound."""
+    """A figure and its bounds in the figure's unit. None means no bound."""
 
     work: str
     rule: str
@@ -37,24 +37,24 @@ class Target:
     unit: str = ""
 
     def met(self, value: float) -> bool:
-        """Return whether a figure, unrounded, is within the bounds."""
+        """Return whether an unrounded figure is within the bounds."""
         return (self.at_least is None or value >= self.at_least) and (
             self.at_most is None or value <= self.at_most
         )
 
 
-# ---- how figures are computed ------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------
 
 
 def rows_of(sections: Sections, section: str) -> list[Any]:
-    """Return the rows of a section."""
+    """Return the rows of a section. Raise if it was not run."""
     if section not in sections:
         raise NotMeasuredError(f"no section {section} in this run")
     return list(sections[section]["rows"])
 
 
 def row_of(sections: Sections, section: str, tensors: int, elements: int) -> Any:
-    """Return a case of a section."""
+    """Return the row of a case. Raise if it was not run."""
     row = find(rows_of(sections, section), tensors=tensors, elements=elements)
     if row is None:
         raise NotMeasuredError(
@@ -64,7 +64,7 @@ def row_of(sections: Sections, section: str, tensors: int, elements: int) -> Any
 
 
 def times(peer: str, section: str, tensors: int, elements: int) -> Figure:
-    """Return the figure peer / fusedadam, round by round."""
+    """Figure: peer / fusedadam, round by round."""
 
     def figure(sections: Sections) -> Spread:
         row = row_of(sections, section, tensors, elements)
@@ -77,7 +77,7 @@ def times(peer: str, section: str, tensors: int, elements: int) -> Figure:
 
 
 def microseconds(section: str, tensors: int, elements: int) -> Figure:
-    """Return the figure microseconds of a step."""
+    """Figure: microseconds per step."""
 
     def figure(sections: Sections) -> Spread:
         row = row_of(sections, section, tensors, elements)
@@ -87,7 +87,7 @@ def microseconds(section: str, tensors: int, elements: int) -> Figure:
 
 
 def first_over_later(memory: str, *, with_build: bool) -> Figure:
-    """Return the figure first step / later step, the first one with or without `build`."""
+    """Figure: first step / later step, with or without `build` in the first step."""
 
     def figure(sections: Sections) -> Spread:
         for row in rows_of(sections, "first_step"):
@@ -101,7 +101,7 @@ def first_over_later(memory: str, *, with_build: bool) -> Figure:
 
 
 def megabytes_beyond(elements: int) -> Figure:
-    """Return the figure megabytes at peak beyond parameters, gradients and moments."""
+    """Figure: peak memory in MB beyond parameters, gradients and moments."""
 
     def figure(sections: Sections) -> Spread:
         for row in rows_of(sections, "memory"):
@@ -113,12 +113,12 @@ def megabytes_beyond(elements: int) -> Figure:
 
 
 def beyond_expected(row: Any) -> int:
-    """Return bytes at peak beyond the process itself and parameters, gradients and moments."""
+    """Return the bytes at peak beyond the process baseline and the arrays that a step needs."""
     return int(row["peak_bytes"] - row["baseline_bytes"] - row["expected_bytes"])
 
 
 def growth_of(elements: int) -> Figure:
-    """Return the figure time per element at this size over that of 64M in the same round."""
+    """Figure: time per element at this size / that of the first 64M, round by round."""
 
     def figure(sections: Sections) -> Spread:
         row = find(rows_of(sections, "large"), elements=elements)
@@ -130,7 +130,7 @@ def growth_of(elements: int) -> Figure:
 
 
 def adapter_times(peer: str, adapter: str, tensors: int, elements: int) -> Figure:
-    """Return the figure peer / adapter, round by round."""
+    """Figure: peer / adapter, round by round."""
 
     def figure(sections: Sections) -> Spread:
         rows = [row for row in rows_of(sections, "adapters") if row.get("adapter") == adapter]
@@ -150,7 +150,7 @@ def adapter_times(peer: str, adapter: str, tensors: int, elements: int) -> Figur
 
 
 def gradients_saved(elements: int) -> Figure:
-    """Return the figure peak without `attach` less that with it, all gradients being 1."""
+    """Figure: reduction of the peak by `attach`, as a fraction of the size of all gradients."""
 
     def figure(sections: Sections) -> Spread:
         peaks = {
@@ -166,7 +166,7 @@ def gradients_saved(elements: int) -> Figure:
 
 
 def import_milliseconds(sections: Sections) -> Spread:
-    """Return the figure milliseconds that `import fusedadam` takes beyond `import numpy`."""
+    """Figure: milliseconds of `import fusedadam` beyond `import numpy`."""
     for row in rows_of(sections, "imports"):
         if row["package"] == OURS:
             return spread([1e3 * seconds for seconds in row["seconds"]])
@@ -174,7 +174,7 @@ def import_milliseconds(sections: Sections) -> Spread:
 
 
 def worst_at_once(sections: Sections) -> Spread:
-    """Return the figure all threads at once / one after the other, of the case where it is largest."""
+    """Figure: concurrent steps / back-to-back steps, in the worst case."""
     rows = rows_of(sections, "at_once")
     return largest(
         round_by_round(row["seconds"]["at once"], row["seconds"]["one after the other"])
@@ -183,7 +183,7 @@ def worst_at_once(sections: Sections) -> Spread:
 
 
 def slowdown_beside_runtimes(elements: int) -> Figure:
-    """Return the figure beside another OpenMP runtime / alone, of the process where it is largest."""
+    """Figure: step beside another OpenMP runtime / step alone, for the worst kind of process."""
 
     def figure(sections: Sections) -> Spread:
         rows = [row for row in rows_of(sections, "runtimes") if row["when"] == "later"]
@@ -210,7 +210,7 @@ def largest(figures: Iterable[Spread]) -> Spread:
 def against(
     peer: str, bound: float, work: str, section: str, tensors: int, elements: int
 ) -> Target:
-    """Return the target of being so many times as fast as a peer, or reaching so much of the twin."""
+    """Return a target for the speed relative to a peer, or for the fraction of the twin's speed."""
     rule = f"at least {bound:g} of the twin" if peer == TWIN else f"at least {bound:g} x {peer}"
     return Target(work, rule, section, times(peer, section, tensors, elements), at_least=bound)
 
@@ -218,7 +218,7 @@ def against(
 def adapter_against(
     peer: str, bound: float, work: str, adapter: str, tensors: int, elements: int
 ) -> Target:
-    """Return the target of being so many times as fast as a framework's own optimizer."""
+    """Return a target for an adapter's speed relative to the framework's own optimizer."""
     figure = adapter_times(peer, adapter, tensors, elements)
     rule = f"at least {bound:g} x {peer}"
     return Target(f"`{adapter}`, {work}", rule, "adapters", figure, at_least=bound)
@@ -293,9 +293,10 @@ TARGETS = (
     ),
     adapter_against("torch fused", 8.0, "1,000 tensors x 1,000", "fusedadam.torch", 1_000, K),
     adapter_against("torch fused", 1.0, "one tensor, 64M", "fusedadam.torch", 1, 64 * M),
-    # The mean of the model's 40 variables.
+    # 250k is the mean size of the model's 40 variables.
     adapter_against("keras torch", 5.0, "a model of 10M", "fusedadam.keras", 40, 250 * K),
-    # A few gradients of 24 layers are there at a time, or freed and kept by the C library.
+    # Not 1.0: the gradients of a few of the 24 layers exist at a time, and the C library may keep
+    # freed ones.
     Target(
         "`fusedadam.torch.attach`, 100M",
         "peak memory lower by at least 0.8 of the gradients",
@@ -303,7 +304,7 @@ TARGETS = (
         gradients_saved(100_000_000),
         at_least=0.8,
     ),
-    # No slower, but for what two processes differ by.
+    # No slower, within the difference between two processes.
     Target(
         "optimizers stepped at once, one thread each (worst case)",
         "at most 1.05 x one after the other",

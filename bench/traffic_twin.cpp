@@ -22,7 +22,7 @@ void step(const TwinStreams<T>& streams, std::size_t n) {
 inline std::uint32_t bits(float x) { return __builtin_bit_cast(std::uint32_t, x); }
 inline std::uint64_t bits(double x) { return __builtin_bit_cast(std::uint64_t, x); }
 
-// The sum of the bits: a compiler may reorder additions of integers, and so vectorises them.
+// Sums the bits, since a compiler may reorder, and thus vectorize, additions of integers.
 template <class T>
 std::uint64_t read(const T* grad, std::size_t n) {
   decltype(bits(T())) sum = 0;
@@ -30,8 +30,8 @@ std::uint64_t read(const T* grad, std::size_t n) {
   return sum;
 }
 
-// Parameters, because Clang takes the promise of __restrict from nothing else; without it, so many
-// arrays are too many for a vectorised loop.
+// The arrays are parameters because Clang honours __restrict only there. Without it, the loop would
+// have too many arrays to be vectorized.
 template <class T>
 void tail_of(T* __restrict param, T* __restrict grad, T* __restrict m, T* __restrict v,
              T* __restrict ema, std::size_t n, T next_grad) {

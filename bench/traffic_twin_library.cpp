@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// The traffic twin as a shared library with a C interface, for bench/run.py: a plain step's or a
-// training tail's passes over the arrays of an optimizer, in the step's own parallel regions and
-// with its division of the work.
+// The traffic twin as a shared library with a C interface, for bench/run.py. It makes the passes of
+// a plain step or a training tail over the arrays of an optimizer, with the step's own parallel
+// regions and division of the work.
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -24,7 +24,7 @@
 namespace fusedadam::bench {
 namespace {
 
-// What the sums of the norm's pass go to, so that no compiler drops the pass.
+// Receives the sums of the norm's pass, so that no compiler removes the pass.
 std::atomic<std::uint64_t> sink;
 
 }  // namespace
@@ -32,7 +32,7 @@ std::atomic<std::uint64_t> sink;
 
 namespace bench = fusedadam::bench;
 
-// A step's or, with averages, a tail's passes over some tensors.
+// The passes of a step or, with averages, of a tail over some tensors.
 struct Twin {
   const bench::TrafficTwin& passes;
   fusedadam::TensorList list;
@@ -62,9 +62,9 @@ void step(const Twin& twin) {
 }  // namespace
 }  // namespace fusedadam::bench
 
-// A twin of the step over `count` tensors, all float32 or all float64: an array of addresses for
-// each kind of stream. Without `ema` it is the twin of the plain step, else that of the tail, which
-// zeroes the gradients. Null where this build has no such instruction set, or no memory.
+// Returns a twin of the step over `count` tensors, all float32 or all float64. Each kind of stream
+// is an array of addresses. Without `ema` it is the twin of the plain step, else that of the tail,
+// which zeroes the gradients. Returns null if this build lacks the instruction set or memory.
 TWIN_EXPORT Twin* traffic_twin_make(const char* isa, int is_float64, std::int64_t count,
                                     void* const* param, void* const* grad, void* const* m,
                                     void* const* v, void* const* ema, const std::int64_t* size) {

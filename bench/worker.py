@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A process that holds one peer: it obeys the benchmark, a line of JSON at a time.
+"""The worker process of one peer. It reads commands and writes answers as lines of JSON.
 
-A peer has a process to itself, so that its threads, its copy of OpenMP, its backend of Keras and its
-memory are its own. `rounds.py` starts this file with the peer's module, the number of threads and
-the CPUs to run on, and with every library's number of threads in the environment.
+Each peer has its own process, so that peers do not share threads, an OpenMP runtime, a Keras
+backend or memory. `processes.py` starts this file with three arguments: the peer's module, the
+number of threads and the CPUs to run on. The environment sets every library's number of threads.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peers import Array, Contender, Work
 
-# A timing takes so long at least, in seconds: then neither the clock nor the loop shows.
+# Least seconds of a timing, so that the overhead of the clock and the loop is negligible.
 SHORTEST_TIMING = 0.010
 MOST_STEPS = 10_000
-# Steps for so many seconds go before: threads that slept come back, each on a core of its own.
+# Seconds of warm-up steps before a timing, so that sleeping threads wake up and spread over cores.
 WARMING = 0.020
-# A step of so many seconds needs no second one to be warm.
+# Seconds. A step that takes longer needs no second warm-up step.
 LONG_STEP = 0.25
 LATER_STEPS = 5
 
 
 def main() -> int:
-    """Answer until the commands end."""
+    """Answer commands until the end of standard input."""
     module, threads, cpus = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-    # Before anything starts a thread. Where there is no such call, the environment alone counts.
+    # This must precede the start of any thread. Without this call, only the environment limits
+    # threads.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
     answers = private_stdout()
@@ -42,7 +43,7 @@ def main() -> int:
     def answer(act: Callable[[], Any]) -> None:
         try:
             reply = {"result": act()}
-        except Exception as error:  # noqa: BLE001 - whatever a peer raises is for the report
+        except Exception as error:  # noqa: BLE001 - the report shows whatever a peer raises
             reply = {"error": f"{type(error).__name__}: {error}".split("\n", 1)[0]}
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
@@ -57,14 +58,14 @@ def main() -> int:
 
 
 def private_stdout() -> Any:
-    """Return what was the standard output, and let what peers print go to the log."""
+    """Return the standard output for answers, and redirect what peers print to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
 class Worker:
-    """The commands."""
+    """The commands: each public method is one."""
 
     def __init__(self, module: str, threads: int) -> None:
         self._module = module
@@ -79,12 +80,12 @@ class Worker:
         return load(self._module)
 
     def versions(self) -> dict[str, str]:
-        """Import the peer, and return the versions of what it needs."""
+        """Import the peer, and return the versions of the packages it needs."""
         versions: dict[str, str] = self._peer.versions()
         return versions
 
     def error(self, name: str, dtype: str, tail: bool) -> str:
-        """Return what is wrong with a contender's results, or ""."""
+        """Return how a contender's results are wrong, or ""."""
         from peers import reference
 
         return reference.error(self._peer, name, work_of(1, 1, dtype, tail), self._threads)
@@ -93,7 +94,7 @@ class Worker:
         """Set up contenders."""
         described = work_of(*work)
         self._contenders = self._peer.make(names, described, self._threads)
-        # A tail zeroes its gradients: they are set again before each step.
+        # A tail zeroes the gradients, so they are set again before each step.
         self._grads = list(described.grads()) if described.tail else []
 
     def free(self) -> None:
@@ -103,8 +104,8 @@ class Worker:
         collect()
 
     def calibrate(self, name: str) -> tuple[float, int]:
-        """Warm up; return the seconds of a step, and how many steps a timing needs."""
-        self._seconds(name, 1)  # compilers run in the first
+        """Warm up. Return the seconds per step, and how many steps a timing needs."""
+        self._seconds(name, 1)  # the first step may compile
         seconds = self._seconds(name, 1)
         if seconds < LONG_STEP:
             seconds = self._seconds(name, 1)
@@ -115,7 +116,7 @@ class Worker:
         return seconds, min(MOST_STEPS, max(1, round(SHORTEST_TIMING / seconds + 0.5)))
 
     def time(self, name: str, steps: int, warm: bool) -> float:
-        """Return the seconds of a step, the mean of `steps`; after some that are not timed."""
+        """Return the mean seconds of `steps` steps. With `warm`, untimed warm-up steps precede."""
         begin = time.perf_counter()
         while warm and time.perf_counter() - begin < WARMING:
             self._set_grads(name)
@@ -123,7 +124,7 @@ class Worker:
         return self._seconds(name, steps)
 
     def _require_right(self, name: str) -> None:
-        """Check a contender, which also loads and compiles all that its steps need."""
+        """Check a contender. This also loads and compiles everything its steps need."""
         wrong = self.error(name, "float32", False)
         if wrong:
             raise ArithmeticError(f"wrong result: {wrong}")
@@ -143,15 +144,15 @@ class Worker:
         return total / steps
 
     def first_steps(self, work: list[Any], times: int) -> list[list[float]]:
-        """Return seconds of making an optimizer, its first step and a later one, so many times."""
+        """Make `times` optimizers, one after the other, and time the first steps of each."""
         begin = self._peer.beginning(work_of(*work), self._threads)
         return [first_steps(begin) for _ in range(times)]
 
     def memory(self, name: str, work: list[Any]) -> tuple[int, int]:
-        """Return the bytes in memory with everything loaded, and at most over three steps."""
+        """Return the resident bytes with all libraries loaded, and the peak over three steps."""
         self._require_right(name)
         collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         baseline = process_bytes("VmRSS")
         self.make([name], work)
         for _ in range(3):
@@ -162,7 +163,7 @@ class Worker:
 def work_of(
     tensors: int, elements: int, dtype: str, tail: bool, differing: Sequence[int] = ()
 ) -> Work:
-    """Return what a command describes; `differing`: the size of each tensor, where they differ."""
+    """Return the work of a command. `differing` has the size of each tensor if sizes differ."""
     from peers import Tail, Work
 
     sizes = tuple(differing) or (elements,) * tensors
@@ -170,7 +171,7 @@ def work_of(
 
 
 def seconds_of(step: Callable[[], object], steps: int) -> float:
-    """Return the seconds of so many steps."""
+    """Return the total seconds of `steps` steps."""
     repeats: Iterable[int] = range(steps)
     begin = time.perf_counter()
     for _ in repeats:
@@ -179,7 +180,7 @@ def seconds_of(step: Callable[[], object], steps: int) -> float:
 
 
 def first_steps(begin: Callable[[], Callable[[], object]]) -> list[float]:
-    """Return the seconds of making an optimizer, of its first step and of a later one."""
+    """Return the seconds of making an optimizer, of its first step and the median of later ones."""
     start = time.perf_counter()
     step = begin()
     made = time.perf_counter()
@@ -192,7 +193,7 @@ def first_steps(begin: Callable[[], Callable[[], object]]) -> list[float]:
 
 
 def process_bytes(field: str) -> int:
-    """Return a count of this process' memory, which Linux alone has."""
+    """Return a memory size of this process from /proc, which only Linux has."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -200,7 +201,7 @@ def process_bytes(field: str) -> int:
 
 
 def collect() -> None:
-    """Free what is held by cycles, and give small blocks back to the system."""
+    """Collect reference cycles, and return free heap memory to the system."""
     import ctypes
     import gc
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The contenders: other implementations of Adam on a CPU, each behind the same few methods.
+"""The contenders: implementations of Adam on a CPU behind a common interface.
 
-A module of this package adapts one peer and may hold several of its variants. It imports the peer
-only when it is asked for a contender, so that every adapter can be read where no peer is installed.
-`Peer` says what an adapter module has, `Contender` what it makes.
+Each module of this package adapts one peer, possibly in several variants. It imports the peer only
+inside of functions, so that every adapter can be imported without its peer. `Peer` is the interface
+of an adapter module, and `Contender` that of what it makes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 
-# Contender -> module of this package. Those of one module share a process, and what they can.
+# Contender -> module of this package. Contenders of one module share a process, and memory where
+# possible.
 PEERS = {
     "fusedadam": "fusedadam_adam",
     "traffic twin": "fusedadam_adam",
@@ -34,21 +35,21 @@ PEERS = {
     "numba": "numba_adam",
     "numpy": "numpy_adam",
 }
-# The same for the training tail: clip by the global norm, decay, step, average, zero.
+# The same for the training tail: clip by the global norm, decay, step, average, zero the gradients.
 TAIL_PEERS = {
     "fusedadam": "fusedadam_adam",
     "traffic twin": "fusedadam_adam",
     "torch": "torch_adam",
 }
 
-# The library behind the interfaces of frameworks. They are timed in a section of their own.
+# fusedadam behind the interfaces of frameworks, timed in the section `adapters`.
 ADAPTERS = {
     "fusedadam.torch": "fusedadam_torch",
     "fusedadam.keras": "fusedadam_keras",
 }
 
-# Arrays of the size of the parameters that a step holds for a while, beside those that it has to have
-# (measured). The others hold none.
+# Temporary arrays of a step, beside those that Adam requires, in multiples of the parameters' size
+# (measured). Other contenders have none.
 TEMPORARIES = {
     "torch default": 2,
     "torch foreach": 1,
@@ -58,16 +59,16 @@ TEMPORARIES = {
     "numpy": 3,
 }
 
-# What a contender computes. With a = sqrt(1 - beta_2**t) and b = 1 - beta_1**t, step t is
+# The formula of a contender. With a = sqrt(1 - beta_2**t) and b = 1 - beta_1**t, step t is
 #   "hat":         param -= lr * a / b * m / (sqrt(v) + epsilon)       the paper, before section 2.1
 #   "algorithm 1": param -= lr / b * m / (sqrt(v) / a + epsilon)       the paper, algorithm 1
-#   "twin":        param += grad                                       memory traffic, and no Adam
+#   "twin":        param += grad                                       memory traffic without Adam
 Form: TypeAlias = Literal["hat", "algorithm 1", "twin"]
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """The settings that all contenders share."""
+    """The hyper-parameters of all contenders."""
 
     lr: float = 0.001
     beta_1: float = 0.9
@@ -79,7 +80,7 @@ class Hyper:
 class Tail:
     """The settings of a training tail."""
 
-    # Below the norm of all lists of gradients here, so that each step clips.
+    # Less than the norm of any gradients in the benchmark, so that each step clips.
     clipnorm: float = 0.1
     weight_decay: float = 0.01
     ema_momentum: float = 0.99
@@ -87,7 +88,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be stepped: the sizes of the tensors, their type, and how."""
+    """What to step: the sizes of the tensors, their type, and the settings."""
 
     sizes: tuple[int, ...]
     dtype: str = "float32"
@@ -96,18 +97,19 @@ class Work:
     seed: int = 1
 
     def params(self) -> Iterator[Array]:
-        """Yield what the parameters start from: normal numbers, a new array at a time."""
+        """Yield initial parameters: normally distributed, each a new array."""
         return self._tiled(self._block(self.seed))
 
     def grads(self) -> Iterator[Array]:
-        """Yield gradients: small, and normal numbers without their signs.
+        """Yield gradients: small absolute values of normally distributed numbers.
 
-        The traffic twin adds the gradients to all that a step writes, and v must stay positive.
+        The traffic twin adds the gradients to every array that a step writes, and v must stay
+        positive.
         """
         return self._tiled(np.abs(self._block(self.seed + 1)) * np.array(1e-3, self.dtype))
 
     def _block(self, seed: int) -> Array:
-        # Repeated where more are needed: to draw 100 million numbers takes longer than to step them.
+        # Larger arrays repeat the block: drawing 100 million numbers takes longer than a step.
         size = min(max(self.sizes, default=0) + 4099, 1 << 20)
         random = np.random.default_rng(seed)
         return random.standard_normal(size, dtype=cast("Any", np.dtype(self.dtype)))
@@ -122,30 +124,30 @@ class Work:
 
 
 class Contender(ABC):
-    """A way to step the tensors of a `Work`."""
+    """An implementation that steps the tensors of a `Work`."""
 
     form: ClassVar[Form]
-    # The type that its scalars pass through, where that is not the tensors' own.
+    # The type that its scalars are rounded to, if not that of the tensors.
     scalars: ClassVar[str | None] = None
 
     @abstractmethod
     def step(self) -> object:
-        """Take a step, and return when it is done. This is what is timed."""
+        """Take a step, and return when it has completed. This call is timed."""
 
     @abstractmethod
     def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy these into the gradients that the next step uses."""
+        """Copy arrays into the gradients of the next step."""
 
     @abstractmethod
     def params(self) -> list[Array]:
-        """Return the parameters, as they are now."""
+        """Return the current parameters."""
 
     def averages(self) -> list[Array]:
-        """Return the averages of the parameters, of a training tail."""
+        """Return the averages of the parameters; [] without a training tail."""
         return []
 
 
-# Makes an optimizer, over parameters and gradients that are there, and returns its step.
+# Makes an optimizer over existing parameters and gradients, and returns its step.
 Beginning: TypeAlias = Callable[[], Callable[[], object]]
 
 
@@ -153,23 +155,23 @@ class Peer(Protocol):
     """An adapter module."""
 
     def versions(self) -> dict[str, str]:
-        """Import the peer; return the version of each package that it needs."""
+        """Import the peer, and return the version of each package that it needs."""
 
     def limit(self, name: str, work: Work) -> str:
-        """Return why a contender is not run on this work, or ""."""
+        """Return why a contender cannot run this work, or ""."""
 
     def make(self, names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-        """Set up contenders, which may share what they do not write differently."""
+        """Make contenders. They may share arrays that they all write in the same way."""
 
     def beginning(self, work: Work, threads: int) -> Beginning:
-        """Set up what is there before an optimizer. Where the first step is measured."""
+        """Make parameters and gradients. Only peers whose first step is timed have this."""
 
 
 def load(module: str) -> Peer:
-    """Return the adapter of this name."""
+    """Import an adapter module."""
     return cast("Peer", importlib.import_module(f"peers.{module}"))
 
 
 def most_tensors(work: Work, most: int, why: str) -> str:
-    """Say why lists of more than `most` tensors are not run; "" where there are fewer."""
+    """Return `why` as a reason if there are more than `most` tensors, else ""."""
     return f"more than {most:,} tensors: {why}" if len(work.sizes) > most else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""DeepSpeed's `DeepSpeedCPUAdam`. It compiles itself for this machine's CPU on first use.
+"""DeepSpeed's `DeepSpeedCPUAdam`, which is compiled for this machine's CPU on first use.
 
 https://deepspeed.readthedocs.io/en/latest/optimizers.html
 """
@@ -13,7 +13,7 @@ from peers.torch_adam import TorchTensors, parameters
 
 
 def versions() -> dict[str, str]:
-    """Import it, compile it where that has not been done yet, and return the versions."""
+    """Import and, if necessary, compile it. Return the versions."""
     import deepspeed
     import torch
     from deepspeed.ops.op_builder import CPUAdamBuilder
@@ -22,13 +22,13 @@ def versions() -> dict[str, str]:
     return {"deepspeed": deepspeed.__version__, "torch": torch.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run float32 alone."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Reject float64."""
     return "has no float64" if work.dtype == "float64" else ""
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make it."""
+    """Make the contender."""
     import torch
 
     torch.set_num_threads(threads)
@@ -44,7 +44,7 @@ class DeepSpeedStep(TorchTensors):
         params = parameters(work)
         super().__init__(params)
         hyper = work.hyper
-        # adamw_mode only says what weight decay means, and there is none.
+        # adamw_mode only selects the kind of weight decay, which is 0 here.
         optimizer = DeepSpeedCPUAdam(
             params,
             lr=hyper.lr,
@@ -55,5 +55,5 @@ class DeepSpeedStep(TorchTensors):
         self._step = optimizer.step
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         return self._step()

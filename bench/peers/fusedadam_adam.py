@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The library itself, and the traffic twin over the very same arrays.
+"""fusedadam itself, and the traffic twin over the same arrays.
 
-The twin's library is the target `traffic_twin` of CMake; `twin.py` builds it.
+The twin's library is the CMake target `traffic_twin`, which `twin.py` builds.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 def versions() -> dict[str, str]:
-    """Return the version; the machine's description has more of it."""
+    """Return the version. `machine.describe_software` has details of the build."""
     import fusedadam
 
     return {"fusedadam": fusedadam.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run everything."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Accept all work."""
     return ""
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make both over the same arrays."""
+    """Make the contenders over the same arrays."""
     arrays = Arrays(work, threads)
     return {
         name: Twin(arrays, threads) if name == "traffic twin" else Step(arrays) for name in names
@@ -42,7 +42,7 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
 
 
 def beginning(work: Work, threads: int) -> Beginning:
-    """Build, over parameters that are there."""
+    """Make parameters and gradients, and return what builds an optimizer over them."""
     import fusedadam
 
     fusedadam.set_num_threads(threads)
@@ -75,7 +75,7 @@ def optimizer(work: Work) -> fusedadam.Adam:
 
 
 class Arrays:
-    """Parameters and gradients, and an optimizer, which owns the moments."""
+    """Parameters, gradients, and an optimizer, which owns the moments."""
 
     def __init__(self, work: Work, threads: int) -> None:
         import fusedadam
@@ -88,22 +88,22 @@ class Arrays:
 
 
 class Shared(Contender):
-    """What both have in common."""
+    """The common part of both contenders."""
 
     def __init__(self, arrays: Arrays) -> None:
         self._arrays = arrays
 
     def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy into the gradients."""
+        """Copy arrays into the gradients."""
         for grad, values in zip(self._arrays.grads, grads, strict=True):
             grad[...] = values
 
     def params(self) -> list[Array]:
-        """Return the live arrays."""
+        """Return the arrays themselves."""
         return self._arrays.params
 
     def averages(self) -> list[Array]:
-        """Return the live arrays."""
+        """Return the arrays themselves."""
         return self._arrays.adam.ema
 
 
@@ -118,12 +118,12 @@ class Step(Shared):
         self._pairs = list(zip(arrays.grads, arrays.params, strict=True))
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         return self._apply(self._pairs)
 
 
 class Twin(Shared):
-    """The passes of a step over the same memory, which add where the step computes."""
+    """The passes of a step over the same memory, with additions instead of the update."""
 
     form = "twin"
 
@@ -148,17 +148,17 @@ class Twin(Shared):
         self._handle = ctypes.c_void_p(handle)
 
     def step(self) -> object:
-        """Make the traffic of a step."""
+        """Generate the memory traffic of a step."""
         return self._step(self._handle)
 
 
 def address(array: Array) -> int:
-    """Return where an array begins."""
+    """Return the address of an array."""
     return array.ctypes.data
 
 
 def load_library() -> ctypes.CDLL:
-    """Return the twin's library."""
+    """Load the twin's library."""
     path = os.environ.get(LIBRARY_VARIABLE)
     if not path:
         raise RuntimeError(f"{LIBRARY_VARIABLE} must be the path of the traffic twin's library")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The library behind Keras 3 on PyTorch: `fusedadam.keras.Adam.apply`, called as Keras' own."""
+"""fusedadam behind Keras 3 on PyTorch: `fusedadam.keras.Adam.apply`, called like Keras's Adam."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peers.keras_torch import KerasTorchStep
 
 
 def versions() -> dict[str, str]:
-    """Import all three and return their versions."""
+    """Import the packages and return their versions."""
     version = keras("torch").__version__
     import fusedadam.keras
     import torch
@@ -20,13 +20,13 @@ def versions() -> dict[str, str]:
     return {"fusedadam": fusedadam.__version__, "keras": version, "torch": torch.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run everything."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Accept all work."""
     return ""
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make it."""
+    """Make the contender."""
     import fusedadam
     import torch
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The library behind PyTorch's interface: `fusedadam.torch.Adam.step` over tensors of torch."""
+"""fusedadam behind PyTorch's interface: `fusedadam.torch.Adam.step` over torch tensors."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 def versions() -> dict[str, str]:
-    """Import both and return their versions."""
+    """Import the packages and return their versions."""
     import fusedadam.torch
     import torch
 
     return {"fusedadam": fusedadam.__version__, "torch": torch.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run everything."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Accept all work."""
     return ""
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make it, over parameters as torch's own optimizer has them."""
+    """Make the contender, over the same kind of parameters as for torch's optimizer."""
     import fusedadam
     import torch
 
@@ -48,5 +48,5 @@ class FusedTorchStep(TorchTensors):
         self._step = fusedadam.torch.Adam(params, hyper.lr, betas, hyper.epsilon).step
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         return self._step()

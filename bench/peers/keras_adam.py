@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the contenders of Keras 3 have in common, on whichever backend."""
+"""The common part of the Keras 3 contenders on all backends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peers import Array, Contender, Work
 
 
 def keras(backend: str) -> Any:
-    """Import Keras on this backend, which a process chooses once."""
+    """Import Keras with a backend. A process can choose only one."""
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
@@ -23,9 +23,9 @@ def keras(backend: str) -> Any:
 
 
 def optimizer(work: Work, params: list[Any], kind: Any = None) -> Any:
-    """Return a built optimizer; its own scalars are of the precision that its parameters have.
+    """Return a built optimizer, whose scalars have the precision of its parameters.
 
-    `kind` is its class, Keras' own Adam where it is None.
+    `kind` is its class; None means Keras's own Adam.
     """
     module: Any = keras(os.environ["KERAS_BACKEND"])
     module.config.set_floatx(work.dtype)
@@ -41,7 +41,7 @@ def optimizer(work: Work, params: list[Any], kind: Any = None) -> Any:
 
 
 class KerasStep(Contender):
-    """A step of Keras' Adam."""
+    """A step of Keras's Adam."""
 
     form = "hat"
 
@@ -51,18 +51,18 @@ class KerasStep(Contender):
 
     @abstractmethod
     def set_grad(self, index: int, values: Array) -> None:
-        """Copy into a gradient."""
+        """Copy an array into a gradient."""
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         return self._step()
 
     def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy into the gradients."""
+        """Copy arrays into the gradients."""
         for index, values in enumerate(grads):
             self.set_grad(index, values)
 
     def params(self) -> list[Array]:
-        """Return copies."""
+        """Return the parameters as NumPy arrays."""
         module = keras(os.environ["KERAS_BACKEND"])
         return [np.asarray(module.ops.convert_to_numpy(param)) for param in self._params]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Keras 3 on TensorFlow: `keras.optimizers.Adam.apply` in a graph that XLA compiles.
+"""Keras 3 on TensorFlow: `keras.optimizers.Adam.apply` in a graph compiled by XLA.
 
-`Model.compile` has `jit_compile="auto"`, which is XLA on TensorFlow also where there is a CPU alone.
-https://keras.io/api/models/model_training_apis/
+`Model.compile` has the default `jit_compile="auto"`, which selects XLA on TensorFlow even without a
+GPU. https://keras.io/api/models/model_training_apis/
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from peers import Contender, Work, most_tensors
 from peers.keras_adam import KerasStep, keras, optimizer
 from peers.tensorflow_adam import set_threads, tensorflow
 
-# XLA's compiler needs half a minute for these.
+# XLA takes half a minute to compile the step of this many tensors.
 MOST_TENSORS = 1_000
 
 
 def versions() -> dict[str, str]:
-    """Import both and return their versions."""
+    """Import the packages and return their versions."""
     return {
         "keras": str(keras("tensorflow").__version__),
         "tensorflow": str(tensorflow().__version__),
     }
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run as many tensors as XLA compiles in half a minute."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Reject more tensors than XLA compiles in half a minute."""
     return most_tensors(work, MOST_TENSORS, "1,000 take half a minute to compile")
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make it."""
+    """Make the contender."""
     set_threads(threads)
     return {name: KerasTensorFlowStep(work) for name in names}
 
@@ -40,7 +40,7 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
 class KerasTensorFlowStep(KerasStep):
     """`apply` within `tf.function`."""
 
-    scalars = "float32"  # on this backend, constants in Python pass through float32
+    scalars = "float32"  # this backend rounds Python constants to float32
 
     def __init__(self, work: Work) -> None:
         tf = tensorflow()
@@ -55,5 +55,5 @@ class KerasTensorFlowStep(KerasStep):
         self._step = tf.function(step, reduce_retracing=True, jit_compile=True)
 
     def set_grad(self, index: int, values: Any) -> None:
-        """Copy into a gradient."""
+        """Assign an array to a gradient."""
         self._grads[index].assign(values)

@@ -16,19 +16,19 @@ MOST_TENSORS = 10_000
 
 
 def versions() -> dict[str, str]:
-    """Import both and return their versions."""
+    """Import the packages and return their versions."""
     import torch
 
     return {"keras": str(keras("torch").__version__), "torch": torch.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run as many tensors as take less than a second."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Reject more tensors than can be stepped within a second."""
     return most_tensors(work, MOST_TENSORS, "100,000 take four seconds a step")
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make it."""
+    """Make the contender."""
     import torch
 
     torch.set_num_threads(threads)
@@ -54,9 +54,9 @@ class KerasTorchStep(KerasStep):
 
     @staticmethod
     def kind() -> Any:
-        """Return the class to time; None is Keras' own Adam."""
+        """Return the class to time. None means Keras's own Adam."""
         return None
 
     def set_grad(self, index: int, values: Any) -> None:
-        """Copy into a gradient."""
+        """Copy an array into a gradient."""
         self._grads[index].numpy()[...] = values

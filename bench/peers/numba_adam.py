@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A loop by hand, compiled by numba for this machine's CPU, with fastmath and all threads.
+"""A hand-written loop, compiled by numba for this machine's CPU, with fastmath and all threads.
 
-Roots and divisions may be estimates, and the bits depend on the machine. Many tensors are shared out
-among the threads whole, a large one by elements; a small one is stepped without threads.
+Square roots and divisions may be approximate, and the bits depend on the machine. A large tensor is
+divided among threads by elements. Of many tensors, the small ones are distributed among threads as
+a whole. A small amount of work is done on one thread.
 https://numba.readthedocs.io/en/stable/user/performance-tips.html
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from peers import Array, Contender, Work
 
-# Elements from which threads are worth starting.
+# Elements. Smaller work does not pay for starting threads.
 PARALLEL_SIZE = 32_768
 
 
@@ -28,13 +29,13 @@ def versions() -> dict[str, str]:
     return {"numba": numba.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run everything."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Accept all work."""
     return ""
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make it."""
+    """Make the contender."""
     import numba
 
     numba.set_num_threads(threads)
@@ -42,7 +43,7 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
 
 
 class NumbaStep(Contender):
-    """One call of compiled code."""
+    """A step is one call of compiled code."""
 
     form = "hat"
 
@@ -77,24 +78,24 @@ class NumbaStep(Contender):
             self._update = kernels.few if whole else kernels.many
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         self._t += 1
         hyper = self._hyper
         lr_t = hyper.lr * math.sqrt(1 - hyper.beta_2**self._t) / (1 - hyper.beta_1**self._t)
         return self._update(*self._tensors, self._number(lr_t), *self._constants)
 
     def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy into the gradients."""
+        """Copy arrays into the gradients."""
         for grad, values in zip(self._grads, grads, strict=True):
             grad[...] = values
 
     def params(self) -> list[Array]:
-        """Return the live arrays."""
+        """Return the arrays themselves."""
         return self._params
 
 
 class Kernels(NamedTuple):
-    """Compiled loops over one tensor or over lists of them, and what makes such a list."""
+    """Compiled loops over one tensor or a list of tensors, and the constructor of such a list."""
 
     one_small: Callable[..., object]
     one_large: Callable[..., object]
@@ -128,7 +129,7 @@ def compiled() -> Kernels:
             v[i] = v_i
             p[i] -= lr * m_i / (np.sqrt(v_i) + eps)
 
-    # NumPy's error model: a check for a division by zero would keep the loops from being vectorised.
+    # NumPy's error model has no checks for division by zero, which would prevent vectorization.
     jit: Any = functools.partial(numba.njit, fastmath=True, error_model="numpy")
     serial: Any = jit(update)
     parallel: Any = jit(update, parallel=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The formula in NumPy, as it is written down: in place where NumPy allows, on one thread."""
+"""The formula in plain NumPy, in place where possible, on one thread."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def versions() -> dict[str, str]:
     return {"numpy": np.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run everything."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Accept all work."""
     return ""
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:  # noqa: ARG001
-    """Make it. NumPy has threads for products of matrices alone."""
+    """Make the contender. NumPy uses threads only for matrix products."""
     return {name: NumPyStep(work) for name in names}
 
 
@@ -40,7 +40,7 @@ class NumPyStep(Contender):
         self._t = 0
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         self._t += 1
         lr, beta_1, beta_2, epsilon = (
             self._hyper.lr,
@@ -58,10 +58,10 @@ class NumPyStep(Contender):
         return None
 
     def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy into the gradients."""
+        """Copy arrays into the gradients."""
         for grad, values in zip(self._grads, grads, strict=True):
             grad[...] = values
 
     def params(self) -> list[Array]:
-        """Return the live arrays."""
+        """Return the arrays themselves."""
         return self._params

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""optax's Adam under `jax.jit`, with the buffers of parameters and moments donated.
+"""optax's Adam under `jax.jit`, with donated buffers of parameters and moments.
 
 https://optax.readthedocs.io/en/latest/getting_started.html
 https://docs.jax.dev/en/latest/buffer_donation.html
@@ -14,30 +14,30 @@ import numpy as np
 
 from peers import Array, Contender, Work, most_tensors
 
-# XLA's compiler needs minutes for ten times as many.
+# XLA takes minutes to compile the step of ten times as many.
 MOST_TENSORS = 1_000
 
 
 def versions() -> dict[str, str]:
-    """Import both and return their versions."""
+    """Import the packages and return their versions."""
     import jax
     import optax
 
     return {"jax": jax.__version__, "optax": optax.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run as many tensors as XLA compiles in some seconds."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Reject more tensors than XLA compiles in a few seconds."""
     return most_tensors(work, MOST_TENSORS, "10,000 take minutes to compile")
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:  # noqa: ARG001
-    """Make it. The threads are as many as the CPUs that the process may use."""
+    """Make the contender. JAX uses as many threads as the process may use CPUs."""
     return {name: OptaxStep(work) for name in names}
 
 
 class OptaxStep(Contender):
-    """`optimizer.update` and `optax.apply_updates`, compiled as one."""
+    """`optimizer.update` and `optax.apply_updates`, compiled as one function."""
 
     form = "algorithm 1"
 
@@ -61,7 +61,7 @@ class OptaxStep(Contender):
         self._state: Any = optimizer.init(self._params)
 
     def step(self) -> object:
-        """Step, and wait for the end of it."""
+        """Take a step, and wait until it has completed."""
         self._params, self._state = self._update(self._grads, self._params, self._state)
         return self._wait(self._params)
 
@@ -70,12 +70,12 @@ class OptaxStep(Contender):
         self._grads = [on_device(values) for values in grads]
 
     def params(self) -> list[Array]:
-        """Return copies."""
+        """Return copies of the parameters."""
         return [np.array(param) for param in self._params]
 
 
 def on_device(array: Array) -> Any:
-    """Return a copy in memory of JAX's."""
+    """Return a copy in JAX's memory."""
     import jax.numpy as jnp
 
     return jnp.array(array, copy=True)

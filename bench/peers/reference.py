@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether a contender computes what it should: the formula in float64, and how near it must be."""
+"""A check of a contender's results against the formula in float64, with a tolerance."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import numpy as np
 from peers import Array, Form, Hyper, Peer, Work
 
 STEPS = 5
-# No multiple of any vector length, and one that is divided among threads.
+# Sizes that are no multiple of any vector length. The largest is divided among threads.
 SIZES = (1, 3, 17, 1_025, 70_001)
-# So large that another form of epsilon, or a step that starts from 0, is far off.
+# lr and epsilon are so large that a wrong form of epsilon, or a wrong step number, causes a large
+# error.
 HYPER = Hyper(lr=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-3)
 
 
 def error(peer: Peer, name: str, work: Work, threads: int) -> str:
-    """Step a contender over a few tensors of odd sizes; return what is wrong with it, or ""."""
+    """Step a contender over tensors of odd sizes. Return how its results are wrong, or ""."""
     work = replace(work, sizes=SIZES, hyper=HYPER)
     contender = peer.make([name], work, threads)[name]
     expected = Reference(work, contender.form)
     random = np.random.default_rng(2)
     for step in range(1, STEPS + 1):
-        # A step of Adam shows changes of scale, and not scale itself.
+        # The scale of the gradients changes in each step: Adam is invariant to a constant scale.
         grads = [0.01 * step * random.standard_normal(n).astype(work.dtype) for n in work.sizes]
         contender.set_grads(grads)
         contender.step()
@@ -40,7 +41,7 @@ def error(peer: Peer, name: str, work: Work, threads: int) -> str:
 def differences(
     what: str, actual: Sequence[Array], expected: Sequence[Array], work: Work, scalars: str
 ) -> str:
-    """Return where arrays differ by more than rounding explains, or ""."""
+    """Return where arrays differ by more than the tolerance, or ""."""
     if len(actual) != len(expected):
         return f"{len(actual)} {what}s of {len(expected)}"
     for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
@@ -54,10 +55,10 @@ def differences(
 
 
 def tolerance(work: Work, expected: Array, scalars: str) -> float:
-    """Return how far a right answer may be off.
+    """Return the largest error of a correct result.
 
-    A step rounds the parameter; and many peers form 1 - beta_2**t in the precision of the tensor, so
-    that the first step's 0.001 has the absolute error of a number near 1.
+    Each step rounds the parameter. Many peers also compute 1 - beta_2**t in the precision of the
+    tensor, so that the first step's 0.001 has the absolute error of a number near 1.
     """
     of_scalars = work.hyper.lr * float(np.finfo(scalars).eps) / (1 - work.hyper.beta_2)
     largest = float(np.max(np.abs(expected), initial=1.0))
@@ -65,7 +66,7 @@ def tolerance(work: Work, expected: Array, scalars: str) -> float:
 
 
 class Reference:
-    """The formula of the paper in float64, in one of its two forms; or what the twin does."""
+    """The formula of the paper in float64, in either form, or the additions of the twin."""
 
     def __init__(self, work: Work, form: Form) -> None:
         self._work = work
@@ -94,7 +95,7 @@ class Reference:
                 param -= self._work.hyper.lr * tail.weight_decay * param
         self._update(wide)
         if tail is not None:
-            # The first average is the parameter itself.
+            # The first average equals the parameter.
             weight = 1.0 if self._t == 1 else 1 - tail.ema_momentum
             for average, param in zip(self.averages, self.params, strict=True):
                 average += weight * (param - average)

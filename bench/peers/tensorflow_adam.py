@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """TensorFlow's own Adam kernel, `ResourceApplyAdam`, for all variables in one graph.
 
-As the optimizers of TensorFlow 2 before Keras 3 call it (`tf_keras.optimizers.legacy.Adam`).
+The optimizers of TensorFlow 2 before Keras 3 call it like this
+(`tf_keras.optimizers.legacy.Adam`).
 https://www.tensorflow.org/api_docs/python/tf/raw_ops/ResourceApplyAdam
 """
 
@@ -16,7 +17,7 @@ from peers import Array, Contender, Work, most_tensors
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# To build a graph of ten times as many takes a minute.
+# Building the graph of ten times as many takes a minute.
 MOST_TENSORS = 1_000
 
 
@@ -25,19 +26,19 @@ def versions() -> dict[str, str]:
     return {"tensorflow": str(tensorflow().__version__)}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run as many tensors as a graph can be built of in some seconds."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Reject more tensors than a graph can be built for in a few seconds."""
     return most_tensors(work, MOST_TENSORS, "10,000 take a minute to build a graph of")
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make it."""
+    """Make the contender."""
     set_threads(threads)
     return {name: ResourceApplyAdam(work) for name in names}
 
 
 def tensorflow() -> Any:
-    """Import TensorFlow without its messages."""
+    """Import TensorFlow without its log messages."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
@@ -45,15 +46,16 @@ def tensorflow() -> Any:
 
 
 def set_threads(threads: int) -> None:
-    """Give both of TensorFlow's pools this many threads."""
+    """Set the size of both of TensorFlow's thread pools."""
     threading = tensorflow().config.threading
-    if threading.get_intra_op_parallelism_threads() != threads:  # only before the first operation
+    # TensorFlow only allows a change before the first operation.
+    if threading.get_intra_op_parallelism_threads() != threads:
         threading.set_intra_op_parallelism_threads(threads)
         threading.set_inter_op_parallelism_threads(threads)
 
 
 class ResourceApplyAdam(Contender):
-    """A graph that counts the step and updates all variables."""
+    """A graph that increments the step and updates all variables."""
 
     form = "hat"
 
@@ -90,15 +92,15 @@ class ResourceApplyAdam(Contender):
         self._step = tf.function(step, autograph=False)
 
     def step(self) -> object:
-        """Step; a function without results returns when it has run."""
+        """Take a step. A `tf.function` without results returns when it has completed."""
         return self._step()
 
     def set_grads(self, grads: Iterable[Array]) -> None:
-        """Assign to the gradients."""
+        """Assign arrays to the gradients."""
         assign(self._grads, grads)
 
     def params(self) -> list[Array]:
-        """Return copies."""
+        """Return copies of the parameters."""
         return [param.numpy() for param in self._params]
 
 

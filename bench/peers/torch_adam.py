@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PyTorch's own Adam in its three implementations, and a training tail as its documentation has it.
+"""PyTorch's own Adam in its three implementations, and a training tail as in its documentation.
 
 https://docs.pytorch.org/docs/stable/generated/torch.optim.Adam.html
 """
@@ -29,13 +29,13 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__}
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - as all adapters
-    """Run everything."""
+def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
+    """Accept all work."""
     return ""
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make the variants. They share all memory: all that each has to itself is its step count."""
+    """Make the variants. They share all arrays except for the step counts."""
     import torch
 
     torch.set_num_threads(threads)
@@ -50,7 +50,7 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
 
 
 def beginning(work: Work, threads: int) -> Beginning:
-    """Make the fused variant, over parameters that are there."""
+    """Make parameters and gradients, and return what makes the fused variant over them."""
     import torch
 
     torch.set_num_threads(threads)
@@ -59,7 +59,7 @@ def beginning(work: Work, threads: int) -> Beginning:
 
 
 def parameters(work: Work) -> list[torch.nn.Parameter]:
-    """Return parameters with gradients, in memory of torch's."""
+    """Return parameters with gradients, in torch's memory."""
     import torch
 
     params = [torch.nn.Parameter(torch.from_numpy(array).clone()) for array in work.params()]
@@ -69,7 +69,7 @@ def parameters(work: Work) -> list[torch.nn.Parameter]:
 
 
 class TorchTensors(Contender):
-    """What contenders over tensors of torch have in common."""
+    """The common part of contenders over torch tensors."""
 
     form = "algorithm 1"
 
@@ -77,13 +77,13 @@ class TorchTensors(Contender):
         self._params = params
 
     def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy into the gradients."""
+        """Copy arrays into the gradients."""
         for param, values in zip(self._params, grads, strict=True):
             gradient: Any = param.grad
             gradient.numpy()[...] = values
 
     def params(self) -> list[Array]:
-        """Return views."""
+        """Return views of them as NumPy arrays."""
         return [param.detach().numpy() for param in self._params]
 
 
@@ -102,11 +102,11 @@ class TorchStep(TorchTensors):
         self._step = self._optimizer.step
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         return self._step()
 
     def share_moments(self, other: TorchStep) -> None:
-        """Go on from the state of another, of which it steps once to have one."""
+        """Use the moments of another contender, which takes a step if it has none yet."""
         if not other._optimizer.state:
             other.step()
         for param in self._params:
@@ -115,7 +115,7 @@ class TorchStep(TorchTensors):
 
 
 class TorchTail(TorchTensors):
-    """Clip, step, average, zero."""
+    """A training tail: clip, step, average, zero the gradients."""
 
     def __init__(self, work: Work, params: list[torch.nn.Parameter]) -> None:
         import torch
@@ -138,7 +138,7 @@ class TorchTail(TorchTensors):
         moving_average: Any = swa_utils.get_ema_multi_avg_fn
         average = moving_average(work.tail.ema_momentum)
         grads = [param.grad for param in params]
-        # AveragedModel copies the model, and would copy the gradients with it.
+        # AveragedModel copies the model with its gradients, so they are removed before.
         self._optimizer.zero_grad(set_to_none=True)
         self._averaged = swa_utils.AveragedModel(self._model, multi_avg_fn=average)
         for param, grad in zip(params, grads, strict=True):
@@ -146,12 +146,12 @@ class TorchTail(TorchTensors):
         gc.collect()
 
     def step(self) -> object:
-        """Take all that comes between the gradients and the next batch."""
+        """Do everything between the backward pass and the next batch."""
         self._clip(self._params, self._clipnorm)
         self._optimizer.step()
         self._averaged.update_parameters(self._model)
         return self._optimizer.zero_grad(set_to_none=False)
 
     def averages(self) -> list[Array]:
-        """Return views."""
+        """Return views of them as NumPy arrays."""
         return [param.detach().numpy() for param in self._averaged.parameters()]

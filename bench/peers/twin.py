@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The library of the traffic twin: where it is, and how it gets there."""
+"""Locates, and if necessary builds, the library of the traffic twin."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BUILD = SOURCE / "build" / "bench-twin"
 
 @functools.cache
 def library_path() -> str:
-    """Return the path that the environment names, or else build the library.
+    """Return the path from the environment, or else build the library.
 
-    What went wrong in building is told by the contender that needs it: "" is no path.
+    Return "" if the build fails. The contender that needs the library then raises an error.
     """
     given = os.environ.get(LIBRARY_VARIABLE)
     if given:
@@ -34,7 +34,7 @@ def library_path() -> str:
 
 
 def build() -> None:
-    """Build it with CMake, a release as the wheel is one; the compiler's complaints go to stderr."""
+    """Build a release with CMake, like the wheel. Compiler messages go to standard error."""
     cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or "cmake"
     configure = ["-S", str(SOURCE), "-B", str(BUILD), "-DFUSEDADAM_TWIN=ON"]
     compile_ = ["--build", str(BUILD), "--config", "Release", "--target", "traffic_twin", "-j2"]

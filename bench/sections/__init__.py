@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The parts of a run, a module each. They are found by name and print nothing."""
+"""The sections of a run. Each is a module, which is loaded by name and prints nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     from settings import Results, Settings, Tick
 
-# In the order of a run.
+# In their order in a run.
 NAMES = (
     "sizes",
     "float64",
@@ -38,10 +38,10 @@ class Section(Protocol):
     TITLE: str
 
     def ticks(self, settings: Settings) -> int:
-        """Return how often `run` calls `tick`."""
+        """Return the number of times that `run` calls `tick`."""
 
     def run(self, settings: Settings, tick: Tick) -> Results:
-        """Measure."""
+        """Run the measurements, and return their results."""
 
 
 def load(name: str) -> Section:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The library behind the interfaces of PyTorch and Keras 3, beside the frameworks' own optimizers.
+"""fusedadam behind the interfaces of PyTorch and Keras 3, against the frameworks' own optimizers.
 
-Then what a training holds at its peak, where gradients are stepped inside of the backward pass and
-where all are there before the step: in a fresh process each, in which the moments are made before
-the peak counts.
+The section also measures the peak memory of two trainings: one steps inside of the backward pass
+(`attach`), the other after it, when all gradients exist. Each runs in a fresh process. The moments
+are allocated before the peak is measured.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from settings import Results, Settings, Tick
 TITLE = "PyTorch and Keras 3"
 
 TORCH, KERAS = "fusedadam.torch", "fusedadam.keras"
-# An adapter, and those that it is timed beside.
+# Adapter -> the contenders that it is compared with.
 BESIDE = {TORCH: ("torch fused", "torch default"), KERAS: ("keras torch",)}
 
-# Tensors, and elements of each.
+# Number of tensors, and elements of each.
 TORCH_SHAPES = ((1, 10_000), (1, 1 << 20), (1, 1 << 26), (1_000, 1_000))
 QUICK_TORCH_SHAPES = ((1, 10_000), (20, 100))
 
 
 def transformer(width: int, blocks: int, classes: int) -> tuple[int, ...]:
-    """Return the sizes of the variables of a small transformer: kernels, biases, normalizations."""
+    """Return the sizes of a small transformer's variables: kernels, biases, normalizations."""
     dense = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
     norm = (width, width)
     block = [size for rows, columns in dense for size in (rows * columns, columns)]
@@ -40,22 +40,23 @@ def transformer(width: int, blocks: int, classes: int) -> tuple[int, ...]:
 MODEL = transformer(width=512, blocks=3, classes=1_000)
 QUICK_MODEL = transformer(width=16, blocks=3, classes=10)
 
-# A deep network: layers of one width, 100M parameters, so that one gradient is 1/24 of them all.
+# A deep network with 100M parameters. Its layers have equal widths, so each has 1/24 of the
+# gradients.
 LAYERS, WIDTH, QUICK_WIDTH = 24, 2_048, 128
-BATCH = 8  # small, so that gradients and not activations are what the backward pass leaves
+BATCH = 8  # small, so that gradients use more memory than activations
 STEPS = 3
 ITEM = 4  # bytes of a float32
 ARRAYS = 3  # parameter and two moments
-# Both trainings compute the same; products of matrices may round differently from process to process.
+# Both trainings compute the same, but matrix products may round differently in another process.
 LOSS_TOLERANCE = 1e-3
-# Linux alone has it.
+# Only Linux has it.
 RESET_PEAK = Path("/proc/self/clear_refs")
-# What is measured, and whether it steps inside of the backward pass.
+# Training -> whether it steps inside of the backward pass.
 TRAININGS = {f"{TORCH}: backward, then step": False, f"{TORCH}: attach": True}
 
 
 def cases(settings: Settings) -> list[tuple[str, Case]]:
-    """Return what is timed: adapters and their cases."""
+    """Return the timed cases with their adapters."""
     shapes = QUICK_TORCH_SHAPES if settings.quick else TORCH_SHAPES
     model = QUICK_MODEL if settings.quick else MODEL
     mean = round(sum(model) / len(model))
@@ -66,12 +67,12 @@ def cases(settings: Settings) -> list[tuple[str, Case]]:
 
 
 def ticks(settings: Settings) -> int:
-    """One a case, and one a training."""
+    """One per case, and one per training."""
     return len(cases(settings)) + len(TRAININGS)
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time each adapter in turn with its framework, then measure the peaks."""
+    """Time each adapter interleaved with its framework, then measure the peaks."""
     rows = []
     for adapter, beside in BESIDE.items():
         with Contest((adapter, *beside), settings) as contest:
@@ -86,7 +87,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def peak_rows(settings: Settings, tick: Tick) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return a row of each training, and why one was not run."""
+    """Return a row for each training, and reasons for those that were not run."""
     width = QUICK_WIDTH if settings.quick else WIDTH
     elements = LAYERS * (width * width + width)
     rows, not_run = [], {}
@@ -115,7 +116,7 @@ def peak_rows(settings: Settings, tick: Tick) -> tuple[list[dict[str, Any]], dic
 
 
 def absent(elements: int) -> str:
-    """Return why no training is run, or ""."""
+    """Return why trainings cannot run, or ""."""
     if TORCH not in chosen([TORCH]):
         return "not chosen"
     needed = (ARRAYS + 1) * ITEM * elements + SPARE_BYTES
@@ -127,26 +128,26 @@ def absent(elements: int) -> str:
 
 
 def measure(width: int, attached: bool, threads: int) -> tuple[int, int, float]:
-    """Return the bytes before there is a model, the most of some steps, and the last loss."""
+    """Return the bytes before the model is made, the peak of some steps, and the last loss."""
     import fusedadam
     import torch
     from worker import collect, process_bytes
 
     torch.set_num_threads(threads)
     fusedadam.set_num_threads(threads)
-    train(width=8, attached=attached)(1)  # loads all that a step needs
+    train(width=8, attached=attached)(1)  # loads everything that a step needs
     collect()
     baseline = process_bytes("VmRSS")
     steps = train(width, attached=attached)
     steps(1)  # makes the moments
     collect()
-    RESET_PEAK.write_text("5")  # the peak counts from here on
+    RESET_PEAK.write_text("5")
     loss = steps(STEPS)
     return baseline, process_bytes("VmHWM"), loss
 
 
 def train(width: int, *, attached: bool) -> Any:
-    """Return what takes so many steps of a new model, and returns the last loss."""
+    """Return a function that trains a new model for `count` steps and returns the last loss."""
     import fusedadam.torch
     import torch
 

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Optimizers stepped by Python threads at once, each by its own, against one after the other by one thread.
+"""Several optimizers stepped concurrently, each by its own Python thread, or back-to-back by one.
 
-Each thread of the caller's has a team of OpenMP threads of its own, and steps that are under way share the CPUs by their sizes. Who
-steps one after the other takes a step of each in turn, so that both go through the same memory between two steps of an optimizer.
-Both have processes of their own, which take turns; in that of the threads, one thread steps all of them afterwards ("one after the
-other, later"), which shows what the threads have left behind.
+Each Python thread has its own team of OpenMP threads. To avoid oversubscription, concurrent steps
+share the CPUs in proportion to their sizes.
+
+The baseline, one thread, steps the optimizers in turn, one step each. So the same amount of memory
+is used between two steps of an optimizer in both arrangements, and caches serve both equally.
+
+Each arrangement has its own processes, and these are interleaved. In the process of the concurrent
+steps, one thread finally steps all optimizers ("one after the other, later"). This shows whether
+the idle threads slow it down.
 """
 
 from __future__ import annotations
@@ -27,33 +32,36 @@ IN_TURN = "one after the other"
 AT_ONCE = "at once"
 LATER = "one after the other, later"
 COUNTS = (2, 8)  # optimizers, and threads
-# From Python's share of a step to the memory's: 32,768 is the smallest that enters a parallel region.
+# From steps limited by Python to steps limited by memory. 32,768 is the smallest parallel step.
 SIZES = (1_000, 1 << 15, 1 << 20, 1 << 22)
 QUICK_SIZES = (1_000, 1 << 15)
-# Of all optimizers in a timing: some 100 ms, beside which the last thread's time alone on a CPU does not show.
+# Elements stepped by all optimizers in a timing. It takes about 100 ms, so that the time in which
+# only the last thread still runs is negligible.
 ELEMENTS = 1 << 28
 QUICK_ELEMENTS = 1 << 18
 MOST_STEPS = 8_000
-WARM = 0.2  # of the steps of a timing go before it, some 20 ms: threads that slept come back, each on a core of its own
+# Warm-up steps, as a fraction of a timing's steps. They take about 20 ms, in which sleeping threads
+# wake up and spread over cores.
+WARM = 0.2
 
 
 def cases(settings: Settings) -> list[tuple[int, int]]:
-    """Return how many optimizers of how many elements each."""
+    """Return pairs of a number of optimizers, and the elements of each."""
     return list(product(COUNTS, QUICK_SIZES if settings.quick else SIZES))
 
 
 def ticks(settings: Settings) -> int:
-    """One a case."""
+    """One per case."""
     return len(cases(settings))
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Let processes of both kinds take turns, round by round, for each case."""
+    """Interleave the processes of both arrangements, round by round, for each case."""
     rows: list[dict[str, Any]] = []
     for count, elements in cases(settings):
         times = steps_in(QUICK_ELEMENTS if settings.quick else ELEMENTS, count, elements)
         arguments = (count, elements, times, settings.threads)
-        # Some processes are slower than their like, for good: each round has its own.
+        # Some processes are slower than others for as long as they run, so each round has new ones.
         parts = [
             child.call(time_in_turn, *arguments) | child.call(time_at_once, *arguments)
             for _ in range(settings.rounds)
@@ -73,12 +81,12 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def steps_in(elements: int, count: int, size: int) -> int:
-    """Return how many steps each optimizer takes in a timing."""
+    """Return the number of steps that each optimizer takes in a timing."""
     return max(2, min(MOST_STEPS, elements // (count * size)))
 
 
 def warming(times: int) -> int:
-    """Return how many go before a timing of so many."""
+    """Return the number of warm-up steps before a timing of `times` steps."""
     return max(1, round(WARM * times))
 
 
@@ -86,7 +94,7 @@ def warming(times: int) -> int:
 
 
 def time_in_turn(count: int, size: int, times: int, threads: int) -> Seconds:
-    """Return the seconds of a step of each of the optimizers, stepped in turn."""
+    """Return the seconds per step if one thread steps the optimizers in turn."""
     import fusedadam
 
     fusedadam.set_num_threads(threads)
@@ -96,20 +104,20 @@ def time_in_turn(count: int, size: int, times: int, threads: int) -> Seconds:
 
 
 def time_at_once(count: int, size: int, times: int, threads: int) -> Seconds:
-    """Return the same of as many threads at once, and of one thread afterwards."""
+    """Return the seconds per step of concurrent threads, and of one thread afterwards."""
     import fusedadam
 
     fusedadam.set_num_threads(threads)
     steps = [make_step(size) for _ in range(count)]
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        at_once(pool, steps, warming(times))  # starts the threads, and theirs
+        at_once(pool, steps, warming(times))  # also starts the Python threads and their teams
         during = at_once(pool, steps, times)
     in_turn(steps, warming(times))
     return {AT_ONCE: [during], LATER: [in_turn(steps, times)]}
 
 
 def in_turn(steps: Sequence[Callable[[], object]], times: int) -> float:
-    """Return the seconds of a step."""
+    """Return the mean seconds per step."""
     begin = time.perf_counter()
     for _ in range(times):
         for step in steps:
@@ -120,7 +128,7 @@ def in_turn(steps: Sequence[Callable[[], object]], times: int) -> float:
 def at_once(
     pool: concurrent.futures.Executor, steps: Sequence[Callable[[], object]], times: int
 ) -> float:
-    """Return the seconds from the first thread's begin to the last one's end, by all steps between."""
+    """Return the time from the first thread's start to the last one's end, per step."""
     barrier = threading.Barrier(len(steps))
 
     def repeat(step: Callable[[], object]) -> tuple[float, float]:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Whether Keras' other backends could be faster by calling this kernel: it says why they are refused.
+"""Keras's Adam on TensorFlow and JAX, against a callback from these backends to fusedadam's kernel.
 
-On TensorFlow and JAX, Keras' Adam runs inside of a compiled step, which leaves it by a callback only. What a callback is given
-must not be written, so it returns copies of parameters and moments. Each framework is measured in a process of its own, where
-all contenders take turns over the same numbers, and the results of each are compared with those of the first.
+The figures are the reason why `fusedadam.keras` refuses these backends. Keras's Adam runs inside of
+a compiled step there, which can call other code only through a callback. A callback must not write
+to its arguments, so it returns copies of parameters and moments. Each framework is measured in its
+own process. All its contenders are interleaved and start from the same values, and their results
+are compared with those of the first.
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ TITLE = "Callbacks from Keras on TensorFlow and JAX"
 NEEDS = {"tensorflow": ("keras", "tensorflow"), "jax": ("keras", "jax")}
 SIZES = (1_000_000,) * 10
 QUICK_SIZES = (1_000,) * 2
-STEPS = 3  # of a timing, after one that is not timed
+STEPS = 3  # per timing, after one warm-up step
 
 
 class Entry(NamedTuple):
-    """A contender: what it does in a step, and a copy of its parameters."""
+    """A contender: a function that takes a step, and one that returns a copy of the parameters."""
 
     step: Callable[[], object]
     params: Callable[[], list[Array]]
 
 
-def ticks(settings: Settings) -> int:  # noqa: ARG001 - as all sections
-    """One a framework."""
+def ticks(settings: Settings) -> int:  # noqa: ARG001 - the interface of all sections
+    """One per framework."""
     return len(NEEDS)
 
 
@@ -66,7 +68,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def measure(backend: str, sizes: Sequence[int], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of a step of each contender, round by round."""
+    """Return the seconds per step of each contender, round by round."""
     work = Work(tuple(sizes))
     entries = {"tensorflow": tensorflow_entries, "jax": jax_entries}[backend](work)
     seconds: dict[str, list[float]] = {name: [] for name in entries}
@@ -82,19 +84,19 @@ def measure(backend: str, sizes: Sequence[int], rounds: int) -> dict[str, list[f
 
 
 def require_same(entries: dict[str, Entry], work: Work, steps: int) -> None:
-    """Raise where contenders have come to other parameters after so many steps."""
+    """Raise if the parameters of contenders differ by more than rounding after `steps` steps."""
     first, *others = ((name, entry.params()) for name, entry in entries.items())
     for name, params in others:
         for a, b in zip(first[1], params, strict=True):
-            # A step moves a parameter by some lr, of which roundings are far less than a
-            # ten-thousandth, and rounds it once.
+            # A step changes a parameter by about lr, with a rounding error far below a
+            # ten-thousandth of that, and rounds the parameter once.
             bound = steps * (1e-4 * work.hyper.lr + np.finfo(a.dtype).eps * np.abs(a))
             if not (np.abs(a - b) <= bound).all():
                 raise ArithmeticError(f"wrong result: {name} differs from {first[0]}")
 
 
 class HostStep:
-    """The callback: it takes parameters, first and second moments and gradients, and copies what it writes."""
+    """The callback. Takes parameters, both moments and gradients; copies the arrays it writes."""
 
     def __init__(self, work: Work) -> None:
         self._tensors = len(work.sizes)
@@ -102,7 +104,7 @@ class HostStep:
         self._steps = 0
 
     def __call__(self, *arrays: Any) -> list[Array]:
-        """Return parameters and moments after the step."""
+        """Take a step, and return the new parameters and moments."""
         import fusedadam
 
         n, hyper = self._tensors, self._hyper
@@ -123,12 +125,12 @@ class HostStep:
 
 
 def zeros(work: Work) -> list[Array]:
-    """Return both moments of all parameters."""
+    """Return the initial moments of all parameters."""
     return [np.zeros(size, work.dtype) for size in 2 * work.sizes]
 
 
 def tensorflow_entries(work: Work) -> dict[str, Entry]:
-    """Keras' own step in a graph and compiled by XLA, and one that calls the kernel."""
+    """Keras's own step, in a graph and compiled by XLA, and a step that calls the kernel."""
     from peers.tensorflow_adam import tensorflow
 
     variable: Any = keras("tensorflow").Variable
@@ -171,7 +173,7 @@ def tensorflow_entries(work: Work) -> dict[str, Entry]:
 
 
 def jax_entries(work: Work) -> dict[str, Entry]:
-    """Keras' own step as its trainer compiles it, and one that calls the kernel."""
+    """Keras's own step, compiled as by its trainer, and a step that calls the kernel."""
     variable: Any = keras("jax").Variable
     import jax
 

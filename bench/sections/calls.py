@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The cost of a call from Python: by number of tensors and their size, and where the time of a small one goes.
+"""The time of a call from Python by number and size of tensors, and a profile of a small call.
 
-Contenders of a row, all of them ways to have the same step taken:
+The contenders of a row are different ways to take the same step:
 - "fusedadam": `Adam.apply_gradients` with the same list of pairs at every call
-- "fresh gradients": the same with a new list of new gradients at every call, as hand-written backpropagation makes them; they
-  are made outside the timing, which then holds two readings of the clock (some 50 ns)
+- "fresh gradients": the same with a new list of new gradients at every call, as hand-written
+  backpropagation makes them. They are made outside of the timing. The clock is read for every call,
+  which adds about 50 ns.
 - "get_updates": `Adam.get_updates` with a list of gradients
-- "adam_step": the function over moments that the caller holds; one tensor only
+- "adam_step": the function over moments that the caller owns; one tensor only
 
-The profile takes one call on a tensor of 1,000 elements apart by differences: each part is what a call costs more than one that
-lacks it. So the parts add up to the whole.
+The profile divides a call on a tensor of 1,000 elements into parts. Each part is the difference in
+time between two calls, one with and one without it, so the parts add up to the whole.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from settings import Results, Settings, Tick
 TITLE = "The cost of a call"
 
 Array: TypeAlias = npt.NDArray[np.float32]
-# Takes so many steps and returns the seconds of all of them together.
+# Takes the given number of steps, and returns their total seconds.
 Contender: TypeAlias = Callable[[int], float]
 
 GRADIENT = 0.01
@@ -38,12 +39,13 @@ ELEMENTS = (1, 100, 1_000)
 
 PROFILE_ELEMENTS = 1_000
 PROFILE_CALLS = 2_000
-# So many that no call of the benchmark completes a step: it adds up gradients, and needs no scalars.
+# Accumulation steps. So many that no call in the benchmark completes a step: each call only
+# accumulates gradients, and computes no scalars.
 NEVER = 1 << 40
 
 
 class Case(NamedTuple):
-    """A list of equal tensors, and how often to step it within one timing."""
+    """A list of equal tensors, and the number of steps in one timing."""
 
     tensors: int
     elements: int
@@ -51,7 +53,7 @@ class Case(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a call: what `call` costs more than `without`, which lacks it; both are statements."""
+    """A part of a call: the difference in time between the statements `call` and `without`."""
 
     name: str
     call: str
@@ -59,8 +61,8 @@ class Part(NamedTuple):
 
 
 def cases(settings: Settings) -> list[Case]:
-    """Return what is measured."""
-    # Some 5 ms a timing, or one call.
+    """Return the cases."""
+    # About 5 ms per timing, or one call.
     steps = {1: 2_000, 10: 1_000, 1_000: 20, 100_000: 1}
     if settings.quick:
         steps = {1: 20, 10: 10, 1_000: 1}
@@ -68,12 +70,12 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def ticks(settings: Settings) -> int:
-    """Return how often `run` ticks."""
+    """One per case, and one for the profile."""
     return len(cases(settings)) + 1
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time all cases, and take a call apart."""
+    """Time all cases, and profile a call."""
     fusedadam.set_num_threads(settings.threads)
     rows = []
     for case in cases(settings):
@@ -88,7 +90,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def compare(case: Case, settings: Settings) -> dict[str, Any]:
-    """Time the contenders in turn."""
+    """Time the contenders, interleaved round by round."""
     contenders = make_contenders(case)
     for step in contenders.values():
         step(min(case.steps, 3))
@@ -108,9 +110,10 @@ def compare(case: Case, settings: Settings) -> dict[str, Any]:
 
 
 def make_contenders(case: Case) -> dict[str, Contender]:
-    """Return the ways to call.
+    """Return the contenders.
 
-    The optimizer is the same: its state belongs to the positions of the tensors, not to a way to call it.
+    They share an optimizer, whose state belongs to the positions of the tensors and not to a way of
+    calling it.
     """
     params = [np.ones(case.elements, np.float32) for _ in range(case.tensors)]
     grads = [np.full(case.elements, GRADIENT, np.float32) for _ in range(case.tensors)]
@@ -150,7 +153,7 @@ def make_contenders(case: Case) -> dict[str, Contender]:
 
 
 def stateless(param: Array, grad: Array) -> Contender:
-    """Return a contender that holds the moments itself."""
+    """Return a contender that owns the moments."""
     m, v = np.zeros_like(param), np.zeros_like(param)
 
     def adam_step(steps: int) -> float:
@@ -164,7 +167,7 @@ def stateless(param: Array, grad: Array) -> Contender:
 
 # ---- where the time goes -----------------------------------------------------------------------
 
-# From the whole call down to nothing: each part ends where the next begins.
+# From the whole call down to nothing: the `without` of each part is the `call` of the next.
 PARTS = (
     Part(
         "kernel, 1,000 elements",
@@ -193,7 +196,7 @@ PARTS = (
     ),
     Part("entering C++ (pybind11)", "no_state.require_not_swapped()", "pass"),
 )
-# What some things cost by themselves that a part above consists of, as far as Python can do them.
+# Operations that the parts above consist of, timed separately where Python allows it.
 WITHIN = (
     Part("a Python method of one argument", "python.method(pair)", "pass"),
     Part("a lock taken and released", "with lock: pass", "pass"),
@@ -203,15 +206,15 @@ WITHIN = (
 
 
 class Python:
-    """Costs what a method in Python costs."""
+    """Has a method that does nothing, to time a call of it."""
 
     def method(self, argument: object) -> object:
-        """Do nothing."""
+        """Return the argument."""
         return argument
 
 
 def take_apart(settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """Return the parts of a call, and what is known to be within them."""
+    """Return the times of the parts of a call, and of operations within them."""
     names = namespace()
     calls = PROFILE_CALLS // 10 if settings.quick else PROFILE_CALLS
     statements = list(
@@ -237,7 +240,7 @@ def take_apart(settings: Settings) -> dict[str, list[dict[str, Any]]]:
 
 
 def namespace() -> dict[str, Any]:
-    """Return what the statements of the parts name."""
+    """Return the names that the statements of the parts use."""
     names: dict[str, Any] = {
         "python": Python(),
         "lock": RLock(),

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The first step, which needs memory for the moments, beside a later one.
+"""The first step, which needs memory for the moments, against a later step.
 
-In a fresh process the system has to find and clear that memory. Afterwards another optimizer is made
-in the same process, where the first one's memory has become free: what was "fresh" is "recycled".
-A virtual machine may have given free memory back to its host, which takes longer to return it than
-all that is measured here; so the memory is touched, and freed, just before each process needs it.
+In a fresh process, the operating system has to allocate and clear that memory ("fresh"). Then a
+second optimizer in the same process reuses the freed memory of the first ("recycled").
+
+A virtual machine may have returned free memory to its host. To get it back takes longer than
+everything that is measured here, so the parent process touches and frees that much memory before
+each measurement.
 """
 
 from __future__ import annotations
@@ -24,25 +26,25 @@ TITLE = "First step"
 
 NAMES = ("fusedadam", "torch fused")
 SIZE, QUICK_SIZE = 1 << 26, 1 << 20
-# Each repetition starts a process and fills its arrays, some seconds.
+# Each repetition takes a few seconds, since it starts a process and fills its arrays.
 MOST_ROUNDS = 7
-# Twice what the arrays need.
+# Per element: twice the size of the arrays.
 MACHINE_BYTES = 32
 PARTS = ("build", "first", "later")
 
 
 def repetitions(settings: Settings) -> int:
-    """Return how many processes each contender has."""
+    """Return the number of processes per contender."""
     return min(settings.rounds, MOST_ROUNDS)
 
 
 def ticks(settings: Settings) -> int:
-    """One a process."""
+    """One per process."""
     return repetitions(settings) * len(chosen(NAMES))
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time making the optimizer, the first step and the median of some later ones."""
+    """Time making the optimizer, its first step and the median of some later steps."""
     size = QUICK_SIZE if settings.quick else SIZE
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     not_run: dict[str, str] = {}
@@ -70,7 +72,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def back_memory(size: int) -> None:
-    """Write to so many bytes of memory and free them: the machine has them then."""
+    """Touch and free this much memory, so that the host backs it."""
     np.ones(size, np.uint8)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One tensor of float64, against all that have it."""
+"""One float64 tensor, with all contenders that support it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TITLE = "float64"
 SIZE, QUICK_SIZE = 1 << 25, 100_000
 
 
-def ticks(settings: Settings) -> int:  # noqa: ARG001 - as all sections
-    """One."""
+def ticks(settings: Settings) -> int:  # noqa: ARG001 - the interface of all sections
+    """One, for the only case."""
     return 1
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time a step."""
+    """Time the case."""
     size = QUICK_SIZE if settings.quick else SIZE
     with Contest(PEERS, settings, dtype="float64") as contest:
         row = contest.row(Case(f"1 x {size:,}", 1, size))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How long `import fusedadam` takes beyond `import numpy`, in fresh processes, and what takes most of it."""
+"""The time of `import fusedadam` beyond `import numpy` in fresh processes, and by module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from settings import Results, Settings, Tick
 
 TITLE = "Imports"
 
-# The interpreter's own modules alone are there before: whatever else the benchmark imports would make these look cheaper.
+# A fresh interpreter has only its own modules. Anything else that the benchmark imports would make
+# these imports look cheaper.
 CODE = """\
 from time import perf_counter
 begin = perf_counter()
@@ -31,7 +32,7 @@ TRACE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \| ( *)(\S+)")
 
 
 class Import(NamedTuple):
-    """A module, and the time of its import without and with what it imports."""
+    """A module, and the time of its import without and with the modules that it imports."""
 
     module: str
     own_us: float
@@ -39,18 +40,18 @@ class Import(NamedTuple):
 
 
 def ticks(settings: Settings) -> int:
-    """Return how often `run` ticks."""
+    """One per process."""
     return settings.rounds + trace_rounds(settings)
 
 
 def trace_rounds(settings: Settings) -> int:
-    """Return how many processes are traced: the trace slows an import, and only ranks its parts."""
+    """Return the number of traced processes. Tracing slows imports, so it only ranks modules."""
     return min(settings.rounds, 5)
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time both imports in one process a round."""
-    run_python(["-c", CODE])  # writes what is compiled, fills the page cache
+    """Time both imports in one process per round."""
+    run_python(["-c", CODE])  # warm-up: writes bytecode files and fills the page cache
     seconds: dict[str, list[float]] = {"numpy": [], "fusedadam": []}
     for _ in range(settings.rounds):
         numpy_seconds, beyond = json.loads(run_python(["-c", CODE]).stdout)
@@ -68,19 +69,19 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def trace() -> list[Import]:
-    """Return what `import fusedadam` imports after numpy, in one process."""
+    """Return the modules that `import fusedadam` imports after numpy, in one process."""
     done = run_python(["-X", "importtime", "-c", "import numpy\nimport fusedadam"])
     imports = [
         Import(module, int(own), int(cumulative))
         for own, cumulative, _, module in TRACE.findall(done.stderr)
     ]
     modules = [line.module for line in imports]
-    # A module is listed when its import ends.
+    # A module is listed when its import has ended.
     return imports[modules.index("numpy") + 1 : modules.index("fusedadam") + 1]
 
 
 def largest_parts(traces: list[list[Import]]) -> list[dict[str, Any]]:
-    """Return the modules that take most by themselves: medians over processes, largest first."""
+    """Return the modules with the largest times of their own: medians over processes, sorted."""
     by_module: dict[str, list[Import]] = {}
     for imports in traces:
         for line in imports:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Steps of up to a billion parameters, each in turn with steps of the first 64M of them.
+"""Steps of up to a billion parameters, interleaved with steps of the first 64M of them.
 
-The speed of a shared machine's memory moves by half from minute to minute: how time grows with size
-shows only within a round.
+The memory speed of a shared machine changes by as much as half from minute to minute. Only times of
+the same round show how the time grows with the size.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ SIZES = (1 << 28, 1 << 29, 1_000_000_000)
 QUICK_PART = 1 << 20
 QUICK_SIZES = (1 << 21,)
 MOST_ROUNDS = 9
-# Parameter, gradient and two moments of float32; two more moments for the part.
+# Per element: float32 parameter, gradient and two moments; two more moments for the part.
 BYTES, BYTES_OF_PART = 16, 8
 SPARE_BYTES = 1 << 30
 
 
 def ticks(settings: Settings) -> int:
-    """One a size."""
+    """One per size."""
     return len(QUICK_SIZES if settings.quick else SIZES)
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time one size after the other, each in a process of its own."""
+    """Time each size in its own process."""
     part, sizes = (QUICK_PART, QUICK_SIZES) if settings.quick else (PART, SIZES)
     rows, not_run = [], {}
     for size in sizes:
@@ -58,7 +58,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def measure(size: int, part: int, rounds: int, threads: int) -> list[list[float]]:
-    """Return the seconds of a step of all elements, and of a step of the first `part`, in turn."""
+    """Return the seconds of steps of all elements, and of interleaved steps of the first `part`."""
     import fusedadam
     import numpy as np
 
@@ -67,7 +67,7 @@ def measure(size: int, part: int, rounds: int, threads: int) -> list[list[float]
     whole, piece = fusedadam.Adam(), fusedadam.Adam()
     turns = [
         (whole, [(grad, param)], 1),
-        # As long a turn as the other's.
+        # Several steps, so that both turns take equally long.
         (piece, [(grad[:part], param[:part])], size // part),
     ]
     times: list[list[float]] = [[], []]

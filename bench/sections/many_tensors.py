@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Many small tensors in one step: what each costs beside its elements."""
+"""Many small tensors in one step, which shows the overhead per tensor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 TITLE = "Many small tensors"
 
-# Tensors, and elements of each.
+# Number of tensors, and elements of each.
 CASES = (
     (1, 1_000),
     (10, 1_000),
@@ -33,12 +33,12 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def ticks(settings: Settings) -> int:
-    """One a case."""
+    """One per case."""
     return len(cases(settings))
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time a step over each list of tensors."""
+    """Time each case."""
     rows = []
     with Contest(PEERS, settings) as contest:
         for case in cases(settings):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The most memory that a process holds: it should be parameters, gradients and moments."""
+"""The peak memory of a process, which should be that of parameters, gradients and moments."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ARRAYS = 4  # parameter, gradient and two moments
 
 
 def ticks(settings: Settings) -> int:
-    """One a process."""
+    """One per process."""
     return len(QUICK_SIZES if settings.quick else SIZES) * len(chosen(NAMES))
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Measure each contender in a process of its own, from the first array to the third step."""
+    """Measure each contender in its own process, from the first array to the third step."""
     rows = []
     not_run = []
     for size in QUICK_SIZES if settings.quick else SIZES:
@@ -53,7 +53,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def measured(name: str, size: int, threads: int) -> tuple[int, int]:
-    """Return the bytes before there is an array, and the most of all time after that."""
+    """Return the bytes before the first array is made, and the peak after that."""
     most = (ARRAYS + TEMPORARIES.get(name, 0)) * ITEM * size + SPARE_BYTES
     if most > available_bytes():
         raise WorkerError(f"memory: may need {most / 2**30:.1f} GiB")

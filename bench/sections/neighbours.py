@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""What a step costs beside others, and what it costs them: other threads, other processes, pages of other sizes.
+"""Contention between a step and other work: other threads, other processes, and page sizes.
 
-- Beside products of matrices on all threads in the same process, by torch or by NumPy, as in a training: the time of a step and of
-  a product by themselves, and of each where they take turns. torch brings a copy of the OpenMP runtime, and the order of imports
-  decides whose is used; NumPy's BLAS has threads of another kind, which spin as well.
-- After a pause, in which the threads of the last step fall asleep: `OMP_WAIT_POLICY` says how long they spin before. "asleep": the
-  caller sleeps, too. "at work": the caller computes, which is what happens between two steps of a training.
-- Beside another process that keeps one core busy.
-- With 4 KiB pages: from 4 MiB up, NumPy asks for huge pages, unless `NUMPY_MADVISE_HUGEPAGE=0`. The moments have theirs anyway.
+- Matrix products on all threads in the same process, by torch or NumPy, as in a training. Steps and
+  products are each timed alone and interleaved. torch has its own copy of the OpenMP runtime, and
+  the order of imports decides which copy is used. NumPy's BLAS has its own threads, which also
+  spin-wait.
+- A pause before each step, in which the threads of the last step go to sleep. `OMP_WAIT_POLICY`
+  determines how long they spin first. In the pause, the caller sleeps ("asleep") or computes ("at
+  work"), as between two steps of a training.
+- Another process that keeps one core busy.
+- 4 KiB pages. NumPy requests huge pages for arrays from 4 MiB on, unless
+  `NUMPY_MADVISE_HUGEPAGE=0`. The moments have huge pages in any case.
 
-Whatever is settled at the start of a process is measured in processes of their own, which take turns; the times of a row that
-are compared with each other are of the same rounds.
+Conditions that are fixed when a process starts are measured in separate, interleaved processes. The
+times of a row that are compared with each other are from the same rounds.
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ Seconds: TypeAlias = dict[str, list[float]]
 GRADIENT = 0.01
 WARM_UP = 5
 
-STEP = 1 << 20  # in cache, and worth two threads
-SMALL_STEP = 1 << 15  # the smallest that enters a parallel region
+STEP = 1 << 20  # in cache, and large enough for two threads
+SMALL_STEP = 1 << 15  # the smallest parallel step
 LARGE_STEP = 1 << 26
 MATRIX = 512  # rows and columns
 
@@ -50,14 +53,14 @@ PAGES: dict[str, dict[str, str | None]] = {
     "4 KiB pages": {"NUMPY_MADVISE_HUGEPAGE": "0"},
 }
 PRODUCTS = ("torch, imported first", "torch, imported after", "numpy")
-# Between two steps, in seconds. The runtime of GCC spins for some 5 ms before its threads sleep.
+# Seconds between two steps. The threads of GCC's runtime spin for about 5 ms before they sleep.
 PAUSES = (0.0, 0.002, 0.02)
-# As many rounds as a process measures before it is the others' turn.
+# Rounds that a process measures in its turn.
 TURN = 5
 
 
 class Pause(NamedTuple):
-    """What the caller does between two steps."""
+    """What the caller does between two steps: it computes or sleeps."""
 
     seconds: float
     works: bool
@@ -69,23 +72,23 @@ class Pause(NamedTuple):
 
 
 def pauses() -> list[Pause]:
-    """Return all of them."""
+    """Return all kinds of pauses."""
     return [Pause(s, works) for s in PAUSES for works in (False, True) if s > 0 or works]
 
 
 def turns(settings: Settings) -> list[int]:
-    """Return how many rounds each process of its kind measures."""
+    """Return the number of rounds in each turn, that is, in each process of a kind."""
     whole, rest = divmod(settings.rounds, TURN)
     return [TURN] * whole + ([rest] if rest else [])
 
 
 def beside(settings: Settings) -> list[tuple[str, str]]:
-    """Return the libraries whose products are measured, and the policies of waiting."""
+    """Return pairs of a library that computes products, and a wait policy."""
     return list(product(PRODUCTS, ["default"] if settings.quick else ["default", "passive"]))
 
 
 def ticks(settings: Settings) -> int:
-    """Return how often `run` ticks."""
+    """One per row of products, process of a turn, and busy core."""
     policies = len(POLICIES) + 1
     return (
         len(beside(settings))
@@ -95,7 +98,7 @@ def ticks(settings: Settings) -> int:
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Measure all of it."""
+    """Run all measurements."""
     not_run: dict[str, str] = {}
     rows = [
         *beside_products(settings, tick, not_run),
@@ -107,7 +110,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def joined(parts: list[Seconds]) -> Seconds:
-    """Return what several processes measured one after the other, in one."""
+    """Concatenate the times that several processes measured."""
     return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 
@@ -127,7 +130,7 @@ def row(case: str, elements: int, settings: Settings, seconds: Seconds) -> Row:
 
 
 def beside_products(settings: Settings, tick: Tick, not_run: dict[str, str]) -> Iterator[Row]:
-    """A step and a product of matrices, alone and in turn, in one process."""
+    """Steps and matrix products, alone and interleaved, in one process."""
     missing = child.absence("torch")
     for library, policy in beside(settings):
         case = f"{STEP:,}, beside {MATRIX} x {MATRIX} products of {library} ({policy} wait)"
@@ -141,7 +144,7 @@ def beside_products(settings: Settings, tick: Tick, not_run: dict[str, str]) -> 
 
 
 def time_in_turn(library: str, threads: int, rounds: int, steps: int) -> Seconds:
-    """Time steps, products, and both in turn; in a process of its own."""
+    """Time steps and products, alone and interleaved. Runs in a fresh process."""
     multiply: Callable[[], object]
     if library == "torch, imported first":
         multiply = torch_product(threads)
@@ -164,7 +167,7 @@ def time_in_turn(library: str, threads: int, rounds: int, steps: int) -> Seconds
                 begin = time.perf_counter()
                 work()
                 in_turn[k] += (time.perf_counter() - begin) / steps
-        if i > 0:  # the first round warms up
+        if i > 0:  # the first round is a warm-up
             for name, value in zip(
                 seconds, (alone[0], in_turn[1], alone[1], in_turn[0]), strict=True
             ):
@@ -173,7 +176,7 @@ def time_in_turn(library: str, threads: int, rounds: int, steps: int) -> Seconds
 
 
 def torch_product(threads: int) -> Callable[[], object]:
-    """Import torch; return a product of its matrices."""
+    """Import torch, and return a function that computes a matrix product."""
     import torch
 
     torch.set_num_threads(threads)
@@ -183,14 +186,14 @@ def torch_product(threads: int) -> Callable[[], object]:
 
 
 def numpy_product() -> Callable[[], object]:
-    """Return a product of NumPy's matrices, on as many threads as its BLAS takes by itself."""
+    """Return a function that computes a matrix product, on the default threads of NumPy's BLAS."""
     matrix = np.ones((MATRIX, MATRIX), np.float32)
     out = np.empty_like(matrix)
     return lambda: np.matmul(matrix, matrix, out=out)
 
 
 def make_step(elements: int) -> Callable[[], object]:
-    """Return a step of one tensor, whose moments exist."""
+    """Return a function that steps one tensor, after some warm-up steps."""
     import fusedadam
 
     param = np.ones(elements, np.float32)
@@ -202,7 +205,7 @@ def make_step(elements: int) -> Callable[[], object]:
 
 
 def mean_of(work: Callable[[], object], count: int) -> float:
-    """Return the mean time of so many in a loop."""
+    """Return the mean time of `count` calls in a loop."""
     begin = time.perf_counter()
     for _ in range(count):
         work()
@@ -213,7 +216,7 @@ def mean_of(work: Callable[[], object], count: int) -> float:
 
 
 def after_pauses(settings: Settings, tick: Tick) -> Iterator[Row]:
-    """Steps by policies of waiting, and by one thread, which has nothing to wait for."""
+    """Steps with each wait policy, and on one thread, which has nothing to wait for."""
     contenders = [(name, settings.threads, variables) for name, variables in POLICIES.items()]
     contenders.append(("one thread", 1, POLICIES["default"]))
     measured: dict[str, list[list[Seconds]]] = {name: [] for name, _, _ in contenders}
@@ -233,7 +236,7 @@ def after_pauses(settings: Settings, tick: Tick) -> Iterator[Row]:
 
 
 def time_pauses(threads: int, rounds: int, steps: int) -> list[Seconds]:
-    """Time steps of both sizes after each pause; in a process of its own."""
+    """Time steps of both sizes after each kind of pause. Runs in a fresh process."""
     import fusedadam
 
     fusedadam.set_num_threads(threads)
@@ -245,10 +248,10 @@ def time_pauses(threads: int, rounds: int, steps: int) -> list[Seconds]:
 
 
 def mean_after(pause: Pause, step: Callable[[], object], steps: int) -> float:
-    """Return the mean time of so many steps, each after a pause; of more where there is none."""
+    """Return the mean time of `steps` steps, each after a pause; of more steps without a pause."""
     if pause.seconds == 0:
         return mean_of(step, 20 * steps)
-    some = np.ones(1 << 10, np.float32)  # stays in L1: leaves the arrays of the step in the caches
+    some = np.ones(1 << 10, np.float32)  # fits in L1, so the step's arrays stay in the other caches
     total = 0.0
     for _ in range(steps):
         if pause.works:
@@ -267,7 +270,7 @@ def mean_after(pause: Pause, step: Callable[[], object], steps: int) -> float:
 
 
 def beside_a_busy_core(settings: Settings, tick: Tick) -> Iterator[Row]:
-    """Steps on all threads and on one, alone and while another process computes."""
+    """Steps on all threads and on one, alone and beside another process that computes."""
     case = f"{STEP:,}, one core busy with another process"
     seconds = child.call(
         time_beside_a_process, settings.threads, settings.rounds, 5 if settings.quick else 100
@@ -277,7 +280,7 @@ def beside_a_busy_core(settings: Settings, tick: Tick) -> Iterator[Row]:
 
 
 def time_beside_a_process(threads: int, rounds: int, steps: int) -> Seconds:
-    """Time steps with and without a busy core; in a process of its own."""
+    """Time steps with and without a busy core. Runs in a fresh process."""
     import fusedadam
 
     step = make_step(STEP)
@@ -301,7 +304,7 @@ def time_beside_a_process(threads: int, rounds: int, steps: int) -> Seconds:
 
 @contextmanager
 def busy_core() -> Iterator[None]:
-    """A process that computes all the while."""
+    """Run another process that keeps a core busy."""
     code = "print('started', flush=True)\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         try:
@@ -316,7 +319,7 @@ def busy_core() -> Iterator[None]:
 
 
 def on_pages(settings: Settings, tick: Tick) -> Iterator[Row]:
-    """A large step whose parameters and gradients lie on huge pages or on small ones."""
+    """A large step whose parameters and gradients are on huge or on small pages."""
     elements = STEP if settings.quick else LARGE_STEP
     measured: dict[str, list[Seconds]] = {name: [] for name in PAGES}
     for rounds in turns(settings):
@@ -330,7 +333,7 @@ def on_pages(settings: Settings, tick: Tick) -> Iterator[Row]:
 
 
 def time_large(elements: int, threads: int, rounds: int) -> Seconds:
-    """Time steps of a large tensor; in a process of its own."""
+    """Time steps of a large tensor. Runs in a fresh process."""
     import fusedadam
 
     fusedadam.set_num_threads(threads)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What processes that share a memory do to each other's steps, as the ranks of a distributed training on one host.
+"""Contention for memory between processes, as between the ranks of a distributed training.
 
-One process with all threads steps all parameters. Or each of several processes, with its part of the threads and CPUs, steps
-all of them (plain data parallelism) or an equal share (ZeRO, FSDP2). Gradients are there already: no bytes go between them.
+In the baseline, one process with all threads steps all parameters. Otherwise several processes
+divide the threads and CPUs. Each steps all parameters (plain data parallelism) or an equal share of
+them (ZeRO, FSDP2). The gradients already exist, and the processes do not communicate.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ RANKS = 2
 SIZE = 1 << 26
 QUICK_SIZE = 1 << 16
 STEPS = 3
-ARRAY_BYTES = 16  # an element's parameter, gradient and two moments
+ARRAY_BYTES = 16  # per element: parameter, gradient and two moments
 
 
 def ticks(settings: Settings) -> int:
-    """One a round."""
+    """One per round."""
     return settings.rounds
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Let the arrangements take turns; the slowest process of one is its time."""
+    """Interleave the arrangements. The time of an arrangement is that of its slowest process."""
     size = QUICK_SIZE if settings.quick else SIZE
     case = f"{size:,}"
-    # Each arrangement holds its arrays all the while: once, for each process, and once.
+    # All arrangements keep their arrays: one set, one for each process, and one in shares.
     needed = (RANKS + 2) * ARRAY_BYTES * size + SPARE_BYTES
     if needed > available_bytes():
         for _ in range(settings.rounds):
@@ -57,7 +58,7 @@ def run(settings: Settings, tick: Tick) -> Results:
             for name, processes in arrangements.items()
         }
         for members in workers.values():
-            slowest(members)  # warms up
+            slowest(members)  # warm-up
         for i in range(settings.rounds):
             for name, members in workers.items():
                 time.sleep(PAUSE)
@@ -75,7 +76,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def ready(elements: int, threads: int, first_cpu: int) -> Worker:
-    """Return a process that has an optimizer of one tensor."""
+    """Return a worker with an optimizer of one tensor."""
     worker = Worker(PEERS[CONTENDER], threads, first_cpu)
     worker.receive()
     worker.ask("make", names=[CONTENDER], work=[1, elements, "float32", False])
@@ -83,7 +84,7 @@ def ready(elements: int, threads: int, first_cpu: int) -> Worker:
 
 
 def slowest(workers: list[Worker]) -> float:
-    """Return the seconds of a step of the slowest of these, which step at the same time."""
+    """Let workers step at the same time, and return the seconds per step of the slowest."""
     for worker in workers:
         worker.send("time", name=CONTENDER, steps=STEPS, warm=True)
     return max([float(worker.receive()) for worker in workers])

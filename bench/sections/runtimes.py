@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Steps in a process where another library has brought its OpenMP runtime: torch or scikit-learn, imported before or after.
+"""Steps in a process with another library's OpenMP runtime: torch's or scikit-learn's.
 
-Each of their wheels has a copy of libgomp, and so has this package's: copies know nothing of each other's threads. The other
-library works on all threads (a product of matrices, a k-means), and then steps are timed twice: "right after", while its
-threads still spin on their CPUs before they sleep, some 9 ms, and "later", when they exist and sleep. What the step is compared
-with is alone in its process, where the caller computes on one thread instead.
+The wheels of these libraries and of fusedadam each contain a copy of libgomp, and the copies do not
+know of each other's threads. The other library is imported before or after fusedadam. It works on
+all threads (a matrix product, a k-means), and then steps are timed twice: "right after", while its
+threads still spin-wait on their CPUs, for about 9 ms, and "later", when they sleep. The baseline is
+a process without another runtime, where the caller computes on one thread instead.
 
-Processes of each kind take turns. What a step in turn with products costs them both is in the section `neighbours`.
+The processes of all kinds are interleaved. The section `neighbours` measures the contention of
+interleaved steps and products.
 """
 
 from __future__ import annotations
@@ -31,23 +33,23 @@ WHENS = (RIGHT_AFTER, LATER)
 
 SIZES = (1 << 15, 1 << 20, 1 << 24)
 QUICK_SIZES = (1 << 15,)
-# Steps right after: as many as fit in the time in which the other threads spin, at least one.
+# Seconds of steps "right after", less than the other threads spin. At least one step is timed.
 SPIN_S = 0.005
-SLEEP_S = 0.02  # after which they sleep
-STEPS_S = 0.02  # of a timing of those later
+SLEEP_S = 0.02  # seconds after which the other threads sleep
+STEPS_S = 0.02  # seconds of steps "later"
 MOST_STEPS = 500
-SAMPLES = 4_000  # of the k-means, in chunks of 256 for threads
+SAMPLES = 4_000  # of the k-means, which divides them among threads in chunks of 256
 
 
 class Process(NamedTuple):
-    """What is imported, and when."""
+    """The libraries that a process imports before and after fusedadam."""
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """All of them."""
+        """All libraries."""
         return self.before + self.after
 
 
@@ -64,22 +66,22 @@ QUICK_PROCESSES = (ALONE, "both before", "both after")
 
 
 def names(settings: Settings) -> list[str]:
-    """Return the processes that are measured."""
+    """Return the names of the measured processes."""
     return list(QUICK_PROCESSES if settings.quick else PROCESSES)
 
 
 def ticks(settings: Settings) -> int:
-    """One a round of a size."""
+    """One per round of each size."""
     return settings.rounds * len(sizes(settings))
 
 
 def sizes(settings: Settings) -> tuple[int, ...]:
-    """Return how many elements are stepped."""
+    """Return the numbers of elements."""
     return QUICK_SIZES if settings.quick else SIZES
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Let processes of all kinds take turns, round by round, for each size."""
+    """Interleave the processes of all kinds, round by round, for each size."""
     missing = {name: child.absence(*PROCESSES[name].modules) for name in names(settings)}
     rows: list[dict[str, Any]] = []
     for elements in sizes(settings):
@@ -110,7 +112,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 def contest(
     names: Sequence[str], elements: int, settings: Settings, rounds: int
 ) -> Iterator[dict[str, Seconds]]:
-    """Yield what each process measures in a round."""
+    """Yield the times of each process, round by round."""
     variables = dict.fromkeys(THREAD_VARIABLES, str(settings.threads))
     with contextlib.ExitStack() as processes:
         measuring = {
@@ -127,7 +129,7 @@ def contest(
 
 
 def time_steps(name: str, elements: int, threads: int) -> Iterator[Seconds]:
-    """Yield the seconds of steps right after the other libraries' work, and of those later."""
+    """Yield the seconds per step right after the other libraries' work, and later."""
     process = PROCESSES[name]
     work = [WORKS[module](threads) for module in process.before]
     import fusedadam
@@ -142,7 +144,7 @@ def time_steps(name: str, elements: int, threads: int) -> Iterator[Seconds]:
         for other in work or [busy]:
             other()
         right_after = mean_of(step, first)
-        # At work and not asleep: this thread, and those of a step, have their CPUs.
+        # Steps instead of a sleep, so that this thread and the step's threads keep their CPUs.
         end = time.perf_counter() + SLEEP_S
         while time.perf_counter() < end:
             step()
@@ -150,7 +152,7 @@ def time_steps(name: str, elements: int, threads: int) -> Iterator[Seconds]:
 
 
 def busy(seconds: float = 0.005) -> None:
-    """Compute on this thread."""
+    """Compute on this thread only."""
     some = np.ones(1 << 10, np.float32)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -158,7 +160,10 @@ def busy(seconds: float = 0.005) -> None:
 
 
 def k_means(_threads: int) -> Callable[[], object]:
-    """Import scikit-learn; return a k-means on all threads of its runtime, which OMP_NUM_THREADS sets."""
+    """Import scikit-learn, and return a function that computes a k-means.
+
+    It uses all threads of its runtime, whose number OMP_NUM_THREADS sets.
+    """
     from sklearn.cluster import KMeans
 
     samples = np.random.default_rng(0).standard_normal((SAMPLES, 16)).astype(np.float32)

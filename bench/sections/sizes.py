@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One tensor of float32, from a hundred elements to 256M."""
+"""One float32 tensor, from 100 to 256M elements."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ TITLE = "One tensor"
 
 SIZES = (100, 1_000, 10_000, 100_000, 1 << 20, 10_000_000, 1 << 26, 100_000_000)
 QUICK_SIZES = (100,)
-# Where memory is the only limit left, those that come near it; the others would not fit beside them.
+# At the largest size, memory is the only limit. Only the contenders that come near it are timed;
+# more would not fit in memory.
 LARGEST, QUICK_LARGEST = 1 << 28, 1 << 20
 AT_LARGEST = ("fusedadam", "traffic twin", "torch fused", "deepspeed")
 
 
 def sizes(settings: Settings) -> tuple[int, ...]:
-    """Return the sizes that all contenders step."""
+    """Return the sizes for all contenders."""
     return QUICK_SIZES if settings.quick else SIZES
 
 
 def ticks(settings: Settings) -> int:
-    """One a size."""
+    """One per size."""
     return len(sizes(settings)) + 1
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time a step at each size."""
+    """Time each size."""
     rows = []
     with Contest(PEERS, settings) as contest:
         for size in sizes(settings):

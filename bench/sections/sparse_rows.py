@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""A lazy step of some rows of a table (`apply_sparse`), against the dense step of the same table.
+"""A lazy step of some rows of a table (`apply_sparse`) against the dense step of the same table.
 
-The dense contender takes `apply_gradients` with the gradient of the whole table, by an optimizer of the same settings. Each step
-begins with cold caches, as after the forward and the backward pass of a model, and names other rows than the one before: a small
-table that stays in cache would otherwise look cheaper than the same rows of a large one.
+The dense contender calls `apply_gradients` with the gradient of the whole table, on an optimizer
+with the same settings. Each step starts with a cold cache, as after the forward and backward pass
+of a model, and with other rows than the step before. Otherwise a small table would stay in cache,
+and seem cheaper than the same number of rows of a large table.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from settings import Results, Settings, Tick
 
 TITLE = "Rows of a table"
 
-WIDTH = 64  # elements of a row
+WIDTH = 64  # elements per row
 GRADIENT = 0.01
-SWEPT_ELEMENTS = 1 << 25  # 128 MiB: larger than the caches
+SWEPT_ELEMENTS = 1 << 25  # 128 MiB: larger than the caches, which a pass over it evicts
 
 
 class Case(NamedTuple):
-    """A table, and how many of its rows a step names."""
+    """A table, and the number of its rows in a step."""
 
     table_rows: int
     rows: int
@@ -33,7 +34,7 @@ class Case(NamedTuple):
 
 CASES = (
     Case(1_000_000, 1_000),
-    # The same rows, other tables.
+    # Equal numbers of rows, other tables.
     Case(100_000, 1_000),
     Case(10_000, 1_000),
     # The same table, other numbers of rows.
@@ -45,12 +46,12 @@ QUICK_CASES = (Case(10_000, 100), Case(10_000, 1_000))
 
 
 def cases(settings: Settings) -> tuple[Case, ...]:
-    """Return what is measured."""
+    """Return the cases."""
     return QUICK_CASES if settings.quick else CASES
 
 
 def ticks(settings: Settings) -> int:
-    """Return how often `run` ticks."""
+    """One per case."""
     return len(cases(settings))
 
 
@@ -66,7 +67,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def compare(case: Case, settings: Settings, swept: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Time both contenders in turn."""
+    """Time both contenders, interleaved."""
     random = np.random.default_rng(1)
     table = np.ones((case.table_rows, WIDTH), np.float32)
     dense_grad = np.full_like(table, GRADIENT)
@@ -83,7 +84,7 @@ def compare(case: Case, settings: Settings, swept: np.ndarray[Any, Any]) -> dict
         for name, step in steps.items():
             np.add(swept, 1, out=swept)
             taken = seconds(step)
-            # The first steps make the moments.
+            # The first steps allocate the moments.
             if i > 0:
                 times[name].append(taken)
     return {

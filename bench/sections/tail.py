@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A training tail: clip by the global norm, decay and step, average, zero the gradients.
 
-The gradients are set again before each step, outside the timing.
+The gradients are set again before each step, outside of the timing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ QUICK_SIZES = (10_000,)
 
 
 def ticks(settings: Settings) -> int:
-    """One a size."""
+    """One per size."""
     return len(QUICK_SIZES if settings.quick else SIZES)
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time the tail at each size."""
+    """Time each size."""
     rows = []
     with Contest(TAIL_PEERS, settings, tail=True) as contest:
         for size in QUICK_SIZES if settings.quick else SIZES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""On one thread, and on all: in memory, in cache, and over many tensors."""
+"""Steps in memory, in cache and over many tensors, by number of threads."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ QUICK_CASES = (Case("10 x 1,000", 10, 1_000),)
 
 
 def counts(settings: Settings) -> list[int]:
-    """Return the numbers of threads: one, powers of two, and all."""
+    """Return the numbers of threads: powers of two, and all threads."""
     powers = [1 << i for i in range(settings.threads.bit_length())]
     return sorted({*powers, settings.threads})
 
 
 def ticks(settings: Settings) -> int:
-    """One a case and number of threads."""
+    """One per case and number of threads."""
     return len(counts(settings)) * len(QUICK_CASES if settings.quick else CASES)
 
 
 def run(settings: Settings, tick: Tick) -> Results:
-    """Time the cases on each number of threads, with new processes for each number."""
+    """Time each case on each number of threads, with new processes for each number."""
     rows = []
     for threads in counts(settings):
         with Contest(NAMES, settings, threads=threads) as contest:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The optimizer's share of the time of a training, before and after: a small network on handwritten digits.
+"""The optimizer's share of the time of a training, with and without fusedadam.
 
-The 1,797 scans of 8 x 8 pixels come with scikit-learn. The same network is trained in NumPy, with backpropagation written by hand,
-and in torch, with autograd; each framework in a process of its own, with its optimizers in turn, epoch by epoch. All begin with the
-same weights, see the same batches and take the same hyper-parameters. All must learn: one that ends below 95 % of the test
-digits is an error, and no figure.
+A small network learns handwritten digits: 1,797 scans of 8 x 8 pixels, which come with
+scikit-learn. It is trained in NumPy with hand-written backpropagation, and in torch with autograd.
+Each framework has its own process, in which its optimizers are interleaved, epoch by epoch. All
+trainings have the same initial weights, batches and hyper-parameters. A training that recognizes
+less than 95 % of the test digits is an error.
 
-- numpy: "numpy formula", then "fusedadam"
-- torch: "torch default" (`torch.optim.Adam`), then "fusedadam" on the same kind of tensors, and "torch fused"
+- numpy: "numpy formula" is the baseline for "fusedadam"
+- torch: "torch default" (`torch.optim.Adam`) is the baseline for "fusedadam" on the same kind of
+  tensors, and for "torch fused"
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ Array: TypeAlias = npt.NDArray[Any]
 
 LAYERS = (64, 512, 256, 10)  # units; 167,562 parameters
 BATCH = 64
-# As many at least, so that each network has learned; more where there are more rounds.
+# At least so many that each network has learned; one per round if there are more rounds.
 EPOCHS = 15
 QUICK_EPOCHS = 5
 REQUIRED_ACCURACY = 0.95
 LR, BETA_1, BETA_2, EPSILON = 0.001, 0.9, 0.999, 1e-8
 SEED = 1
 
-# What must be importable.
+# Framework -> modules that it needs.
 NEEDS = {
     "numpy": ("sklearn", "threadpoolctl"),
     "torch": ("sklearn", "threadpoolctl", "torch"),
@@ -48,26 +50,26 @@ NEEDS = {
 
 
 class Samples(NamedTuple):
-    """Images, one a row with pixels in [0, 1], and the digit that each one shows."""
+    """Images, one per row with pixels in [0, 1], and their digits."""
 
     images: Array
     digits: Array
 
 
 class Seconds(NamedTuple):
-    """Where the time of an epoch's steps went."""
+    """The times of the two parts of all steps of an epoch."""
 
     gradients: float
     optimizer: float
 
 
 def epochs(settings: Settings) -> int:
-    """Return how many passes over the training images each network makes: a round each."""
+    """Return the number of epochs of each training. An epoch is a round."""
     return max(QUICK_EPOCHS if settings.quick else EPOCHS, settings.rounds)
 
 
-def ticks(settings: Settings) -> int:  # noqa: ARG001 - as all sections
-    """Return how often `run` ticks."""
+def ticks(settings: Settings) -> int:  # noqa: ARG001 - the interface of all sections
+    """One per framework."""
     return len(NEEDS)
 
 
@@ -89,7 +91,7 @@ def run(settings: Settings, tick: Tick) -> Results:
 
 
 def train_all(framework: str, threads: int, passes: int) -> list[dict[str, Any]]:
-    """Train with each optimizer of a framework; return a row of each."""
+    """Train with each optimizer of a framework, and return a row for each."""
     import fusedadam
     from threadpoolctl import threadpool_limits
 
@@ -122,7 +124,7 @@ def train_all(framework: str, threads: int, passes: int) -> list[dict[str, Any]]
             "threads": threads,
             "parameters": sum(param.size for param in initial_params()),
             "batch": BATCH,
-            # Of an epoch.
+            # Per epoch.
             "gradient_seconds": [epoch.gradients for epoch in seconds[name]],
             "optimizer_seconds": [epoch.optimizer for epoch in seconds[name]],
             "accuracy": accuracies[name],
@@ -132,7 +134,7 @@ def train_all(framework: str, threads: int, passes: int) -> list[dict[str, Any]]
 
 
 def load_splits() -> tuple[Samples, Samples]:
-    """Return the training and the test split: four fifths and one fifth of every digit's scans."""
+    """Return the training and test split: four fifths and one fifth of the scans of each digit."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -145,9 +147,9 @@ def load_splits() -> tuple[Samples, Samples]:
 
 
 def initial_params() -> list[Array]:
-    """Return weights and biases of each layer in turn.
+    """Return the weights and biases of each layer in turn.
 
-    He et al. (arXiv:1502.01852) derive the spread for layers that end in a rectifier.
+    He et al. (arXiv:1502.01852) derive the standard deviation for layers with a rectifier.
     """
     random = np.random.default_rng(SEED)
     params = []
@@ -159,23 +161,23 @@ def initial_params() -> list[Array]:
 
 
 class Training(ABC):
-    """A network and its optimizer. The two parts of a step are timed apart."""
+    """A network and its optimizer. The two parts of a step are timed separately."""
 
     @abstractmethod
     def find_gradients(self, images: Array, digits: Array) -> None:
-        """Forward and backward pass of the mean cross-entropy."""
+        """Run the forward and backward pass of the mean cross-entropy."""
 
     @abstractmethod
     def step(self) -> object:
-        """Update the parameters by these gradients."""
+        """Update the parameters with these gradients."""
 
     @abstractmethod
     def params(self) -> Sequence[Array]:
-        """Return the parameters now."""
+        """Return the current parameters."""
 
 
 def train_epoch(training: Training, samples: Samples, order: Array) -> Seconds:
-    """Take one step per batch, in this order; return where the time went."""
+    """Take one step per batch of samples in this order, and return the times."""
     gradients = optimizer = 0.0
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
@@ -191,7 +193,7 @@ def train_epoch(training: Training, samples: Samples, order: Array) -> Seconds:
 
 
 def accuracy(training: Training, samples: Samples) -> float:
-    """Return the share of images whose digit is recognised."""
+    """Return the fraction of images whose digit is recognized."""
     scores = forward(training.params(), samples.images)[-1]
     return float(np.mean(scores.argmax(axis=1) == samples.digits))
 
@@ -200,7 +202,7 @@ def accuracy(training: Training, samples: Samples) -> float:
 
 
 def forward(params: Sequence[Array], images: Array) -> list[Array]:
-    """Return what goes into each layer, and the scores that come out of the last one."""
+    """Return the inputs of each layer, and the scores of the last layer."""
     values = [images]
     for i in range(0, len(params), 2):
         weighted = values[-1] @ params[i] + params[i + 1]
@@ -210,7 +212,7 @@ def forward(params: Sequence[Array], images: Array) -> list[Array]:
 
 
 def backward(params: Sequence[Array], values: Sequence[Array], digits: Array) -> list[Array]:
-    """Return the gradients of the mean cross-entropy, one per parameter."""
+    """Return the gradients of the mean cross-entropy, one per parameter array."""
     scores = values[-1]
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     error = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -227,23 +229,23 @@ def backward(params: Sequence[Array], values: Sequence[Array], digits: Array) ->
 
 
 class NumPyTraining(Training):
-    """Backpropagation by hand; a subclass adds its step."""
+    """Hand-written backpropagation. Subclasses add the step."""
 
     def __init__(self, params: list[Array]) -> None:
         self._params = params
         self._grads: list[Array] = []
 
     def find_gradients(self, images: Array, digits: Array) -> None:
-        """Forward and backward pass."""
+        """Run the forward and backward pass."""
         self._grads = backward(self._params, forward(self._params, images), digits)
 
     def params(self) -> Sequence[Array]:
-        """Return the live arrays."""
+        """Return the arrays themselves."""
         return self._params
 
 
 class NumPyFormula(NumPyTraining):
-    """Adam as those write it who have NumPy alone, in place where that is no more to write."""
+    """Adam as usually written in plain NumPy, in place where that needs no extra code."""
 
     def __init__(self, params: list[Array]) -> None:
         super().__init__(params)
@@ -252,7 +254,7 @@ class NumPyFormula(NumPyTraining):
         self._t = 0
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         self._t += 1
         lr_t = LR * math.sqrt(1 - BETA_2**self._t) / (1 - BETA_1**self._t)
         for p, g, m, v in zip(self._params, self._grads, self._m, self._v, strict=True):
@@ -265,7 +267,7 @@ class NumPyFormula(NumPyTraining):
 
 
 class NumPyFused(NumPyTraining):
-    """The same by `fusedadam.Adam`."""
+    """The same step by `fusedadam.Adam`."""
 
     def __init__(self, params: list[Array]) -> None:
         from fusedadam import Adam
@@ -274,7 +276,7 @@ class NumPyFused(NumPyTraining):
         self._adam = Adam(LR, BETA_1, BETA_2, EPSILON)
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         return self._adam.apply_gradients(zip(self._grads, self._params, strict=True))
 
 
@@ -282,7 +284,7 @@ class NumPyFused(NumPyTraining):
 
 
 class TorchTraining(Training):
-    """Autograd; the step is given by a function of the parameters that returns it."""
+    """Training with autograd. `make_step` returns the step over given parameters."""
 
     def __init__(
         self,
@@ -295,7 +297,7 @@ class TorchTraining(Training):
         self._step = make_step(self._params)
 
     def find_gradients(self, images: Array, digits: Array) -> None:
-        """Forward and backward pass."""
+        """Run the forward and backward pass."""
         import torch
         from torch.nn import functional
 
@@ -310,16 +312,16 @@ class TorchTraining(Training):
         torch.autograd.backward([loss])
 
     def step(self) -> object:
-        """Step."""
+        """Take a step."""
         return self._step()
 
     def params(self) -> Sequence[Array]:
-        """Return views."""
+        """Return views of the parameters as NumPy arrays."""
         return [param.detach().numpy() for param in self._params]
 
 
 def torch_step(params: list[torch.Tensor], *, fused: bool) -> Callable[[], object]:
-    """Return the step of `torch.optim.Adam`: fused, or as it is by default."""
+    """Return the step of `torch.optim.Adam`: the fused or the default implementation."""
     import torch
 
     betas = (BETA_1, BETA_2)
@@ -329,14 +331,14 @@ def torch_step(params: list[torch.Tensor], *, fused: bool) -> Callable[[], objec
 
 
 def fusedadam_step(params: list[torch.Tensor]) -> Callable[[], object]:
-    """Return the step of `fusedadam.Adam` over tensors."""
+    """Return the step of `fusedadam.Adam` over torch tensors."""
     from fusedadam import Adam
 
     adam = Adam(LR, BETA_1, BETA_2, EPSILON)
     return lambda: adam.apply_gradients([(param.grad, param) for param in params])
 
 
-# The first of each framework is what there was before.
+# The first of each framework is the baseline.
 NUMPY_TRAININGS: dict[str, Callable[[list[Array]], Training]] = {
     "numpy formula": NumPyFormula,
     "fusedadam": NumPyFused,

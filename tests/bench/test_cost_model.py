@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The cost model: its formula, the fit of its constants, and what follows from them on paper."""
+"""Tests of the cost model: its formula, the fit of its constants, and its predictions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SIZES = [10**k * digit for k in range(2, 8) for digit in (1, 3)]
 
 
 def sample(tensors: int, elements: int, threads: int, seconds: float | None = None) -> Sample:
-    """What the model itself says, unless told otherwise."""
+    """A sample with the model's own prediction, unless `seconds` is given."""
     n = tensors * elements
     exact = MODEL.seconds(n, tensors=tensors, threads=threads)
     return Sample("sizes", f"{tensors} x {elements}", tensors, n, threads, seconds or exact)
@@ -51,14 +51,14 @@ SAMPLES = [
 
 
 def test_formula_by_hand() -> None:
-    # A small step: one thread, all of it cached.
+    # A small step runs on one thread and is fully cached.
     assert MODEL.seconds(10_000, threads=2) == pytest.approx(3e-6 + 1.5e-7 + 10_000 / 2.9e9)
-    # A large one: what is beyond 26 MB goes at the speed of the memory.
+    # In a large step, everything beyond 26 MB runs at memory speed.
     n, cached = 10_000_000, 26e6 / 16
     expected = 3e-6 + 2.5e-6 + cached / (2 * 2.9e9) + (n - cached) * 28 / 53e9
     expected += 1.5e-7 * cached / n + 4e-7 * (1 - cached / n)
     assert MODEL.seconds(n, threads=2) == pytest.approx(expected)
-    # On one thread, its own bandwidth is the limit.
+    # On one thread, the bandwidth of its core is the limit.
     assert MODEL.work(10**9, 1) == pytest.approx(10**9 * 28 / 35e9, rel=0.01)
 
 
@@ -113,11 +113,11 @@ def test_samples_are_medians_of_our_float32_steps() -> None:
 
 def test_server_by_hand() -> None:
     server = Server()
-    # 24 channels of 38.4 GB/s, 80 % of it.
+    # 80 % of 24 channels of 38.4 GB/s.
     assert server.bandwidth == pytest.approx(737.28e9)
     assert seconds_per_parameter(MODEL, server) == pytest.approx(28 / 737.28e9)
     assert seconds_from_one_socket(MODEL, server) == pytest.approx(56 / 737.28e9)
-    # With few slow cores, computing is the limit.
+    # With slow cores, computation is the limit.
     slow = replace(MODEL, rate=1e8)
     assert seconds_per_parameter(slow, server) == pytest.approx(1 / (96 * 1e8))
     weak = replace(MODEL, core_bandwidth=1e9)
@@ -127,13 +127,13 @@ def test_server_by_hand() -> None:
 def test_sharding_pays_beyond_a_speed_of_the_network_for_any_number_of_machines() -> None:
     step = 28 / 700e9
     assert network_that_pays(step) == pytest.approx(200e9)
-    # Gbit/s that achieve a little more and a little less than that.
+    # Networks that achieve slightly more and slightly less than that.
     faster, slower = (Network(8 * 200 * f / 0.9) for f in (1.01, 0.99))
     for machines in (2, 3, 64):
         assert saved_by_sharding(step, machines) > traffic_seconds(faster, machines)
         assert saved_by_sharding(step, machines) < traffic_seconds(slower, machines)
     assert traffic_seconds(Network(100), 2) == pytest.approx(4 / 11.25e9)
-    # 8 B over 11.25 GB/s of exchange beside the step.
+    # The exchange moves 8 B at 11.25 GB/s, in addition to the step.
     share = step / (step + 8 / 11.25e9)
     assert most_saved_of_an_exchange(step, Network(100)) == pytest.approx(share)
 
@@ -151,7 +151,7 @@ def test_machines_for_memory() -> None:
 def test_page_has_predictions_and_residuals() -> None:
     large = {"rows": [{"elements": 10**9, "seconds": {"fusedadam": [0.6]}}]}
     text = cost_model_part(fit(SAMPLES, cores=2), 2, large)
-    # 28 B over 737 GB/s, and 100 times 16 GB.
+    # 28 B at 737 GB/s; 100 times as many parameters take 100 times 16 GB.
     assert "| 1B | 16.0 GB | 38.0 ms | 76.0 ms | 1 |" in text
     assert "| 100B | 1.60 TB | 3.80 s | 7.60 s | 2 |" in text
     assert "1B parameters: predicted" in text

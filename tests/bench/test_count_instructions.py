@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The counter of instructions: its differences, its comparison with the record, and the record."""
+"""Tests of the instruction counter: its differences, the comparison, and the record."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def test_no_calls_at_all_are_refused() -> None:
 
 
 def test_differences_free_the_counts_of_what_is_done_once() -> None:
-    # 1,000 a call, 50 a tensor, 3 an element; of rows 2 an element, 20 a row and 500 a call.
+    # Tensors: 1,000 per call, 50 per tensor, 3 per element. Rows: 500 per call, 20 per row, 2 per
+    # element.
     calls = {Call("float32", "plain", 1, n): 1000 + 50 + 3 * n for n in (4096, 16384)}
     calls |= {Call("float32", "prepared", n, 64): 1000 + n * (50 + 3 * 64) for n in (500, 1, 100)}
     calls |= {
@@ -127,7 +128,7 @@ def test_the_margin_decides(key: Key, factor: float, fails: int) -> None:
 
 
 def test_a_loop_that_lost_its_vectors_fails_with_any_compiler() -> None:
-    # Half the width is the least that can be lost.
+    # The smallest possible loss is half of the vector width, which doubles the count.
     for compiler in (COMPILER, "GNU 14.1.0", "Clang 17.0.6"):
         status, words = judge({PLAIN: 6.75}, {PLAIN: 3.375}, compiler)
         assert status == 1
@@ -200,7 +201,7 @@ def test_the_record_has_every_instruction_set_and_dtype() -> None:
 
 
 def test_the_record_shows_vectors() -> None:
-    # What one element costs goes with how many fit in a register: eight, four and two.
+    # An AVX2 register holds eight float32 or four float64, so a float64 costs about twice as much.
     counts = read_record(RECORD).counts
     for stage in ("plain", "tail"):
         float32, float64 = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The benchmark's adapters, and the processes and rounds in which they are timed."""
+"""Tests of the benchmark's peers, and of the processes and rounds in which they are timed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUICK = Settings(threads=1, rounds=2, quick=True)
 
 @pytest.fixture(autouse=True)
 def no_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests compile nothing: the twin is a peer that is not there."""
+    """Make the twin an absent peer, so that tests compile nothing."""
     monkeypatch.setattr(twin, "library_path", str)
 
 
@@ -73,7 +73,7 @@ def test_a_right_contender_is_right(name: str, dtype: str) -> None:
 def test_the_library_is_right_behind_a_framework(name: str, needs: list[str], dtype: str) -> None:
     for module in needs:
         pytest.importorskip(module)
-    # A process chooses the backend of Keras once.
+    # A process can choose only one backend of Keras, so this needs its own process.
     with Worker(ADAPTERS[name], threads=2) as worker:
         assert worker.receive().keys() == {"fusedadam", *needs}
         assert worker.ask("error", name=name, dtype=dtype, tail=False) == ""

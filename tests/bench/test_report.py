@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The report of a benchmark: tables, targets and the marked parts of a page, from results made up here."""
+"""Tests of the report: tables, targets and marked parts of a page, from synthetic results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MODEL = CostModel(
     memory_bandwidth=55e9,
     cache=28e6,
 )
-# Peers by their fixed cost of a call and of a tensor, and by their time on memory over ours.
+# Peer -> seconds per call, seconds per tensor, and its time per element relative to ours.
 PEERS = {
     "torch default": (9e-5, 2.5e-5, 3.5),
     "torch foreach": (1.5e-4, 1.8e-5, 3.1),
@@ -56,7 +56,7 @@ ABSENT = {"deepspeed": "ModuleNotFoundError: No module named 'deepspeed'\n(not i
 def timed_row(
     rng: np.random.Generator, tensors: int, elements: int, *, threads: int = 2, wide: bool = False
 ) -> dict[str, Any]:
-    """A row as `run.py` writes it: the weather of a round slows all contenders down alike."""
+    """A row as `run.py` writes it. In each round, `weather` slows all contenders equally."""
     rounds = 9
     weather = 1 + 0.3 * rng.random(rounds)
     n = tensors * elements
@@ -89,7 +89,7 @@ def timed_row(
 
 
 def sample() -> dict[str, Any]:
-    """Results of a run, with every section."""
+    """Return the results of a run with every section."""
     rng = np.random.default_rng(4)
 
     def noise(seconds: float) -> list[float]:
@@ -315,7 +315,7 @@ NAMES = ["machine", "targets", *sample()["sections"], "cost_model"]
 
 
 def page_of(names: list[str]) -> str:
-    """A page with text around its parts."""
+    """Return a page with text around its parts."""
     parts = "".join(
         f"## {n}\n\n<!-- begin {n} -->\nold {n}\n<!-- end {n} -->\n\nAfter {n}.\n\n" for n in names
     )
@@ -324,7 +324,7 @@ def page_of(names: list[str]) -> str:
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    """Results, a page and a README."""
+    """Write results, a page and a README, and return their paths."""
     docs, readme = tmp_path / "docs/benchmarks.md", tmp_path / "README.md"
     docs.parent.mkdir()
     docs.write_text(page_of(NAMES), encoding="utf-8")
@@ -340,7 +340,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def run(files: dict[str, Path], *more: str) -> int:
-    """The command on these files."""
+    """Run the command on these files."""
     options = [f"--{name}={path}" for name, path in files.items() if name != "results"]
     return report.main([str(files["results"]), *options, *more])
 
@@ -349,7 +349,7 @@ def run(files: dict[str, Path], *more: str) -> int:
 
 
 def test_ratio_is_the_median_of_each_rounds_own() -> None:
-    # The medians of the times are both 2; in most rounds the peer takes three times as long.
+    # The ratio of the medians is 1.5, but in most rounds the peer takes three times as long.
     row = {
         "seconds": {
             "fusedadam": [1.0, 2.0, 9.0, 1.0, 4.0],
@@ -440,7 +440,10 @@ def test_timed_table_has_time_traffic_ratios_and_reasons() -> None:
     ]
     lines = timed_part(rows).splitlines()
     assert lines == [
-        "| case | fusedadam | GB/s | of the twin | torch fused / fusedadam | deepspeed / fusedadam | optax / fusedadam |",
+        (
+            "| case | fusedadam | GB/s | of the twin | torch fused / fusedadam "
+            "| deepspeed / fusedadam | optax / fusedadam |"
+        ),
         "|---|---|---|---|---|---|---|",
         "| 1 x 1M | 1.00 ms | 28.0 | 0.90 (0.90 to 0.90) | 3.00 (2.50 to 3.50) | — | — |",
         "| 1 x 2M | 1.00 ms | 56.0 | 1.00 (1.00 to 1.00) | — | — | — |",
@@ -465,9 +468,12 @@ def test_targets_are_met_missed_or_not_measured() -> None:
     text = targets_part({"sizes": {"rows": [row]}}, targets)
     assert text.splitlines()[2:] == [
         "| torch fused | at least 10.0 x | 10.0 (9.00 to 11.0) | met |",
-        # By the figure, and not by what its two decimals round to.
+        # The unrounded figure decides, not its two decimals.
         "| numba | at least 0.9 x | 0.90 (0.90 to 0.90) | **MISSED** |",
-        "| deepspeed | at least 1.0 x | — | not measured: ModuleNotFoundError: No module named 'deepspeed' (not installed) |",
+        (
+            "| deepspeed | at least 1.0 x | — | not measured: ModuleNotFoundError: "
+            "No module named 'deepspeed' (not installed) |"
+        ),
         "",
         "1 met, 1 missed, 1 not measured.",
     ]
@@ -605,7 +611,7 @@ def test_plots_are_drawn_and_shown(files: dict[str, Path]) -> None:
     for plot in drawn:
         png = plot.read_bytes()
         assert png.startswith(b"\x89PNG")
-        # The width is the first number of the first chunk.
+        # The first chunk of a PNG starts with the width.
         assert abs(int.from_bytes(png[16:20], "big") - 1200) <= 10
         assert len(png) < 150_000
         assert f"](benchmarks/{plot.name})" in text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sections of the benchmark that run a few rounds of small work: what they return has the form that the report reads."""
+"""Tests that run sections of the benchmark on small work, and check the form of their results."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ ABSENT = "ModuleNotFoundError: No module named 'torch'"
 
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
-    """Sections set the number of threads of this process."""
+    """Restore the number of threads, which sections change."""
     with running(threads=fusedadam.get_num_threads()):
         yield
 
 
 def results_of(name: str, capfd: pytest.CaptureFixture[str]) -> Results:
-    """What a section returns, as the file has it; it ticks as often as it says, and prints nothing."""
+    """Run a section, and return its results as read from the file.
+
+    The section must tick as often as it declares, and print nothing.
+    """
     section = sections.load(name)
     ticked: list[str] = []
     results = section.run(SETTINGS, ticked.append)
@@ -47,13 +50,13 @@ def results_of(name: str, capfd: pytest.CaptureFixture[str]) -> Results:
 
 
 def check_seconds(seconds: list[float], count: int = ROUNDS) -> None:
-    """One time a round."""
+    """Check that there is one time per round."""
     assert len(seconds) == count
     assert all(0 < value < math.inf for value in seconds)
 
 
 def check_timed(row: dict[str, Any]) -> None:
-    """A timed row."""
+    """Check a timed row."""
     assert row["case"]
     assert row["dtype"] == "float32"
     assert row["threads"] == SETTINGS.threads
@@ -145,8 +148,8 @@ def test_neighbours(
 
 
 def test_adapters(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(twin, "library_path", str)  # none is needed here, and nothing is compiled
-    # Contests look for nothing: their processes tell what they could not import.
+    monkeypatch.setattr(twin, "library_path", str)  # the twin is not needed, so it is not built
+    # A contest does not check what is installed: its processes report what they cannot import.
     here = {name: child.absence(name) is None for name in ("keras", "torch")}
     results = results_of("adapters", capfd)
     timed = [row for row in results["rows"] if "seconds" in row]
@@ -250,7 +253,7 @@ def test_the_model_has_the_size_of_its_target() -> None:
 
 
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let sections find no torch."""
+    """Make torch seem absent to sections."""
     absence = child.absence
 
     def without(*modules: str) -> str | None:
