@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Work of several threads of Python, started at one moment."""
+"""Run work on several Python threads that start at the same moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def together(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """The results of `work(0)` ... `work(count - 1)`, started at one moment."""
+    """Return the results of `work(0)` ... `work(count - 1)`, all started at the same moment."""
     barrier = threading.Barrier(count)
 
     def run(i: int) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints to test with: trainings that go on from one, and files that were changed by hand."""
+"""Checkpoints for tests: trainings that resume from one, and files edited by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 SHAPES_AND_DTYPES = [((3, 5), "float32"), ((7,), "float64"), ((), "float32"), ((0, 2), "float64")]
-# An importable function that is a schedule: from 0 up to 1.
+# An importable function that serves as a schedule, from 0 up to 1.
 SCHEDULE = math.erf
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Training:
-    """An optimizer and its parameters; the same gradients whoever takes the call."""
+    """An optimizer and its parameters. The gradients depend only on the number of the call."""
 
     def __init__(self, **options: Any) -> None:
         rng = np.random.default_rng(7)
@@ -89,7 +89,7 @@ class Training:
         return bool(config.get("skip_nonfinite")) or config.get("loss_scale") == "dynamic"
 
     def resumed(self, path: Path) -> Training:
-        """Go on from a checkpoint: this training, as far as a file and the parameters carry it."""
+        """Resume from a checkpoint, as far as the file and the parameters carry this training."""
         self.optimizer.save(path)
         other = copy.copy(self)
         other.params = [param.copy() for param in self.params]
@@ -116,7 +116,7 @@ def names_beside(path: Path) -> list[str]:
 
 
 class Edited:
-    """The parts of a checkpoint, to be changed and written again."""
+    """The parts of a checkpoint, to be changed and written back."""
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="numpy") as file:
@@ -128,7 +128,7 @@ class Edited:
 
 
 def rejson(part: str, **changes: Any) -> Callable[[Edited], None]:
-    """Change entries of a part in JSON; `...` removes one."""
+    """Change entries of a JSON part. `...` removes one."""
 
     def edit(file: Edited) -> None:
         entries = json.loads(file.metadata[part]) | changes

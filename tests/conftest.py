@@ -17,7 +17,7 @@ import threadpoolctl
 from checkpoint_files import Training
 from helpers import running
 
-# Derandomized where the result decides something, so that a failure there can be had again.
+# Derandomized where a result gates a change, so that a failure can be reproduced.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile(
@@ -26,7 +26,7 @@ hypothesis.settings.load_profile(
 
 
 def pytest_report_header() -> list[str]:
-    """Name what decides speed and bits, so that a pasted report says where it ran."""
+    """Report what determines speed and bits, so that a pasted report shows where it ran."""
     openmp = [
         f"{Path(info['filepath']).name} ({info['num_threads']} threads)"
         for info in threadpoolctl.threadpool_info()
@@ -47,14 +47,14 @@ def _cpu() -> str:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Name the seed before anything runs: a fault at a guard page ends the process."""
+    """Print the seed before any test runs, because a fault at a guard page ends the process."""
     reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and fuzz_runs.TALLIES:
         reporter.write_line(f"FUSEDADAM_FUZZ_SEED={fuzz_runs.SEED}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was tried, so that a page can quote it."""
+    """Report what the fuzz tests tried, so that a document can quote it."""
     tried = {name: counts for name, counts in fuzz_runs.TALLIES.items() if counts}
     if not tried:
         return
@@ -71,7 +71,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A path of a checkpoint, in an otherwise empty directory."""
+    """The path of a checkpoint in an otherwise empty directory."""
     directory = tmp_path / "checkpoints"
     directory.mkdir()
     return directory / "adam.safetensors"

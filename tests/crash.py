@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Saves by many processes, killed at random instants. For an interpreter of its own (see below)."""
+"""Processes that save and are killed at random instants. Needs its own interpreter (see below)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from fusedadam import Adam
 from helpers import Array
 
-# 3.3 MB a checkpoint, so that most of a save is writing.
+# 3.3 MB per checkpoint, so that most of a save is spent on writing.
 _SHAPES_AND_DTYPES = [
     *[((100, 1000), "float32")] * 2,
     ((100_000,), "float64"),
@@ -33,13 +33,13 @@ def parameters() -> list[Array]:
 
 
 def numbered(optimizer: Adam, number: int) -> None:
-    """Give every element of the state, and the count of steps, this value."""
+    """Set every element of the state, and the step count, to this value."""
     moments = [np.full_like(weight, number) for weight in optimizer.weights[1:]]
     optimizer.set_weights([number, *moments])
 
 
 def number_of(path: Path) -> int:
-    """The number of the state in a checkpoint; fails unless it is one whole state."""
+    """Return the number of the state in a checkpoint. Fails if the file mixes several states."""
     loaded = Adam.load(path, parameters())
     count, *moments = loaded.weights
     assert len(moments) == 2 * len(_SHAPES_AND_DTYPES)
@@ -49,7 +49,7 @@ def number_of(path: Path) -> int:
 
 
 def forked(work: Callable[[], None]) -> int:
-    """Fork a process that does this; its id. Only for processes of one thread."""
+    """Fork a process that does this work and return its id. Only for single-threaded processes."""
     assert threading.active_count() == 1
     child = os.fork()
     if child:
@@ -58,10 +58,10 @@ def forked(work: Callable[[], None]) -> int:
     try:
         work()
         status = 0
-    except Exception:  # noqa: BLE001 (whatever it is, the parent gets to know)
+    except Exception:  # noqa: BLE001 (reported to the parent)
         traceback.print_exc()
     finally:
-        # Nothing of what the parent has yet to do, such as its buffered output, is the child's.
+        # The child must not do what is left for the parent, such as flush its buffered output.
         os._exit(status)
 
 
@@ -73,9 +73,10 @@ def _save_on_and_on(optimizer: Adam, path: Path, first: int) -> NoReturn:
 
 
 def kill_savers(path: Path, kills: int, seed: int) -> dict[str, int]:
-    """Kill processes while they save to `path`, each at a random instant; what was seen.
+    """Kill processes at random instants while they save to `path`, and return what was seen.
 
-    After each kill the file must load, and hold a state that was saved, none older than before.
+    After each kill the file must load and hold a state that was saved, and no older one than
+    before.
     """
     instants = random.Random(seed)
     optimizer = Adam()
@@ -107,7 +108,7 @@ def kill_savers(path: Path, kills: int, seed: int) -> dict[str, int]:
 
 
 def save_at_once(path: Path, writers: int, saves: int) -> None:
-    """Save to one path from several processes while loading from it; nobody may fail."""
+    """Save to one path from several processes while loading from it. Nothing may fail."""
     optimizer = Adam()
     optimizer.build(parameters()[-3:])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Numbers at the ends of what a float holds, their combinations, and one call beside the oracle."""
+"""Extreme floats, their combinations, and a comparison of one call with the oracle."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import oracle
 from fusedadam import Adam
 from helpers import Array, assert_all_same_bits, assert_same_bits, running
 
-# What takes minutes and not seconds: FUSEDADAM_EXTREMES=all.
+# FUSEDADAM_EXTREMES=all adds the tests that take minutes and not seconds.
 ALL: Final = os.environ.get("FUSEDADAM_EXTREMES") == "all"
 
-# Elements that were held to the oracle, counted for each instruction set; and calls.
+# The number of elements compared with the oracle, counted per instruction set, and of calls.
 compared = {"elements": 0, "calls": 0}
 
 
 def special(dtype: str) -> Array:
-    """Return both zeros, the ends of the subnormals and of the normals, 1, infinity; NaN."""
+    """Return both zeros, the ends of the subnormals and of the normals, 1, infinity and NaN."""
     info = np.finfo(dtype)
     least, tiny = float(info.smallest_subnormal), float(info.smallest_normal)
     magnitudes = [0.0, least, tiny - least, tiny, 1.0, float(info.max), np.inf]
@@ -30,7 +30,7 @@ def special(dtype: str) -> Array:
 
 
 def few(dtype: str) -> Array:
-    """Return one of each kind of `special`, where the combinations would be too many."""
+    """Return one number of each kind in `special`, for tests with too many combinations."""
     zero, least, _, tiny, one, largest, inf, minus_zero, *_, minus_inf, nan = special(dtype)
     return np.array(
         [zero, minus_zero, least, -tiny, one, largest, -largest, inf, minus_inf, nan], dtype
@@ -38,17 +38,17 @@ def few(dtype: str) -> Array:
 
 
 def product(columns: Sequence[Array]) -> list[Array]:
-    """Every combination of one number of each column: column by column."""
+    """Return all combinations of one number from each column, as columns."""
     grids = np.meshgrid(*columns, indexing="ij")
     return [np.ascontiguousarray(grid).ravel() for grid in grids]
 
 
 def column(numbers: Array, factors: Sequence[int], shift: int, count: int) -> Array:
-    """Return one column more for a product of `count` columns of these numbers.
+    """Return an additional column for a product of `count` columns of these numbers.
 
-    Which number stands in a row is a sum of the places of the others, modulo their count. With
-    factors prime to that count, any `count` of the columns thus have every combination in them; and
-    all shifts together, every combination of all of them.
+    The index of the number in a row is a weighted sum of the indices in the other columns, modulo
+    their count. If the factors are coprime to that count, any `count` of the columns contain every
+    combination. All shifts together contain every combination of all columns.
     """
     size = len(numbers)
     places = np.indices((size,) * count).reshape(count, -1)
@@ -58,10 +58,10 @@ def column(numbers: Array, factors: Sequence[int], shift: int, count: int) -> Ar
 def covering(
     choices: dict[str, Sequence[Any]], *, prime: int, strength: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one choice each, in which any `strength` choices of different names occur together.
+    """Yield rows with one choice per name, covering all combinations of any `strength` names.
 
-    The rows are polynomials of degree `strength` - 1 over the integers modulo a prime, a name being
-    a point at which they are evaluated (Bush, "Orthogonal arrays of index unity", 1952).
+    The rows are polynomials of degree `strength` - 1 over the integers modulo a prime. A name is a
+    point at which they are evaluated (Bush, "Orthogonal arrays of index unity", 1952).
     """
     assert all(len(values) <= prime for values in choices.values())
     assert len(choices) <= prime
@@ -76,7 +76,7 @@ def covering(
 
 
 def pieces(array: Array) -> list[Array]:
-    """Views of 1 to 15 elements in turn: no vector of 16 float32 fits, and most of others do not."""
+    """Views of 1 to 15 elements in turn: shorter than 16 float32, and than most other vectors."""
     ends = itertools.accumulate(itertools.cycle(range(1, 16)))
     return np.split(array, [*itertools.takewhile(lambda end: end < array.size, ends)])
 
@@ -106,10 +106,10 @@ def check_call(
     split: bool = False,
     **options: Any,
 ) -> None:
-    """Hold one call of an optimizer in this state to the oracle, with each instruction set.
+    """Compare one call of an optimizer in this state with the oracle, for each instruction set.
 
-    With `accumulated`, a call with that gradient comes before. `split` makes many small tensors of
-    the arrays: not with norms.
+    With `accumulated`, a call with that gradient comes first. `split` turns the arrays into many
+    small tensors, which changes norms and so excludes them.
     """
     options = {"amsgrad": vhat is not None, "use_ema": ema is not None} | options
     reference = oracle.OracleAdam([p], **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Running code in an interpreter of its own: imports, environment variables, hangs."""
+"""Run code in a separate interpreter: imports, environment variables, hangs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import sys
 import textwrap
 from pathlib import Path
 
-# An interpreter that hangs is killed, so that a deadlock is a failure and not a stuck run.
+# An interpreter that hangs is killed, so a deadlock fails the test and does not block the run.
 TIME_LIMIT_S = 120
 
 
 def run_python(
     code: str, *, environment: dict[str, str] | None = None, time_limit: float = TIME_LIMIT_S
 ) -> subprocess.CompletedProcess[str]:
-    """Run `code` with the helpers of these tests importable; kill it after `time_limit` seconds."""
+    """Run `code` with the test helpers importable. Kill it after `time_limit` seconds."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FUSEDADAM_", "OMP_"))}
     tests = Path(__file__).parent
     paths = [str(tests), str(tests / "process"), inherited.get("PYTHONPATH", "")]
@@ -40,7 +40,7 @@ def run_python(
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill it with the processes that it started, which may be what hangs."""
+    """Kill the process and its children, which may be what hangs."""
     if sys.platform == "win32":
         process.kill()
     else:
@@ -48,7 +48,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def output_of(code: str, *, environment: dict[str, str] | None = None) -> str:
-    """What `code` prints; fails with its traceback if it does not end well."""
+    """Return the output of `code`. Fails with its stderr if the exit status is not 0."""
     done = run_python(code, environment=environment)
     assert done.returncode == 0, f"exit status {done.returncode}:\n{done.stderr}"
     return done.stdout.strip()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What several test files share: comparing bits, placing buffers, a training beside its oracle."""
+"""Shared by several test files: bitwise comparison, buffer placement, trainings with an oracle."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _CANARY = 0xA5
 def bits(x: Array) -> Array:
     """Return the bits of a float array, with one pattern for every NaN.
 
-    Which NaN an operation gives (sign, payload) is the processor's choice, so it is not promised.
+    The sign and payload of a NaN depend on the CPU and are not part of the contract.
     """
     plain = np.ascontiguousarray(x).reshape(np.shape(x))
     return np.where(np.isnan(plain), plain.dtype.type(np.nan), plain).view(_BITS[plain.itemsize])
 
 
 def assert_same_bits(actual: Array, expected: Array, what: str = "array") -> None:
-    """Fail unless both hold the same dtype, shape and bits; a NaN equals any NaN."""
+    """Fail unless dtype, shape and bits are equal. All NaNs are equal."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype} != {expected.dtype}"
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape} != {expected.shape}"
@@ -51,14 +51,14 @@ def assert_same_bits(actual: Array, expected: Array, what: str = "array") -> Non
 def assert_all_same_bits(
     actual: Sequence[Array], expected: Sequence[Array], what: str = "arrays"
 ) -> None:
-    """`assert_same_bits` for each pair of two equally long lists."""
+    """Apply `assert_same_bits` to each pair of two lists of equal length."""
     assert len(actual) == len(expected), f"{what}: {len(actual)} arrays != {len(expected)}"
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert_same_bits(a, e, f"{what}[{i}]")
 
 
 class Placed:
-    """A copy of an array, `offset` elements past a 64-byte boundary and fenced by canaries."""
+    """A copy of an array, `offset` elements past a 64-byte boundary, between canaries."""
 
     def __init__(self, values: Array, offset: int = 0) -> None:
         itemsize = values.dtype.itemsize
@@ -78,7 +78,7 @@ class Placed:
 
 @contextlib.contextmanager
 def running(*, isa: str | None = None, threads: int | None = None) -> Iterator[None]:
-    """Force an instruction set or a thread count, and put the previous one back."""
+    """Force an instruction set or a thread count, and restore the previous one."""
     before = fusedadam.active_isa(), fusedadam.get_num_threads()
     try:
         if isa is not None:
@@ -107,7 +107,7 @@ def read_only(a: Array) -> Array:
 def values(rng: np.random.Generator, shape: int | tuple[int, ...], dtype: str) -> Array:
     """Draw normal numbers over 24 binary orders of magnitude, a tenth of them zero.
 
-    One scale alone would hide a sum or a quotient rounded in a wider type.
+    With a single scale, a sum or quotient rounded in a wider type would go unnoticed.
     """
     x = rng.standard_normal(shape) * np.exp2(rng.uniform(-16, 8, shape))
     return np.asarray(np.where(rng.random(shape) < 0.1, 0.0, x), dtype=dtype)
@@ -116,14 +116,14 @@ def values(rng: np.random.Generator, shape: int | tuple[int, ...], dtype: str) -
 def state(
     rng: np.random.Generator, shape: int | tuple[int, ...], dtype: str
 ) -> tuple[Array, Array, Array, Array]:
-    """Draw ``(p, g, m, v)`` as they may stand in the middle of a training."""
+    """Draw ``(p, g, m, v)`` as in the middle of a training."""
     p, g, m = (values(rng, shape, dtype) for _ in range(3))
     v = values(rng, shape, dtype)
     return p, g, m, np.asarray(v * v)
 
 
 def halving(iterations: int) -> float:
-    """A learning rate schedule that has a name to be imported by."""
+    """A learning rate schedule that can be imported by name."""
     return 0.25 * 0.5**iterations
 
 
@@ -137,10 +137,10 @@ FEW: ShapesAndDtypes = [
 
 
 class Training:
-    """An optimizer, its parameters, and the oracle that has seen the same gradients.
+    """An optimizer, its parameters, and an oracle that sees the same gradients.
 
-    The parameters at the positions `excluded` do not decay; `own` has settings of their own by
-    position. A gradient that is None freezes its parameter.
+    Parameters at the positions `excluded` do not decay. `own` maps positions to settings. A
+    gradient of None freezes its parameter.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Training:
             self.call(self.grads())
 
     def call(self, grads: Sequence[Array | None]) -> None:
-        """Hand over these gradients, which are left as the oracle says."""
+        """Apply these gradients and check that the call leaves them as the oracle does."""
         left = self.reference.step(grads)
         count = self.optimizer.apply_gradients(list(zip(grads, self.params, strict=True)))
         assert count == self.reference.iterations

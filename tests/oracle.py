@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The rules of the package once more, in plain NumPy and out of place: what the kernel is held to.
+"""The reference for all results: the package's rules in plain NumPy, out of place.
 
-Every operation is one IEEE operation in the dtype of the parameter, so a right kernel agrees with
-this file to the last bit. Constants are made scalars of that dtype first: NumPy 1.26 and NumPy 2
-promote a Python float or a float64 scalar differently, two operands of one dtype they do not.
+Every operation is one IEEE operation in the dtype of the parameter, so a correct kernel agrees with
+this file to the last bit. Constants are first converted to scalars of that dtype: NumPy 1.26 and
+NumPy 2 promote Python floats and float64 scalars differently, but agree on operands of one dtype.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ TILE = 1024
 LANES = 16
 MAX_BLOCKS = 4096
 
-# Counts stay there: beyond it, a float64 holds no odd one.
+# Counts stop here: above it, float64 cannot represent odd integers.
 LARGEST_COUNT = 2**53
 
-# The dynamic loss scale: where it starts and ends, and after how many good steps it doubles.
+# The initial and the largest dynamic loss scale, and the number of good steps until it doubles.
 FIRST_LOSS_SCALE = 2.0**15
 LARGEST_LOSS_SCALE = 2.0**127
 GROWTH_INTERVAL = 2000
 
-# A power can lie exactly halfway between two floats only if its odd part fits 54 bits: t <= 34,
-# or beta a power of two, where it underflows to zero by t = 1076. Up to here the power is exact.
+# A power can lie exactly halfway between two floats only if its odd part fits into 54 bits. That
+# means t <= 34, or that beta is a power of two, which underflows to zero by t = 1076. Powers up to
+# this exponent are computed exactly.
 LARGEST_EXACT_POWER = 1_500
 _DECIMAL = decimal.Context(
     prec=120,
@@ -45,9 +46,9 @@ _DECIMAL = decimal.Context(
 def power(beta: float, t: int) -> float:
     """Return ``beta**t``, correctly rounded to float64, for ``0 <= beta < 1`` and ``t >= 0``.
 
-    A small power is an exact fraction, which Python rounds once. A large one would have millions of
-    digits: it is taken to 120 digits, far more than the 38 that a `t` below 2**63 can cost
-    and the 17 that a float64 holds, and its bounds must round to the same float.
+    A small power is an exact fraction, which Python rounds once. A large power would have millions
+    of digits. It is computed to 120 digits, far more than the 38 that a `t` below 2**63 can cost
+    and the 17 of a float64. Its error bounds must round to the same float.
     """
     if t <= LARGEST_EXACT_POWER:
         return float(Fraction(beta) ** t)
@@ -62,12 +63,12 @@ def power(beta: float, t: int) -> float:
 
 
 def decayed(lr: float, decay: float, iterations: int) -> float:
-    """Return `lr` after inverse-time decay by the count of steps taken before this one."""
+    """Return `lr` after inverse-time decay by the number of previous steps."""
     return lr * (1.0 / (1.0 + decay * iterations))
 
 
 def lr_t(lr: float, beta_1: float, beta_2: float, t: int) -> float:
-    """Return the learning rate of step `t`, both bias corrections folded in, in float64."""
+    """Return the learning rate of step `t` with both bias corrections, in float64."""
     return lr * (math.sqrt(1.0 - power(beta_2, t)) / (1.0 - power(beta_1, t)))
 
 
@@ -93,10 +94,10 @@ def adam_step(
     l2: float = 0.0,
     flush_denormals: bool = True,
 ) -> tuple[Array, ...]:
-    """Step one tensor once: the new ``(p, m, v)``, and then those of `vhat` and `ema` given.
+    """Step one tensor. Return ``(p, m, v)``, followed by `vhat` and `ema` if given.
 
-    The gradient is that after scaling and clipping, as `clip` makes it. `step` is that of the
-    moments; `iterations` are the steps that the optimizer has taken, where they are others.
+    The gradient is already scaled and clipped by `clip`. `step` counts the steps of the moments.
+    `iterations` is the number of steps of the optimizer, if it differs.
     """
     T = p.dtype.type
     b1, one_minus_b1 = T(beta_1), T(1.0 - beta_1)
@@ -127,10 +128,11 @@ def adam_step(
 
 @np.errstate(all="ignore")
 def sum_of_squares(g: Array) -> float:
-    """Add the squares of one tensor, in float64 and in the one order that is promised.
+    """Add the squares of one tensor in float64, in the specified order.
 
-    Tiles of 1,024 elements; in a tile 16 running sums, element i to sum i % 16, then halved. The
-    tile sums are added within at most 4,096 blocks of consecutive tiles, then the blocks.
+    Tiles have 1,024 elements. A tile has 16 running sums (element i goes to sum i % 16), which are
+    then added in halves. The sums of tiles are added within at most 4,096 blocks of consecutive
+    tiles, then the sums of blocks.
     """
     tiles = -(-g.size // TILE)
     padded = np.zeros(tiles * TILE)
@@ -152,7 +154,7 @@ def sum_of_squares(g: Array) -> float:
 
 
 def add_in_order(values: Iterable[float]) -> float:
-    """Add from left to right. The built-in `sum` compensates its rounding since Python 3.12."""
+    """Add from left to right. The built-in `sum` compensates roundings since Python 3.12."""
     total = 0.0
     for value in values:
         total = total + value
@@ -160,7 +162,7 @@ def add_in_order(values: Iterable[float]) -> float:
 
 
 def global_norm(grads: Sequence[Array]) -> float:
-    """Return the norm over all gradients together, whatever their dtypes."""
+    """Return the norm of all gradients together, whatever their dtypes."""
     return math.sqrt(add_in_order(sum_of_squares(g) for g in grads))
 
 
@@ -176,8 +178,8 @@ def clip(
 ) -> list[Array]:
     """Return the gradients as a step uses them: divided, clipped, and negated (-1) to ascend.
 
-    `divisor` is the loss scale times the number of gradients in a mean; None where neither is asked
-    for. Norms are those of the divided gradients.
+    `divisor` is the loss scale times the number of gradients in a mean, or None if neither applies.
+    Norms are those of the divided gradients.
     """
     S = 1.0 if divisor is None else 1.0 / divisor
     bound = clipnorm or clipnorm_per_tensor or 0.0
@@ -213,9 +215,9 @@ def all_finite(grads: Iterable[Array]) -> bool:
 
 @np.errstate(all="ignore")
 def sum_rows(indices: Array, grad_rows: Array) -> tuple[Array, Array]:
-    """Return the rows named, ascending and each once, and their gradients' sums.
+    """Return the named rows in ascending order, each once, with the sums of their gradients.
 
-    Gradients of one row are added in the order in which they come: ``(r1 + r2) + r3``.
+    Gradients of one row are added in input order: ``(r1 + r2) + r3``.
     """
     sums: dict[int, Array] = {}
     for index, row in zip(indices.tolist(), grad_rows, strict=True):
@@ -230,10 +232,10 @@ def sum_rows(indices: Array, grad_rows: Array) -> tuple[Array, Array]:
 class OracleAdam:
     """A whole optimizer: several tensors of mixed dtypes, stepped together.
 
-    `params`, `m`, `v`, `vhat` and `ema` are lists of new arrays after each step (the last two empty
-    where they are not asked for); nothing is written in place. `excluded` has the positions of the
-    parameters that do not decay, `own` settings of their own by position, `transposed` the positions
-    of those that lie in Fortran order, in which their norms add up. Attributes may be set between
+    After each step, `params`, `m`, `v`, `vhat` and `ema` are lists of new arrays (the last two
+    empty if not requested). Nothing is written in place. `excluded` has the positions of parameters
+    that do not decay, and `own` maps positions to settings. `transposed` has the positions of
+    parameters in Fortran order, in which their norms are added up. Attributes may be set between
     steps.
     """
 
@@ -296,7 +298,7 @@ class OracleAdam:
         self.transposed: set[int] = set()
 
     def set_count(self, count: int) -> None:
-        """Go on as if the optimizer, and the moments of each parameter, had taken these steps."""
+        """Continue as if the optimizer and each parameter had taken this many steps."""
         self.iterations = count
         self.steps = [count] * len(self.params)
 
@@ -313,15 +315,15 @@ class OracleAdam:
 
     @property
     def current_loss_scale(self) -> float:
-        """What the loss of the next gradients is to be multiplied by."""
+        """The factor by which to multiply the next loss."""
         if self.loss_scale is None:
             return 1.0
         return self.dynamic_loss_scale if self.loss_scale == "dynamic" else float(self.loss_scale)
 
     def step(self, grads: Sequence[Any]) -> list[Any]:
-        """Take one call: it accumulates, skips or steps. The gradients as it leaves them.
+        """Take one call, which accumulates, skips or steps. Return the gradients as it leaves them.
 
-        A gradient that is None adds nothing to a mean; a parameter with no other is left alone.
+        A gradient of None adds nothing to a mean. A parameter without any gradient does not change.
         """
         given = [None if g is None else g.copy() for g in grads]
         if self.accumulated:
@@ -339,7 +341,7 @@ class OracleAdam:
         return self._after(grads)
 
     def apply_sparse(self, indices: Array, grad_rows: Array, *, lazy: bool = True) -> Array:
-        """Step the one parameter from gradients of some rows. The gradients as that leaves them."""
+        """Step the only parameter with sparse gradients and return them as the call leaves them."""
         (p,) = self.params
         rows, summed = sum_rows(indices, grad_rows)
         if lazy:
@@ -352,7 +354,7 @@ class OracleAdam:
         return left
 
     def gradients(self, grads: Sequence[Array]) -> list[Array]:
-        """What `get_gradients` makes of gradients: unscaled and clipped, neither meant nor negated."""
+        """The result of `get_gradients`: unscaled and clipped, but neither averaged nor negated."""
         divisor = None if self.loss_scale is None else self.current_loss_scale
         positions = range(len(grads))
         turned = self._turned(positions, grads)
@@ -360,15 +362,15 @@ class OracleAdam:
         return self._turned(positions, clipped)
 
     def swap_ema(self) -> None:
-        """Exchange the parameters and their averages."""
+        """Swap the parameters with their averages."""
         self.params, self.ema = self.ema, self.params
 
     def weights(self) -> list[Array]:
-        """Return ``[iterations] + m + v + vhat``, as the optimizer under test lists them."""
+        """Return ``[iterations] + m + v + vhat``, as in the `weights` of `Adam`."""
         return [np.array(self.iterations, dtype=np.int64), *self.m, *self.v, *self.vhat]
 
     def _turned(self, positions: Iterable[int], grads: Sequence[Array]) -> list[Array]:
-        """Gradients of these parameters in the order of memory, or those in that order back."""
+        """Transpose the gradients of Fortran-ordered parameters to memory order, or back."""
         pairs = zip(positions, grads, strict=True)
         return [g.T if i in self.transposed else g for i, g in pairs]
 
@@ -380,7 +382,7 @@ class OracleAdam:
         return [g if g is None else np.zeros_like(g) if self.zero_grad else g.copy() for g in grads]
 
     def _setting(self, i: int, name: str) -> Any:
-        """A setting of tensor `i`: its own, or that of all."""
+        """A setting of tensor `i`, its own or the shared one."""
         shared = getattr(self, name)
         if i in self.excluded and name in ("weight_decay", "l2"):
             shared = 0.0
@@ -389,7 +391,7 @@ class OracleAdam:
         return self.own.get(i, {}).get(name, shared)
 
     def _step_or_skip(self, grads: Sequence[Array | None], rows: Any = ...) -> None:
-        """Step all tensors with a gradient, or only these rows; skip where one is not finite."""
+        """Step all tensors with gradients, or only these rows. Skip if one is not finite."""
         is_dynamic = self.loss_scale == "dynamic"
         positions = [i for i, g in enumerate(grads) if g is not None]
         present = [g for g in grads if g is not None]
@@ -425,7 +427,7 @@ class OracleAdam:
         return ["params", "m", "v", *(name for name, is_on in optional.items() if is_on)]
 
     def _stepped(self, i: int, g: Array, rows: Any) -> list[Array]:
-        """Return the new arrays of tensor `i`, kind by kind."""
+        """Return the new arrays of tensor `i`, one per kind."""
         olds = {name: getattr(self, name)[i] for name in self._kinds()}
         arguments: dict[str, Any] = {name: np.asarray(old[rows]) for name, old in olds.items()}
         settings = (

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The floating-point state of the calling thread: rounding, flushing, traps, exception flags.
 
-By way of `fegetenv` and `fesetenv` of glibc, whose `fenv_t` is laid out as below.
+Uses glibc's `fegetenv` and `fesetenv`, whose `fenv_t` has the layouts below.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 class _Layout(NamedTuple):
     words: int
-    # Where the control bits and the exception flags are, and the bits that do damage.
+    # The words with the control bits and the exception flags, and the masks of the relevant bits.
     control: int
     flags: int
     all_flags: int
@@ -28,8 +28,8 @@ class _Layout(NamedTuple):
 
 
 _LAYOUTS = {
-    # 28 bytes of the x87 unit, then MXCSR: flags 0-5, DAZ 6, masks of traps 7-12, rounding 13-14,
-    # FTZ 15 (Intel SDM, volume 1, section 10.2.3).
+    # 28 bytes of x87 state, then MXCSR: flags 0-5, DAZ 6, trap masks 7-12, rounding 13-14, FTZ 15
+    # (Intel SDM, volume 1, section 10.2.3).
     "x86_64": _Layout(
         words=8,
         control=7,
@@ -44,7 +44,7 @@ _LAYOUTS = {
         traps=0x3F << 7,
         has_x87=True,
     ),
-    # FPCR: rounding 22-23, FZ 24; FPSR: flags 0-4. Traps are an option that no server CPU has.
+    # FPCR: rounding 22-23, FZ 24. FPSR: flags 0-4. Traps are optional, and no server CPU has them.
     "aarch64": _Layout(
         words=2,
         control=0,
@@ -70,13 +70,13 @@ MODES: list[tuple[str, ...]] = [
     ("upward", "flush"),
 ]
 
-# Of the x87 unit: every trap off; single precision; rounding up (Intel SDM, volume 1, section
-# 8.1.5). What a step computes with it would show.
+# x87 control word: all traps off, single precision, rounding up (Intel SDM, volume 1, section
+# 8.1.5). A step that used the x87 FPU would show it.
 _X87_MASKS, _X87_SINGLE, _X87_EXTENDED, _X87_UPWARD = 0x3F, 0x000, 0x300, 2 << 10
 
 
 class State(NamedTuple):
-    """What a call must leave as it was."""
+    """The state that a call must preserve."""
 
     control: int
     flags: int
@@ -90,7 +90,7 @@ class Processor:
     def __init__(self) -> None:
         assert _LAYOUT is not None
         self._layout = _LAYOUT
-        # The GIL is kept: no other thread of Python's runs in between.
+        # PyDLL keeps the GIL, so that no other Python thread runs in between.
         self._libm = ctypes.PyDLL("libm.so.6")
         self._words = ctypes.c_uint32 * _LAYOUT.words
         self._saved = self._get()
@@ -101,7 +101,7 @@ class Processor:
         return list(words)
 
     def set(self, *modes: str, raised: bool = False, traps: bool = False) -> None:
-        """Set these modes; every exception flag or none; and every trap, or those of before."""
+        """Set these modes, every exception flag or none, and every trap or the previous ones."""
         layout, words = self._layout, list(self._saved)
         words[layout.control] |= sum(layout.modes[mode] for mode in modes)
         words[layout.flags] &= ~layout.all_flags
@@ -128,9 +128,9 @@ class Processor:
 
 @contextmanager
 def processor_restored() -> Iterator[Processor]:
-    """Give the state of this thread, which is put back at the end.
+    """Yield the state of this thread and restore it at the end.
 
-    No collection of garbage comes in between: what it frees may compute, and raise flags.
+    The garbage collector is disabled: finalizers may compute and raise flags.
     """
     processor = Processor()
     collects = gc.isenabled()

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""How far apart two right implementations of the step can be: a bound derived, not measured.
+"""A derived bound on the difference between two correct implementations of the step.
 
-Two programs that follow one formula differ by their roundings alone. `Divergence` follows one of
-them and adds up, element by element and step by step, the most that the other can differ, given how
-many roundings each makes. With u the unit roundoff of the dtype, first-order terms only (the
-products of two of them are covered by `SLACK`):
+Two programs that follow one formula differ only by their roundings. `Divergence` follows one of
+them. For each element and step, it adds up the largest possible difference to the other, given the
+number of roundings of each. u is the unit roundoff of the dtype. Only first-order terms count;
+`SLACK` covers products of two of them:
 
-- m = beta_1 m + (1 - beta_1) g, or m + (1 - beta_1) (g - m): at most 4 roundings a side, each of at
-  most u times the sum of the terms' magnitudes, and the difference of the constants.
-- v = beta_2 v + (1 - beta_2) g g: all terms >= 0, so at most 4 roundings of v itself a side, and the
-  difference of the constants.
+- m = beta_1 m + (1 - beta_1) g, or m + (1 - beta_1) (g - m): at most 4 roundings per side, each at
+  most u times the sum of the terms' magnitudes, plus the difference of the constants.
+- v = beta_2 v + (1 - beta_2) g g: all terms are >= 0, so at most 4 roundings of v itself per side,
+  plus the difference of the constants.
 - sqrt(a) - sqrt(b) = (a - b) / (sqrt(a) + sqrt(b)), at most |a - b| / sqrt(a).
-- the update lr_t m / (sqrt(v) + epsilon): the errors of m and of the root, and at most 8 roundings a
-  side where the root may be wrong by 2 units in the last place; and the difference of lr_t.
-- p - update: one rounding of the result a side.
+- the update lr_t m / (sqrt(v) + epsilon): the errors of m and of the root, at most 8 roundings per
+  side if the root may be off by 2 units in the last place, and the difference of lr_t.
+- p - update: one rounding of the result per side.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SLACK = 1.01
 
 
 class Divergence:
-    """Bounds on the differences of m, v and p of one tensor, as arrays of float64."""
+    """Bounds on the differences of m, v and p of one tensor, as float64 arrays."""
 
     def __init__(self, p: Array) -> None:
         info = np.finfo(p.dtype)
         self._u = float(info.eps) / 2
-        # What is flushed to zero on either side, or rounds to a subnormal.
+        # Values that either side flushes to zero or rounds to a subnormal.
         self._tiny = 4 * float(info.smallest_normal)
         self.m = np.zeros(p.shape)
         self.v = np.zeros(p.shape)
@@ -51,10 +51,10 @@ class Divergence:
         one_minus_beta_2_error: float = 0.0,
         g_error: Array | float = 0.0,
     ) -> None:
-        """Follow one step of one side: its ``(m, v)`` before, its ``(p, m, v)`` after, its gradient.
+        """Follow one step of one side: ``(m, v)`` before, ``(p, m, v)`` after, and gradient.
 
-        The errors bound differences between the sides: that of lr_t is relative, those of the
-        gradient (element by element) and of the constants are absolute.
+        The errors bound differences between the sides. The error of lr_t is relative. Those of the
+        gradient (per element) and of the constants are absolute.
         """
         u = self._u
         m_before, _ = (np.asarray(x, np.float64) for x in before)
@@ -81,7 +81,7 @@ class Divergence:
         self.p = self.p + SLACK * update_error + 2 * u * (np.abs(p) + self.p) + self._tiny
 
     def check(self, ours: tuple[Array, ...], theirs: tuple[Array, ...], what: str) -> None:
-        """Fail unless ``(p, m, v)`` of both sides are within the bounds."""
+        """Fail unless the differences of ``(p, m, v)`` are within the bounds."""
         for name, bound, a, b in zip("pmv", (self.p, self.m, self.v), ours, theirs, strict=True):
             error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
             worst = float(np.max(error / bound, initial=0.0))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Parts of scripts for `fresh_python`: steps whose threads are counted, and children that may hang."""
+"""Parts of scripts for `fresh_python`: count the threads of steps, fork children that may hang."""
 
 from __future__ import annotations
 
 SMALL = 1_000
-LARGE = 100_000  # more than the 32,768 elements from which a step is shared among threads
+LARGE = 100_000  # more than the 32,768 elements from which a step uses several threads
 
-# A fixed gradient keeps the oracle out of the child processes.
+# A fixed gradient, so that the child processes do not need the oracle.
 SETUP = f"""
     import os, warnings
     import numpy as np
@@ -31,7 +31,7 @@ SETUP = f"""
     SMALL, LARGE = {SMALL}, {LARGE}
     before = threads_of_this_process()
 """
-# Creates no thread in NumPy's BLAS, so that every thread seen is one of a step.
+# Keeps NumPy's BLAS from creating threads, so that all threads seen belong to steps.
 QUIET = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 FORK = """

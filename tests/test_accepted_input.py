@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What must work, with the oracle's bits: every layout of a gradient, every way to hand it over."""
+"""Accepted input, compared with the oracle bit for bit: gradients of every layout and type."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from helpers import (
 from processor_state import MODES, needs_fenv, processor_restored
 
 SHAPE = (12, 10)
-# More than the 32,768 elements from which a step is shared among threads.
+# More than the 32,768 elements from which a step uses several threads.
 LARGE = (190, 200)
 
 Layout: TypeAlias = Callable[[Array], Array]
@@ -75,7 +75,7 @@ LAYOUTS: dict[str, Layout] = {
 def step_by_optimizer(
     p: Array, g: Array, m: Array, v: Array, **options: Any
 ) -> tuple[Array, Array, Array]:
-    """One fourth step of an optimizer given these moments."""
+    """Take one step, the fourth, with an optimizer that has these moments."""
     optimizer = Adam(**options)
     optimizer.build([p])
     optimizer.set_weights([np.array(3), m, v])
@@ -184,7 +184,7 @@ def test_gradients_that_are_parameters(
         reference.step([params[i].copy() for i in order])
         optimizer.apply_gradients([(params[i], p) for i, p in zip(order, params, strict=True)])
         assert_all_same_bits(params, reference.params)
-        params = [p.copy() for p in params]  # for bound parameters and for others of their kind
+        params = [p.copy() for p in params]  # for bound parameters, and for new ones like them
     reference.step([params[i].copy() for i in order])
     optimizer.get_updates([params[i] for i in order], params)
     assert_all_same_bits(params, reference.params)
@@ -218,7 +218,7 @@ def test_one_gradient_for_two_parameters(rng: np.random.Generator) -> None:
 
 
 def test_gradient_in_its_old_memory_for_new_parameters(rng: np.random.Generator) -> None:
-    """A gradient found apart from the old parameters is looked at anew beside other ones."""
+    """A gradient that did not overlap the old parameters is checked again with new ones."""
     g = values(rng, 101, "float32")
     params = [values(rng, 100, "float32")]
     optimizer = Adam()
@@ -248,7 +248,7 @@ def test_zeroed_gradient_that_was_refused_is_looked_at_anew(rng: np.random.Gener
     assert_same_bits(p, reference.params[0])
 
 
-# From NumPy 2.5 on.
+# Raised by NumPy 2.5 and later.
 @pytest.mark.filterwarnings("ignore:Setting the dtype:DeprecationWarning")
 def test_gradient_changed_in_place_between_steps(rng: np.random.Generator) -> None:
     p, g = values(rng, (4, 5), "float32"), values(rng, (4, 5), "float32")
@@ -271,10 +271,10 @@ def test_gradient_changed_in_place_between_steps(rng: np.random.Generator) -> No
     assert_same_bits(p, reference.params[0])
 
 
-# -- gradients that are cast ------------------------------------------------------------------
+# -- cast gradients ---------------------------------------------------------------------------
 
-# Every kind of numbers that NumPy casts to float32 and float64 by its rule `same_kind`, with values
-# that round.
+# All numeric dtypes that NumPy casts to float32 and float64 by the rule `same_kind`, with values
+# that are rounded.
 CASTS: dict[str, Callable[[Array], Any]] = {
     **{
         dtype: lambda g, dtype=dtype: g.astype(dtype)  # type: ignore[misc]
@@ -327,7 +327,7 @@ def test_gradient_of_another_dtype_is_cast(
 def test_gradients_of_another_dtype_at_every_step(
     rng: np.random.Generator, cast: Callable[[Array], Any]
 ) -> None:
-    # What was found of one gradient does not hold for the next, which may lie in the same place.
+    # Cached facts about one gradient do not apply to the next, which may lie at the same address.
     params = [values(rng, SHAPE, dtype) for dtype in FLOATS]
     reference, optimizer = oracle.OracleAdam(params, clipnorm=1.0), Adam(clipnorm=1.0)
     for call in range(6):
@@ -400,9 +400,9 @@ def test_zeroed_gradient_of_any_dense_layout(rng: np.random.Generator, order: An
 
 
 class LaidOut:
-    """Parameters whose dimensions have another order in memory, beside an oracle of that memory.
+    """Parameters with permuted dimensions in memory, and an oracle over that memory.
 
-    Sums over elements (of norms) go in the order of the memory, and nothing else depends on it.
+    Sums over elements (for norms) use memory order. Nothing else depends on the layout.
     """
 
     def __init__(self, axes: tuple[int, ...], dtype: str, size: int = 3, **options: Any) -> None:
@@ -490,7 +490,7 @@ def test_parameter_of_any_dense_layout_goes_on(
         training.optimizer = pickle.loads(pickle.dumps(optimizer))
     elif keep == "deepcopy":
         training.optimizer = copy.deepcopy(optimizer)
-    elif accumulates or not options:  # averages and the loss scale are no weights
+    elif accumulates or not options:  # averages and the loss scale are not weights
         training.optimizer = Adam(**options)
         training.optimizer.build(training.params)
         training.optimizer.set_weights(optimizer.get_weights())
@@ -574,7 +574,7 @@ def test_parameters_that_touch_but_do_not_overlap(rng: np.random.Generator) -> N
 
 
 def test_empty_arrays_never_overlap() -> None:
-    # Empty arrays may lie anywhere, even in the middle of one that is written.
+    # Empty arrays may overlap anything, even the middle of an array that is written.
     buffer = np.ones(8)
     params = [buffer[4:4], buffer, buffer[4:4], np.empty(0)]
     Adam().get_updates([np.ones(p.shape) for p in params], params)
@@ -612,7 +612,7 @@ def test_empty_arrays_among_others(rng: np.random.Generator) -> None:
 
 
 class Tagged(np.ndarray[Any, np.dtype[Any]]):
-    """A subclass that loses nothing when it is stepped, and must not be replaced by its base."""
+    """A subclass that a step must preserve and not replace by its base class."""
 
     tag = "mine"
 
@@ -648,7 +648,7 @@ def test_memory_mapped_parameter(rng: np.random.Generator, tmp_path: Path, dtype
 
 
 def test_other_arrays_of_the_same_shapes_take_their_turn(rng: np.random.Generator) -> None:
-    # The moments belong to the position in the list, not to the array.
+    # Moments belong to the position in the list, not to the array.
     shapes = [(3,), (2, 2)]
     ours, others = ([values(rng, shape, "float64") for shape in shapes] for _ in range(2))
     optimizer, reference = Adam(), oracle.OracleAdam(ours)
@@ -662,7 +662,7 @@ def test_other_arrays_of_the_same_shapes_take_their_turn(rng: np.random.Generato
 
 
 def test_new_arrays_at_every_step(rng: np.random.Generator) -> None:
-    # Memory that is freed may come back at the same address, or elsewhere.
+    # A new array may get the address of a freed one, or another address.
     p = values(rng, 1000, "float32")
     optimizer, reference = Adam(), oracle.OracleAdam([p])
     for _ in range(20):
@@ -673,7 +673,7 @@ def test_new_arrays_at_every_step(rng: np.random.Generator) -> None:
     assert_all_same_bits([p], reference.params)
 
 
-# -- ways to hand gradients over --------------------------------------------------------------
+# -- ways to pass gradients -------------------------------------------------------------------
 
 
 def test_parameters_in_another_layout_that_are_refused(rng: np.random.Generator) -> None:
@@ -700,7 +700,7 @@ def test_state_in_another_layout_is_saved(rng: np.random.Generator, tmp_path: Pa
 
 
 class ArrayLike:
-    """An array of another library, as NumPy 1 saw it."""
+    """Another library's array with the `__array__` protocol of NumPy 1."""
 
     def __init__(self, a: Array) -> None:
         self._a = a
@@ -710,7 +710,7 @@ class ArrayLike:
 
 
 class NewArrayLike(ArrayLike):
-    """One of today; like jax's, its memory is read-only."""
+    """The same with NumPy 2's protocol. Like jax's arrays, its memory is read-only."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         a = super().__array__(dtype)
@@ -720,7 +720,7 @@ class NewArrayLike(ArrayLike):
 
 
 class BufferLike:
-    """An object that shows its memory through `__array_interface__` alone."""
+    """An object that only has `__array_interface__`."""
 
     def __init__(self, a: Array) -> None:
         self._a = a
@@ -790,7 +790,7 @@ def test_grads_and_vars_container(
     params = [values(rng, shape, "float32") for shape in [(2, 3), (5,), ()]]
     reference = oracle.OracleAdam(params)
     optimizer = Adam()
-    for count in (1, 2):  # checked in full the first time, compared with the first the second
+    for count in (1, 2):  # the first call is checked in full, the second compared with the first
         grads = [values(rng, p.shape, "float32") for p in params]
         reference.step(grads)
         assert optimizer.apply_gradients(make(grads, params)) == count
@@ -838,7 +838,7 @@ def test_gradients_are_never_changed(rng: np.random.Generator, limits: dict[str,
     assert_all_same_bits(grads, kept)
     if limits:
         for mine in returned:
-            mine[...] = 0  # what comes back clipped is the caller's own
+            mine[...] = 0  # clipped gradients belong to the caller
         assert_all_same_bits(grads, kept)
 
 
@@ -891,7 +891,7 @@ def test_kinds_of_numbers(name: str, value: Any, plain: float) -> None:
     for optimizer in (made, changed):
         assert getattr(optimizer, name) == plain
         assert optimizer.get_config()[name] == plain
-        # Plain Python numbers: NumPy's do not go into JSON.
+        # JSON takes Python's numbers but not NumPy's.
         assert json.loads(json.dumps(optimizer.get_config())) == optimizer.get_config()
         p = np.arange(1.0, 4.0)
         options: dict[str, Any] = {name: plain}
@@ -1011,8 +1011,8 @@ def plain_autograd(loss: Callable[[Any], Any], params: Sequence[Array]) -> list[
     return gradients
 
 
-# The data of the loss are float64. A float32 parameter gets a float32 gradient all the same: its
-# dtype is the user's choice, that of the gradient is not.
+# The data of the loss are float64. A float32 parameter still gets a float32 gradient: the user
+# chose the parameter's dtype, but not that of the gradient.
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("container", [list, tuple])
 def test_autograd_loss(dtype: str, container: Any) -> None:
@@ -1071,7 +1071,7 @@ def test_autograd_gradient_against_one_found_by_hand() -> None:
 
 
 def test_autograd_loss_that_leaves_a_parameter_out() -> None:
-    # autograd's gradient is zero there, so the moments of that parameter decay and it still moves.
+    # autograd's gradient of the unused parameter is zero. Its moments decay, so it still moves.
     used, unused = np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0], dtype="float32")
     optimizer = Adam()
     optimizer.get_updates([np.ones(2), np.ones(3, "float32")], [used, unused])
@@ -1092,7 +1092,7 @@ class Bounded(np.ndarray[Any, np.dtype[Any]]):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_autograd_loss_of_subclasses(dtype: str) -> None:
-    # autograd itself knows no subclass of ndarray, and a parameter with a constraint is one.
+    # autograd itself does not support subclasses of ndarray, which constrained parameters are.
     params = [two_layer_params(dtype)[0].view(Bounded), *two_layer_params(dtype)[1:]]
     reference = oracle.OracleAdam(params)
     reference.step(plain_autograd(two_layer_loss, params))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a save does to the disk, and what it leaves behind when it fails."""
+"""The disk operations of a save, and the files that remain if it fails."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_place_that_cannot_be_written_is_an_os_error(path: Path, place: str) -> 
 
 @posix
 def test_what_is_no_regular_file_is_not_replaced(path: Path) -> None:
-    # In the place of a device, such as /dev/null, which no test should put at risk.
+    # Stands in for a device such as /dev/null, which no test should risk.
     os.mkfifo(path)
     with pytest.raises(ValueError, match="path must be that of a regular file"):
         Adam().save(path)
@@ -131,7 +131,7 @@ def test_what_is_no_regular_file_is_not_replaced(path: Path) -> None:
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a save does to the disk, in order."""
+    """The disk operations of a save, in order."""
     seen: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
@@ -210,7 +210,7 @@ def test_directory_that_cannot_be_flushed_is_no_failure(
 @posix
 @pytest.mark.parametrize("limit", [0, 100, 5000, 200_000])
 def test_full_disk_leaves_the_old_file_alone(path: Path, limit: int) -> None:
-    # A limit of file sizes, since a full disk needs a disk of one's own. Python ignores the signal.
+    # A file size limit, because a full disk would need a separate disk. Python ignores the signal.
     code = f"""
         import os, resource
         import numpy as np
@@ -296,7 +296,7 @@ PLANTED = ".adam.safetensors.0123456789abcdef.tmp"
 def test_temporary_file_that_others_have_made_is_not_written_to(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
 ) -> None:
-    # As if its name could be guessed.
+    # As if the name could be guessed.
     tokens = iter(["0123456789abcdef"])
     monkeypatch.setattr(secrets, "token_hex", lambda _: next(tokens))
     monkeypatch.setattr(atomic_file, "_remove_abandoned", lambda _: None)
@@ -336,7 +336,7 @@ def test_what_looks_abandoned_may_be_anything(
     elif planted == "hard link":
         place.hardlink_to(victim)
     elif planted == "socket":
-        monkeypatch.chdir(path.parent)  # Its path may have some 100 bytes.
+        monkeypatch.chdir(path.parent)  # A socket's path may have about 100 bytes.
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(PLANTED)
     else:
@@ -348,7 +348,7 @@ def test_what_looks_abandoned_may_be_anything(
     assert Adam.load(path, []).iterations == 0
     assert victim.read_text() == "text"
     assert victim.stat().st_mode == before.st_mode
-    # A name is all that may go: of a second name of a file, or of a pipe.
+    # Only a name may disappear, that of a hard link or of a pipe.
     assert set(names_beside(path)) <= {path.name, PLANTED}
     if reader is not None:
         assert os.read(reader, 1) == b""
@@ -362,7 +362,7 @@ def test_permissions_are_set_of_the_file_and_not_of_its_name(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.touch()
-    path.chmod(0o666)  # The umask takes away from it, so that it must be set.
+    path.chmod(0o666)  # the umask restricts it, so it has to be set explicitly
     victim = tmp_path / "victim"
     victim.touch(0o600)
     lock = atomic_file._lock
@@ -381,7 +381,7 @@ def test_permissions_are_set_of_the_file_and_not_of_its_name(
 
 @forks
 def test_abandoned_file_without_permission_to_write_is_removed() -> None:
-    # Root may write to any file: where this is root, a process of its own becomes somebody else.
+    # Root can write to any file, so a process that runs as root becomes another user.
     code = """
         import os, stat, tempfile
         from pathlib import Path
@@ -410,7 +410,7 @@ def test_permissions_that_cannot_be_kept_leave_the_old_file_alone(
 ) -> None:
     adam = Adam()
     adam.save(path)
-    path.chmod(0o666)  # more than the umask gives a new file
+    path.chmod(0o666)  # more than the umask gives to a new file
     before = path.read_bytes()
 
     def refuse(_descriptor: int, _mode: int) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Every refused call: its error says what, where and why, and the call has changed nothing.
+"""Every refused call: its message says what, where and why, and the call changes nothing.
 
-A message is held to the argument's name and index, the key words of the rule and what was received;
-its wording is free, but for the messages that Keras gives.
+The tests require the argument's name and index, the key words of the rule and the received value in
+a message. The wording is free, except for the messages of Keras.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from fusedadam import Adam, adam_step
 from helpers import Array, assert_all_same_bits, assert_same_bits, misaligned, read_only, values
 
 SHAPES_AND_DTYPES = [((3,), "float64"), ((4, 6), "float32"), ((), "float32")]
-BAD = 1  # the position that the tables below spoil: two-dimensional, float32, not the first
+BAD = 1  # the position made invalid below: two-dimensional, float32, not the first
 
 
 class Training:
-    """An optimizer (two steps old unless `fresh`) and everything that a refused call must keep."""
+    """An optimizer (after two steps unless `fresh`) and all that a refused call must keep."""
 
     def __init__(self, *, fresh: bool = False, **options: Any) -> None:
         rng = np.random.default_rng(11)
@@ -46,7 +46,7 @@ class Training:
             "iterations": self.optimizer.iterations,
             "skipped_steps": self.optimizer.skipped_steps,
             "current_loss_scale": self.optimizer.current_loss_scale,
-            # A schedule without a name has no configuration.
+            # A schedule without an importable name has no configuration.
             "config": None if callable(self.optimizer.lr) else self.optimizer.get_config(),
             "repr": repr(self.optimizer),
             "isa": fusedadam.active_isa(),
@@ -67,7 +67,7 @@ def assert_unchanged(training: Training, before: dict[str, Any]) -> None:
 
 
 def assert_goes_on(training: Training, twin: Training) -> None:
-    """The next good steps of both are the same: the refused call left no trace inside either."""
+    """Further valid steps of both are equal: the refused call left no trace inside either."""
     for t in (training, twin):
         t.optimizer.apply_gradients(list(zip(t.grads, t.params, strict=True)))
         adam_step(t.params, t.grads, t.m, t.v, step=3)
@@ -75,7 +75,7 @@ def assert_goes_on(training: Training, twin: Training) -> None:
 
 
 def message(*parts: str, received: str = ".+") -> str:
-    """A pattern for a whole message: all of `parts` in any order, and what was received at its end."""
+    """A pattern for a whole message: all of `parts` in any order, then the received value."""
     return "".join(f"(?=.*{part})" for part in parts) + f".*[Rr]eceived: {received}"
 
 
@@ -98,7 +98,7 @@ def assert_refused(
 
 @pytest.fixture(params=[False, True], ids=["built", "fresh"])
 def pair(request: pytest.FixtureRequest) -> tuple[Training, Training]:
-    """A training, and a twin that never sees the bad call."""
+    """A training, and a twin without the refused call."""
     return Training(fresh=request.param), Training(fresh=request.param)
 
 
@@ -107,11 +107,11 @@ def training() -> Training:
     return Training()
 
 
-# -- one spoilt array -------------------------------------------------------------------------
+# -- one bad array ----------------------------------------------------------------------------
 
 
 class Fault(NamedTuple):
-    make: Callable[[Array], Any]  # from the good array
+    make: Callable[[Array], Any]  # from the valid array
     error: type[Exception]
     rule: str
 
@@ -221,7 +221,7 @@ def test_parameter_that_cannot_be_updated_in_place(
     error, rule = fault.error, fault.rule
     errors: tuple[type[Exception], ...] = (error,)
     if training.optimizer.iterations and error is TypeError:
-        # The moments' dtype is broken too, and either may be said.
+        # The dtype of the moments is wrong as well, and either error may be reported.
         errors, rule = (TypeError, ValueError), f"({rule}|build)"
     name = rf"(params|grads_and_vars)\[{BAD}\]"
     assert_refused(
@@ -263,7 +263,7 @@ def test_adam_step_single_array_that_cannot_be_updated_in_place(
     error: Any = fault.error
     pattern = message(rf"\b{name}\b", fault.rule)
     if isinstance(bad, list | memoryview):
-        # One argument is a sequence now and three are not: any of them may be named.
+        # One argument is a sequence and three are not. The message may name any of them.
         error, pattern = (TypeError, ValueError), message("(params|grads|m|v)")
     elif not isinstance(bad, np.ndarray):
         pattern = message(rf"\b{name}\b")
@@ -413,7 +413,7 @@ def test_gradient_unlike_its_parameter(
     )
 
 
-# `apply_gradients` freezes its parameter: see test_freezing.py.
+# `apply_gradients` freezes the parameter instead (test_freezing.py).
 @pytest.mark.parametrize("route", [by_get_updates, by_adam_step, by_get_gradients])
 def test_gradient_that_is_none(pair: tuple[Training, Training], route: Route) -> None:
     training, twin = pair
@@ -547,13 +547,13 @@ def test_grads_and_vars_that_are_no_pairs(
 
 
 class TornPair(tuple[Array, Array]):
-    """Has a length of two, and gives one element."""
+    """Reports a length of two but yields one element."""
 
     def __iter__(self) -> Iterator[Array]:
         yield self[0]
 
 
-# Tuples are taken apart without asking them.
+# Tuples are unpacked without calling their methods.
 @pytest.mark.parametrize("fresh", [False, True], ids=["built", "fresh"])
 def test_pairs_that_cannot_be_unpacked(fresh: bool) -> None:
     training, twin = (Training(fresh=fresh) for _ in range(2))
@@ -670,7 +670,7 @@ def test_callable_loss_does_not_rescue_a_bad_parameter(pair: tuple[Training, Tra
     )
 
 
-# -- arrays that overlap ----------------------------------------------------------------------
+# -- overlapping arrays -----------------------------------------------------------------------
 
 # Two float32 tensors of four elements out of one buffer of twelve.
 OVERLAPPING: dict[str, Callable[[Array], list[Array]]] = {
@@ -709,7 +709,7 @@ def test_parameters_that_overlap(method: str, views: Callable[[Array], list[Arra
 def test_parameters_that_overlap_after_ones_that_did_not(
     views: Callable[[Array], list[Array]],
 ) -> None:
-    # The parameters of the first step were checked; those of a later step are other arrays.
+    # The parameters of the first step were checked. Those of a later step are other arrays.
     buffer = np.arange(12, dtype="float32")
     params = views(buffer)
     grads = [np.ones_like(p) for p in params]
@@ -787,7 +787,7 @@ def test_adam_step_single_arrays_that_overlap(one: str, other: str) -> None:
     assert all(np.all(a == 1) for a in arguments.values())
 
 
-# -- parameters that are not those of the moments ---------------------------------------------
+# -- parameters that do not match the moments -------------------------------------------------
 
 CHANGED: dict[str, Callable[[list[Array]], list[Array]]] = {
     "fewer": lambda p: p[:-1],
@@ -818,7 +818,7 @@ def test_parameters_unlike_those_that_built_the_moments(
     assert_goes_on(training, Training())
 
 
-# -- gradients and parameters in the wrong places ---------------------------------------------
+# -- gradients and parameters at wrong positions ----------------------------------------------
 
 
 def by_step(t: Training, params: list[Any], grads: list[Any]) -> object:
@@ -826,7 +826,7 @@ def by_step(t: Training, params: list[Any], grads: list[Any]) -> object:
 
 
 class Alike(Training):
-    """Three parameters of one shape and dtype, which only their memory tells apart."""
+    """Three parameters of one shape and dtype that differ only in their memory."""
 
     def __init__(self, *, built: bool, **options: Any) -> None:
         super().__init__(fresh=True, **options)
@@ -909,7 +909,7 @@ def test_wrong_way_round_when_gradients_are_accumulated() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 50), (200, 500), (50, 20), (1,), (100_000,)], ids=str)
 def test_parameter_resized_in_place_since_the_last_step(shape: tuple[int, ...]) -> None:
-    # The object is the one that was checked, even the array of its extents may be; its memory is not.
+    # The same object was checked before, perhaps even the same shape tuple, but its memory differs.
     param, grad = np.arange(1000.0).reshape(20, 50).copy(), np.ones((20, 50))
     optimizer = Adam()
     optimizer.get_updates([grad], [param])
@@ -945,12 +945,12 @@ def test_parameter_made_read_only_since_the_last_step() -> None:
 
 # -- hyper-parameters -------------------------------------------------------------------------
 
-HUGE = 10**400  # an int that no float64 can hold: it must not surface as an OverflowError
+HUGE = 10**400  # too large for a float64, must not raise OverflowError
 NOT_FINITE = [float("nan"), float("inf"), -float("inf"), np.float32("nan")]
 TRUTH_VALUES = [True, False, np.True_, np.array(True)]
 NOT_A_NUMBER = [
     *("0.5", "fast", [0.5], (0.5,), {}, 0.5j, np.array([0.5, 0.5]), object()),
-    # float() takes these, some with a warning.
+    # float() accepts these, some with a warning.
     *(*TRUTH_VALUES, np.array([0.5]), np.str_("0.5"), np.array("0.5"), np.array(b"0.5")),
     *(np.complex64(0.5), np.array(0.5j), np.timedelta64(1, "s"), np.array(True, dtype=object)),
 ]
@@ -990,7 +990,7 @@ def bad_values() -> Iterator[BadValue]:
             [1.0, -0.5, -5e-324, 1.5, 1] if name in BETAS else [-1.0, -1, -1e-300, -5e-324]
         ):
             if name in CLIPS:
-                # Keras' own words.
+                # Keras' own wording.
                 pattern = rf"Expected {name} >= 0, received: {re.escape(str(float(value)))}"
             else:
                 pattern = message(rf"\b{shown}\b", rule, received=rf"{shown}={value!r}(\.0)?")
@@ -1052,7 +1052,8 @@ def test_constructor_value(bad: BadValue) -> None:
 
 @BAD_VALUES
 def test_attribute_value(bad: BadValue) -> None:
-    # Alone: not refused for what it would make no sense with.
+    # The options that it needs are set and those that it excludes are not, so only its value is
+    # wrong.
     options: dict[str, Any] = {
         "use_ema": True,
         "clipnorm": None if bad.name == "clipnorm_per_tensor" else 50.0,
@@ -1090,7 +1091,7 @@ def test_adam_step_value(training: Training, bad: BadValue) -> None:
     )
 
 
-# Options that exclude or need one another: what is given, and what the message names.
+# Options that exclude or need each other: the arguments, and the name in the message.
 COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ({"clipnorm": 1.0, "clipnorm_per_tensor": 1.0}, "clipnorm_per_tensor"),
     ({"ema_overwrite_frequency": 2}, "ema_overwrite_frequency"),
@@ -1113,7 +1114,7 @@ def test_options_that_make_no_sense_together(options: dict[str, Any], name: str)
 @pytest.mark.parametrize(
     ("options", "name", "value"),
     [
-        ({}, "clipnorm_per_tensor", 1.0),  # beside the clipnorm of every training here
+        ({}, "clipnorm_per_tensor", 1.0),  # every training here has a clipnorm as well
         ({"clipnorm": None, "clipnorm_per_tensor": 1.0}, "clipnorm", 1.0),
         ({}, "ema_overwrite_frequency", 2),
         ({}, "ema_momentum", 0.5),
@@ -1258,12 +1259,12 @@ def test_schedule_of_a_configuration_that_cannot_be_found(name: str) -> None:
         Adam.from_config({**Adam().get_config(), "lr": name})
 
 
-# -- gradients that are to be zeroed ----------------------------------------------------------
+# -- gradients to be zeroed -------------------------------------------------------------------
 
 ZEROED_FAULTS = {
     name: fault
     for name, fault in WRITTEN_FAULTS.items()
-    # One of float16 is zeroed where it lies.
+    # A float16 gradient can be zeroed in place.
     if name not in ("None", "a memoryview", "a float", "a NumPy scalar", "float16")
 }
 
@@ -1281,7 +1282,7 @@ def test_gradient_that_cannot_be_zeroed_in_place(fault: Fault, fresh: bool, rout
             return route(training, training.params, grads)
         return adam_step(training.params, grads, training.m, training.v, step=3, zero_grad=True)
 
-    # Of a wrong dtype and layout at once, either may be said.
+    # Dtype and layout are both wrong, and either may be reported.
     assert_refused(training, call, (fault.error, TypeError), message(GRADIENT_NAME))
     np.testing.assert_array_equal(np.asarray(grads[BAD]), kept)
     by_zeroing(training, twin)
@@ -1333,12 +1334,12 @@ def test_one_zeroed_gradient_for_two_parameters() -> None:
             adam_step(params, [g, g], [g * 0, g * 0], [g * 0, g * 0], step=1, zero_grad=True)
         np.testing.assert_array_equal([*params, g], 1.0)
         adam.build(params)
-    # Without zeroing, it is only read.
+    # Without zeroing, the gradient is only read.
     adam.zero_grad = False
     assert adam.apply_gradients([(g, p) for p in params]) == 1
 
 
-# -- averages that are swapped ----------------------------------------------------------------
+# -- swapped averages -------------------------------------------------------------------------
 
 
 def by_apply_sparse(t: Training, params: list[Any], grads: list[Any]) -> object:
@@ -1422,7 +1423,7 @@ def test_swap_with_a_parameter_that_has_changed_since_the_last_step(
 def test_swap_without_parameters() -> None:
     built = Adam(use_ema=True)
     built.build([np.ones(3)])
-    copied = copy.deepcopy(built)  # has the averages, and no parameters until it steps
+    copied = copy.deepcopy(built)  # has averages, but no parameters before its first step
     for adam in (Adam(use_ema=True), copied):
         with pytest.raises(ValueError, match=r"(?s)\bswap_ema\b.*Received: "):
             adam.swap_ema()
@@ -1437,8 +1438,7 @@ def test_swap_without_parameters() -> None:
     ids=["deepcopy", "copy", "pickle"],
 )
 def test_copy_while_averages_are_swapped(copier: Callable[[Adam], Any]) -> None:
-    # The parameters' own values are in the averages' place, and the copy has no parameters to
-    # exchange them with.
+    # The averages hold the parameters' values, and the copy has no parameters to swap them with.
     training, twin = Training(use_ema=True), Training(use_ema=True)
     training.optimizer.swap_ema()
     assert_refused(
@@ -1448,7 +1448,7 @@ def test_copy_while_averages_are_swapped(copier: Callable[[Adam], Any]) -> None:
     assert_goes_on(training, twin)
 
 
-# -- parameters that do not decay -------------------------------------------------------------
+# -- parameters without decay -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("route", [by_apply_gradients, by_get_updates, by_build])
@@ -1628,7 +1628,7 @@ SPARSE_FAULTS: dict[str, SparseFault] = {
 
 
 class SparseTraining(Training):
-    """A training of one table, two steps old."""
+    """A training of one table, after two steps."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(fresh=True, **options)
@@ -1678,7 +1678,7 @@ def test_sparse_call_that_is_refused(fault: SparseFault, lazy: bool) -> None:
         training, twin, lambda: training.apply(lazy=lazy, **changes), fault.error, *fault.parts
     )
     if "param" not in changes:
-        # The same of an optimizer that has no state yet.
+        # The same for an optimizer that has no state yet.
         fresh = Adam()
         before = training.params[0].copy()
         arguments: dict[str, Any] = {
@@ -1841,7 +1841,7 @@ def test_unknown_keyword_of_adam_step(training: Training) -> None:
 
 @pytest.mark.parametrize("value", [0.001, 0.5])
 def test_lr_and_its_synonym_at_once(value: float) -> None:
-    # Refused with the default given as well: it was given.
+    # Refused even if the value is the default, because it was given.
     ways: list[tuple[tuple[float, ...], dict[str, Any]]] = [((0.001,), {}), ((), {"lr": 0.001})]
     for positional, named in ways:
         with pytest.raises(TypeError, match=r"(?s)\blr\b.*learning_rate|learning_rate.*\blr\b"):
@@ -1868,7 +1868,7 @@ SHAPE = r"Optimizer weight shape {} not compatible with provided weight shape {}
 
 
 def replaced(weights: list[Array], position: int, value: Any) -> list[Any]:
-    changed: list[Any] = [w + 1 for w in weights]  # so that a partial copy would be seen
+    changed: list[Any] = [w + 1 for w in weights]  # any partial copy would be visible
     changed[position] = value
     return changed
 
@@ -2081,7 +2081,7 @@ def test_thread_count_that_is_no_int(training: Training, n: Any) -> None:
     )
 
 
-# -- text that UTF-8 cannot say ------------------------------------------------------------------
+# -- text that UTF-8 cannot encode ---------------------------------------------------------------
 
 
 SURROGATE: Any = "\ud800"

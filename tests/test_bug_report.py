@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What someone sees who reports a bug, or whose installation is broken."""
+"""The report for bugs, and the errors of a broken installation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fusedadam import _core
 
 
 def facts_of(text: str) -> dict[str, str]:
-    """The report's lines: a name in the first 17 characters, then its value."""
+    """Parse the report's lines: a name in the first 17 characters, then its value."""
     return {line[:17].strip(): line[17:] for line in text.splitlines()}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints: what comes back, the file, and other threads and processes."""
+"""Checkpoints: the round trip, the file, and other threads and processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from safetensors.numpy import load_file, save_file
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 
-# -- what comes back --------------------------------------------------------------------------
+# -- the round trip ---------------------------------------------------------------------------
 
 options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -165,7 +165,7 @@ def test_parameters_are_only_looked_at(
     for training in (unstopped, resumed):
         training.step(8)
     resumed.assert_same_as(unstopped)
-    # And what cannot be written to is refused when it is.
+    # Parameters that are not writeable are refused.
     if not looked_at[0].flags.writeable:
         fresh = Adam.load(path, looked_at, lr=lr)
         with pytest.raises(ValueError, match=r"params\[0\] must be writeable"):
@@ -184,7 +184,7 @@ def test_parameters_may_be_nested(path: Path, training: Training) -> None:
 
 
 class Step:
-    """A schedule that is an instance."""
+    """A schedule that is an instance of a class."""
 
     def __call__(self, iterations: int) -> float:
         return 0.5**iterations
@@ -235,7 +235,7 @@ def test_parameters_still_to_be_found_are_not_saved(
 
 
 class Named(Adam):
-    """A user's own."""
+    """A user's subclass."""
 
 
 def test_subclass(path: Path) -> None:
@@ -335,11 +335,11 @@ def test_neither_saving_nor_loading_copies_the_whole_state(path: Path) -> None:
             tracemalloc.stop()
 
     assert peak(lambda: optimizer.save(path)) < 300_000
-    # The new state is not among this: its memory is the core's.
+    # Excludes the new state, which the core allocates.
     assert peak(lambda: Adam.load(path, params)) < 3_000_000
 
 
-# -- parameters and lr that do not fit --------------------------------------------------------
+# -- parameters and lr that do not match ------------------------------------------------------
 
 
 UNFIT: dict[str, tuple[Callable[[list[Array]], Any], type[Exception], str]] = {
@@ -386,7 +386,7 @@ def test_parameters_that_do_not_fit(
 )
 def test_lr_is_checked(path: Path, training: Training, lr: Any, error: type[Exception]) -> None:
     training.optimizer.save(path)
-    # And not blamed on the file.
+    # The message must not blame the file.
     with pytest.raises(error, match=r"^(lr|learning_rate) must be"):
         Adam.load(path, training.params, lr=lr)
 
@@ -466,7 +466,7 @@ def test_temporary_files_of_the_dead_are_removed_and_of_the_living_are_not(path:
     assert names_beside(path) == sorted(file.name for file in kept)
 
 
-# Without threads, so that the process may fork.
+# Single-threaded, so that the process may fork.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -488,7 +488,7 @@ def test_kill_at_any_instant_leaves_a_whole_file(
         from crash import *
         print(json.dumps(kill_savers(Path({str(path)!r}), kills={kills}, seed=1)))
     """
-    # Where coverage is counted, a fork that counts too takes longer than a save.
+    # With coverage measurement, a fork that is measured too would take longer than a save.
     environment = ONE_THREAD | {"COVERAGE_PROCESS_CONFIG": ""}
     done = run_python(code, environment=environment, time_limit=60 + kills)
     assert done.returncode == 0, done.stderr
@@ -499,7 +499,7 @@ def test_kill_at_any_instant_leaves_a_whole_file(
                 f"\n{kills:,} savers killed, {seen['unfinished']:,} of them in the middle of a save, "
                 f"{seen['last']:,} states saved; none lost, none torn\n"
             )
-    # Kills did come in the middle of a save, and saves did end in between.
+    # Some kills must interrupt a save, and some saves must finish in between.
     assert seen["unfinished"] > kills / 10
     assert seen["last"] > kills / 20
     # Each save removes what the last kill left behind.

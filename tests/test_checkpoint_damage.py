@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files that are no whole checkpoint of these parameters: each is refused and told why."""
+"""Files that are not complete checkpoints of these parameters: each is refused with a reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from helpers import Array, assert_all_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# Numbers and structures that parsers stumble over, as JSON.
+# JSON with numbers and structures that are hard for parsers.
 HOSTILE = [
     "",
     "{",
@@ -153,7 +153,7 @@ EDITS: dict[str, tuple[Callable[[Edited], None], str]] = {
 
 @pytest.fixture
 def refused(path: Path, training: Training) -> Callable[[str], None]:
-    """Fails unless the file at `path` is refused, for this reason, and nothing changes."""
+    """Check that the file at `path` is refused for this reason, and that nothing changes."""
 
     def check(reason: str) -> None:
         training_before = [param.copy() for param in training.params]
@@ -274,7 +274,7 @@ def test_hostile_counts_and_settings_of_parameters_are_refused(
     file = Edited(path)
     file.metadata |= {"version": "2", "own": text}
     file.write(path)
-    if text == "{}":  # nothing of their own
+    if text == "{}":  # no settings of single parameters
         assert Adam.load(path, training.params).iterations == 3
     else:
         refused("'own'")
@@ -414,12 +414,12 @@ def test_shapes_that_numpy_cannot_hold_are_refused(
     refused("params.3. must have the shape of v.3")
 
 
-# -- files that nobody thought of -------------------------------------------------------------
+# -- random files -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[Array]]:
-    """A path to write to, the bytes of a good file, and its parameters."""
+    """A path to write to, the bytes of a valid file, and its parameters."""
     training = Training(**{k: v for k, v in OPTIONS["everything"].items() if k != "lr"})
     training.optimizer.override(training.params[1:2], lr=0.5)
     training.step(5)
@@ -431,7 +431,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[
 
 
 def loads_or_is_refused(path: Path, content: bytes, params: list[Array]) -> bool:
-    # A new file each time: the pages of the last one may still be mapped.
+    # A new file each time, because the pages of the last one may still be mapped.
     path.unlink(missing_ok=True)
     path.write_bytes(content)
     before = [param.copy() for param in params]
@@ -447,7 +447,7 @@ def loads_or_is_refused(path: Path, content: bytes, params: list[Array]) -> bool
         assert refusal is not None
         assert str(path) in refusal
         return False
-    # What loads is whole: it steps, and can be saved.
+    # A file that loads is complete: the optimizer steps and can be saved.
     loaded.apply_gradients([(np.ones_like(p), p.copy()) for p in params])
     loaded.save(path)
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Hostile files: what loading one may cost, run, open or wait for."""
+"""Malicious files: what loading costs in memory and time, and what it may run, open or wait for."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def test_directory_cannot_be_loaded(path: Path) -> None:
         Adam.load(path.parent, [])
 
 
-# -- what is no file --------------------------------------------------------------------------
+# -- paths that are no regular files ----------------------------------------------------------
 
 
 @posix
 @pytest.mark.parametrize("kind", ["pipe", "pipe with a writer", "device", "socket"])
 def test_what_is_no_regular_file_is_not_waited_for(path: Path, kind: str) -> None:
-    # In a process of its own, which is killed if it waits.
+    # In a separate process, which is killed if it blocks.
     code = f"""
         import os, socket
         from fusedadam import Adam
@@ -107,7 +107,7 @@ def test_what_is_no_regular_file_is_not_waited_for(path: Path, kind: str) -> Non
 @pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
 @pytest.mark.parametrize("name", ["/proc/kmsg", "/proc/self/mem", "/proc/self/maps", "/proc/kcore"])
 def test_files_of_the_systems_are_refused(name: str) -> None:
-    # Some of them say that they have no bytes, or more than there is memory, and some block.
+    # Some of them report a size of zero or one larger than memory, and some block.
     code = f"""
         from fusedadam import Adam
         try:
@@ -118,18 +118,18 @@ def test_files_of_the_systems_are_refused(name: str) -> None:
     assert output_of(code) == "refused"
 
 
-# -- what a file may cost ---------------------------------------------------------------------
+# -- memory and time of loading ---------------------------------------------------------------
 
 
 def padded(text: str, size: int) -> str:
-    """Repeat what stands between < and > until the whole has this many bytes."""
+    """Repeat the text between < and > until the whole has this many bytes."""
     before, _, rest = text.partition("<")
     again, _, after = rest.partition(">")
     return before + again * ((size - len(before) - len(after)) // len(again)) + after
 
 
 def header(text: str, size: int = 0) -> Callable[[Path], None]:
-    """Write a file of this header, whose data has `size` bytes and takes no place on the disk."""
+    """Write a file with this header and `size` bytes of data that take no disk space."""
 
     def write(path: Path) -> None:
         content = with_header(text)
@@ -145,7 +145,7 @@ def part(name: str, text: str) -> Callable[[Path], None]:
 
 
 def own(text: str) -> Callable[[Path], None]:
-    """Change what the parameters of a good file have of their own."""
+    """Change the settings of single parameters in a valid file."""
     return lambda path: edited(path, lambda file: file.metadata.update(version="2", own=text))
 
 
@@ -154,7 +154,7 @@ def numbered(text: str, count: int) -> str:
 
 
 def claims_a_header(length: int) -> Callable[[Path], None]:
-    """Write a file that is as long as the header that it claims, of which there is one byte."""
+    """Write a sparse file as long as the header that it claims, with one byte of it."""
 
     def write(path: Path) -> None:
         path.write_bytes(length.to_bytes(8, "little") + b"{")
@@ -171,8 +171,8 @@ def claims_terabytes(path: Path) -> None:
 
 
 TIB = 2**40
-# Just below the longest header that is read for a few parameters; the quotes of a text within it
-# have two bytes.
+# Just below the longest header that is accepted for a few parameters. Quotes in a nested JSON text
+# take two bytes.
 LONGEST = 990_000
 WITHIN = LONGEST // 2
 BOMBS: dict[str, Callable[[Path], None]] = {
@@ -217,8 +217,8 @@ def test_file_is_refused_without_the_memory_that_it_claims(
     optimizer.build([np.ones(2)])
     optimizer.save(path)
     bomb(path)
-    # In a process of its own, for the most that one has used counts what Python knows of and what
-    # it does not. It is killed if it takes long.
+    # In a separate process, whose peak memory includes allocations outside Python. It is killed if
+    # it takes long.
     code = f"""
         import resource, sys
         import numpy as np
@@ -238,7 +238,8 @@ def test_file_is_refused_without_the_memory_that_it_claims(
             assert "Received: " in str(error), error
             print(most_used_mb() - before)
     """
-    # A list in JSON takes 3 bytes, and in memory 64: 21 MB at most, twice for what is in between.
+    # A list takes 3 bytes in JSON and 64 in memory: at most 21 MB, and twice that for intermediate
+    # copies.
     assert float(output_of(code)) < 64
 
 
@@ -262,7 +263,7 @@ def test_state_that_makes_too_long_a_header_is_not_saved(path: Path) -> None:
     assert names_beside(path) == []
 
 
-# -- what a file may do -----------------------------------------------------------------------
+# -- side effects of loading ------------------------------------------------------------------
 
 
 def written(path: Path, content: bytes) -> None:
@@ -290,8 +291,8 @@ TRAPS: dict[str, Callable[[Path], None]] = {
 def test_loading_opens_the_path_and_does_nothing_else(
     path: Path, trap: Callable[[Path], None]
 ) -> None:
-    # Python tells of each file that is opened or mapped, of imports, of code that is compiled or
-    # run, of pickles, sockets and processes. What was told to cannot be stopped from telling.
+    # Audit hooks report files that are opened or mapped, imports, code that is compiled or run,
+    # pickles, sockets and processes. An audit hook cannot be removed.
     code = f"""
         import json, sys
         import numpy as np
@@ -338,7 +339,7 @@ def test_file_that_replaces_the_path_meanwhile_is_not_read(path: Path, swap: str
     class Swapping(Adam):
         @classmethod
         def from_config(cls, config: Any) -> Any:
-            # After the header was read, and before the arrays are.
+            # After the header is read and before the arrays are.
             path.unlink()
             if swap == "pipe":
                 os.mkfifo(path)
@@ -353,7 +354,7 @@ def test_file_that_replaces_the_path_meanwhile_is_not_read(path: Path, swap: str
 @posix
 @pytest.mark.parametrize("left", [0, 100, 5000, 1_000_000])
 def test_file_that_is_cut_off_meanwhile_is_refused(path: Path, left: int) -> None:
-    # In a process of its own: one that had mapped the file would die of it.
+    # In a separate process: a process that had mapped the file would be killed by SIGBUS.
     code = f"""
         import os
         import numpy as np
@@ -384,7 +385,7 @@ def test_file_that_is_cut_off_meanwhile_is_refused(path: Path, left: int) -> Non
 
 
 def state_with(**changes: Any) -> dict[str, Any]:
-    """What a pickle holds, with these entries; `...` removes one, and `m` and `v` are arrays."""
+    """The contents of a pickle with changed entries. `...` removes one; `m` and `v` are arrays."""
     optimizer = Adam(weight_decay=0.1, gradient_accumulation_steps=2)
     params = [np.ones(3), np.ones((2, 2), "float32")]
     optimizer.step(params, params)
@@ -402,7 +403,7 @@ def huge() -> Array:
     return array
 
 
-# No wonder that a pickle runs what it likes; but a wrong one is an error and no crash.
+# A pickle can run any code by design. Wrong contents must still raise an error and not crash.
 WRONG_STATES: dict[str, dict[str, Any]] = {
     **{f"no {name}": {name: ...} for name in (*state_with(), "m", "v")},
     **{
@@ -457,6 +458,6 @@ def test_wrong_state_of_a_pickle_is_an_error(changes: dict[str, Any]) -> None:
     errors = (AttributeError, LookupError, MemoryError, TypeError, ValueError)
     with pytest.raises(errors):  # noqa: PT012
         optimizer.__setstate__(state_with(**changes))
-        # Some of it only matters to a step.
+        # Some of it only matters for a step.
         optimizer.step(params, grads)
     assert np.all(params[0] == 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The examples of the documentation run, and the README names what there is."""
+"""The documentation's examples run, and the README names every public member and option."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ README = PAGES[0].read_text(encoding="utf-8")
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a language."""
+    """The fenced code blocks in a language."""
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-# Frameworks that an example imports, and clients of torch's optimizers.
+# Frameworks imported by examples, and clients of torch's optimizers.
 NEEDS = re.compile(r"^import (torch|keras|peft|transformers)$", re.MULTILINE)
 CLIENTS = {"peft", "transformers"}
 
 
 def examples(kind: str) -> list[Any]:
-    """The examples of all pages that need nothing, a framework, or a client."""
+    """The examples of all pages of one kind: "plain", "framework" or "client"."""
 
     def kind_of(code: str) -> str:
         needs = set(NEEDS.findall(code))
@@ -51,7 +51,7 @@ def examples(kind: str) -> list[Any]:
 
 
 def run(code: str, directory: Path) -> dict[str, Any]:
-    """Run an example as a user would, from a file; what it left behind."""
+    """Run an example from a file, as a user would, and return its globals."""
     file = directory / "example.py"
     file.write_text(code, encoding="utf-8")
     return runpy.run_path(str(file))
@@ -66,11 +66,11 @@ def test_python_example_runs(code: str, tmp_path: Path) -> None:
 def test_python_example_of_a_framework_runs(code: str) -> None:
     for framework in NEEDS.findall(code):
         pytest.importorskip(framework)
-    # A process of its own: the backend of Keras is chosen when it is imported.
+    # In a separate process, because Keras chooses its backend when it is imported.
     output_of(code)
 
 
-# Warnings of clients are theirs.
+# Ignore the warnings that clients raise themselves.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("code", examples("client"))
 def test_python_example_of_a_client_runs(
@@ -138,7 +138,7 @@ def test_public_names_are_those_of_all() -> None:
 
 def test_reliability_page_names_tests_that_exist() -> None:
     text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
-    # Not those of a build directory.
+    # Without the paths in a build directory.
     files = set(re.findall(r"(?<!/)\btests/[\w/.]+", text))
     assert len(files) > 20
     assert [name for name in sorted(files) if not (ROOT / name).exists()] == []

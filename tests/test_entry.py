@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What users call: tracebacks that end at their own line, and functions that look like functions."""
+"""Public functions: tracebacks end at the user's line, and metadata look like plain functions'."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def ours(function: Function) -> Function:
-    """The same function, as if it stood in a module of the package."""
+    """The same function as if it were defined in a module of the package."""
     made: Any = types.FunctionType(
         function.__code__, globals() | {"__name__": "fusedadam.made_for_a_test"}
     )
@@ -77,7 +77,7 @@ def error_of(call: Callable[[], object]) -> Exception:
 
 
 def functions(error: BaseException) -> list[str]:
-    """The functions of a traceback, without those of this file's own call."""
+    """The names of a traceback's functions, without this file's own call."""
     return [frame.name for frame in traceback.extract_tb(error.__traceback__)][2:]
 
 
@@ -108,7 +108,7 @@ def test_traceback_of_what_is_refused_ends_at_the_callers_line(call: Callable[[]
     assert isinstance(error, (TypeError, ValueError))
     assert functions(error) == []
     shown = "".join(traceback.format_exception(error))
-    # The cause of a schedule that cannot be imported is in the import, which is shown.
+    # If a schedule cannot be imported, the cause is inside the import, so it is shown.
     assert "site-packages/fusedadam" not in shown or error.__cause__ is not None
 
 
@@ -160,7 +160,7 @@ FAILING: dict[str, Callable[[], object]] = {
     "called": lambda: public_call(users_own),
     "called by another": lambda: public_call(lambda: public_call(users_own)),
     "schedule": lambda: Adam(lr=lambda _: users_own()).current_lr,
-    # What the user calls wrongly in there is the user's as well.
+    # A wrong call that the user makes inside a callback is the user's error as well.
     "wrong in itself": lambda: public_call(lambda: Adam(beta_1=2.0)),
 }
 
@@ -183,7 +183,7 @@ def test_whole_traceback_on_demand() -> None:
     assert full == "['<module>', '__init__']"
 
 
-# -- they look like functions -----------------------------------------------------------------
+# -- metadata of functions --------------------------------------------------------------------
 
 
 def test_what_is_called_is_passed_on() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The example of a training in several processes, and the snippets of docs/scaling.md, by torchrun."""
+"""The example of distributed training, and the snippets of docs/scaling.md, run by torchrun."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIME_LIMIT_S = 120
 
 
 def run(*arguments: str | Path, directory: Path) -> str:
-    """Run Python with these arguments; what it printed."""
+    """Run Python with these arguments and return its output."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FUSEDADAM_", "OMP_"))}
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -62,8 +62,8 @@ def test_example_goes_on_with_other_ranks_and_the_other_sharding(tmp_path: Path)
 
     half = tmp_path / "train_distributed/step-000006"
     assert half.is_dir()
-    # The same 12 batches, but for how gradients are summed. A resumed training that has lost its
-    # moments or its learning rate is off by 0.04 or more.
+    # The same 12 batches; only the sums of gradients are rounded differently. A resumed training
+    # that has lost its moments or its learning rate is off by 0.04 or more.
     goes_on = [*SMALL, f"--resume={half}"]
     alone = run(EXAMPLE, *goes_on, "--checkpoints=alone", directory=tmp_path)
     assert held_out(alone) == pytest.approx(held_out(whole), abs=2e-3)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Numbers at the ends of what a float holds, in every place of a step: bit for bit as the oracle.
+"""Extreme floats in every input of a step, compared with the oracle bit for bit.
 
-Tables in place of samples: every combination of special numbers, under every option, in both
-precisions, with every instruction set. FUSEDADAM_EXTREMES=all has all combinations of six arrays at
-once and of four hyper-parameters, some minutes; with ``-o log_cli=true`` the number of compared
-elements is logged.
+Exhaustive tables and no samples: every combination of special numbers, under every option, in both
+precisions, with every instruction set. FUSEDADAM_EXTREMES=all tests all combinations of six arrays
+and of four hyper-parameters, which takes some minutes. ``-o log_cli=true`` logs the number of
+compared elements.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits
 
 FLUSH = [True, False]
 LARGEST = float(np.finfo(np.float64).max)
-# The largest double below 1; a float32 of it is 1.
+# The largest double below 1. It rounds to 1 in float32.
 NEARLY_1 = 1 - 2.0**-53
 LEAST = 5e-324
 
@@ -63,7 +63,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"skip_nonfinite": True},
     {"zero_grad": True},
 ]
-# Options that bring an array of their own, and `accumulated`, the gradient of the call before.
+# Options with an additional array. `accumulated` is the gradient of the previous call.
 ARRAYS: list[tuple[str, dict[str, Any]]] = [
     ("vhat", {}),
     ("vhat", {"epsilon": 0.0}),
@@ -104,7 +104,8 @@ def test_special_numbers(dtype: str, flush_denormals: bool, options: dict[str, A
 def test_special_numbers_in_five_arrays(
     dtype: str, flush_denormals: bool, name: str, options: dict[str, Any]
 ) -> None:
-    # Of the first of each name, all combinations; of the others, those of any four of the five.
+    # For the first entry of each name, all combinations; for the others, those of any four of the
+    # five arrays.
     numbers = special(dtype)
     whole = ALL or (name, options) in WHOLE
     for shift in range(len(numbers) if whole else 1):
@@ -137,7 +138,7 @@ def test_special_numbers_in_six_arrays(
 def test_special_numbers_beside_the_vectors(
     dtype: str, flush_denormals: bool, options: dict[str, Any]
 ) -> None:
-    # What is left of a tensor where no vector fits is another loop, or a masked vector.
+    # The tail of a vector is processed by another loop or by a masked vector.
     numbers = few(dtype)
     more: dict[str, Any] = {
         name: column(numbers, factors, 0, 4)
@@ -152,7 +153,7 @@ def test_special_numbers_beside_the_vectors(
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("iterations", [0, 1])
 def test_special_numbers_at_the_first_steps(dtype: str, iterations: int) -> None:
-    # The average of the first step takes the parameter alone, by a momentum of 0.
+    # The first step sets the average to the parameter, with a momentum of 0.
     numbers = special(dtype)
     ema = column(numbers, [1, 1, 1, 1], 0, 4)
     check_call(*product([numbers] * 4), ema=ema, iterations=iterations)
@@ -162,7 +163,7 @@ def test_special_numbers_at_the_first_steps(dtype: str, iterations: int) -> None
 
 
 def grads_of(dtype: str, kind: str) -> Array:
-    """Gradients whose norm is of a kind."""
+    """Gradients with a norm of this kind."""
     numbers = special(dtype)
     kinds = {
         "nothing": numbers[numbers == 0],
@@ -213,7 +214,7 @@ def assert_norms_as_the_oracle(grads: Sequence[Array]) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_accumulated_gradients_that_overflow_together(dtype: str) -> None:
-    # Each gradient is finite, their sum is not: looked at is the sum.
+    # Each gradient is finite but their sum is not. The sum is what counts.
     largest = np.finfo(dtype).max
     g = np.array([largest, -largest, 1.0], dtype)
     options: dict[str, Any] = {"gradient_accumulation_steps": 2}
@@ -224,7 +225,7 @@ def test_accumulated_gradients_that_overflow_together(dtype: str) -> None:
 
 # -- hyper-parameters -------------------------------------------------------------------------
 
-# 3.5e38 and more are no float32, and 1e-46 and less round to 0 there.
+# In float32, 3.5e38 and more are infinite, and 1e-46 and less round to 0.
 CHOICES: dict[str, Sequence[Any]] = {
     "lr": [0.0, LEAST, 1e-46, 1e-45, 1e-3, 1.0, 1e38, 3.5e38, 1e300, LARGEST, -0.0],
     "beta_1": [0.9, 0.0, LEAST, 1e-46, 1e-45, 2.0**-53, 0.5, 1 - 2.0**-24, 1 - 2.0**-25, NEARLY_1],
@@ -264,7 +265,7 @@ def test_extreme_hyper_parameter(dtype: str, flush_denormals: bool, name: str) -
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_extreme_hyper_parameters_together(dtype: str) -> None:
-    # All combinations of any two of them (of three: some minutes), each with some numbers.
+    # All combinations of any two of them (of any three takes some minutes), with some numbers each.
     numbers = few(dtype)
     vhat, ema = (column(numbers, [1, k], 0, 2) for k in (1, 3))
     more: dict[str, Any] = {"vhat": vhat, "ema": ema, "flush_denormals": False}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What docs/numerics.md says of extreme numbers: a test for each row of its table, named there."""
+"""The rows of the table of extreme numbers in docs/numerics.md, which names these tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INF, NAN = np.inf, np.nan
 
 
 def limits(dtype: str) -> tuple[float, float]:
-    """The largest number and the smallest normal one."""
+    """The largest number and the smallest normal number."""
     info = np.finfo(dtype)
     return float(info.max), float(info.smallest_normal)
 
@@ -27,7 +27,7 @@ def limits(dtype: str) -> tuple[float, float]:
 def trained(
     dtype: str, first: Any, *, steps: int = 1, start: float = 1.0, **options: Any
 ) -> tuple[Array, Adam]:
-    """Two parameters, and their optimizer after steps of which the first has these gradients.
+    """Two parameters and their optimizer after steps, the first with these gradients.
 
     The gradients of later steps are 1/2.
     """
@@ -94,7 +94,7 @@ def test_square_that_overflows_freezes_the_element(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_gradient_too_small_to_be_squared(dtype: str) -> None:
-    # v is 0, so the update is lr_t * m / epsilon: m counts, down to where it is subnormal.
+    # v is 0, so the update is lr_t * m / epsilon. m counts until it is subnormal.
     _, tiny = limits(dtype)
     g = 2.0 ** {"float32": -80, "float64": -600}[dtype]
     p, adam = trained(dtype, [g, 8 * tiny], start=0.0)
@@ -164,7 +164,7 @@ def test_skip_nonfinite_leaves_everything(dtype: str, bad: float) -> None:
         p, adam = trained(dtype, [0.5, bad], **options)
         assert_all_same_bits([p, *moments(adam)], [np.ones(2, dtype), *[np.zeros(2, dtype)] * 2])
         assert (adam.iterations, adam.skipped_steps) == (0, 1)
-        # Finite, and yet no square of it is.
+        # Finite, although its square overflows in this dtype.
         p, adam = trained(dtype, [0.5, limits(dtype)[0]], **options)
         assert (adam.iterations, adam.skipped_steps) == (1, 0)
 
@@ -188,7 +188,7 @@ def test_parameter_that_is_not_finite_stays_so(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_state_that_is_not_finite_stays_so(dtype: str) -> None:
-    # No factor takes an infinity away: not beta_1 = 0, nor the momentum of the first average.
+    # No factor removes an infinity, neither beta_1 = 0 nor the momentum of the first average.
     p, m, v = np.ones(2, dtype), np.array([INF, NAN], dtype), np.ones(2, dtype)
     g = np.ones(2, dtype)
     adam_step(p, g, m, v, step=2, beta_1=0.0)
@@ -250,7 +250,7 @@ def test_constant_below_float32() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_epsilon_of_zero(dtype: str) -> None:
-    # 0 / 0 where the gradient was 0; m / 0 where its square is too small.
+    # 0 / 0 where the gradient was 0, and m / 0 where its square underflows.
     _, tiny = limits(dtype)
     p, _ = trained(dtype, [0.5, 0.0, np.sqrt(tiny)], epsilon=0.0)
     assert p[0] < 1
@@ -272,7 +272,7 @@ def test_beta_next_to_one(dtype: str) -> None:
 def test_decay_that_overflows(dtype: str) -> None:
     p, adam = trained(dtype, [0.5, -0.5], steps=1, decay=1e308)
     after_first = p.copy()
-    assert after_first[0] < 1  # the first step has no decay
+    assert after_first[0] < 1  # the first step does not decay
     for _ in range(3):
         adam.apply_gradients([(np.full(2, 0.5, dtype), p)])
     assert_same_bits(p, after_first)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The floating-point environment: a step neither depends on the caller's nor changes it, on any thread."""
+"""The floating-point environment: no step on any thread depends on the caller's or changes it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fusedadam import Adam, adam_step
 from helpers import Array, assert_all_same_bits, state
 from step_scripts import LARGE, SMALL
 
-# fenv.h of glibc: where the control and the flags are in a fenv_t, and the bits that do damage.
+# fenv.h of glibc: the words of fenv_t with the control bits and the flags, and the relevant bits.
 FENV = {
-    # 28 bytes of x87, then MXCSR: flags 0-5, DAZ 6, masks 7-12, rounding 13-14, FTZ 15.
+    # 28 bytes of x87 state, then MXCSR: flags 0-5, DAZ 6, masks 7-12, rounding 13-14, FTZ 15.
     "x86_64": {
         "words": 8,
         "control": 7,
@@ -29,7 +29,7 @@ FENV = {
         "flags": 7,
         "all flags": 0x3D,
     },
-    # FPCR: rounding 22-23, FZ 24; FPSR: flags 0-4.
+    # FPCR: rounding 22-23, FZ 24. FPSR: flags 0-4.
     "aarch64": {
         "words": 2,
         "control": 0,
@@ -47,7 +47,7 @@ needs_fenv = pytest.mark.skipif(
 
 
 class FloatEnvironment:
-    """The calling thread's control bits (rounding, flushing) and exception flags."""
+    """The control bits (rounding, flushing) and exception flags of the calling thread."""
 
     def __init__(self) -> None:
         self._libm = ctypes.CDLL("libm.so.6")
@@ -88,7 +88,7 @@ def environment() -> Iterator[FloatEnvironment]:
 
 
 def with_subnormals(rng: np.random.Generator, size: int, dtype: str) -> tuple[Array, ...]:
-    """Tensors on which every rounding mode, FTZ and DAZ would each be seen."""
+    """Tensors whose results would differ with any other rounding mode, with FTZ and with DAZ."""
     p, g, m, v = state(rng, size, dtype)
     tiny = np.finfo(p.dtype).smallest_normal
     g[::3] *= tiny  # subnormal gradients and moments, and squares that underflow
@@ -127,7 +127,7 @@ def test_environment_of_the_caller_is_not_used(
 def test_environment_of_the_caller_is_not_used_by_an_optimizer(
     rng: np.random.Generator, environment: FloatEnvironment, size: int, modes: tuple[str, ...]
 ) -> None:
-    # Decay, the powers of beta, the norm and the clip scale are scalars that round as well.
+    # Decay, the powers of beta, the norm and the clip scale are scalars, which are rounded as well.
     p, g, _, _ = with_subnormals(rng, size, "float32")
     q, h, _, _ = state(rng, size, "float64")
     options: dict[str, Any] = {
@@ -187,7 +187,7 @@ def test_environment_of_the_caller_is_not_changed(
 @needs_fenv
 @pytest.mark.parametrize("modes", MODES, ids="+".join)
 def test_threads_started_under_another_environment(modes: tuple[str, ...]) -> None:
-    # A new thread inherits the environment of the one that starts it, and an OpenMP thread stays.
+    # A new thread inherits the environment of its creator, and OpenMP threads persist.
     code = f"""
         import numpy as np, oracle
         from helpers import assert_all_same_bits

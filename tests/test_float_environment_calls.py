@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Every public call in every floating-point environment: the same bits, and all left as it was.
+"""Public calls in every floating-point environment: same bits, and the environment stays unchanged.
 
-What a caller may have set: a rounding mode, FTZ and DAZ, the x87 unit's precision, exception flags
-that it still wants to read, and traps, which end a process by SIGFPE where a step would raise one.
+A caller may have set a rounding mode, FTZ and DAZ, the x87 precision, exception flags to be read
+later, and traps. A trap ends the process with SIGFPE if a step raises the exception.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from processor_state import MODES, Processor, needs_fenv, processor_restored
 
 pytestmark = needs_fenv
 
-# On one thread, and on several.
+# Steps on one thread and on several.
 SIZES = [1_000, 40_000]
 THREADS = 3
 
@@ -52,7 +52,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def telling(rng: np.random.Generator, shape: int | tuple[int, ...], dtype: str) -> Array:
-    """Numbers on which every rounding mode, FTZ and DAZ are seen, and each exception is raised."""
+    """Numbers that reveal every rounding mode, FTZ and DAZ, and that raise each exception."""
     x = values(rng, shape, dtype)
     info = np.finfo(x.dtype)
     flat = x.reshape(-1)
@@ -62,7 +62,7 @@ def telling(rng: np.random.Generator, shape: int | tuple[int, ...], dtype: str) 
 
 
 class Scene:
-    """What the calls below work on; the same at each time."""
+    """The objects used by the calls below, the same each time."""
 
     def __init__(self, size: int) -> None:
         rng = np.random.default_rng(8)
@@ -77,7 +77,7 @@ class Scene:
         self.built: Adam | None = None
 
     def adam(self, params: list[Array] | None = None, **options: Any) -> Adam:
-        """An optimizer in the midst of a training, whose state is numbers of all kinds."""
+        """An optimizer in the middle of training whose state has numbers of all kinds."""
         adam = Adam(**({"epsilon": 0.0, "flush_denormals": False} | options))
         adam.build(self.params if params is None else params)
         for i, weight in enumerate(adam.weights[1:]):
@@ -129,7 +129,7 @@ def stateless(scene: Scene, **options: Any) -> Callable[[], Any]:
     return lambda: adam_step(scene.params, scene.grads, *scene.moments, step=3, **options)
 
 
-# What computes: it neither uses nor leaves anything.
+# Calls that compute. They must neither use nor change the environment.
 COMPUTING: dict[str, Callable[[Scene], Callable[[], Any]]] = {
     "adam_step": lambda s: stateless(s, epsilon=0.0, flush_denormals=False),
     "adam_step with clips": lambda s: stateless(s, clipnorm=0.3, clipvalue=0.01, decay=0.7),
@@ -149,7 +149,7 @@ COMPUTING: dict[str, Callable[[Scene], Callable[[], Any]]] = {
     "get_updates": lambda s: bound(s.adam(decay=0.3).get_updates, s.grads, s.params),
     "global_norm": lambda s: lambda: global_norm(s.finite),
 }
-# What only moves numbers.
+# Calls that only move numbers.
 MOVING: dict[str, Callable[[Scene], Callable[[], Any]]] = {
     "build": lambda s: bound(s.adam(use_ema=True).build, s.params),
     "get_weights": lambda s: s.adam(amsgrad=True).get_weights,
@@ -169,7 +169,7 @@ def bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
 
 
 def saved_and_loaded(scene: Scene) -> Callable[[], Any]:
-    # An lr, betas and an epsilon that any rounding reads and writes exactly.
+    # lr, betas and epsilon are read and written exactly in any rounding mode.
     adam = scene.adam(lr=0.5, beta_1=0.5, beta_2=0.75, epsilon=0.0)
 
     def call() -> Adam:
@@ -182,7 +182,7 @@ def saved_and_loaded(scene: Scene) -> Callable[[], Any]:
 
 
 def flat(result: Any) -> list[Array]:
-    """The arrays and numbers of what a call returned."""
+    """The arrays and numbers in the result of a call."""
     if isinstance(result, Adam):
         return flat(result.weights)
     if isinstance(result, (list, tuple)):
@@ -191,7 +191,7 @@ def flat(result: Any) -> list[Array]:
 
 
 def outcome(name: str, size: int, around: Callable[[Callable[[], Any]], Any]) -> list[Array]:
-    """Everything that a call leaves behind and returns, called by `around`."""
+    """Everything that a call changes and returns, when called by `around`."""
     scene = Scene(size)
     call = (COMPUTING | MOVING)[name](scene)
     result = around(call)
@@ -209,7 +209,7 @@ def watched(
     traps: bool = False,
     ignored: AbstractSet[str] = frozenset(),
 ) -> Callable[[Callable[[], Any]], Any]:
-    """What calls in this environment, and holds the call to leaving it as it was."""
+    """Return a function that calls in this environment and checks that the call preserves it."""
 
     def around(call: Callable[[], Any]) -> Any:
         processor.set(*modes, raised=raised, traps=traps)
@@ -246,7 +246,7 @@ def test_computing_call_in_every_environment(name: str, size: int, processor: Pr
 
 @pytest.mark.parametrize("name", MOVING)
 def test_moving_call_in_every_environment(name: str, processor: Processor) -> None:
-    # Python's own reading and writing of decimal fractions is arithmetic, and raises flags.
+    # Python uses arithmetic to read and write decimal fractions, which raises flags.
     ignored = {"flags"} if name == "save and load" else set()
     with running():
         expected = outcome(name, SIZES[0], called)
@@ -273,7 +273,7 @@ def test_caller_is_called_back_in_its_own_environment(processor: Processor) -> N
     state = processor.state()
     adam.get_updates(loss, [p])
     processor.restore()
-    # The loss has raised the inexact flag by then, perhaps.
+    # The loss may have raised the inexact flag by then.
     assert [s._replace(flags=state.flags) for s in seen] == [state] * len(seen)
     assert len(seen) >= 2
 
@@ -313,7 +313,7 @@ def test_first_step_of_a_process_raises_no_flag() -> None:
 def test_files_hold_the_same_numbers_in_every_environment(
     processor: Processor, modes: tuple[str, ...], tmp_path: Path
 ) -> None:
-    # Python reads "0.9" by a division, which rounds as the caller has set.
+    # Python reads "0.9" with a division, which uses the caller's rounding mode.
     rng = np.random.default_rng(5)
     p, path = np.ones(3), tmp_path / "adam.safetensors"
     for drawn in rng.uniform(0, 1, (5, 3)):
@@ -326,7 +326,7 @@ def test_files_hold_the_same_numbers_in_every_environment(
         assert loaded.get_config() == adam.get_config()
 
 
-# A caller who wants to know where its NaN comes from. A process of its own: SIGFPE ends it.
+# For a caller who traps NaNs to find their origin. In a separate process, because SIGFPE ends it.
 TRAPS = """
     import sys
     from test_float_environment_calls import *
@@ -348,7 +348,7 @@ def test_no_step_springs_a_trap_of_the_caller() -> None:
 
 
 def test_a_trap_that_is_set_is_sprung() -> None:
-    # Else the test above would test nothing.
+    # Verifies that the trap works, or the test above would prove nothing.
     done = run_python(
         """
         import numpy as np

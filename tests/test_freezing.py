@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parameters without a gradient in some steps, and the steps that their moments count."""
+"""Parameters without a gradient in some steps, and the step counts of their moments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"gradient_accumulation_steps": 2, "zero_grad": True, "clipnorm": 0.1, "use_ema": True},
 ]
 
-# Which parameters have a gradient in a call, by their positions modulo 3; in each call one at least.
+# The parameters with a gradient in each call, by position modulo 3. Each call has at least one.
 CALLS = [{0, 1, 2}, {0}, {1}, {1, 2}, {0, 2}, {0, 2}, {2}, {0, 1, 2}, {1}]
 
 

@@ -17,7 +17,8 @@ from helpers import Array, Training, assert_all_same_bits, assert_same_bits, sta
 HALVES = {"float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 halves = pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
 
-# Rests of vectors, tiles and stretches; a parameter that is not float32 gets what it always got.
+# Sizes that leave incomplete vectors, chunks and tiles. The float64 parameter keeps float64
+# gradients.
 SHAPES: list[tuple[tuple[int, ...], str]] = [
     ((), "float32"),
     ((0, 3), "float32"),
@@ -42,7 +43,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 class HalfTraining(Training):
-    """Gradients rounded to 16 bits; the oracle gets the numbers that they stand for."""
+    """Gradients rounded to 16 bits. The oracle gets their exact values."""
 
     def __init__(self, half: np.dtype[Any], **options: Any) -> None:
         super().__init__(SHAPES, **options)
@@ -87,7 +88,7 @@ def test_steps_equal_oracle(half: np.dtype[Any], options: dict[str, Any]) -> Non
 @halves
 @pytest.mark.usefixtures("isa")
 def test_every_number_is_widened_exactly(half: np.dtype[Any]) -> None:
-    # NaN is not among what NumPy and a step need agree on but that it is one.
+    # NumPy and a step only have to agree on which numbers are NaN, not on their payload.
     grads = np.arange(2**16).astype("uint16").view(half)
     p, m, v = (np.zeros(2**16, "float32") for _ in range(3))
     with np.errstate(all="ignore"):
@@ -125,7 +126,7 @@ def test_gradients_of_another_layout_and_of_memory_that_is_written(half: np.dtyp
         arrays = [a.copy() for a in (p, m, v)]
         adam_step(arrays[0], grad, *arrays[1:], step=2)
         assert_all_same_bits(arrays, expected, name)
-    # The upper half of a parameter's bytes, as they were before the step.
+    # The gradient is the upper half of the parameter's bytes, as they were before the step.
     p = values(rng, 8, "float32")
     grad = p.view(half)[8:]
     adam, reference = Adam(), oracle.OracleAdam([p.copy()])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `import fusedadam` brings with it."""
+"""The effects of `import fusedadam`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What `tf.keras.optimizers.Adam` of TensorFlow 1.4 promises, line by line.
+"""The contract of `tf.keras.optimizers.Adam` of TensorFlow 1.4, point by point.
 
-The numbers were computed independently of this project.
+The expected numbers were computed independently of this project.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def by_updates(adam: Adam, grads: list[Array], params: list[Array]) -> None:
 
 
 def trained(steps: int = 3, **options: Any) -> tuple[Adam, list[Array]]:
-    """Return an optimizer after a few steps on two parameters, and these."""
+    """Return an optimizer after a few steps on two parameters, and the parameters."""
     rng = np.random.default_rng(7)
     params = [values(rng, (2, 3), "float32"), values(rng, 4, "float64")]
     adam = Adam(**options)
@@ -105,7 +105,7 @@ def test_config_holds_plain_python_numbers_as_they_were_given() -> None:
     assert type(config) is dict
     assert {type(x) for x in config.values()} <= {int, float}
     assert (config["lr"], config["beta_1"], config["clipnorm"]) == (0.1, 0.5, 2)
-    # Not rounded to float32 on the way.
+    # Not rounded to float32.
     assert repr(Adam(lr=0.001).get_config()["lr"]) == "0.001"
 
 
@@ -156,7 +156,7 @@ def test_lr_and_learning_rate_together(lr: float) -> None:
         Adam(lr=lr, learning_rate=0.5)
 
 
-# What comes after the name: test_bad_input.py.
+# test_bad_input.py checks the rest of the message.
 @pytest.mark.parametrize("name", ["momentum", "clip_norm", "name", "Lr"])
 def test_unknown_keyword(name: str) -> None:
     message = rf"^Unexpected keyword argument passed to optimizer: {name}\b"
@@ -208,7 +208,7 @@ def test_in_range(name: str, value: Any) -> None:
 
 
 def test_epsilon_of_none_is_that_of_keras() -> None:
-    # keras 2.1.3 to 2.3: `if epsilon is None: epsilon = K.epsilon()`, and that is 1e-7.
+    # keras 2.1.3 to 2.3: `if epsilon is None: epsilon = K.epsilon()`, which is 1e-7.
     made, changed, loaded = Adam(epsilon=None), Adam(), Adam.from_config({"epsilon": None})
     changed.epsilon = None  # type: ignore[assignment] # what is read is a number
     for adam in (made, changed, loaded):
@@ -275,14 +275,14 @@ def test_three_steps_with_small_and_large_gradients(route: Route) -> None:
     ]
     for g, e in zip(gradients, expected, strict=True):
         route(adam, [np.array(g)], [p])
-        # Half a unit in the last printed digit, and the rounding of a handful of operations.
+        # Half a unit in the last printed digit, plus the rounding of a few operations.
         np.testing.assert_allclose(p, e, rtol=0, atol=3e-16)
 
 
 def test_epsilon_is_not_divided_by_the_bias_correction() -> None:
     p = np.zeros(1)
     Adam().apply_gradients([(np.array([1e-8]), p)])
-    # Algorithm 1 of the paper, whose epsilon is, moves by lr / 2 here.
+    # Algorithm 1 of the paper does divide it, and would move p by lr / 2 here.
     m, root_v = 0.1 * 1e-8, 0.001**0.5 * 1e-8
     assert p[0] == pytest.approx(-0.001 * (0.001**0.5 / 0.1) * m / (root_v + 1e-8), rel=1e-12)
     assert 16 < 0.0005 / -p[0] < 16.5
@@ -310,7 +310,7 @@ def test_decay_counts_from_before_the_step() -> None:
     g = np.array([0.3, -0.4])
     plain.apply_gradients([(g, p)])
     decayed.apply_gradients([(g, q)])
-    assert_same_bits(q, p)  # the first step takes lr whole
+    assert_same_bits(q, p)  # the first step uses the whole lr
     p0, q0 = p.copy(), q.copy()
     plain.apply_gradients([(g, p)])
     decayed.apply_gradients([(g, q)])
@@ -338,7 +338,7 @@ class Bounded(np.ndarray[Any, np.dtype[Any]]):
 
 
 class Unbounded(np.ndarray[Any, np.dtype[Any]]):
-    """As layers declare that they have no constraint."""
+    """Declares that it has no constraint, as Keras layers do."""
 
     constraint = None
 
@@ -414,7 +414,7 @@ def test_clipping(options: dict[str, Any], expected: list[list[float]]) -> None:
     for c, e in zip(clipped, expected, strict=True):
         np.testing.assert_allclose(c, e, rtol=0, atol=5e-9)
     assert_all_same_bits(grads, gradients_13(), "the caller's gradients")
-    assert adam.weights == []  # asking for gradients takes no step
+    assert adam.weights == []  # asking for gradients is not a step
     for route in (by_apply, by_updates):
         stepped = Adam(**options)
         route(stepped, grads, [np.zeros(2), np.zeros(1)])
@@ -654,7 +654,7 @@ def test_list_of_keras_3_leaves_a_schedule() -> None:
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1)], ids=str)
 def test_lists_of_one_parameter_are_told_apart(shape: tuple[int, ...], amsgrad: bool) -> None:
-    # Without amsgrad, that of Keras 3 and the one with a placeholder are equally long.
+    # Without amsgrad, the list of Keras 3 and the list with a placeholder have the same length.
     p = np.ones(shape)
     adam = Adam(amsgrad=amsgrad)
     adam.apply_gradients([(np.full(shape, 2.0), p)])
@@ -687,7 +687,7 @@ def test_list_of_keras_3_of_another_shape(position: int) -> None:
     before, config = adam.get_weights(), adam.get_config()
     given = keras_3_list([w + 1 for w in before], len(params), np.float32(0.5))
     given[position] = np.zeros((4, 7))
-    # No list of this optimizer, and as one of another length.
+    # Not a valid list. The message is about its length or about the shape.
     with pytest.raises(
         ValueError, match=r"^(Length of the specified|Optimizer) weight (list|shape)"
     ):
@@ -764,11 +764,11 @@ def test_apply_gradients_returns_the_count() -> None:
     assert adam.iterations == 5
 
 
-# -- the cases that its own tests hold it to --------------------------------------------------
+# -- the cases of Keras' own tests ------------------------------------------------------------
 
 
 class SoftmaxNet:
-    """Two layers, ten inputs, two classes, as small as the network of Keras' own tests."""
+    """Two layers, ten inputs and two classes, as small as the network of Keras' own tests."""
 
     def __init__(self, rng: np.random.Generator, hidden: int = 10) -> None:
         def glorot(n: int, k: int) -> Array:
@@ -841,7 +841,7 @@ def test_iterations_count_over_models() -> None:
     rng = np.random.default_rng(3)
     x, y = shifted_gaussians(rng)
     adam, first = Adam(), SoftmaxNet(rng)
-    first.train(adam, x, y, epochs=2, batch=16)  # 63 steps an epoch
+    first.train(adam, x, y, epochs=2, batch=16)  # 63 steps per epoch
     assert adam.iterations == 126
     second = SoftmaxNet(rng)
     adam.get_updates(second.loss(x, y), second.params)
@@ -897,7 +897,7 @@ def test_an_optimizer_out_of_scope_is_freed() -> None:
     del adam, params, net
     gc.collect()
     assert [ref() for ref in died] == [None] * len(died)
-    # Moments that somebody still holds outlive their optimizer.
+    # Moments that are still referenced outlive their optimizer.
     assert_all_same_bits(weights, expected)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`step` and `minimize`: parameters as people nest them, and the loss that comes back."""
+"""`step` and `minimize`: nested parameters, and the value of the loss."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Layer(NamedTuple):
 
 
 class Attributes(dict[str, Any]):
-    """A dict whose entries are attributes, as people write it."""
+    """A dict whose entries are attributes, a common user class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.__dict__ = self
 
 
-# From the flat list of four: the nesting, and the paths of its arrays in the flat order.
+# For a flat list of four: the nesting, and the paths of the arrays in flat order.
 NESTS: dict[str, tuple[Callable[[Sequence[Any]], Any], list[str]]] = {
     "list": (list, ["[0]", "[1]", "[2]", "[3]"]),
     "tuple": (tuple, ["[0]", "[1]", "[2]", "[3]"]),
@@ -85,7 +85,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 class Nested(Training):
-    """A training whose optimizer is called by `step`; the oracle sees the flat list."""
+    """A training whose optimizer is called by `step`. The oracle sees the flat list."""
 
     def __init__(self, nest: Callable[[Sequence[Any]], Any], **options: Any) -> None:
         super().__init__(SHAPES_AND_DTYPES, **options)
@@ -120,7 +120,7 @@ def test_step_is_apply_gradients(nest: Callable[[Sequence[Any]], Any], paths: li
         ours.call(grads)
         theirs.call(grads)
         assert_all_same_bits(ours.params, theirs.params, str(paths))
-    # And in turn: both know one state.
+    # Both ways of calling can alternate: they share one state.
     for training in (ours, theirs):
         training.optimizer.apply_gradients(
             list(zip(training.reference.params, training.params, strict=True))
@@ -248,7 +248,7 @@ def test_parameters_nested_otherwise_than_before(
 
 
 def flatten_boxes(tree: Any) -> list[Any]:
-    """Arrays of a tree, or what stands for them while autograd traces."""
+    """The arrays of a tree, or autograd's boxes of them."""
     if isinstance(tree, dict):
         tree = list(tree.values())
     if isinstance(tree, (list, tuple)):
@@ -307,11 +307,11 @@ def test_minimize_equals_oracle(
         assert type(returned) is float
         assert returned == float(loss_of(at))
         training.check()
-    assert seen == [str(nest(paths))] * 4  # called once a step, with the same nesting
+    assert seen == [str(nest(paths))] * 4  # called once per step, with the same nesting
 
 
 def keys_of(tree: Any) -> Any:
-    """The nesting alone."""
+    """The nesting without the arrays."""
     if isinstance(tree, dict):
         return type(tree), {key: keys_of(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -336,7 +336,7 @@ def test_minimize_of_a_bare_array() -> None:
 @pytest.mark.parametrize("scale", [2.0**20, 3.0, 2.0**-100, "dynamic"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_returned_loss_is_not_scaled(scale: Any, dtype: str) -> None:
-    # Divided out of what was scaled, it would be rounded, or beyond the range of float32.
+    # Dividing the scaled loss would round it, or overflow in float32.
     params = {"x": np.array([0.1, 0.7], dtype)}
     expected = [float(np.sum(params["x"] ** 3) * dtype_number(dtype, 1e-30))]
     adam = Adam(loss_scale=scale)
@@ -445,13 +445,13 @@ def test_tensors(nest: Callable[[Sequence[Any]], Any], paths: list[str]) -> None
         training.reference.step(grads)
         assert_all_same_bits([t.detach().numpy() for t in tensors], training.reference.params)
         assert all(t._version > old for t, old in zip(tensors, versions, strict=True))
-    # A loss of tensors is a tensor.
+    # If the loss is computed from tensors, it is a tensor.
     loss = sum((t.double() ** 2).sum() for t in tensors)
     expected = [np.asarray((2 * t.double()).detach(), t.detach().numpy().dtype) for t in tensors]
     training.reference.step(expected)
     assert training.optimizer.minimize(loss, nest(tensors)) == loss.item()
     assert_all_same_bits([t.detach().numpy() for t in tensors], training.reference.params)
-    # One that does not reach a parameter names it.
+    # If the loss does not depend on a parameter, the error names the parameter.
     loss = sum((t**2).sum() for t in tensors[:2] + tensors[3:])
     kept = [t.detach().numpy().copy() for t in tensors]
     with pytest.raises(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`global_norm`: its order of additions, what it reads, and that it is the norm of the steps."""
+"""`global_norm`: its order of additions, its arguments, and its agreement with a step's norm."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from fusedadam import Adam, global_norm
 from helpers import FLOATS, Array, Placed, misaligned, read_only, running, values
 
-PARALLEL = 70_001  # more elements than one thread takes alone
+PARALLEL = 70_001  # more elements than run on a single thread
 
 
 def spread(rng: np.random.Generator, n: int, dtype: str) -> Array:
-    """A few large numbers among ones nearly lost beside them: each order gives another sum."""
+    """Large numbers among ones nearly lost beside them, so that the order affects the sum."""
     g = np.where(rng.random(n) < 20 / max(n, 1), 2.0**26, rng.uniform(0.5, 2, n))
     return np.asarray(g * rng.choice([-1, 1], n), dtype)
 
@@ -95,7 +95,7 @@ def test_broadcast_array(rng: np.random.Generator) -> None:
 
 @pytest.mark.usefixtures("isa")
 def test_float32_squares_neither_overflow_nor_underflow() -> None:
-    # 1e30 squared is beyond float32, 1e-30 squared below it.
+    # In float32, 1e30 squared overflows and 1e-30 squared underflows.
     for x in (1e30, 1e-30, float(np.finfo("float32").max), float(np.float32(1e-45))):
         a = np.full(100, x, "float32")
         assert global_norm([a]) == pytest.approx(10 * float(a[0]), rel=1e-15, abs=0.0)
@@ -106,7 +106,7 @@ def test_float32_squares_neither_overflow_nor_underflow() -> None:
 
 
 def test_small_numbers_are_not_lost_in_a_long_sum() -> None:
-    # A float32 sum of ones stays at 2**24.
+    # A float32 sum of ones stops at 2**24.
     assert global_norm([np.ones(2**24 + 2**12, "float32")]) == math.sqrt(2**24 + 2**12)
 
 
@@ -153,7 +153,7 @@ def test_tensors(rng: np.random.Generator) -> None:
     assert global_norm([torch.tensor(a)[:, ::7]]) == oracle.global_norm([a[:, ::7]])
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refused calls ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

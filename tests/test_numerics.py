@@ -23,13 +23,13 @@ from helpers import (
     values,
 )
 
-# Around every vector width (4 to 16 lanes), the tile (1,024) and its multiples.
+# Around every vector width (4 to 16 lanes), the tile (1,024) and multiples of it.
 LENGTHS = [0, 1, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 1000, 1023, 1024, 1025, 2047, 2049, 4097]
-# Elements past a 64-byte boundary.
+# Offsets in elements from a 64-byte boundary.
 OFFSETS = [0, 1, 5]
-# Smaller steps run on the calling thread alone.
+# Smaller steps run on the calling thread only.
 PARALLEL = 70_001
-# The count before a step must be exact in float64.
+# The largest step whose previous count is exact in float64.
 LAST_STEP = 2**53 + 1
 
 
@@ -40,7 +40,7 @@ def check_step(
     step: int,
     **options: Any,
 ) -> None:
-    """Hold one `adam_step` on one tensor to the oracle, and to its own memory."""
+    """Compare one `adam_step` on one tensor with the oracle, and check the memory around it."""
     p, g, m, v = placed = [Placed(x, k) for x, k in zip(arrays, offsets, strict=True)]
     expected = oracle.adam_step(*arrays, step=step, **options)
     adam_step(p.array, g.array, m.array, v.array, step=step, **options)
@@ -61,7 +61,7 @@ def check_step(
 def test_step_equals_oracle(rng: np.random.Generator, n: int, offset: int, dtype: str) -> None:
     arrays = state(rng, n, dtype)
     check_step(arrays, offsets=(offset,) * 4, step=1)
-    # Each array off by another amount: no alignment that one loop could serve.
+    # Each array has another offset, so no loop can align them all.
     check_step(arrays, offsets=(offset, offset + 1, offset + 2, offset + 3), step=7, lr=0.1)
 
 
@@ -85,7 +85,7 @@ def test_any_shape(rng: np.random.Generator, shape: tuple[int, ...], dtype: str)
 def test_every_combination_of_special_numbers(dtype: str, flush_denormals: bool) -> None:
     info = np.finfo(dtype)
     tiny, last = float(info.smallest_normal), float(info.smallest_subnormal)
-    # 1.0625 * tiny is a normal moment that beta_1 takes below the smallest normal number.
+    # 1.0625 * tiny is a normal moment that beta_1 reduces to below the smallest normal number.
     magnitudes = [0.0, last, tiny / 2, tiny, 1.0625 * tiny, 1.0, float(info.max), np.inf]
     special = [*magnitudes, *(-x for x in magnitudes), np.nan]
     p, g, m, v = (
@@ -145,9 +145,9 @@ def test_extreme_hyper_parameters(
 
 
 def check_lr_t(rng: np.random.Generator, step: int, beta_1: float, beta_2: float) -> None:
-    """Hold the learning rate of a step to the oracle by 16 products with it.
+    """Compare the learning rate of a step with the oracle through 16 products.
 
-    A wrong last bit of it shows in nearly every product, here the new parameters.
+    A wrong last bit of the learning rate changes nearly every product, here the new parameters.
     """
     zero, m = np.zeros(16), rng.uniform(1, 2, 16)
     arrays = (zero, zero, m, zero)
@@ -184,8 +184,8 @@ def test_power_is_correctly_rounded_far_out(rng: np.random.Generator) -> None:
         check_lr_t(rng, step, beta, 0.5)
 
 
-# Powers that lie within 0.001 units in the last place of the middle between two floats, where a
-# shorter calculation rounds the wrong way: glibc 2.36 errs in eight of them.
+# Powers within 0.001 units in the last place of the midpoint between two floats. A less precise
+# computation rounds them in the wrong direction: glibc 2.36 does so for eight of them.
 HARD_POWERS = [
     (0.9997, 1_078),
     (0.99975, 389),
@@ -244,7 +244,7 @@ def test_lists_of_tensors(rng: np.random.Generator) -> None:
 
 @pytest.mark.usefixtures("isa", "threads")
 def test_many_small_tensors(rng: np.random.Generator) -> None:
-    # 900 tensors, most of them shorter than a tile: shares of threads that begin inside the list.
+    # 900 tensors, most of them shorter than a tile. The threads' shares begin inside the list.
     states = [state(rng, int(n), FLOATS[int(n) % 2]) for n in rng.integers(0, 130, 900)]
     p, g, m, v = ([x.copy() for x in column] for column in zip(*states, strict=True))
     adam_step(p, g, m, v, step=2)
@@ -372,7 +372,7 @@ def test_hyper_parameters_may_change_between_steps(rng: np.random.Generator) -> 
 def test_moments_of_silent_gradients_decay_like_the_oracle(
     rng: np.random.Generator, dtype: str, flush_denormals: bool
 ) -> None:
-    # From 1e-30 (1e-300) down through the subnormals to where they stay or are flushed.
+    # From 1e-30 (1e-300) down through the subnormals, until they stay constant or are flushed.
     start = {"float32": 1e-30, "float64": 1e-300}[dtype]
     params = [values(rng, 37, dtype)]
     options: dict[str, Any] = {"beta_2": 0.8, "flush_denormals": flush_denormals}
@@ -395,7 +395,7 @@ def test_moments_of_silent_gradients_decay_like_the_oracle(
 
 
 def scale_of(grads: list[Array], clipnorm: float) -> float:
-    """Return the factor that clipping used, read off a gradient of one float64."""
+    """Return the clipping factor, read from a gradient of a single float64."""
     *_, probe = Adam(clipnorm=clipnorm).get_gradients([*grads, np.ones(())], [*grads, np.ones(())])
     return float(probe)
 
@@ -408,8 +408,7 @@ def scale_of(grads: list[Array], clipnorm: float) -> float:
 def test_global_norm_is_added_in_the_promised_order(
     rng: np.random.Generator, n: int, dtype: str
 ) -> None:
-    # A few large numbers among ones that are nearly lost beside them: each order of adding up
-    # gives another sum.
+    # A few large numbers among ones nearly lost beside them, so that the sum depends on the order.
     for _ in range(3):
         g = np.asarray(np.where(rng.random(n) < 20 / n, 2.0**26, rng.uniform(0.5, 2, n)), dtype)
         g *= np.asarray(rng.choice([-1, 1], n), dtype)
@@ -441,7 +440,7 @@ def test_clipnorm_at_the_norm_itself(route: Loop, clipnorm: float, first: float 
     params = [np.zeros(2), np.zeros(1)]
     adam = Adam(clipnorm=float(clipnorm), beta_1=0.5)
     route(adam, params, grads)
-    # beta_1 = 1/2: m is half the clipped gradient, exactly.
+    # With beta_1 = 1/2, m is exactly half of the clipped gradient.
     if first is None:
         assert 2 * adam.weights[1][0] == np.nextafter(3.0, 0.0)
     else:
@@ -477,14 +476,14 @@ def test_norm_that_overflows_float64() -> None:
 
 
 def test_float32_squares_are_added_in_float64() -> None:
-    # 1e30 squared is beyond float32, 1e-30 squared below it.
+    # In float32, 1e30 squared overflows and 1e-30 squared underflows.
     for x in (1e30, 1e-30):
         g = np.array([x, x], np.float32)
         (clipped,) = Adam(clipnorm=x).get_gradients([g], [g])
         assert clipped[0] == pytest.approx(x * 0.5**0.5, rel=1e-6)
 
 
-# -- what a gradient may look like ------------------------------------------------------------
+# -- forms of gradients -----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("isa")
@@ -548,7 +547,7 @@ def test_one_gradient_for_two_parameters(rng: np.random.Generator) -> None:
     assert_all_same_bits(params, expected.params)
 
 
-# -- how it is run ----------------------------------------------------------------------------
+# -- threads, instruction sets and errstate ---------------------------------------------------
 
 
 def test_isas_and_thread_counts_can_be_mixed_within_a_training(rng: np.random.Generator) -> None:
@@ -566,7 +565,7 @@ def test_isas_and_thread_counts_can_be_mixed_within_a_training(rng: np.random.Ge
 
 
 def test_numpy_error_state_is_left_alone() -> None:
-    # 0/0, an overflow and an underflow: NumPy would warn or raise, the step does neither.
+    # 0/0, an overflow and an underflow: NumPy would warn or raise, a step does neither.
     with np.errstate(all="raise"):
         p = np.array([1.0, 1.0, 1.0])
         g = np.array([0.0, 1e200, 1e-200])

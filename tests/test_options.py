@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each option by itself: the bits of its stage, and what it remembers from call to call."""
+"""Each option alone: the bits of its stage, and its state from call to call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from helpers import (
 NAN, INF = float("nan"), float("inf")
 TORCH_REASON = "what is said of tensors needs torch"
 
-# Around vector widths and tiles, without dimensions, empty; and enough for several threads.
+# Sizes around vector widths and tiles, zero-dimensional, empty, and large enough for threads.
 SHAPES: ShapesAndDtypes = [
     ((3, 5), "float32"),
     ((), "float64"),
@@ -87,7 +87,7 @@ ALONE: list[dict[str, Any]] = [
     {"lr": halving},
     {"lr": halving, "decay": 0.5, "weight_decay": 0.1},
 ]
-# What the norm pass and the step pass have to agree on, however the tensors are divided.
+# The norm pass and the step pass must agree on these, however the tensors are divided.
 TOGETHER: list[dict[str, Any]] = [
     {"clipnorm": 1.0, "weight_decay": 0.1, "use_ema": True, "zero_grad": True},
     {
@@ -191,7 +191,7 @@ def test_odd_numbers_everywhere(
     for ours, theirs in zip(optimizer.ema, reference.ema, strict=True):
         theirs[...] = rng.choice(odd, theirs.shape)
         ours[...] = theirs
-    # Also where a step is skipped for an infinity, one with finite gradients must be seen.
+    # Include finite gradients, because infinities may skip all other steps.
     for choice in (finite, finite, odd, odd):
         grads = [rng.choice(np.array(choice, dtype), p.shape) for p in params]
         left = reference.step(grads)
@@ -417,7 +417,7 @@ def test_a_nan_keeps_only_its_own_tensor_from_being_clipped() -> None:
 
 
 def test_average_of_known_parameters() -> None:
-    # Silent gradients: weight decay alone moves p through 3/4, 9/16, 27/64.
+    # Zero gradients: weight decay alone moves p to 3/4, 9/16 and 27/64.
     p, zero = np.ones(1), np.zeros(1)
     adam = Adam(lr=0.5, weight_decay=0.5, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2)
     seen = []
@@ -574,7 +574,7 @@ def test_scale_loss_of_a_tensor() -> None:
 
 
 def test_small_gradients_survive_in_the_scaled_loss() -> None:
-    # 1e-42 is subnormal in float32, 2**40 times as much has all its digits.
+    # 1e-42 is subnormal in float32. Multiplied by 2**40, it keeps all digits.
     exact = 1e-42
     p = np.zeros(1, "float32")
     scaled = np.array([exact * 2.0**40], "float32")
@@ -584,7 +584,7 @@ def test_small_gradients_survive_in_the_scaled_loss() -> None:
 
 
 def calls(adam: Adam, p: Array, outcomes: str) -> list[float]:
-    """Call with a good (.) or a bad (x) gradient in turn: the scale after each."""
+    """Call with good (.) and bad (x) gradients in turn. Return the scale after each call."""
     scales = []
     good, bad = np.ones_like(p), np.full_like(p, NAN)
     for outcome in outcomes:
@@ -599,7 +599,7 @@ def test_dynamic_scale_grows_after_2000_good_steps_and_halves_on_a_bad_one() -> 
     assert calls(adam, p, "." * 2000) == [start] * 1999 + [2 * start]
     assert calls(adam, p, "xx.x") == [start, start / 2, start / 2, start / 4]
     assert (adam.iterations, adam.skipped_steps) == (2001, 3)
-    # Counted anew from the last bad one.
+    # The count starts over after a bad step.
     assert calls(adam, p, "." * 2000) == [start / 4] * 1999 + [start / 2]
     assert calls(adam, p, "." * 1999 + "x" + "." * 1999) == [
         *[start / 2] * 1999,
@@ -625,7 +625,7 @@ def test_dynamic_scale_is_that_of_the_step() -> None:
         training.check()
 
 
-# -- steps that are skipped -------------------------------------------------------------------
+# -- skipped steps ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
@@ -693,7 +693,7 @@ def test_first_step_that_is_skipped() -> None:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_one_step_for_so_many_gradients(rng: np.random.Generator, count: int) -> None:
-    # Sums of small integers and division by 2 or 4 are exact: the mean is the mean.
+    # Sums of small integers and divisions by 2 or 4 are exact, and so is the mean.
     grads = [rng.integers(-50, 50, 8).astype("float32") for _ in range(count)]
     p, q = np.ones(8, "float32"), np.ones(8, "float32")
     adam = Adam(gradient_accumulation_steps=count)
@@ -714,7 +714,7 @@ def test_norm_is_that_of_the_mean() -> None:
     adam = Adam(gradient_accumulation_steps=2, clipnorm=2.5, beta_1=0.5)
     adam.apply_gradients([(np.array([6.0, 0.0]), p)])
     adam.apply_gradients([(np.array([0.0, 8.0]), p)])
-    # The mean (3, 4) has the norm 5; m is half of what is left of it.
+    # The mean (3, 4) has the norm 5. m is half of what remains after clipping.
     np.testing.assert_array_equal(adam.weights[1], [0.75, 1.0])
 
 
@@ -790,7 +790,7 @@ def test_callable_losses_are_accumulated(rng: np.random.Generator) -> None:
     assert adam.iterations == 2
 
 
-# -- gradients that are zeroed ----------------------------------------------------------------
+# -- zeroed gradients -------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("isa", "threads")
@@ -847,7 +847,7 @@ def test_maximize_is_descent_of_the_negated_gradient(rng: np.random.Generator) -
         ascent.apply_gradients([(g, up)])
         descent.apply_gradients([(-g, down)])
     assert_same_bits(up, down)
-    # Only the gradient: weights shrink either way.
+    # Only the gradient is negated: weights decay in either case.
     p = np.ones(1)
     Adam(maximize=True, weight_decay=0.5, lr=0.5).apply_gradients([(np.zeros(1), p)])
     assert p[0] == 0.75
@@ -910,7 +910,7 @@ def test_schedule_may_be_set_at_any_time(name: str) -> None:
 
 
 class Cosine:
-    """A schedule as libraries have them: an object that is called."""
+    """A schedule as a callable object, as libraries define them."""
 
     def __call__(self, iterations: Any) -> Any:
         return np.float32(0.5 + 0.5 * math.cos(iterations))
@@ -1092,7 +1092,7 @@ def test_arguments_that_a_subclass_passes_on() -> None:
     ids=str,
 )
 def test_current_lr_is_that_of_the_next_step(options: dict[str, Any]) -> None:
-    # With betas of 0, no epsilon and gradients of 1, a step is of this size.
+    # With betas of 0, no epsilon and gradients of 1, the size of a step is the learning rate.
     adam, p = Adam(**options, beta_1=0.0, beta_2=0.0, epsilon=0.0), np.zeros(1)
     for i in range(4):
         lr = options.get("lr", 0.001)
@@ -1111,7 +1111,7 @@ def test_current_lr_of_a_schedule_that_has_none() -> None:
         _ = adam.current_lr
 
 
-# -- what is decided once ---------------------------------------------------------------------
+# -- settings fixed once the state exists -----------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The oracle against numbers computed elsewhere, before the kernel is held to it."""
+"""The oracle against independently computed numbers, because the kernels are compared with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_power_is_the_nearest_float(beta: float, t: int) -> None:
 
 
 def test_power_rounds_a_tie_to_even() -> None:
-    # Half of the smallest subnormal: the even neighbour is zero.
+    # Half of the smallest subnormal is a tie. Its even neighbour is zero.
     assert oracle.power(0.5, 1074) == 5e-324
     assert oracle.power(0.5, 1075) == 0.0
 
@@ -48,7 +48,7 @@ def test_power_of_a_long_training(beta: float, t: int, expected: float) -> None:
 
 
 def test_power_beyond_the_exact_range_multiplies_back() -> None:
-    # beta**(2**k) by repeated squaring, in integers of 400 bits: a second way to the same float.
+    # beta**(2**k) by repeated squaring with integers of 400 bits, an independent computation.
     beta, k, width = 1 - 2**-45, 47, 400
     fixed = int(Fraction(beta) * 2**width)
     for _ in range(k):
@@ -99,12 +99,12 @@ def test_three_steps_with_small_and_large_gradients() -> None:
     ]
     for g, p in zip(gradients, expected, strict=True):
         adam.step([np.array(g)])
-        # Half a unit in the last printed digit, and the rounding of a handful of operations.
+        # Half a unit in the last printed digit, plus the rounding of a few operations.
         np.testing.assert_allclose(adam.params[0], p, rtol=0, atol=3e-16)
 
 
-# Each computed with 60 decimal digits from the formulas of the papers; weight decay and l2 agree
-# with torch's AdamW and Adam as well, where epsilon is 0.
+# Each computed to 60 decimal digits from the formulas of the papers. With epsilon 0, weight decay
+# and l2 also agree with torch's AdamW and Adam.
 GRADIENTS = [[0.1, -0.2, 0.3, 0], [-0.1, 0.2, 0.3, 1e-8], [1e3, -1e-3, 0, 1e-8], [0.1, 1e-3, 0, 0]]
 GOLDEN: list[tuple[dict[str, Any], list[list[float]]]] = [
     (
@@ -279,24 +279,24 @@ def test_sum_of_squares_is_near_the_exact_sum(rng: np.random.Generator, dtype: s
 @pytest.mark.parametrize(
     ("tiles", "positions", "gained"),
     [
-        (3, (16, 32), 0),  # lane 0, where the large one is: each is lost in its turn
-        (3, (1, 17), 4),  # lane 1 collects both
-        (3, (8, 4), 0),  # lane 0 takes in lane 8, then lane 4
-        (3, (4, 12), 4),  # lane 4 takes in lane 12 first
+        (3, (16, 32), 0),  # added to lane 0, where the large number is: each is lost in turn
+        (3, (1, 17), 4),  # added up in lane 1 first
+        (3, (8, 4), 0),  # lane 0 adds lane 8, then lane 4
+        (3, (4, 12), 4),  # lane 4 adds lane 12 first
         (3, (2, 6), 4),
         (3, (1, 2), 0),
         (3, (1, 3), 4),
-        (3, (1024, 2048), 0),  # tiles are added in turn
-        (3, (1025, 1026), 4),  # within a tile first
-        (4096, (2048, 3072), 0),  # one tile is a block
-        (4097, (2048, 3072), 4),  # two tiles are
-        (4097, (1024, 2048), 0),  # of two blocks
+        (3, (1024, 2048), 0),  # tiles are added one after the other
+        (3, (1025, 1026), 4),  # added within a tile first
+        (4096, (2048, 3072), 0),  # a block is one tile
+        (4097, (2048, 3072), 4),  # a block is two tiles
+        (4097, (1024, 2048), 0),  # in two different blocks
     ],
 )
 def test_sum_of_squares_adds_in_the_promised_order(
     tiles: int, positions: tuple[int, int], gained: int
 ) -> None:
-    # Next to 2**54 floats are 4 apart: 1.25**2 is lost beside it, twice 1.25**2 gains one place.
+    # Near 2**54, floats are 4 apart: adding 1.25**2 changes nothing, adding twice 1.25**2 adds 4.
     g = np.zeros(tiles * 1024)
     g[0] = 2.0**27
     g[list(positions)] = 1.25
@@ -311,7 +311,7 @@ def test_clipnorm_per_tensor_scales_each_by_its_own_norm() -> None:
 
 def test_norms_are_those_of_the_divided_gradients() -> None:
     grads = [np.array([3.0, 4.0]), np.array([12.0])]
-    # The norm is 13 / 2: twice as much is too little to be clipped, as much is clipped to half.
+    # The norm is 13 / 2: a bound of twice that does not clip, a bound of half that clips to half.
     for divisor, clipnorm, expected in [(2, 13.0, [1.5, 2, 6]), (2, 3.25, [0.75, 1, 3])]:
         a, b = oracle.clip(grads, clipnorm=clipnorm, divisor=divisor)
         assert [*a, *b] == expected
@@ -366,7 +366,7 @@ def test_amsgrad_keeps_what_v_forgets() -> None:
 
 
 def test_average_of_known_parameters() -> None:
-    # Silent gradients: weight decay alone moves p through 3/4, 9/16, 27/64.
+    # Zero gradients: weight decay alone moves p to 3/4, 9/16 and 27/64.
     adam = oracle.OracleAdam(
         [np.ones(1)],
         lr=0.5,
@@ -377,7 +377,7 @@ def test_average_of_known_parameters() -> None:
     )
     assert adam.ema[0][0] == 1.0
     adam.step(one(0.0))
-    assert (adam.params[0][0], adam.ema[0][0]) == (0.75, 0.75)  # the first step takes p itself
+    assert (adam.params[0][0], adam.ema[0][0]) == (0.75, 0.75)  # the first average is p
     adam.step(one(0.0))
     assert (adam.params[0][0], adam.ema[0][0]) == (0.65625, 0.65625)  # overwritten
     adam.step(one(0.0))

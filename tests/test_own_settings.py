@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`Adam.override`: settings that some parameters have of their own."""
+"""`Adam.override`: settings of single parameters."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_later_call_changes_what_it_names() -> None:
     own.update({0: {"lr": 0.25, "decay": 0.5}, 1: {"l2": 0.5}})
     training.step(2)
     training.check()
-    adam.override(iter(training.params[:1]))  # takes them back
+    adam.override(iter(training.params[:1]))  # removes them
     del own[0]
     training.step()
     training.check()

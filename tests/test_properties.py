@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What holds for all inputs: nothing about a step depends on how its elements are arranged."""
+"""Properties for all inputs: a step does not depend on the arrangement of its elements."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ steps = st.one_of(st.integers(1, 100), st.integers(1, 2**53 + 1))
 
 
 def any_array(n: int, dtype: str) -> st.SearchStrategy[Array]:
-    """Draw any floats at all: subnormals, infinities and NaNs too."""
+    """Draw arbitrary floats, including subnormals, infinities and NaNs."""
     return hnp.arrays(dtype, n, elements=st.floats(width=32 if dtype == "float32" else 64))
 
 
 @st.composite
 def states(draw: st.DrawFn, max_size: int = 80) -> State:
-    """Draw any ``(p, g, m, v)`` of one length and dtype."""
+    """Draw arbitrary ``(p, g, m, v)`` of one length and dtype."""
     n, dtype = draw(st.integers(0, max_size)), draw(dtypes)
     p, g, m, v = (draw(any_array(n, dtype)) for _ in range(4))
     return p, g, m, v
@@ -53,9 +53,9 @@ positive = st.floats(0, allow_infinity=False)
 
 @st.composite
 def options(draw: st.DrawFn, *, of_keras: bool = False) -> dict[str, Any]:
-    """Draw any hyper-parameters that `adam_step` accepts, each left at its default now and then.
+    """Draw hyper-parameters that `adam_step` accepts, each of them sometimes left at its default.
 
-    Those `of_keras` are the ones that `Adam` accepts too, whose betas are not 0.
+    With `of_keras`, only those that `Adam` accepts too, whose betas are not 0.
     """
     betas = unit_open if of_keras else st.one_of(st.just(0.0), unit_open)
     return draw(
@@ -74,7 +74,7 @@ def options(draw: st.DrawFn, *, of_keras: bool = False) -> dict[str, Any]:
 
 
 def stepped(arrays: State, **options: Any) -> list[Array]:
-    """Return the new ``[p, m, v]``; the arguments stay as they are."""
+    """Return the new ``[p, m, v]``. The arguments do not change."""
     p, g, m, v = (x.copy() for x in arrays)
     adam_step(p, g, m, v, **options)
     return [p, m, v]
@@ -124,7 +124,7 @@ def test_step_of_parts_is_part_of_step(
 def test_step_of_a_list_of_slices_is_step_of_the_whole(
     seed: int, dtype: str, n: int, cuts: list[int], isa: str, threads: int
 ) -> None:
-    # In place on slices of one array: none may reach into its neighbour.
+    # In place on adjacent slices of one array: none may affect its neighbour.
     arrays = state(np.random.default_rng(seed), n, dtype)
     with running(isa=isa, threads=1):
         whole = stepped(arrays, step=2)
@@ -153,7 +153,7 @@ def test_step_is_odd_in_the_gradient(arrays: State, options: dict[str, Any], isa
     with running(isa=isa):
         p_plus, m_plus, v_plus = stepped((p, g, m, v), step=1, **options)
         p_minus, m_minus, v_minus = stepped((-p, -g, -m, v), step=1, **options)
-    # Values, not bits: x - x is +0 either way.
+    # Values and not bits, because x - x is +0 in both cases.
     np.testing.assert_array_equal(p_minus, -p_plus)
     np.testing.assert_array_equal(m_minus, -m_plus)
     assert_same_bits(v_minus, v_plus, "v")
@@ -211,7 +211,7 @@ def test_zero_gradients_shrink_finite_moments(arrays: State, isa: str, beta_2: f
     assert (p1[known & up] >= p[known & up]).all()
 
 
-# -- how it is run, and whole optimizers ------------------------------------------------------
+# -- execution and whole optimizers -----------------------------------------------------------
 
 
 @given(seed=seeds, dtype=dtypes, n=st.integers(0, 150_000), isa=isas, threads=thread_counts)
@@ -270,7 +270,7 @@ def test_any_optimizer_equals_oracle(
 
 @st.composite
 def all_options(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw any options that `Adam` accepts together, each left at its default now and then."""
+    """Draw options that `Adam` accepts together, each of them sometimes left at its default."""
     chosen: dict[str, Any] = draw(options(of_keras=True))
     chosen |= draw(
         st.fixed_dictionaries(
@@ -306,7 +306,7 @@ bad_elements = st.sampled_from([np.nan, np.inf, -np.inf])
 
 
 def poison(arrays: list[Array], bad: float, data: st.DataObject) -> None:
-    """Make one element of these bad, wherever there is one."""
+    """Set one element of these arrays to `bad`, if there is any element."""
     filled = [a for a in arrays if a.size]
     if filled:
         spoilt = data.draw(st.sampled_from(range(len(filled))), label="array")
@@ -333,7 +333,7 @@ def test_any_options_together_equal_oracle(
     threads: int,
 ) -> None:
     excluded = data.draw(st.sets(st.sampled_from(range(len(shapes))))) if shapes else set()
-    poisoned = data.draw(st.integers(0, calls), label="poisoned call")  # `calls` is none of them
+    poisoned = data.draw(st.integers(0, calls), label="poisoned call")  # `calls` stands for no call
     training = Training(shapes, seed=seed, excluded=excluded, **options)
     for i in range(calls):
         grads = training.grads()

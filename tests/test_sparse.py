@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`apply_sparse`: gradients of some rows of a table, lazily and as a dense step."""
+"""`apply_sparse`: gradients of some rows of a table, in lazy and in dense mode."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ modes = pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "dense"])
 
 
 class Table:
-    """A table and its optimizer, beside the oracle and beside the dense steps of another one."""
+    """A table and its optimizer, with the oracle and with dense steps of another optimizer."""
 
     def __init__(self, table: Array, *, excluded: bool = False, **options: Any) -> None:
         self.table = table
@@ -96,7 +96,7 @@ def test_sparse_step_equals_oracle(
 ) -> None:
     t = Table(values(rng, (50, 7), dtype), **options)
     for _ in range(4):
-        # 40 draws of 30 rows: repeats, and rows that no step names.
+        # 40 draws from 30 rows: some are repeated, and some rows are never named.
         t.apply(rng.integers(5, 35, 40), values(rng, (40, 7), dtype), lazy=lazy)
 
 
@@ -196,7 +196,7 @@ def test_lazy_is_the_default() -> None:
     for i in (0, 1):
         assert adam.apply_sparse(np.array([i]), np.ones((1, 2)), table) == i + 1
     m = adam.weights[1]
-    assert m[0, 0] == 1 - 0.9  # not decayed by the second step
+    assert m[0, 0] == 1 - 0.9  # the second step did not decay it
     np.testing.assert_array_equal(table[2], 1.0)
 
 
@@ -205,7 +205,7 @@ def test_lazy_is_the_default() -> None:
 
 @modes
 def test_repeated_rows_are_added_in_order(lazy: bool) -> None:
-    # In float32 1e8 + 1 is 1e8: the order decides whether the 1 survives.
+    # In float32, 1e8 + 1 is 1e8, so the 1 only survives in some orders.
     for terms, total in (([1e8, 1.0, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
         table = np.zeros((4, 1), "float32")
         adam = Adam(beta_1=0.5)
@@ -217,7 +217,7 @@ def test_repeated_rows_are_added_in_order(lazy: bool) -> None:
 
 @modes
 def test_one_gradient_keeps_its_sign_of_zero(lazy: bool) -> None:
-    # It is not added to a zero, which would make -0.0 a 0.0: seen in an m that is -0.0 already.
+    # Adding the gradient to a zero would turn -0.0 into 0.0. An m of -0.0 shows it.
     t = Table(np.ones((3, 2)), flush_denormals=False)
     t.optimizer.build([t.table])
     t.reference.m = [np.full((3, 2), -0.0)]
@@ -251,7 +251,7 @@ def test_one_row_many_times(rng: np.random.Generator, lazy: bool) -> None:
 @modes
 @pytest.mark.usefixtures("threads")
 def test_norm_is_that_of_the_summed_rows(lazy: bool) -> None:
-    # Row 1 gets (3, 0) + (0, 4), row 0 gets (12, 0): 13, and not the norm of the three.
+    # Row 1 gets (3, 0) + (0, 4), row 0 gets (12, 0): a norm of 13, not that of three gradients.
     table = np.zeros((3, 2))
     adam = Adam(clipnorm=6.5, beta_1=0.5)
     adam.apply_sparse(
@@ -260,7 +260,7 @@ def test_norm_is_that_of_the_summed_rows(lazy: bool) -> None:
     np.testing.assert_array_equal(adam.weights[1], [[3.0, 0.0], [0.75, 1.0], [0.0, 0.0]])
 
 
-# -- what indices and rows may look like ------------------------------------------------------
+# -- forms of indices and rows ----------------------------------------------------------------
 
 INDICES: dict[str, Callable[[Array], Any]] = {
     "int64": lambda i: i,
@@ -302,7 +302,7 @@ def test_rows_of_any_layout(
 ) -> None:
     t = Table(values(rng, (30, 4), "float64"), clipnorm=0.5)
     for _ in range(2):
-        # With and without repeats: without, the rows may be read where they are.
+        # With and without repeats. Without them, the rows may be read in place.
         for indices in (rng.integers(0, 30, 25), rng.permutation(30)[:25], np.arange(25)):
             t.apply(indices, form(values(rng, (25, 4), "float64")), lazy=lazy)
 
@@ -328,7 +328,7 @@ def test_rows_of_another_dtype_are_cast(
     reference, adam = oracle.OracleAdam([table], clipnorm=0.5), Adam(clipnorm=0.5)
     for indices in (rng.integers(0, 30, 25), rng.permutation(30)[:25], np.arange(25)):
         rows = cast(values(rng, (25, 4), dtype))
-        # Rounded first, and added up then.
+        # Rounded first, then added up.
         reference.apply_sparse(indices, np.asarray(rows).astype(dtype), lazy=lazy)
         adam.apply_sparse(indices.tolist(), rows, table, lazy=lazy)
         assert_same_bits(table, reference.params[0])
@@ -356,7 +356,7 @@ def test_broadcast_rows(rng: np.random.Generator, lazy: bool) -> None:
 def test_no_rows_at_all(
     rng: np.random.Generator, options: dict[str, Any], dtype: str, lazy: bool
 ) -> None:
-    # Still a step: it is counted, and a dense one moves by the moments.
+    # It is still a step: it counts, and in dense mode the moments move the table.
     t = Table(values(rng, (5, 3), "float32"), **options)
     t.apply(np.array([0, 3]), values(rng, (2, 3), "float32"), lazy=lazy)
     t.apply(np.zeros(0, dtype), np.zeros((0, 3), "float32"), lazy=lazy)

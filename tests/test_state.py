@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an optimizer remembers: saved, copied, restored, rebuilt, and given back."""
+"""The state of an optimizer: saved, copied, restored, rebuilt, and freed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from helpers import (
     values,
 )
 
-# What these need beside the parameters is all in `weights`.
+# With these options, `weights` holds all state besides the parameters.
 OPTIONS: dict[str, Any] = {
     "lr": 0.01,
     "beta_1": 0.8,
@@ -45,7 +45,7 @@ OPTIONS: dict[str, Any] = {
     "maximize": True,
     "flush_denormals": False,
 }
-# These need more, which copies keep as well.
+# These options have more state, which copies keep as well.
 EVERY: dict[str, Any] = {
     **OPTIONS,
     "amsgrad": True,
@@ -63,7 +63,7 @@ COPIERS: dict[str, Copier] = {
         f"pickle {protocol}": lambda o, protocol=protocol: pickle.loads(pickle.dumps(o, protocol))  # type: ignore[misc]
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
     },
-    # As joblib and multiprocessing's shared memory hand buffers over.
+    # As joblib and multiprocessing's shared memory pass buffers.
     "immutable buffers": lambda o: by_buffers(o, bytes),
     "read-only memory map": lambda o: by_buffers(o, mapped),
     "writeable buffers": lambda o: by_buffers(o, bytearray),
@@ -78,7 +78,7 @@ def by_buffers(optimizer: Adam, kept: Callable[[memoryview], Any]) -> Adam:
 
 
 def mapped(buffer: memoryview) -> Any:
-    if not buffer.nbytes:  # nothing can be mapped
+    if not buffer.nbytes:  # an empty file cannot be mapped
         return bytes(buffer)
     with tempfile.TemporaryFile() as file:
         file.write(buffer)
@@ -98,7 +98,7 @@ def training() -> Training:
 
 @pytest.fixture
 def midway() -> Training:
-    """Every option, two steps taken, one skipped, and one gradient of the next step's mean."""
+    """Every option on, two steps taken, one skipped, one gradient of the next mean accumulated."""
     made = Training(excluded=[1], **EVERY)
     made.step(6)
     bad = made.grads()
@@ -208,7 +208,7 @@ def test_copy_keeps_what_was_set_later(midway: Training, copier: Copier) -> None
 
 
 class Named(Adam):
-    """What a user adds must come along."""
+    """A subclass with its own attributes, which copies must keep."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -225,8 +225,8 @@ def test_copy_of_a_subclass(copier: Copier) -> None:
 
 
 def test_copy_keeps_iterations_without_moments(training: Training) -> None:
-    # Between build and the first step there are moments but no step, and the other way round there
-    # is a count that survives a build.
+    # After build and before the first step, there are moments but no steps. After a later build,
+    # there is a count but moments are new.
     built = Adam()
     built.build(training.params)
     for optimizer, iterations in ((built, 0), (training.optimizer, 3)):
@@ -278,14 +278,14 @@ def test_live_arrays_cannot_be_resized() -> None:
     adam = Adam(use_ema=True)
     p = np.ones((4, 5))
     adam.step(p, np.ones((4, 5)))
-    # In another layout, in which the state then is.
+    # A parameter in another layout, to which the state is converted.
     for param in (p, np.asfortranarray(p)):
         adam.step(param, np.ones((4, 5)))
         for array in (*adam.weights[1:], *adam.ema):
             with pytest.raises(ValueError, match="does not own its data"):
                 array.resize((1000, 1000), refcheck=False)
             assert isinstance(array, np.ndarray)
-            assert not isinstance(array.base, np.ndarray)  # which has no such guard
+            assert not isinstance(array.base, np.ndarray)  # a NumPy base would not have this guard
 
 
 def test_iterations_in_weights_are_a_snapshot(training: Training) -> None:
@@ -391,7 +391,7 @@ def test_set_weights_from_its_own_live_arrays(training: Training) -> None:
     before = training.optimizer.get_weights()
     training.optimizer.set_weights(training.optimizer.weights)
     assert_all_same_bits(training.optimizer.weights, before)
-    # Source and destination are the same arrays, crosswise.
+    # Source and destination are the same arrays in another order.
     iterations, m, v = before[0], before[1:5], before[5:]
     live = training.optimizer.weights
     training.optimizer.set_weights([live[0], *live[5:], *live[1:5]])
@@ -464,7 +464,7 @@ def test_moments_are_aligned_apart_and_zero(copier: Copier) -> None:
 
 
 def test_optimizer_is_freed_when_it_goes_out_of_scope(training: Training) -> None:
-    # By its reference count: gigabytes of moments must not wait for the cycle collector.
+    # Freed by its reference count: gigabytes of moments must not wait for the cycle collector.
     gc.collect()
     gc.disable()
     try:
@@ -554,7 +554,7 @@ def test_repr_follows_what_is_set() -> None:
     assert repr(Named()).startswith("Named(")
 
 
-# -- a refused call leaves the parameters that the optimizer knows ------------------------------
+# -- a refused call keeps the bound parameters --------------------------------------------------
 
 
 def test_refused_step_does_not_change_what_swap_ema_exchanges() -> None:

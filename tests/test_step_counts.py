@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""`iterations` from 0 to 2**53: what a step makes of it, and that it is kept exactly.
+"""`iterations` from 0 to 2**53: its effect on a step, and that it is stored exactly.
 
-A count that passes through 32 bits, a float32 or a double beyond 2**53 comes out as another.
+A count that passes through 32 bits, a float32, or a double beyond 2**53 would change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from fusedadam import Adam, adam_step
 from helpers import FLOATS, Array, assert_all_same_bits, state, values
 
-# Around the last integers of a float32, of 32 bits, and of a float64.
+# Around the last exact integers of float32, of 32 bits, and of float64.
 COUNTS = [
     0,
     1,
@@ -37,7 +37,7 @@ COUNTS = [
     2**53,
 ]
 NEARLY_1 = 1 - 2.0**-53
-# Their powers are still changing where the count is as large as that.
+# Betas whose powers still change at counts this large.
 BETAS = [0.9, 0.999, 1 - 2.0**-24, 1 - 2.0**-31, 1 - 3 * 2.0**-42, NEARLY_1]
 
 
@@ -50,7 +50,7 @@ def counted(count: Any, **options: Any) -> tuple[Adam, Array]:
     return adam, p
 
 
-# -- kept exactly -----------------------------------------------------------------------------
+# -- exact storage ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -118,9 +118,9 @@ def test_step_out_of_range_is_refused(step: int) -> None:
     assert_all_same_bits(arrays, [np.ones(3)] * 4)
 
 
-# -- what a step makes of it ------------------------------------------------------------------
+# -- effect on a step -------------------------------------------------------------------------
 
-# So many steps, that the count passes the number and not only stands there.
+# Enough steps for the count to pass the number.
 STEPS = 4
 
 
@@ -134,7 +134,7 @@ def test_training_passes_the_count(rng: np.random.Generator, dtype: str, last: i
             "lr": 0.3,
             "beta_1": beta_1,
             "beta_2": beta_2,
-            # A decay that halves lr, but for what one step more makes of it.
+            # A decay that halves lr, apart from the effect of one more step.
             "decay": 1 / (first + 1),
             "bias_corrected_epsilon": True,
         }
@@ -165,7 +165,7 @@ def test_count_stays_at_its_last(rng: np.random.Generator, count: int, tmp_path:
         expected.step([g])
         assert adam.apply_gradients([(g, p)]) == 2**53
         assert_all_same_bits([p, *adam.weights], [*expected.params, *expected.weights()])
-        # What it has come to is a state like any other.
+        # The resulting state is valid: it survives files and pickles.
         adam.save(tmp_path / "adam.safetensors")
         adam = Adam.load(tmp_path / "adam.safetensors", [p])
         adam = pickle.loads(pickle.dumps(adam))
@@ -217,14 +217,14 @@ def test_sparse_steps_count_as_dense_ones(rng: np.random.Generator, count: int) 
 
 
 def enclosed_power(beta: float, t: int) -> tuple[float, float]:
-    """Return two floats between which ``beta**t`` is, and which are equal but for bad luck.
+    """Return two floats that enclose ``beta**t`` and are almost always equal.
 
-    By integers of some 400 bits, each product once rounded down and once up: no estimate of the
-    error has to be believed.
+    Uses integers of about 400 bits, and rounds each product once down and once up. So the result
+    does not rely on an error estimate.
     """
     width = 400
     numerator, denominator = beta.as_integer_ratio()
-    # Normalised, lest a small power lose its digits: bounds * 2**exponent.
+    # Normalised to bounds * 2**exponent, so that a small power keeps its digits.
     base = (numerator << width, numerator << width, -(denominator.bit_length() - 1) - width)
 
     def times(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -249,7 +249,7 @@ def enclosed_power(beta: float, t: int) -> tuple[float, float]:
 @pytest.mark.parametrize("beta", [*BETAS, 0.5, 0.1, 1e-300, 5e-324, 0.99999, 1 - 2.0**-45])
 def test_powers_of_the_oracle_lie_within_an_enclosure(beta: float) -> None:
     counts = [t for count in COUNTS for t in (count, count + 1)]
-    # Beside these, where the oracle changes its way, and where the power is near 1/2.
+    # Also where the oracle switches methods, and where the power is near 1/2.
     counts += [1_499, 1_500, 1_501, 1_502, *(3 + 7 * count // 10 for count in COUNTS)]
     if beta > 0.5:
         counts.append(math.ceil(math.log(0.5) / math.log1p(beta - 1)))

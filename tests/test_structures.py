@@ -30,7 +30,7 @@ class Other(NamedTuple):
 
 
 class Vector(np.ndarray):
-    """An array of a user's class."""
+    """A user's subclass of ndarray."""
 
 
 def a(number: float) -> Array:
@@ -38,10 +38,10 @@ def a(number: float) -> Array:
 
 
 class Dict(dict):  # type: ignore[type-arg]
-    """A dict of a user's class."""
+    """A user's subclass of dict."""
 
 
-# A tree of a(0), a(1), ..., and the paths of them.
+# A tree of a(0), a(1), ..., and their paths.
 TREES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "array": (lambda: a(0), ["params"]),
     "subclass": (lambda: a(0).view(Vector), ["params"]),
@@ -87,7 +87,7 @@ def test_arrays_in_order_and_their_paths(make: Callable[[], Any], expected: list
     assert [leaf[0] for leaf in leaves] == list(range(len(expected)))
     assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
     assert paths(structure, "params") == expected
-    # The arrays themselves, found by their paths.
+    # The same array objects, found by their paths.
     assert all(
         eval(path, {"params": tree}) is leaf for path, leaf in zip(expected, leaves, strict=True)
     )
@@ -159,7 +159,7 @@ def test_list_that_contains_itself() -> None:
     tree += [tree, tree]
     with pytest.raises(ValueError, match=r"no list can contain itself\. Received: list$"):
         flatten(tree, "params")
-    # Gradients are only followed as deep as the parameters are.
+    # Gradients are only traversed as deep as the parameters are.
     grads = [tree[0], [tree[0], tree]]
     _, structure = flatten([np.ones(2), [np.ones(2), np.ones(2)]], "params")
     assert flatten_like(grads, structure, "grads")[2] is tree
@@ -192,7 +192,7 @@ def test_gradient_is_whatever_stands_where_a_parameter_does(
             return {key: like(value) for key, value in reversed(tree.items())}
         if hasattr(tree, "_fields"):
             return type(tree)(*map(like, tree))
-        # A list for a tuple and the other way round.
+        # Swaps lists and tuples.
         return list(map(like, tree)) if isinstance(tree, tuple) else tuple(map(like, tree))
 
     grads = flatten_like(like(make()), params_and(make), "grads")
@@ -289,7 +289,7 @@ def test_gradients_of_another_structure(
         flatten_like(grads, params_and(make), "grads")
 
 
-# -- the same at each step --------------------------------------------------------------------
+# -- the same structure at each step ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(

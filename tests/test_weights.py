@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lists of weights of every library that saved them: told apart, or refused until one is named."""
+"""Lists of weights of every library: told apart, or refused until the layout is named."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNT, RATE = 7, np.array(0.1, "float32")
 
 
 class Saved:
-    """What one optimizer held, as each library would have saved it."""
+    """The state of one optimizer, as each library would have saved it."""
 
     def __init__(
         self, m: Sequence[Array], v: Sequence[Array], vhat: Sequence[Array], ema: Sequence[Array]
@@ -35,7 +35,7 @@ class Saved:
 
     @classmethod
     def drawn(cls, shapes: Sequence[Shape], *, amsgrad: bool, positive: bool = False) -> Saved:
-        """Moments as in the middle of a training, or all positive, as of a toy."""
+        """Moments as in the middle of a training, or all positive as in a toy example."""
         rng = np.random.default_rng(11)
         m, v, more, ema = ([values(rng, s, "float32") for s in shapes] for _ in range(4))
         v, more = ([np.square(x) for x in kind] for kind in (v, more))
@@ -67,7 +67,7 @@ def float32(value: int) -> Array:
 
 
 class Kind:
-    """The list of a library: its layout, what makes it, the rate then, and with which amsgrad."""
+    """A library's list: layout, function to make it, resulting lr, possible values of amsgrad."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ def test_list_of_no_parameters(kind: Kind, amsgrad: bool) -> None:
 @kinds
 def test_list_where_nothing_but_the_dtype_of_the_count_decides(kind: Kind, amsgrad: bool) -> None:
     saved = Saved.drawn(ONE_SHAPE, amsgrad=amsgrad, positive=True)
-    # Those of the other order are no maxima of each other.
+    # Otherwise vhat would be smaller than v in the other order, which would decide.
     saved.vhat = [x + 10_000 for x in saved.vhat]
     weights = kind.make(saved)
     adam = built(ONE_SHAPE, amsgrad=amsgrad)
@@ -173,14 +173,14 @@ def test_count_written_by_hand_decides_nothing_where_it_is_int32(
 ) -> None:
     saved = Saved.drawn(ONE_SHAPE, amsgrad=False, positive=True)
     adam, array = built(ONE_SHAPE), np.array
-    monkeypatch.setattr(np, "array", lambda x, *a: array(x, *a or ("int32",)))  # NumPy 1, Windows
+    monkeypatch.setattr(np, "array", lambda x, *a: array(x, *a or ("int32",)))  # NumPy 1 on Windows
     with pytest.raises(ValueError, match="more than one layout"):
         adam.set_weights(saved.grouped(int32(COUNT)))
 
 
 @pytest.mark.parametrize("count", [int32, float32])
 def test_dtype_of_the_count_does_not_outweigh_a_sign(count: Callable[[int], Array]) -> None:
-    # As after a conversion by JAX, or of a flat vector.
+    # As after a conversion by JAX, or from a flat vector.
     saved = Saved.drawn(ONE_SHAPE, amsgrad=False)
     for weights in (saved.grouped(count(COUNT)), [count(COUNT), *saved.pairs()]):
         adam = built(ONE_SHAPE)
@@ -227,7 +227,7 @@ def test_no_list_is_silently_misread(data: st.DataObject) -> None:
     check(adam, saved, kind.lr)
 
 
-# -- what decides -----------------------------------------------------------------------------
+# -- how the layout is determined -------------------------------------------------------------
 
 
 def of_two_scalars(*numbers: float) -> list[Any]:
@@ -283,7 +283,7 @@ def test_list_that_no_layout_can_have() -> None:
     refused(adam, of_two_scalars(1, -1, -2, 1), message.replace("[", r"\["))
 
 
-# -- a layout that is named -------------------------------------------------------------------
+# -- named layouts ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["keras", "", 3, ["keras-2"], "Keras-2"], ids=repr)
@@ -325,7 +325,7 @@ def test_rate_that_is_none_contradicts() -> None:
     refused(adam, weights, 'not "keras-3": a learning rate of -1.0', layout="keras-3")
 
 
-# -- this package's own -----------------------------------------------------------------------
+# -- this package's lists ---------------------------------------------------------------------
 
 TRIPS: dict[str, Callable[[Any], Any]] = {
     "as it is": lambda w: w,
@@ -379,7 +379,7 @@ def test_list_that_has_lost_its_type(tmp_path: Path, way: str) -> None:
     assert_all_same_bits(restored.weights, adam.weights)
 
 
-# -- averages, accumulators, and what else there is --------------------------------------------
+# -- averages, accumulators and other state ----------------------------------------------------
 
 
 @pytest.mark.parametrize("shapes", [ALL_DIFFER, ONE_SHAPE, [(1,)]], ids=str)
@@ -435,7 +435,8 @@ def test_list_without_a_count() -> None:
 
 
 def test_placeholders_are_zeros() -> None:
-    # Else it is the list of an optimizer with amsgrad, whose maxima would be lost.
+    # Otherwise it would be taken for the list of an optimizer with amsgrad, and the maxima would be
+    # lost.
     saved = Saved.drawn([(1,), (1,)], amsgrad=True)
     refused(built([(1,), (1,)]), saved.grouped(int64(COUNT)), r"^Length of .* \(7\) .* \(5\)")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What must hold of the adapter in several processes, as functions that each rank runs."""
+"""Checks of the torch adapter in several processes. Each rank runs these functions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-# Not all names of these modules are exported as type checkers want it.
+# Not all of these modules export their names in a way that type checkers accept.
 dist: Any = torch.distributed
 dcp: Any = torch.distributed.checkpoint
 
@@ -51,7 +51,7 @@ Run: TypeAlias = Callable[[int, Path], None]
 
 
 class Check(NamedTuple):
-    """What so many ranks do together; it raises where something is wrong."""
+    """A check for a given number of ranks. It raises if something is wrong."""
 
     ranks: int
     run: Run
@@ -61,7 +61,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def on_ranks(ranks: int) -> Callable[[Run], Run]:
-    """Make a check of a function of the rank and a directory that all of them share."""
+    """Register a function of the rank and a shared directory as a check."""
 
     def add(run: Run) -> Run:
         CHECKS[run.__name__] = Check(ranks, run)
@@ -71,7 +71,7 @@ def on_ranks(ranks: int) -> Callable[[Run], Run]:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What each rank has here."""
+    """The value of each rank."""
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -91,7 +91,7 @@ def zero_equals_one_process(rank: int, *, views: bool) -> None:
     assert sorted(itertools.chain(*shares)) == sorted(one.names().values())
     held = sum(s["exp_avg"].numel() for s in sharded.state().values())
     total = sum(p.numel() for p in one.names())
-    # Half of it, as far as whole parameters can be dealt out.
+    # Half of the state, up to the granularity of whole parameters.
     assert abs(2 * held - total) <= 0.05 * total, f"{held} of {total} elements"
 
 
@@ -116,8 +116,8 @@ def zero_is_close_to_the_whole_batch(rank: int, _: Path) -> None:
 
 @on_ranks(2)
 def zero_steps_rows(rank: int, _: Path) -> None:
-    # Close, since each rank sums the gradients of a row that it met twice before they are added.
-    # Without clipping, which torch has not for sparse gradients.
+    # Close but not equal: each rank first sums repeated gradients of a row, then the ranks' sums
+    # are added. No clipping: torch does not clip sparse gradients.
     one = one_process(torch.float64, sparse=True)
     one.run(STEPS, [0, 1], 2)
     sharded = zero(torch.float64, sparse=True)
@@ -126,7 +126,7 @@ def zero_steps_rows(rank: int, _: Path) -> None:
 
 
 def load_into(training: Training, saved: dict[str, Any]) -> Training:
-    saved = copy.deepcopy(saved)  # ZeRO drops from it what belongs to other ranks
+    saved = copy.deepcopy(saved)  # ZeRO drops other ranks' entries from it
     model = training.model
     (model.module if isinstance(model, DistributedDataParallel) else model).load_state_dict(
         saved["model"]
@@ -193,12 +193,12 @@ def max_grad_norm_bounds_what_a_process_holds(rank: int, _: Path) -> None:
     one = one_process(max_grad_norm=CLIP)
     one.run(STEPS, [0, 1], 2)
 
-    # All gradients, under DDP alone.
+    # Under DDP alone, the norm covers all gradients.
     replica = ddp(max_grad_norm=CLIP)
     replica.run(STEPS, [rank], 2)
     compare_all(same_bits, replica, one)
 
-    # Those of its share, under ZeRO: as if each share were a model of its own.
+    # Under ZeRO, the norm covers the rank's share only, as if the share were a model of its own.
     sharded = zero(max_grad_norm=CLIP)
     sharded.run(1, [rank], 2)
     alone = one_process(max_grad_norm=CLIP)
@@ -223,7 +223,7 @@ def zero_passes_the_extras_on(rank: int, _: Path) -> None:
     for p, name in sharded.names().items():
         assert p.grad is not None
         assert ("ema" in one.state()[name]) is True
-        # A rank's optimizer knows the gradients of its share; zero_grad() is for the others'.
+        # A rank's optimizer zeroes only the gradients of its share. zero_grad() zeroes the others.
         assert bool((p.grad == 0).all()) is (name in sharded.state())
 
 
@@ -245,7 +245,7 @@ def fsdp_equals_one_process(rank: int, _: Path) -> None:
             assert isinstance(moment, DTensor), f"{key} of {name}"
             assert (moment.placements, moment.device_mesh) == (p.placements, p.device_mesh)
             assert moment.to_local().shape == p.to_local().shape
-    # A shard without elements is among them.
+    # At least one shard is empty.
     assert 0 in itertools.chain(*gathered([p.to_local().numel() for p in sharded.names()]))
 
 
@@ -306,7 +306,7 @@ def attach_refuses_ddp(rank: int, _: Path) -> None:
         with pytest.raises(TypeError, match=r"^model .*DistributedDataParallel.*Received: .+"):
             attach(model, training.optimizer)
     assert not training.optimizer.state
-    # Nothing was hooked: it goes on with the gradients of all ranks.
+    # No hooks remain: training continues with the gradients of all ranks.
     one = one_process()
     one.run(STEPS, [0, 1], 2)
     training.run(STEPS, [rank], 2)
@@ -405,8 +405,8 @@ def state_dicts_go_both_ways_with_every_option(rank: int, _: Path) -> None:
             go_on_alike(rank, torchs, ours)
 
 
-# What torch.distributed.checkpoint.state_dict can be asked for, and combinations. What is full and
-# flat at once, torch cannot load into its own optimizers either.
+# The options of torch.distributed.checkpoint.state_dict and their combinations. torch cannot load a
+# state dict that is both full and flat into its own optimizers either.
 STATE_DICT_OPTIONS = [
     StateDictOptions(full_state_dict=True),
     StateDictOptions(flatten_optimizer_state_dict=True),
@@ -419,9 +419,9 @@ STATE_DICT_OPTIONS = [
 
 
 def move_state(before: Training, after: Training, options: StateDictOptions) -> None:
-    """Load all that one training has into another, by names."""
+    """Load the whole state of one training into another, by name."""
     model, state = get_state_dict(before.model, before.optimizer, options=options)
-    # Only the first rank is given what is whole.
+    # Only the first rank gets the full state.
     set_state_dict(
         after.model,
         after.optimizer,
@@ -434,7 +434,7 @@ def move_state(before: Training, after: Training, options: StateDictOptions) -> 
 
 
 def whole_on_all_ranks(state: dict[str, Any]) -> dict[str, Any]:
-    """What cpu_offload of a full state leaves to the first rank alone."""
+    """Broadcast a full state, which cpu_offload leaves on the first rank only, to all ranks."""
     if all(gathered(bool(state))):
         return state
     whole_state: dict[str, Any] = gathered(state)[0]
@@ -450,7 +450,7 @@ def go_on_alike(rank: int, torchs: Training, ours: Training) -> None:
 
 
 def tensors_of(training: Training) -> dict[str, Any]:
-    """The tensors of model and optimizer by names, so that each rank saves and loads its share."""
+    """The tensors of model and optimizer by name, so that each rank saves and loads its share."""
     return {
         "model": get_model_state_dict(training.model),
         "state": get_optimizer_state_dict(training.model, training.local_optimizer())["state"],

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""A small training in one process or in several, and what there is to compare of two of them.
+"""A small training in one process or in several, and comparisons of two such trainings.
 
-Two ranks with half of a batch each have the gradients of one process, to the last bit, that sums
-those of the halves: (a / 2) + (b / 2) is rounded once, in either order. (The whole batch at once
-rounds elsewhere.) So everything must be equal to the last bit on two ranks; on three it is close.
+Two ranks with half a batch each are compared with one process that sums the gradients of the two
+halves. Their gradients agree to the last bit, because (a / 2) + (b / 2) is rounded once, in either
+order. (A gradient of the whole batch would be rounded differently.) So everything must be bitwise
+equal on two ranks. On three ranks it is close.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 BATCH = 24  # a multiple of 1, 2 and 3 ranks
 STEPS = 10
-CLIP = 0.5  # of most steps, not all
+CLIP = 0.5  # clips most steps, but not all
 
-# Between float64 trainings that round in other places. Measured: at most 1e-15, for values up to 10;
-# a wrong mean, a missed step or a lost moment changes the first digits.
+# Tolerance between float64 trainings with different roundings. Measured: at most 1e-15, for values
+# up to 10. A wrong mean, a missed step or a lost moment changes the leading digits.
 RELATIVE, ABSOLUTE = 1e-12, 1e-13
 
 Compare: TypeAlias = Callable[[torch.Tensor, torch.Tensor, str], None]
 
 
 def new_model(dtype: torch.dtype = torch.float32, *, sparse: bool = False) -> nn.Sequential:
-    """The same model in every process. Two ranks cannot share a row of one: one has none."""
+    """The same model in every process. Two ranks cannot shard one row, so one rank gets none."""
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 3))
     return nn.Sequential(nn.Embedding(11, 6, sparse=sparse), body, nn.Linear(3, 1)).to(dtype)
@@ -49,7 +50,7 @@ def batch_of(step: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:
-    """Matrices and vectors, with settings of their own, as is usual."""
+    """Matrices and vectors in separate groups with their own settings, as is usual."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     return [
@@ -59,7 +60,7 @@ def groups_of(model: nn.Module) -> list[dict[str, Any]]:
 
 
 class Training:
-    """A model on its way, with optimizer and schedule."""
+    """A model in training, with its optimizer and schedule."""
 
     def __init__(self, model: Any, optimizer: Any) -> None:
         self.model = model
@@ -69,7 +70,7 @@ class Training:
         self.steps = 0
 
     def run(self, until: int, shares: Sequence[int], of: int, clip: float | None = None) -> None:
-        """Take steps with these shares of each batch, of so many; one a rank, or all in turn."""
+        """Train up to step `until` on these of the `of` shares of a batch: one per rank, or all."""
         for step in range(self.steps, until):
             self.optimizer.zero_grad()
             inputs, targets = (x.chunk(of) for x in batch_of(step, self.dtype))
@@ -91,7 +92,7 @@ class Training:
         return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """What this rank holds of the optimizer's state, by name of the parameter."""
+        """The part of the optimizer's state that this rank holds, by parameter name."""
         names = self.names()
         return {names[p]: state for p, state in self.local_optimizer().state.items()}
 
@@ -120,7 +121,7 @@ def zero(
         groups_of(model),
         optimizer_class=AdamW,
         parameters_as_bucket_view=views,
-        # OneCycleLR looks for betas among the defaults, where ZeRO has what it was given only.
+        # OneCycleLR looks for betas in the defaults. ZeRO's defaults hold only the arguments given.
         betas=(0.9, 0.999),
         **settings,
     )
@@ -141,7 +142,7 @@ def fsdp(
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be sharded; every rank must ask for it."""
+    """The full tensor, which may be sharded. Every rank must call this."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -169,7 +170,7 @@ def compare_models(compare: Compare, actual: Training, expected: Training) -> No
 
 
 def compare_states(compare: Compare, actual: Training, expected: Training) -> None:
-    """Compare what `actual` holds, which may be a share."""
+    """Compare the state that `actual` holds, which may be a share of the whole."""
     others = expected.state()
     assert actual.state()
     for name, state in actual.state().items():
@@ -179,7 +180,7 @@ def compare_states(compare: Compare, actual: Training, expected: Training) -> No
 
 
 def compare_all(compare: Compare, actual: Training, expected: Training) -> None:
-    """Compare models, states, and the settings that a schedule has left."""
+    """Compare models, states and the settings that a schedule left."""
     compare_models(compare, actual, expected)
     compare_states(compare, actual, expected)
     for group, other in zip(

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""One rank of the checks in several processes; test_torch_distributed.py starts it.
+"""One rank of the distributed checks, started by test_torch_distributed.py.
 
     python distributed_worker.py RANK DIRECTORY
 
-RANKS of these are started once, for all checks, since starting one takes longer than a check. The
-ranks of a check form a process group for it alone, by files in the directory: one that fails leaves
-the next ones as they are. What became of each check is written to DIRECTORY/outcomes-RANK.json.
+RANKS of these processes are started once for all checks, because starting one takes longer than a
+check. The ranks of a check form their own process group through files in the directory, so a
+failing check does not affect the next ones. The outcome of each check is written to
+DIRECTORY/outcomes-RANK.json.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ dist: Any = torch.distributed
 
 
 RANKS = max(check.ranks for check in CHECKS.values())
-# Of all checks together; a rank that takes longer prints where it is, and ends.
+# For all checks together. A rank that takes longer prints its stack and exits.
 TIME_LIMIT_S = 150
-# Of one exchange between ranks; the third also waits so long for the checks without it.
+# For one exchange between ranks. The third rank also waits this long while the others run the
+# checks that do not need it.
 EXCHANGE_LIMIT_S = 60
 
 
 def outcome_of(name: str, rank: int, directory: Path) -> str | None:
-    """Run a check; the traceback of what it raised."""
+    """Run a check and return the traceback of its exception, if any."""
     ranks, run = CHECKS[name]
-    # The name of the file: one store serves one group.
+    # One store serves one group, so the file is named after the check.
     store = dist.FileStore(str(directory / f"store-{name}"), ranks)
     try:
         dist.init_process_group(
@@ -46,13 +48,13 @@ def outcome_of(name: str, rank: int, directory: Path) -> str | None:
             world_size=ranks,
             timeout=timedelta(seconds=EXCHANGE_LIMIT_S),
         )
-        # No rank fails, and leaves, while another has yet to reach it.
+        # No rank may fail and leave before the others have reached it.
         dist.barrier()
         run(rank, directory)
-    except BaseException:  # noqa: BLE001 - torch's CheckpointException is no Exception
+    except BaseException:  # noqa: BLE001 - CheckpointException is a BaseException
         return traceback.format_exc()
     finally:
-        # The others stop waiting for a rank that has failed, since this closes its connections.
+        # Closing the connections releases the ranks that wait for one that has failed.
         if dist.is_initialized():
             dist.destroy_process_group()
     return None
@@ -66,7 +68,7 @@ def main(arguments: Iterable[str]) -> None:
         if int(rank) < check.ranks:
             outcomes[name] = outcome_of(name, int(rank), Path(directory))
             (Path(directory) / f"outcomes-{rank}.json").write_text(json.dumps(outcomes), "utf-8")
-    # Threads of torch that outlive their process group abort an interpreter that ends, now and then.
+    # torch threads that outlive their process group sometimes abort the interpreter at exit.
     os._exit(0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keras 3 beside: the same formula and options, and its lists of weights."""
+"""Keras 3 beside this package: same formula, same options, compatible lists of weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from helpers import FLOATS, Array, assert_all_same_bits, values
 
 keras: Any = pytest.importorskip("keras")
 
-# Of Keras' own, on its torch backend.
+# Raised by Keras itself on its torch backend.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SHAPES = [(6, 4), (4,), ()]
 STEPS = 20
-# Keras forms lr_t in the parameter's precision, from its own powers of beta: in float32 that is
-# wrong by 2,000 roundings at the first step, where 1 - beta_2**t cancels. Updates are of the size
-# of lr, 0.01 here, and add up. On the TensorFlow backend beta passes through float32 in any case.
+# Keras computes lr_t in the parameter's precision, from its own powers of beta. In float32 the
+# cancellation in 1 - beta_2**t costs 2,000 roundings at the first step. Updates are about as large
+# as lr, 0.01 here, and add up. On the TensorFlow backend, beta passes through float32 in any case.
 ATOL = {"float32": 1e-4, "float64": 1e-5}
 
 OPTIONS: list[dict[str, Any]] = [
@@ -33,7 +33,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"global_clipnorm": 0.5},
     {"loss_scale_factor": 256.0},
 ]
-# Under the names of this package, where they differ.
+# This package's names for options, where they differ.
 OURS = {
     "clipnorm": "clipnorm_per_tensor",
     "global_clipnorm": "clipnorm",
@@ -42,7 +42,7 @@ OURS = {
 
 
 class Pair:
-    """The same parameters, stepped by both with the same gradients."""
+    """The same parameters, stepped by both optimizers with the same gradients."""
 
     def __init__(self, rng: np.random.Generator, dtype: str, options: dict[str, Any]) -> None:
         self.rng = rng
@@ -110,13 +110,13 @@ def test_training_goes_on_from_its_weights(
 
 # -- lists of weights as Keras saves them -----------------------------------------------------
 
-# Of several shapes, and of one, where no shape tells m from v.
+# Parameters of several shapes, and of one shape, where the shape does not tell m from v.
 DIFFERENT: list[tuple[int, ...]] = SHAPES
 ALIKE: list[tuple[int, ...]] = [(5,)] * 3
 
 
 def saved(shapes: list[tuple[int, ...]], steps: int, sign: int, **options: Any) -> Any:
-    """An optimizer of Keras after some steps of gradients with one sign, and its list."""
+    """A Keras optimizer after some steps with gradients of one sign, and its list of weights."""
     variables = [keras.Variable(np.ones(shape), dtype="float32") for shape in shapes]
     theirs = keras.optimizers.Adam(**options)
     theirs.build(variables)

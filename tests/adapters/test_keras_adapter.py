@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The adapter for Keras 3 beside Keras' own optimizers: the same gradients, all variables compared.
+"""The Keras 3 adapter beside Keras' own optimizers: same gradients, all variables compared.
 
-How far the two may be apart is derived, step by step (`rounding.py`, and `Bounds` here).
+The tolerance is derived step by step (`rounding.py`, and `Bounds` here).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if keras.backend.backend() != "torch":
 
 import fusedadam.keras
 
-# Of Keras' own, where it makes an array of a variable.
+# Raised by Keras itself when it converts a variable to an array.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SHAPES: list[tuple[int, ...]] = [(6, 4), (4,), (), (0, 3), (3, 5)]
 CALLS = 36
-# A number of float32, so that it is the same in both precisions.
+# Exact in float32, so that it is the same in both precisions.
 LR = 2.0**-7
 
 OPTIONS: list[dict[str, Any]] = [
@@ -54,7 +54,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"loss_scale_factor": 3.0},
     {"gradient_accumulation_steps": 2},
     {"gradient_accumulation_steps": 5},
-    # Together.
+    # Combinations.
     {"loss_scale_factor": 3.0, "global_clipnorm": 0.5},
     {"loss_scale_factor": 3.0, "clipnorm": 0.5, "amsgrad": True},
     {"loss_scale_factor": 3.0, "clipvalue": 0.01, "gradient_accumulation_steps": 3},
@@ -76,7 +76,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.fixture(params=FLOATS)
 def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The precision of the variables, and of what Keras computes itself."""
+    """The dtype of the variables and of Keras' own computations."""
     before = keras.config.floatx()
     keras.config.set_floatx(request.param)
     yield request.param
@@ -84,11 +84,11 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Bounds(Divergence):
-    """How far apart the two may be, by the roundings of Keras' own formula on its torch backend."""
+    """Bounds on the difference from Keras' own formula on its torch backend."""
 
     def __init__(self, p: Array) -> None:
         super().__init__(p)
-        # More than zero before the first step, too.
+        # Positive before the first step, too.
         self.p, self.m, self.v = (np.full(p.shape, self._tiny) for _ in range(3))
         self.ema = self.p.copy()
 
@@ -97,12 +97,12 @@ class Bounds(Divergence):
         self.p = self.p + 6 * self._u * np.abs(np.asarray(p, np.float64))
 
     def average(self, p: Array, ema: Array, momentum: float) -> None:
-        """Follow the average: 1 - momentum is rounded otherwise too, wrong by u in all."""
+        """Follow the average. 1 - momentum is rounded differently too, which costs u in all."""
         p, ema = (np.abs(np.asarray(x, np.float64)) for x in (p, ema))
         self.ema = momentum * self.ema + (1 - momentum) * self.p + 6 * self._u * (p + ema)
 
     def lr_t_error(self, t: int, beta_1: float, beta_2: float) -> float:
-        """Return how wrong Keras' lr_t is: its powers of a rounded beta cancel against 1."""
+        """Return the error of Keras' lr_t, whose powers of a rounded beta cancel against 1."""
         u = self._u
 
         def error(beta: float) -> float:
@@ -112,16 +112,16 @@ class Bounds(Divergence):
 
 
 def near(actual: Any, expected: Any, what: str = "") -> None:
-    """Compare what no `Bounds` follow, to a thousandth of an update.
+    """Compare values that no `Bounds` cover, to a thousandth of an update.
 
-    In float32, that is some five times the error of Keras' lr_t in its first steps, where powers of
-    beta_2 cancel against 1 (`Bounds.lr_t_error`).
+    In float32, that is about five times the error of Keras' lr_t in its first steps, where powers
+    of beta_2 cancel against 1 (`Bounds.lr_t_error`).
     """
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * LR, err_msg=what)
 
 
 class Beside:
-    """The same variables in Keras' hands and in ours, and how far they may be apart."""
+    """The same variables stepped by Keras and by this package, with bounds on their difference."""
 
     def __init__(self, dtype: str, name: str = "Adam", **options: Any) -> None:
         self.dtype = dtype
@@ -138,7 +138,7 @@ class Beside:
         self.calls = 0
 
     def __getattr__(self, name: str) -> Any:
-        """Return a setting, or what Keras' optimizer takes in its place."""
+        """Return a setting, or the attribute with which Keras' optimizer replaces it."""
         return getattr(self.optimizers[0], name)
 
     def gradients(self) -> list[Any]:
@@ -150,7 +150,7 @@ class Beside:
             self.check()
 
     def call(self, grads: Sequence[Any], count: int = len(SHAPES)) -> None:
-        """One call of both, with the first `count` variables; a gradient may be None."""
+        """Call both with the first `count` variables. A gradient may be None."""
         theirs = self.optimizers[0]
         if not theirs.built:
             for optimizer, variables in zip(self.optimizers, self.variables, strict=True):
@@ -204,11 +204,11 @@ class Beside:
         lr: float,
     ) -> None:
         bounds = self.bounds[i]
-        # Divided by the loss scale and the count, there at once and here by a factor.
+        # Keras divides by the loss scale and the count directly, this package by a factor.
         g_error = 8 * unit_roundoff(self.dtype) * np.abs(g)
         if self.clipnorm or self.global_clipnorm:
-            # Keras adds up the squares in the gradients' own precision (here in float64), and on
-            # this backend the norm passes through float32 even where they are float64.
+            # Keras sums the squares in the gradients' own precision (float64 here). On this backend
+            # the norm passes through float32 even for float64 gradients.
             elements = sum(int(np.prod(shape)) for shape in SHAPES)
             g_error = g_error + (elements + 8) * unit_roundoff("float32") * np.abs(g)
         if self.weight_decay:
@@ -230,7 +230,7 @@ class Beside:
         )
 
     def arrays(self, side: int) -> dict[str, list[Array]]:
-        """All variables by kind: "v" those of the model."""
+        """All variables by kind. "v" holds those of the model."""
         optimizer, variables = self.optimizers[side], self.variables[side]
         kinds = {
             "momentum": optimizer._momentums,
@@ -265,9 +265,9 @@ class Beside:
 
 
 def variable(start: Array, **settings: Any) -> Any:
-    """A variable of these values, the first of those above in another memory layout.
+    """A variable with these values, the first shape of SHAPES in another memory layout.
 
-    As keras.initializers.Orthogonal makes some.
+    keras.initializers.Orthogonal makes such variables.
     """
     tensor = torch.empty(start.shape, dtype=getattr(torch, str(start.dtype)))
     if start.shape == SHAPES[0]:
@@ -278,7 +278,7 @@ def variable(start: Array, **settings: Any) -> Any:
 
 
 def array(variable: Any) -> Array:
-    """A copy of what a variable holds."""
+    """A copy of a variable's value."""
     return np.array(variable._value.detach().numpy())
 
 
@@ -349,7 +349,7 @@ def test_interrupt_leaves_the_scale_of_losses_as_it_was(dtype: str) -> None:
     optimizer = fusedadam.keras.Adam(loss_scale_factor=4.0)
     gradient = torch.ones(3, dtype=variable.value.dtype)
     optimizer.apply([gradient], [variable])
-    # Where Keras enters a scope of names, an interrupt leaves it entered.
+    # An interrupt while Keras enters a name scope leaves the scope entered.
     not_within = tuple(
         str(Path(path).parent) for path in (torch.__file__, keras.src.backend.__file__)
     )
@@ -372,7 +372,7 @@ def test_amsgrad_switched_off(dtype: str) -> None:
 
 
 def test_no_epsilon_and_a_subnormal_moment(dtype: str) -> None:
-    # v is some 4,000 units of the smallest subnormal number or more.
+    # v is at least about 4,000 times the smallest subnormal number.
     g = {"float32": 1e-19, "float64": 1e-155}[dtype]
     moved = []
     for classes in (keras.optimizers, fusedadam.keras):
@@ -387,7 +387,7 @@ def test_no_epsilon_and_a_subnormal_moment(dtype: str) -> None:
 
 @pytest.mark.parametrize("accumulate", [None, 3])
 def test_schedule(dtype: str, accumulate: int | None) -> None:
-    # By the count of calls, those that only accumulate too.
+    # Schedules count calls, including those that only accumulate.
     schedule = keras.optimizers.schedules.ExponentialDecay(0.25, 4, 0.5, staircase=True)
     beside = Beside(dtype, learning_rate=schedule, gradient_accumulation_steps=accumulate)
     beside.train(CALLS)
@@ -402,7 +402,7 @@ def test_learning_rate_of_no_arguments(dtype: str) -> None:
     beside.train(3)
 
 
-# -- calls that are not like the others -------------------------------------------------------
+# -- unusual calls ----------------------------------------------------------------------------
 
 NEITHER_ALL = [
     {},
@@ -469,7 +469,7 @@ def test_constraints(dtype: str, options: dict[str, Any]) -> None:
     beside = Beside(dtype, **options)
     for variables in beside.variables:
         variables[0].constraint = keras.constraints.NonNeg()
-    # Moved far enough that it matters.
+    # Now the steps are large enough to matter.
     for optimizer in beside.optimizers:
         optimizer.learning_rate = 1.0
     beside.train(CALLS)
@@ -509,7 +509,7 @@ def test_state_set_in_between(dtype: str) -> None:
     assert all(np.all(new.p <= old.p) for new, old in zip(beside.bounds, bounds, strict=True))
 
 
-# -- gradients that are not finite ------------------------------------------------------------
+# -- nonfinite gradients ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -527,7 +527,7 @@ def test_state_set_in_between(dtype: str) -> None:
     ids=str,
 )
 def test_gradients_that_are_not_finite(dtype: str, options: dict[str, Any], value: float) -> None:
-    # A norm of NaN makes NaN of all that is clipped by it.
+    # A norm of NaN turns everything that it clips into NaN.
     beside = Beside(dtype, **options)
     beside.train(4)
     grads = beside.gradients()
@@ -541,7 +541,7 @@ def test_gradients_that_are_not_finite(dtype: str, options: dict[str, Any], valu
         any(not np.all(np.isfinite(p)) for p in theirs["v"] + theirs["momentum"])
         or "clipvalue" in options
     )
-    # Keras' code for this backend resets accumulators by multiplying with 0, which leaves NaN.
+    # On this backend, Keras resets accumulators by multiplying with 0, which keeps NaN.
     assert not any(np.any(a) for a in ours.pop("gradient_accumulator"))
     for kind, arrays in ours.items():
         for x, y in zip(arrays, theirs[kind], strict=True):
@@ -549,7 +549,7 @@ def test_gradients_that_are_not_finite(dtype: str, options: dict[str, Any], valu
     assert int(beside.optimizers[1]._iterations) == 6
 
 
-# -- the way of a step ------------------------------------------------------------------------
+# -- how a step is carried out ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -651,7 +651,7 @@ def test_optimizer_built_anew_steps_what_it_has_now(dtype: str) -> None:
 def test_loss_scale_of_any_float32(dtype: str, scale: float) -> None:
     beside = Beside(dtype, loss_scale_factor=scale, clipnorm=0.5, amsgrad=True)
     for i in range(3):
-        # Of some binary orders of magnitude below 1, so that they are finite when scaled.
+        # A few binary orders of magnitude below 1, so that the scaled gradients are finite.
         grads = [
             np.asarray(np.sign(g) * np.minimum(np.abs(g), 1) * scale, dtype)
             for g in beside.gradients()
@@ -699,7 +699,7 @@ def test_autograd_is_told(dtype: str) -> None:
 
 
 def test_stateless(dtype: str) -> None:
-    # As Keras' own does, it updates the tensors that it is given, and those alone.
+    # Like Keras' own, it updates only the tensors that it is given.
     beside = Beside(dtype, use_ema=True, weight_decay=0.1)
     beside.train(3)
     grads = [torch.from_numpy(g) for g in beside.gradients()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The adapter for Keras 3 in use: `fit` with callbacks, files, mixed precision, and what is refused."""
+"""The Keras 3 adapter in use: `fit`, callbacks, files, mixed precision, and refused calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ import fusedadam.keras
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 NAMES = ("Adam", "AdamW")
-# Keras forms lr_t in float32, wrong by some 1e-4 in the first steps; a training carries it on.
+# Keras computes lr_t in float32, off by about 1e-4 in the first steps. The error persists.
 RTOL, ATOL = 1e-3, 1e-5
 
 OPTIONS: list[dict[str, Any]] = [
@@ -68,7 +68,7 @@ def fit(model: Any, epochs: int = 1, **settings: Any) -> dict[str, list[float]]:
 
 
 def state(model: Any) -> list[Array]:
-    """Return copies of all variables, the optimizer's last."""
+    """Return copies of all variables, those of the optimizer last."""
     return [np.array(v.numpy()) for v in model.weights + model.optimizer.variables]
 
 
@@ -83,7 +83,7 @@ def same(ours: Sequence[Array], theirs: Sequence[Array]) -> None:
 
 
 def pair(cls: str, **options: Any) -> list[Any]:
-    """Keras' optimizer and ours."""
+    """Keras' optimizer and this package's."""
     return [getattr(module, cls)(**options) for module in (keras.optimizers, fusedadam.keras)]
 
 
@@ -156,7 +156,7 @@ def test_parameters_of_a_torch_module() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=str)
 def test_mixed_precision(options: dict[str, Any]) -> None:
-    # float16 overflows at a loss scale of 2**15 at times, and Keras then skips the step.
+    # With a loss scale of 2**15, float16 sometimes overflows. Keras then skips the step.
     models = []
     for optimizer in pair("Adam", learning_rate=0.01, **options):
         model = model_of(optimizer, "mixed_float16")
@@ -173,13 +173,14 @@ def test_mixed_precision(options: dict[str, Any]) -> None:
         models.append(model)
     theirs, ours = models
     assert int(ours.optimizer.inner_optimizer.iterations) > 0
-    # Losses and gradients have the precision of float16.
+    # Losses and gradients have float16 precision.
     for a, b in zip(state(ours), state(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0.05, atol=5e-3)
 
 
 def test_compiled() -> None:
-    # As `compile(jit_compile=True)` traces a training step; the optimizer's is left out of it.
+    # `compile(jit_compile=True)` traces a training step in this way. The optimizer's step is not
+    # part of the trace.
     results = []
     for traced in (False, True):
         variables = [keras.Variable(np.ones(3, "float32"))]
@@ -245,7 +246,7 @@ def test_arguments_are_those_of_keras(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_resume_from_a_file(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
-    # With accumulation, after 10 calls, in the middle of a cycle of three.
+    # With accumulation, 10 calls end in the middle of a cycle of three.
     path = tmp_path / "model.keras"
     cls = getattr(fusedadam.keras, name)
     whole = model_of(cls(0.01, **options))
@@ -261,7 +262,7 @@ def test_resume_from_a_file(tmp_path: Path, name: str, options: dict[str, Any]) 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_files_of_keras_and_ours(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
-    # Each goes on from the other's file as if it were its own.
+    # Each optimizer resumes from the other's file.
     optimizers = pair(name, learning_rate=0.01, **options)
     for optimizer, other in zip(optimizers, pair(name, **options)[::-1], strict=True):
         path = tmp_path / f"{type(optimizer).__module__}.keras"
@@ -295,7 +296,7 @@ def test_file_of_ours_where_there_is_none_of_this_package(tmp_path: Path) -> Non
     assert output_of(code, environment={"KERAS_BACKEND": "torch"}).split() == ["False", "5", "True"]
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refused calls ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,7 @@ def test_variables_of_half_precision(dtype: str) -> None:
     with pytest.raises(ValueError, match=rf"float32 or float64.*mixed.*Received: dtype='{dtype}'"):
         optimizer.build(variables)
     assert not optimizer.built
-    # One that is not stepped may have any.
+    # A variable that is not stepped may have any attributes.
     variables[1].overwrite_with_gradient = True
     optimizer.apply([torch.ones(3), torch.full((3,), 0.5)], variables)
     np.testing.assert_array_equal(variables[1]._value.detach().float().numpy(), 0.5)

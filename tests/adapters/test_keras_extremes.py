@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.keras` at the ends of what a float holds, and of the 32 bits in which Keras counts."""
+"""`fusedadam.keras` with extreme floats, and counts near the limit of Keras' 32-bit counter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if keras.backend.backend() != "torch":
 
 import fusedadam.keras
 
-# A number of float32, in which Keras keeps it.
+# Exact in float32, the precision in which Keras keeps it.
 LR = 2.0**-7
 
 OPTIONS: list[dict[str, Any]] = [
@@ -40,7 +40,7 @@ def array(variable: Any) -> Array:
 
 
 def counted(count: int, p: Array, **options: Any) -> tuple[Any, Any]:
-    """An optimizer that has taken so many steps, and its variable."""
+    """An optimizer that has taken `count` steps, and its variable."""
     variable = keras.Variable(p, dtype=str(p.dtype))
     optimizer = fusedadam.keras.Adam(LR, **options)
     optimizer.build([variable])
@@ -86,7 +86,7 @@ def test_special_numbers(dtype: str, options: dict[str, Any]) -> None:
 
 
 def test_count_ends_with_32_bits() -> None:
-    # Keras' own step makes every parameter NaN there: its count turns negative within the step.
+    # Keras' own step turns all parameters into NaN here, because its count becomes negative.
     p, g = np.array([1.0, -2.0]), np.array([0.5, 0.25])
     beta_2 = 1 - 2.0**-30
     expected = oracle.OracleAdam([p], lr=LR, beta_2=beta_2, epsilon=1e-7)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Many threads of Python that step optimizers of Keras: different ones at once, and the same one."""
+"""Several Python threads that step Keras optimizers: different ones at once, and a shared one."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"loss_scale_factor": 256.0, "global_clipnorm": 0.5},
     {"gradient_accumulation_steps": 2, "use_ema": True},
 ]
-SIZES = (1_000, 100_000)  # of which the second is shared among threads
+SIZES = (1_000, 100_000)  # the second is large enough to be split among threads
 
 
 class Model:
-    """Variables with an optimizer, and gradients that stay the same."""
+    """Variables with an optimizer and constant gradients."""
 
     def __init__(self, size: int, options: dict[str, Any]) -> None:
         rng = np.random.default_rng(size)
@@ -63,7 +63,8 @@ def test_different_optimizers_at_once() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_one_optimizer_from_several_threads(size: int, options: dict[str, Any]) -> None:
-    # Its steps are serialised. The gradients stay the same, so the order of the threads is no matter.
+    # Steps of one optimizer are serialized. The gradients are constant, so the order of the threads
+    # does not matter.
     model, alone = Model(size, options), Model(size, options)
     with running(threads=2):
         together(4, lambda _: model.steps(STEPS))

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""The living descendant of the class that `Adam` is shaped like, in graph mode, side by side.
+"""Side by side with tf_keras in graph mode, the maintained descendant of the class behind `Adam`.
 
-Both sides minimise the same noisy quadratic, each by its own gradients, for 100 steps, and m, v and p
-are compared after every step. The tolerance is the bound of `rounding.Divergence`, with what differs
-between the two on top (u is the unit roundoff of the dtype):
+Both sides minimise the same noisy quadratic for 100 steps, each with its own gradients. m, v and p
+are compared after every step. The tolerance is the bound of `rounding.Divergence` plus the
+differences between the two implementations (u is the unit roundoff of the dtype):
 
-- Its constants are variables of the dtype. 1 - beta is formed from the rounded beta, here it is
-  formed in float64 and rounded: the difference of these constants is a number, taken exactly (for
-  float32 it is 500 u relative at beta_2 = 0.999).
-- lr_t is formed in the dtype from `pow(beta, t)`, here in float64. With a = 1 - beta**t the power is
-  wrong by beta**t (4 u + t e), for 2 units in the last place of `pow` and beta wrong by e
-  relative, and so a is wrong by that over a, relative; half of it for the root; and 6 u for the
-  roundings of the five operations and of lr. At the first step this is 2,000 u for float32.
-- A gradient c (p - target) + noise: c times the difference of p so far, and 4 roundings a side.
-- clipnorm: with n elements a sum of squares is wrong by at most n u relative in any order, the norm by
-  half of it; what the gradient is wrong by before goes through the scale, and again through the norm.
-- clipvalue moves no two numbers apart, and makes equal what both sides clamp.
+- tf_keras keeps its constants as variables of the dtype and computes 1 - beta from the rounded
+  beta. This package computes it in float64 and rounds. The difference between the constants is
+  known exactly (500 u relative for float32 at beta_2 = 0.999).
+- tf_keras computes lr_t in the dtype from `pow(beta, t)`, this package in float64. With a = 1 -
+  beta**t, the error of the power is beta**t (4 u + t e), for 2 units in the last place of `pow` and
+  a relative error e of beta. The relative error of a is that over a, and half of it after the root.
+  The five operations and the rounding of lr add 6 u. At the first step the total is 2,000 u for
+  float32.
+- A gradient c (p - target) + noise differs by c times the difference of p so far, plus 4 roundings
+  on each side.
+- clipnorm: a sum of n squares has a relative error of at most n u in any order, and the norm half
+  of it. An earlier error of the gradient passes through the scale, and again through the norm.
+- clipvalue never increases a difference, and removes it where both sides clamp.
 
-Decay cannot be compared: the descendant reads its counter without order against the increment.
-Its clipnorm is each tensor's own norm, which is the global norm where there is one tensor.
+Decay cannot be compared: tf_keras reads its counter without a control dependency on the increment.
+Its clipnorm is the norm of each tensor, which equals the global norm if there is one tensor.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ STEPS = 100
 
 @pytest.fixture(params=FLOATS)
 def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A dtype, and a graph, a session and a `floatx` for it."""
+    """A dtype, with a graph, a session and a matching `floatx`."""
     name: str = request.param
     floatx = backend.floatx()
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -59,14 +61,14 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class SideBySide:
-    """One noisy quadratic, minimised twice."""
+    """One noisy quadratic, minimised by both implementations."""
 
     def __init__(self, dtype: str, shapes: list[tuple[int, ...]], **options: Any) -> None:
         self._rng = np.random.default_rng(6)
         self._options = {"lr": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8} | options
         self.params = [values(self._rng, s, dtype) for s in shapes]
         self._targets = [values(self._rng, s, dtype) for s in shapes]
-        # Curvatures that span the sizes of gradients from far below epsilon to far above 1.
+        # Curvatures that make gradients range from far below epsilon to far above 1.
         self._scales = [np.exp2(self._rng.uniform(-40, 4, s)).astype(dtype) for s in shapes]
         self._u = float(np.finfo(dtype).eps) / 2
         self.divergences = [Divergence(p) for p in self.params]
@@ -126,7 +128,7 @@ class SideBySide:
             def clamp(g: Array) -> Array:
                 return np.clip(g, -clipvalue, clipvalue)
 
-            # Nothing is left of the error where both sides are clamped.
+            # No error is left where both sides are clamped.
             errors = [
                 np.maximum(clamp(g + error) - clamp(g), clamp(g) - clamp(g - error))
                 for g, error in zip(grads, errors, strict=True)
@@ -185,7 +187,7 @@ def test_100_steps_side_by_side(dtype: str, options: dict[str, float]) -> None:
     start = [p.copy() for p in both.params]
     both.run()
     assert both.ours.iterations == STEPS
-    # The tolerance is far below what was done, or it would say nothing.
+    # The tolerance must be far below the total movement, or the test would prove nothing.
     moved = np.concatenate([np.abs(p - q).ravel() for p, q in zip(both.params, start, strict=True)])
     bound = np.concatenate([d.p.ravel() for d in both.divergences])
     assert np.median(moved) > 1e-4
@@ -285,7 +287,7 @@ def test_set_weights_says_the_same(dtype: str, spoil: Callable[[list[Array]], li
         both.theirs.set_weights(bad)
     with pytest.raises(ValueError) as ours:
         both.ours.set_weights(bad)
-    # It has n weights more, the placeholders.
+    # tf_keras counts n more weights, the placeholders.
     said = str(theirs.value).replace(f"({len(weights)})", f"({len(both.ours.weights)})")
     assert str(ours.value) == said
 
@@ -301,7 +303,7 @@ def test_weights_before_the_first_step_say_the_same(dtype: str) -> None:
         ours.set_weights([np.array(1)])
 
 
-# -- its later optimizers ---------------------------------------------------------------------
+# -- tf_keras' later optimizers ---------------------------------------------------------------
 
 
 def kinds_of(theirs: Any) -> dict[str, list[Array]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""torch: losses that are tensors, parameters stepped where they lie, and torch's own Adam beside."""
+"""torch: tensor losses, parameters stepped in place, and a comparison with torch's own Adam."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPES = [(5, 3), (3,), ()]
 
 
 def leaves(dtype: str, seed: int = 4) -> list[Any]:
-    """Parameters as a user makes them."""
+    """Parameters as users create them."""
     rng = np.random.default_rng(seed)
     return [torch.tensor(values(rng, s, dtype), requires_grad=True) for s in SHAPES]
 
@@ -105,7 +105,7 @@ def test_module_trained_from_its_grad_attributes() -> None:
 
 
 def test_stale_graph_is_noticed() -> None:
-    # As after any change in place: a graph that saved the old values must not use the new ones.
+    # As for any in-place change, a graph that saved the old values must not use the new ones.
     p = torch.ones(3, requires_grad=True)
     stale = (p**2).sum()
     Adam().get_updates((p**2).sum(), [p])
@@ -145,7 +145,7 @@ MOVES: dict[str, Callable[[Any], Any]] = {
 def test_swap_of_tensors_whose_memory_has_moved(
     move: Callable[[Any], Any], seen: str, tmp_path: Path
 ) -> None:
-    # The second is an array: positions matter.
+    # The tensor is not the first parameter: state belongs to positions in the list.
     adam, params = Adam(use_ema=True, ema_momentum=0.5, lr=1.0), [np.zeros(3), torch.zeros(5)]
     for _ in range(2):
         adam.apply_gradients([(np.ones(3), params[0]), (torch.ones(5), params[1])])
@@ -179,7 +179,7 @@ def test_copies_of_an_optimizer_of_tensors() -> None:
         assert_all_same_bits(numpy_of(twins), numpy_of(ours))
 
 
-# -- tensors beside arrays --------------------------------------------------------------------
+# -- tensors mixed with arrays ----------------------------------------------------------------
 
 
 def as_tensors(arrays: list[Array]) -> list[Any]:
@@ -187,7 +187,7 @@ def as_tensors(arrays: list[Array]) -> list[Any]:
 
 
 def graph_tensors(arrays: list[Array]) -> list[Any]:
-    """Gradients that carry a graph themselves, as `create_graph=True` leaves them."""
+    """Gradients that have a graph of their own, as `create_graph=True` leaves them."""
     return [t.requires_grad_() * 1 for t in as_tensors(arrays)]
 
 
@@ -239,7 +239,7 @@ def test_adam_step_with_tensor_gradients(rng: np.random.Generator) -> None:
     assert_all_same_bits([p, m, v], expected)
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refused calls ----------------------------------------------------------------------------
 
 
 class Training:
@@ -255,7 +255,7 @@ class Training:
 
 @pytest.fixture
 def training() -> Iterator[Training]:
-    """A training that the test must leave as it was, and that goes on as if nothing had been."""
+    """A training that the test must not change, and that continues as if nothing had happened."""
     training, twin = Training(), Training()
     yield training
     assert_all_same_bits(training.everything(), training.before)
@@ -337,7 +337,7 @@ def test_gradient(
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int64"])
 def test_gradient_of_another_dtype_is_cast(dtype: str) -> None:
-    params = [torch.ones(3, 2).T for _ in range(2)]  # in another layout than C's, too
+    params = [torch.ones(3, 2).T for _ in range(2)]  # also a layout other than C order
     grad = torch.tensor([[1.0, -2.0, 3.0], [0.0, 4.0, -5.0]]).to(getattr(torch, dtype))
     for param, given in zip(params, (grad, grad.float()), strict=True):
         Adam().apply_gradients([(given, param)])
@@ -439,11 +439,11 @@ def test_parameters_that_overlap(views: Callable[[Any], list[Any]]) -> None:
     assert optimizer.weights == []
 
 
-# -- beside torch.optim.Adam ------------------------------------------------------------------
+# -- comparison with torch.optim.Adam ---------------------------------------------------------
 
 
 class SideBySide:
-    """Steps this package, with epsilon converted, and `torch.optim.Adam` on the same gradients."""
+    """Step this package, with converted epsilon, and `torch.optim.Adam` on the same gradients."""
 
     def __init__(self, dtype: str, *, convert: bool = True) -> None:
         self._rng = np.random.default_rng(8)
@@ -457,7 +457,7 @@ class SideBySide:
         self.ours.build([self.p])
 
     def step(self) -> None:
-        # Some far smaller than epsilon, where its place in the formula decides; some far larger.
+        # From far below epsilon, where its place in the formula matters, to far above.
         g = values(self._rng, 1000, self.p.dtype.name)
         t = self.ours.iterations + 1
         root = math.sqrt(1 - self._beta_2**t)
@@ -498,14 +498,14 @@ def test_equals_torch_within_the_derived_bound(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_epsilon_must_be_converted(dtype: str) -> None:
-    # The bound is sharp enough to tell the two forms of epsilon apart.
+    # The bound is tight enough to distinguish the two forms of epsilon.
     both = SideBySide(dtype, convert=False)
     both.step()
     with pytest.raises(AssertionError, match="times the bound"):
         both.check()
 
 
-# -- one process ------------------------------------------------------------------------------
+# -- torch and this package in one process ----------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1_000, 100_000])
@@ -543,7 +543,7 @@ def test_thread_counts_are_separate() -> None:
 @pytest.mark.parametrize("order", ["torch, fusedadam", "fusedadam, torch"])
 @pytest.mark.parametrize("first", ["ours", "theirs"])
 def test_both_import_orders(order: str, first: str) -> None:
-    # Each brings an OpenMP runtime; both must find their threads, whichever comes first.
+    # Each library brings an OpenMP runtime. Both must find their threads in either import order.
     code = f"""
         import {order}
         import numpy as np, oracle

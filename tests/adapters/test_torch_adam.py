@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.torch.Adam` and `AdamW` beside torch's own, in every option and all state."""
+"""`fusedadam.torch.Adam` and `AdamW` beside torch's own, with every option and all state."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ SOME: Rows = {
 
 @contextlib.contextmanager
 def one_thread_for_torch() -> Iterator[None]:
-    """Not to wait on a busy machine: the fused step spins on its threads, however small it is."""
+    """Avoid waiting on a busy machine: torch's fused step spins on its threads at any size."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -114,7 +114,7 @@ def one_thread_for_torch() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# -- beside torch -----------------------------------------------------------------------------
+# -- comparison with torch --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -173,7 +173,8 @@ def test_mistake_is_seen(mistake: Callable[[Twins], Any], dtype: str) -> None:
         go_on()
 
 
-# One draw of roundings: means over 3,000 elements and two orders of operations.
+# Statistical margin of one sample of roundings: means over 3,000 elements, two orders of
+# operations.
 DRAW = 1.1
 
 
@@ -198,12 +199,12 @@ def test_error_of_float32_is_that_of_torch(kind: Any, options: dict[str, Any]) -
     )
     for name in ours.keys() - {"exp_avg", "param"}:
         assert ours[name] <= DRAW * theirs[name], name
-    # beta_1 and 1 - beta_1 are rounded each by itself: a constant m is wrong by these relative, and
-    # the bound of m is 2 ulp a side for each of the 1 / (1 - beta_1) steps that it remembers.
+    # beta_1 and 1 - beta_1 are rounded independently, which gives a constant m this relative error.
+    # The bound of m is 2 ulp per side for each of the 1 / (1 - beta_1) steps that it remembers.
     beta_1 = options.get("betas", (0.9,))[0]
     off = sum(abs(float(np.float32(x)) - x) for x in (beta_1, 1 - beta_1)) / (1 - beta_1)
     assert ours["exp_avg"] <= DRAW * theirs["exp_avg"] + off * (1 - beta_1) / (4 * 2.0**-23)
-    # Each update is wrong by that too, some 2e-7 of it: seen where updates are small beside p.
+    # Each update has that error as well, about 2e-7. It shows if updates are small beside p.
     assert ours["param"] <= 1.25 * theirs["param"]
 
 
@@ -230,7 +231,7 @@ def test_zero_gradient_without_eps_is_nan_in_both() -> None:
 
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
 def test_gradients_whose_squares_are_subnormal(eps: float) -> None:
-    # (1 - beta_2) g * g is a subnormal number of float32, of 7 bits at least.
+    # (1 - beta_2) g * g is a subnormal float32 with at least 7 bits.
     both = Twins(Adam, shapes=[(50,)], eps=eps)
     for _ in range(20):
         g = (1 + torch.rand(50)) * 1e-19
@@ -240,7 +241,7 @@ def test_gradients_whose_squares_are_subnormal(eps: float) -> None:
 
 
 def test_gradients_that_have_stopped() -> None:
-    # The moments decay into the subnormal numbers and on.
+    # The moments decay into the subnormal range and beyond.
     both = Twins(Adam, shapes=[(50,)])
     both.run(3)
     for _ in range(1_200):
@@ -252,7 +253,7 @@ def test_gradients_that_have_stopped() -> None:
     assert np.abs(array(both.optimizer.state[both.ours[0]]["exp_avg"])).max() < 1e-38
 
 
-# -- to the bit -------------------------------------------------------------------------------
+# -- bitwise equality with the oracle ---------------------------------------------------------
 
 
 def oracle_of(kind: Any, params: list[Any], **options: Any) -> oracle.OracleAdam:
@@ -276,7 +277,7 @@ def oracle_of(kind: Any, params: list[Any], **options: Any) -> oracle.OracleAdam
 
 
 def oracle_step(reference: oracle.OracleAdam, grads: list[Any], eps: float) -> list[Array]:
-    """Step the oracle with torch's epsilon; the gradients as it leaves them."""
+    """Step the oracle with torch's epsilon and return the gradients as the step leaves them."""
     t = reference.iterations + 1
     reference.epsilon = eps * math.sqrt(1.0 - oracle.power(reference.beta_2, t))
     return reference.step(arrays(grads))
@@ -342,7 +343,7 @@ def test_signatures() -> None:
     extras = ["max_grad_norm", "ema_decay", "zero_grad_in_step"]
     for kind, stock in STOCK.items():
         ours, theirs = (inspect.signature(k).parameters for k in (kind, stock))
-        # What came after torch 2.6 is passed on by its name.
+        # Arguments added after torch 2.6 are passed on by keyword.
         is_open = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in ours.values())
         for name, parameter in theirs.items():
             if name not in ours and is_open and parameter.kind == inspect.Parameter.KEYWORD_ONLY:
@@ -387,10 +388,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def outcome(make: Callable[[], Any]) -> tuple[Any, str]:
-    """What `make` gives, or the error that it raises, and its message."""
+    """The result of `make`, or the exception that it raises with its message."""
     try:
         return make(), ""
-    except Exception as e:  # noqa: BLE001 - whatever torch raises
+    except Exception as e:  # noqa: BLE001 - torch may raise anything
         return type(e), str(e)
 
 
@@ -413,7 +414,7 @@ def test_arguments_are_judged_as_by_torch(kind: Any, arguments: dict[str, Any]) 
         stepped(theirs, grads)
     ours, theirs = everything(ours)[0], everything(theirs)[0]
     for name, a in theirs.items():
-        # Two steps of some ten roundings each.
+        # Two steps with about ten roundings each.
         np.testing.assert_allclose(ours[name], a, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
@@ -577,7 +578,7 @@ def test_lr_that_is_a_tensor_and_changes_in_place() -> None:
     assert first.param_groups[0]["lr"] == 0.1
     train(optimizer, 2)
     train(twin, 2)
-    # float32(0.1) is not 0.1: only the first step may differ, by a rounding.
+    # float32(0.1) is not 0.1. Only the first step may differ, by one rounding.
     for a, b in zip(everything(optimizer), everything(twin), strict=True):
         np.testing.assert_allclose(a["param"], b["param"], rtol=1e-6, atol=1e-7)
 
@@ -586,7 +587,7 @@ def test_lr_that_is_a_tensor_and_changes_in_place() -> None:
     "value", [-0.05, 0, 7, np.float32(0.01), np.float64(0.01), np.array(0.01), torch.tensor([0.01])]
 )
 def test_lr_set_by_hand(value: Any) -> None:
-    # torch looks at it only when it is made; schedulers end a little below zero.
+    # torch checks lr only in the constructor, and some schedulers end slightly below zero.
     both = Twins(Adam)
     both.run(2)
     for optimizer in (both.optimizer, both.stock):
@@ -594,7 +595,7 @@ def test_lr_set_by_hand(value: Any) -> None:
     for _ in range(2):
         both.step()
         for ours, theirs in zip(both.ours, both.theirs, strict=True):
-            # Four steps of some ten roundings each.
+            # Four steps with about ten roundings each.
             np.testing.assert_allclose(array(ours), array(theirs), rtol=1e-5, atol=1e-6)
 
 
@@ -606,7 +607,7 @@ def test_amsgrad_switched_on_later() -> None:
     theirs = torch.optim.Adam(leaves())
     train(theirs, 2)
     theirs.param_groups[0]["amsgrad"] = True
-    # torch has no maximum to go on from and raises KeyError, in the middle of its step.
+    # torch has no maximum to continue from and raises KeyError in the middle of its step.
     with pytest.raises(KeyError, match="max_exp_avg_sq"):
         train(theirs, 1)
     _, message = outcome(lambda: train(optimizer, 1))
@@ -668,7 +669,7 @@ def test_mixed_dtypes_in_one_group() -> None:
     assert_everything_same_bits(everything(together), everything(alone[0]) + everything(alone[1]))
 
 
-# -- gradients that are missing ---------------------------------------------------------------
+# -- missing gradients ------------------------------------------------------------------------
 
 
 def test_parameters_without_a_gradient_keep_their_own_count(rng: np.random.Generator) -> None:
@@ -683,7 +684,7 @@ def test_parameters_without_a_gradient_keep_their_own_count(rng: np.random.Gener
 
 
 def test_bits_of_parameters_whose_counts_differ() -> None:
-    # Each parameter as if it were alone: its own bias corrections.
+    # Each parameter has its own bias corrections, as if it were alone.
     params = leaves([(9,), (9,), (9,)])
     together = Adam(params)
     alone = [Adam([p]) for p in copy.deepcopy(params)]
@@ -747,7 +748,7 @@ def test_state_as_torch_makes_it(default: str, fused: bool | None) -> None:
 
 
 def test_state_stays_where_it_is() -> None:
-    # ZeroRedundancyOptimizer and checkpoints of torch.distributed hold on to these tensors.
+    # ZeroRedundancyOptimizer and torch.distributed's checkpoints keep references to these tensors.
     optimizer = AdamW(leaves(), amsgrad=True, ema_decay=0.9)
     train(optimizer, 1)
     held = {p: dict(s) for p, s in optimizer.state.items()}
@@ -761,7 +762,7 @@ def test_state_stays_where_it_is() -> None:
 
 @pytest.mark.parametrize("count", [10, 1_000_000, 2**24 - 1, 2**24])
 def test_far_into_a_training(count: int) -> None:
-    # A float32 counter stays at 2**24.
+    # A float32 counter stops at 2**24.
     both = Twins(Adam)
     both.run(1)
     for optimizer in (both.optimizer, both.stock):
@@ -851,7 +852,7 @@ def test_parameter_twice_in_a_group_is_refused_when_added(twice: Callable[[Any],
 def test_group_with_a_misspelt_extra_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Did you mean 'ema_decay'\? Received: ema_deacy=0.9"):
         Adam([{"params": leaves(), "ema_deacy": 0.9}])
-    # What torch and others keep in groups is theirs.
+    # Entries that torch and others keep in groups are left alone.
     Adam([{"params": leaves(), "initial_lr": 1.0, "name": "body", "lr_scale": 0.5}])
 
 
@@ -891,7 +892,7 @@ def test_error_of_a_number_of_the_users_own_is_passed_on() -> None:
 
 
 def test_error_of_a_setting_names_the_group() -> None:
-    # As a scheduler may leave it: torch does not look again.
+    # A scheduler may leave such a value: torch does not check again.
     params = leaves([(3,), (4,)])
     optimizer = Adam([{"params": params[:1]}, {"params": params[1:]}])
     optimizer.param_groups[1]["betas"] = (0.9, 1.0)
@@ -974,9 +975,9 @@ def test_error_leaves_everything_as_it_was(
     assert all((p.grad == 1).all() for p in params[:2])
     counts = [optimizer.state[p]["step"].item() for p in params[:2]]
     assert counts == [2, 2]
-    # What was spoilt is put back, and all goes on as if nothing had been.
+    # After the group is restored, training continues as if nothing had happened.
     optimizer.load_state_dict(kept)
-    optimizer.param_groups[-1].pop("max_grad_norm", None)  # off, it is in no checkpoint
+    optimizer.param_groups[-1].pop("max_grad_norm", None)  # if off, no checkpoint has it
     twin = AdamW(
         [{"params": (q := leaves([(5, 5), (size,), (5, 5)]))[:1]}, {"params": q[1:]}],
         ema_decay=0.9,
@@ -1037,7 +1038,7 @@ def test_complex_parameters_are_stepped_as_pairs_of_reals(
     for i in range(5):
         of_reals = grads_like(rng, reals)
         grads = [torch.complex(g[..., 0], g[..., 1]) for g in of_reals]
-        # As autograd leaves them: still to be conjugated, and in other layouts.
+        # Gradients as autograd leaves them: lazily conjugated and in other layouts.
         lazy = [g.conj().resolve_conj().conj() if i % 2 else g.clone() for g in grads]
         set_grads(reals, of_reals)
         for p, g in zip(params, lazy, strict=True):
@@ -1061,10 +1062,10 @@ def test_complex_parameters_are_stepped_as_pairs_of_reals(
         assert list(a) == list(b)
         for name, expected in b.items():
             assert a[name].dtype == expected.dtype
-            # Five steps of some ten roundings each.
+            # Five steps with about ten roundings each.
             rtol = 100 * np.finfo(expected.dtype).eps
             np.testing.assert_allclose(a[name], expected, rtol=rtol, atol=rtol, err_msg=name)
-    # Averages and checkpoints, both ways.
+    # Averages, and checkpoints in both directions.
     before = everything(optimizer)
     optimizer.swap_ema()
     assert_same_bits(everything(optimizer)[0]["param"], before[0]["ema"])
@@ -1115,7 +1116,7 @@ def test_max_grad_norm_beside_clip_grad_norm(
     for count in range(60):
         grads = both.grads()
         if count % 3 == 0:
-            grads = [g * 1e-4 for g in grads]  # below the bound: not clipped
+            grads = [g * 1e-4 for g in grads]  # below the bound, so not clipped
         set_grads(both.ours, grads)
         set_grads(both.theirs, grads)
         norm = float(torch.nn.utils.clip_grad_norm_(both.theirs, 0.7))
@@ -1125,7 +1126,7 @@ def test_max_grad_norm_beside_clip_grad_norm(
         error = 1e-6 / norm + 8 * float(np.finfo(dtype).eps) if norm > 0.7 else 0.0
         both.follow([p.grad for p in both.theirs], grad_error=error)
         both.check(f"step {count},")
-        # A gradient is read, not written.
+        # A gradient is only read.
         assert_all_same_bits(arrays(p.grad for p in both.ours), arrays(grads))
 
 
@@ -1143,7 +1144,7 @@ def test_max_grad_norm_of_one_group_alone() -> None:
     optimizer = Adam([{"params": [p], "max_grad_norm": 1.0}, {"params": [q]}])
     stepped(optimizer, [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])])
     moments = [optimizer.state[x]["exp_avg"] for x in (p, q)]
-    # The norm is still that of all gradients of the step.
+    # The norm still covers all gradients of the step.
     np.testing.assert_allclose(array(moments[0]), [0.06, 0.0], rtol=1e-6)
     np.testing.assert_allclose(array(moments[1]), [0.0, 0.4], rtol=1e-6)
 
@@ -1182,7 +1183,7 @@ def test_ema_beside_averaged_model(decay: float, dtype: str) -> None:
         averaged.update_parameters(model)
     eps = float(np.finfo(dtype).eps)
     for p, average in zip(model.parameters(), averaged.module.parameters(), strict=True):
-        # Four roundings a step and side, of which earlier ones shrink by the decay.
+        # Four roundings per step and side. The decay shrinks the earlier ones.
         np.testing.assert_allclose(
             array(optimizer.state[p]["ema"]), array(average), rtol=0, atol=8 * eps * 4 / (1 - decay)
         )
@@ -1203,7 +1204,7 @@ def test_ema_of_a_parameter_that_comes_late() -> None:
     for _ in range(3):
         stepped(optimizer, [torch.ones(3), None])
     stepped(optimizer, [torch.ones(3), torch.ones(3)])
-    # Its own first step: the average is the parameter.
+    # At a parameter's own first step, the average is the parameter.
     assert_same_bits(array(optimizer.state[params[1]]["ema"]), array(params[1]))
     assert not np.array_equal(array(optimizer.state[params[0]]["ema"]), array(params[0]))
 
@@ -1221,7 +1222,7 @@ def test_swap_ema() -> None:
         assert_same_bits(state["param"], old["ema"])
         assert_same_bits(state["ema"], old["param"])
         assert_same_bits(state["exp_avg"], old["exp_avg"])
-    # As after any change in place, a graph that saved the old values must not use the new ones.
+    # As for any in-place change, a graph that saved the old values must not use the new ones.
     assert all(p._version > v for p, v in zip(params, versions, strict=True))
     optimizer.swap_ema()
     assert_everything_same_bits(everything(optimizer), before)
@@ -1276,7 +1277,7 @@ def test_what_is_refused_while_averages_are_swapped_in(
     with pytest.raises(ValueError, match=r"averages must be swapped out first: call swap_ema"):
         use(optimizer)
     assert_everything_same_bits(everything(optimizer), before)
-    # It has no averages yet, and what is there is swapped back as before.
+    # The new parameter has no average yet. The others are swapped back as before.
     optimizer.add_param_group({"params": leaves([(3,)], seed=1)})
     optimizer.swap_ema()
     assert_everything_same_bits(everything(optimizer)[:-1], everything(twin))

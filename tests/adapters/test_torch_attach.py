@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.torch.attach`: steps within the backward pass, and gradients that are gone after it."""
+"""`fusedadam.torch.attach`: steps during the backward pass that release each gradient."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_with_groups_and_a_scheduler() -> None:
     for i in range(8):
         loss_of(model, i).backward()
         backward_and_step(twin, reference, i)
-        # Warnings are errors: the scheduler must see that steps were taken.
+        # Warnings are errors here: the scheduler must notice that steps were taken.
         for scheduler in pair:
             scheduler.step()
         assert_everything_same_bits(everything(optimizer), everything(reference), f"step {i}")
@@ -181,7 +181,7 @@ def test_parameters_of_others_are_untouched() -> None:
 
 
 def test_part_of_the_optimizer() -> None:
-    # Parameters that are not of this model keep waiting for `step`.
+    # Parameters outside the model still wait for `step`.
     model, other = model_of(), torch.nn.Parameter(torch.ones(3))
     optimizer = Adam([*model.parameters(), other], lr=0.5)
     attach(model, optimizer)
@@ -252,7 +252,7 @@ def test_parameter_attached_twice_is_refused(of: str) -> None:
     model = model_of()
     optimizer = Adam(model.parameters())
     attachment = attach(model, optimizer)
-    # The second would find no gradient, and quietly do nothing.
+    # A second optimizer would find no gradients and silently do nothing.
     with pytest.raises(ValueError, match=r"attached once.*remove\(\).*Received: '0.weight' again"):
         attach(model, optimizer if of == "the same optimizer" else Adam(model.parameters()))
     loss_of(model, 0).backward()
@@ -273,7 +273,7 @@ def test_group_added_later_needs_attaching() -> None:
 
 
 def test_stale_graph_is_noticed() -> None:
-    # The first backward steps weights that the second graph has saved.
+    # The first backward pass steps weights that the second graph has saved.
     model = model_of()
     attach(model, Adam(model.parameters()))
     stale = loss_of(model, 0)
@@ -282,7 +282,7 @@ def test_stale_graph_is_noticed() -> None:
         stale.backward()
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refused calls ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -332,11 +332,11 @@ def test_error_of_a_step_ends_the_backward() -> None:
     assert_same_bits(array(model[0].weight), before)
 
 
-# -- a loss that is scaled ----------------------------------------------------------------------
+# -- scaled losses ------------------------------------------------------------------------------
 
 
 class CallersScaler(torch.amp.GradScaler):  # type: ignore[misc] # torch is Any here
-    """With a `scale` of its own, as ShardedGradScaler has."""
+    """Overrides `scale`, as ShardedGradScaler does."""
 
     def scale(self, outputs: Any) -> Any:
         return super().scale(outputs)
@@ -378,7 +378,7 @@ def test_scaled_loss_is_refused_before_the_first_step(
             assert_everything_same_bits(everything(optimizer), before)
         for p in model.parameters():
             p.grad = None
-        # It is over with the pass.
+        # The scale applies to one backward pass only.
         loss_of(model, 0).backward()
         assert [s["step"] for s in everything(optimizer)] == [1] * len(before)
     assert torch.amp.GradScaler.scale is own
@@ -398,7 +398,7 @@ def test_scaled_pass_in_another_thread_goes_on() -> None:
 
     with attach(model, optimizer):
         scaler = torch.amp.GradScaler("cpu")
-        assert scaler.scale(torch.ones(())) == scaler.get_scale()  # without a graph
+        assert scaler.scale(torch.ones(())) == scaler.get_scale()  # no graph
         other.register_hook(wait)
         thread = threading.Thread(target=lambda: scaler.scale(other.sum()).backward())
         thread.start()
@@ -412,7 +412,7 @@ def test_scaled_pass_in_another_thread_goes_on() -> None:
 
 
 def test_scaler_of_another_optimizer_goes_on() -> None:
-    # A generator that is attached beside a critic that is not, as one trains a GAN.
+    # As in a GAN: an attached generator beside a critic that is not attached.
     results = []
     for attached in (True, False):
         model = model_of()
@@ -441,10 +441,10 @@ GRADIENTS_MB = LAYERS * SIZE * SIZE * 4 / 2**20
 
 
 def peak_mb(*, attached: bool) -> float:
-    """The peak of resident memory of a training step, above what was there before it.
+    """The peak of resident memory of a training step, above the memory used before it.
 
-    In a process of its own, with all state allocated. Not `ru_maxrss`, which a process takes over
-    from the one that started it. One step goes before, so that the allocator is warm.
+    Measured in a separate process, with all state allocated. `ru_maxrss` would not do: a process
+    inherits it from its parent. One step runs first to warm up the allocator.
     """
     code = f"""
         import re, torch
@@ -483,14 +483,14 @@ def peak_mb(*, attached: bool) -> float:
         train()
         print((status("VmHWM") - before) / 1024)
     """
-    # Each gradient in a mapping of its own, whose memory goes back at once: how much of its heap
-    # glibc gives back, and when, depends on where small objects happen to lie.
+    # Give each gradient its own mapping, whose memory is returned at once. How much of its heap
+    # glibc returns, and when, depends on the placement of small objects.
     return float(output_of(code, environment={"MALLOC_MMAP_THRESHOLD_": str(2**20)}))
 
 
 def test_gradients_need_no_memory() -> None:
     without, attached = peak_mb(attached=False), peak_mb(attached=True)
-    # Of 24 layers, the gradient of one or two is there at a time.
+    # Only the gradients of one or two of the 24 layers exist at a time.
     assert without > 0.9 * GRADIENTS_MB
     assert attached < 0.25 * GRADIENTS_MB
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""torch.distributed: AdamW behind ZeRO, FSDP2 and distributed checkpoints, in real processes.
+"""torch.distributed: AdamW under ZeRO, FSDP2 and distributed checkpoints, in real processes.
 
-The checks are in distributed_checks.py. Here the processes are started, once for all of them, and
-what became of each is reported by itself.
+The checks are in distributed_checks.py. This file starts the processes once for all checks and
+reports the outcome of each check separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 
 torch: Any = pytest.importorskip("torch")
 
-# torch deprecates what its own functional optimizers use, which come along with ZeRO.
+# torch deprecates what its own functional optimizers use. ZeRO imports them.
 TORCHS_OWN = "`torch.jit."
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", TORCHS_OWN, DeprecationWarning)
@@ -32,7 +32,7 @@ TESTS = WORKER.parent.parent
 
 
 class Rank(NamedTuple):
-    """What is left of a process: what became of its checks, and what it wrote to stderr."""
+    """What a process left: the outcomes of its checks, and its stderr."""
 
     outcomes: dict[str, str | None]
     status: int
@@ -56,7 +56,7 @@ def start(rank: int, directory: Path) -> subprocess.Popen[bytes]:
 
 
 def left_by(rank: int, process: subprocess.Popen[bytes], directory: Path) -> Rank:
-    # A rank that hangs ends itself, and says where it was.
+    # A rank that hangs exits by itself and prints its stack.
     status = process.wait(TIME_LIMIT_S + 30)
     outcomes = directory / f"outcomes-{rank}.json"
     return Rank(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.torch` at the ends of what a float holds: numbers bit for bit, and counts of steps.
+"""`fusedadam.torch` with extreme floats, compared bit for bit, and with extreme step counts.
 
-Torch counts the steps of a parameter in a tensor of the default dtype, which in float32 stays at
-2**24 and in float64 at 2**53. So does this package.
+torch counts the steps of a parameter in a tensor of the default dtype. That counter stops at 2**24
+in float32 and at 2**53 in float64. This package does the same.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STEP = 4
 
 
 def expected_of(kind: Any, arrays: dict[str, Array], g: Array, **options: Any) -> list[Array]:
-    """What the oracle makes of it: the parameter, its moments, and what else there is."""
+    """The oracle's parameter, moments and further state."""
     eps, decay = options.get("eps", 1e-8), options.get("weight_decay", 0.0)
     beta_1, beta_2 = options.get("betas", (0.9, 0.999))
     sign = -1.0 if options.get("maximize") else 1.0
@@ -109,7 +109,8 @@ def test_special_numbers(kind: Any, dtype: str, options: dict[str, Any]) -> None
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_parameters_that_are_not_finite_are_so_in_torch_too(kind: Any, dtype: str) -> None:
-    # Not the moments: torch forms m + (1 - beta_1) * (g - m), which makes an infinite m a NaN.
+    # Moments are not compared: torch computes m + (1 - beta_1) * (g - m), which turns an infinite m
+    # into NaN.
     numbers = special(dtype)
     params = [torch.nn.Parameter(torch.ones(numbers.size, dtype=getattr(torch, dtype)))]
     twins = copy.deepcopy(params)
@@ -129,7 +130,7 @@ def test_parameters_that_are_not_finite_are_so_in_torch_too(kind: Any, dtype: st
 
 @pytest.fixture(params=FLOATS)
 def counter_dtype(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The dtype in which torch counts: its default."""
+    """The dtype in which torch counts: the default dtype."""
     name: str = request.param
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, name))
@@ -140,7 +141,7 @@ def counter_dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def counted(kind: Any, count: float, **options: Any) -> tuple[Any, Any]:
-    """An optimizer of one parameter that has taken so many steps, and its parameter."""
+    """An optimizer of one parameter that has taken `count` steps, and its parameter."""
     p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
     p.grad = torch.tensor([0.5, 1.0, -0.25], dtype=torch.float64)
     optimizer = kind([p], **options)
@@ -170,7 +171,7 @@ def test_count_goes_on_as_torchs_own(kind: Any, counter_dtype: str, count: int) 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_step_at_a_count_is_the_oracles(counter_dtype: str, count: int) -> None:
-    # A count that stays where it is, too, is the number of steps before this one.
+    # A count that no longer increases is still the number of steps before this one.
     beta_2, decay = 1 - 3 * 2.0**-25, 1 - 2.0**-40
     options = {"lr": 0.3, "betas": (decay, beta_2), "eps": 1e-3}
     optimizer, p = counted(Adam, count, **options)

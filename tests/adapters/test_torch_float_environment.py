@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Steps of `fusedadam.torch` in every floating-point environment of the caller's."""
+"""Steps of `fusedadam.torch` in every floating-point environment that a caller may set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPTIONS: list[dict[str, Any]] = [
 def trained(
     processor: Processor, *modes: str, shapes: list[tuple[int, ...]] = SHAPES, **options: Any
 ) -> Any:
-    """An optimizer after steps in this environment, which each of them has left as it was."""
+    """An optimizer after steps in this environment. Checks that each step leaves it unchanged."""
     params = leaves(shapes)
     optimizer = AdamW(params, **options)
     rng = np.random.default_rng(4)
@@ -51,7 +51,7 @@ def trained(
 
 
 def warm_up() -> None:
-    """Let torch do what its first step in a process does: it imports, which raises flags."""
+    """Run torch's first step of the process, whose imports raise exception flags."""
     (p,) = leaves([(1,)])
     p.grad = torch.ones_like(p)
     Adam([p]).step()
@@ -76,7 +76,7 @@ def test_step(processor: Processor, shapes: list[tuple[int, ...]], options: dict
 
 @pytest.mark.parametrize("count", [2**24 - 1, 2**24, 2**30])
 def test_count_in_a_float32(processor: Processor, count: int) -> None:
-    # Where it rounds, it does so as by default, and no flag tells of it.
+    # Where it rounds, it rounds to nearest and raises no flag.
     for modes in ((), *MODES):
         (p,) = leaves([(3,)])
         optimizer = Adam([p])
@@ -115,7 +115,7 @@ def test_sparse_step(processor: Processor) -> None:
 
 
 def test_step_within_the_backward_pass(processor: Processor) -> None:
-    # Of gradients that no rounding changes; the flags are those of torch's own pass.
+    # Gradients are exact, so the flags are those of torch's own pass.
     def stepped(*modes: str) -> Any:
         model = torch.nn.Linear(5, 3)
         for i, p in enumerate(model.parameters()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""State of `fusedadam.torch` that moves: to torch and back, into files, into copies, through hands."""
+"""State of `fusedadam.torch` that moves: to torch and back, to files, to copies, by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def through_a_file(state: Any, path: Path) -> Any:
     return torch.load(path / "optimizer.pt", weights_only=True)
 
 
-# -- with torch's own -------------------------------------------------------------------------
+# -- exchange with torch ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["to ours", "to torch", "to torch and back"])
@@ -74,7 +74,7 @@ def test_training_goes_on_in_the_other(
     params, state = leaves(SHAPES, dtype), None
     rng = np.random.default_rng(1)
     for of in order:
-        # Other values than the checkpoint's, to see that it brings them.
+        # The values differ from the checkpoint's, to check that loading replaces them.
         current = of(params, lr=0.5)
         if state is not None:
             current.load_state_dict(through_a_file(state, tmp_path))
@@ -103,7 +103,7 @@ def test_state_dict_has_what_torch_puts_there(kind: Any) -> None:
     for i in b["state"]:
         assert list(a["state"][i]) == list(b["state"][i])
     (group,), (expected,) = a["param_groups"], b["param_groups"]
-    # What is off leaves no trace.
+    # Options that are off leave no entries.
     assert group == expected
     assert set(ours.defaults) == set(theirs.defaults)
 
@@ -115,7 +115,7 @@ def test_checkpoint_with_averages_goes_to_torch() -> None:
     theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
     train(theirs, 2)
     assert [int(s["step"]) for s in everything(theirs)] == [5] * len(SHAPES)
-    # And back, with the averages that were there.
+    # And back, with the averages of before.
     again = Adam(leaves(), **EXTRAS)
     again.load_state_dict(theirs.state_dict())
     assert_same_bits(everything(again)[0]["ema"], everything(ours)[0]["ema"])
@@ -146,7 +146,7 @@ def test_averages_begin_where_a_checkpoint_has_none() -> None:
     after = everything(ours)
     for old, new in zip(before, after, strict=True):
         assert new["step"] == 6
-        # At the parameter: as it was before the step, or as it is after it.
+        # The average starts at the parameter, either before or after the step.
         begun = 0.75 * old["param"] + 0.25 * new["param"]
         is_near = [np.allclose(new["ema"], x, rtol=1e-6, atol=0) for x in (begun, new["param"])]
         assert any(is_near)
@@ -195,7 +195,7 @@ def test_formats_of_the_step_count(change: Callable[[Any], Any], fused: bool | N
         assert a["step"].is_floating_point()
         if b["step"].is_floating_point():
             assert a["step"].dtype == b["step"].dtype
-    # The moments are torch's here; with our own, all goes on to the bit.
+    # With torch's moments replaced by our own, everything continues bit for bit.
     for p, state in zip(params_of(ours), kept, strict=True):
         for name in ("exp_avg", "exp_avg_sq"):
             ours.state[p][name].copy_(torch.tensor(state[name]))
@@ -241,7 +241,7 @@ def test_extras_that_are_off_leave_no_trace() -> None:
     assert "ema_decay" not in ours.param_groups[0]
     train(ours, 1)
     assert ["ema" in state for state in everything(ours)] == [False, True]
-    # By hand, and by a checkpoint of an earlier version.
+    # As a user or a checkpoint of an earlier version may leave the entries.
     ours.param_groups[1].update(max_grad_norm=None, ema_decay=None, zero_grad_in_step=False)
     state = ours.state_dict()
     assert not set(EXTRAS) & set(state["param_groups"][1])
@@ -269,7 +269,7 @@ def test_capturable_of_a_checkpoint_from_a_gpu_changes_nothing() -> None:
 
 
 def test_one_count_for_all_parameters_becomes_one_for_each() -> None:
-    # As formats of other programs keep it.
+    # As other programs' formats store it.
     ours, plain = Adam(leaves()), Adam(leaves())
     train(ours, 2)
     train(plain, 2)
@@ -290,7 +290,7 @@ def test_checkpoint_made_with_what_is_refused() -> None:
     state["param_groups"][0][name] = True
     ours = Adam(leaves())
     train(ours, 1)
-    # A step must not quietly do otherwise than the group says.
+    # A step must not silently differ from what the group says.
     ours.load_state_dict(state)
     with pytest.raises(ValueError, match=rf"{name}.*Received: .*True"):
         train(ours, 1)
@@ -329,7 +329,7 @@ def test_checkpoint_that_does_not_fit(params: Callable[[], Any]) -> None:
 
 
 def test_state_of_what_is_no_parameter_is_kept() -> None:
-    # As torch keeps it, for the formats of others.
+    # As torch stores it, for other programs' formats.
     saved = torch.optim.Adam(leaves())
     train(saved, 1)
     state = copy.deepcopy(saved.state_dict())
@@ -342,7 +342,7 @@ def test_state_of_what_is_no_parameter_is_kept() -> None:
 
 
 def test_torch_distributed_reads_and_writes_it() -> None:
-    # It makes state by a step of zeros with lr 0, and then loads over that.
+    # This function creates state by a step with zero gradients and lr 0, then loads into it.
     tools: Any = pytest.importorskip("torch.distributed.checkpoint.state_dict")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
@@ -359,7 +359,7 @@ def test_torch_distributed_reads_and_writes_it() -> None:
     assert_everything_same_bits(everything(other), everything(optimizer))
 
 
-# What is full and flat at once, torch cannot load into its own optimizers either.
+# torch cannot load a state dict that is both full and flat into its own optimizers either.
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("chosen", [None, "full_state_dict", "flatten_optimizer_state_dict"])
 @pytest.mark.parametrize("frozen", [False, True])
@@ -395,11 +395,11 @@ def test_distributed_state_dicts_go_both_ways(
         of(torch.full((2, 4), 0.5)).square().sum().backward()
         optimizer_of.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        # One step of some ten roundings.
+        # One step with about ten roundings.
         np.testing.assert_allclose(array(q), array(p), rtol=1e-6, atol=1e-8)
 
 
-# -- with itself ------------------------------------------------------------------------------
+# -- saving and loading -----------------------------------------------------------------------
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -424,7 +424,7 @@ def test_save_and_resume(kind: Any, options: dict[str, Any], dtype: str, tmp_pat
 
 
 def test_loading_over_a_training(tmp_path: Path) -> None:
-    # What was prepared for the old state must be forgotten.
+    # Anything prepared for the old state must be discarded.
     optimizer = Adam(leaves(), **EXTRAS)
     train(optimizer, 3)
     saved = through_a_file(
@@ -506,7 +506,7 @@ def test_hooks_and_scaler_after_unpickling() -> None:
     assert [s["param"].tolist() for s in everything(twin)] == [s["param"].tolist() for s in before]
 
 
-# -- state in the hands of others -------------------------------------------------------------
+# -- state edited by others -------------------------------------------------------------------
 
 
 def each_state(change: Callable[[dict[str, Any]], Any]) -> Callable[[Any], None]:
@@ -570,7 +570,7 @@ def test_edited_state_is_what_the_next_step_uses(kind: Any, change: Callable[[An
     optimizer = kind(leaves(), amsgrad=True, ema_decay=0.9)
     train(optimizer, 3)
     change(optimizer)
-    # One that has stepped never before, and so remembers nothing.
+    # An optimizer that has never stepped, so it has cached nothing.
     fresh = kind(
         [p.detach().clone().requires_grad_() for p in params_of(optimizer)],
         amsgrad=True,
@@ -635,7 +635,7 @@ def test_any_sequence_of_edits(data: st.DataObject) -> None:
     edits = EDITS | MORE_EDITS
     names = st.lists(st.sampled_from(list(edits)), min_size=1, max_size=6)
     for seed, name in enumerate(data.draw(names)):
-        # State may lack what an edit is about; averages, too.
+        # The state that an edit refers to may be missing, including averages.
         with contextlib.suppress(KeyError, ValueError):
             edits[name](optimizer)
         missing = st.sets(st.sampled_from(range(len(shapes))), max_size=1)
@@ -669,7 +669,7 @@ def test_edited_state_beside_torch() -> None:
         train(optimizer, 2)
     a, b = everything(ours)[0], everything(theirs)[0]
     assert a["step"] == b["step"] == 2
-    # Seven steps, some ten roundings each, of values up to 2**8.
+    # Seven steps with about ten roundings each, for values up to 2**8.
     np.testing.assert_allclose(a["param"], b["param"], rtol=1e-5, atol=1e-6)
 
 

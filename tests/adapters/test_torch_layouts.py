@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.torch` in the tensors' own memory: layouts, offsets, what is refused, and who notices."""
+"""`fusedadam.torch` in the tensors' own memory: layouts, offsets, refusals, version counters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXTRAS: dict[str, Any] = {"amsgrad": True, "ema_decay": 0.9, "max_grad_norm": 0.
 
 
 def laid_out(values_of: Any, order: tuple[int, ...], *, offset: int = 0) -> Any:
-    """The same values, dense, with the dimensions in this order from slow to fast in memory."""
+    """The same values, dense, with dimensions in this order from slowest to fastest in memory."""
     t = torch.as_tensor(values_of)
     buffer = torch.full((t.numel() + offset,), math.nan, dtype=t.dtype)
     flat = buffer[offset:]
@@ -48,7 +48,7 @@ def laid_out(values_of: Any, order: tuple[int, ...], *, offset: int = 0) -> Any:
 
 
 def odd_strides(t: Any) -> Any:
-    """A dimension of size 1 may have any stride."""
+    """Give a dimension of size 1 an arbitrary stride."""
     n = t.shape[-1]
     view = torch.empty_strided(t.shape, (n, 999, 1), dtype=t.dtype)
     return view.copy_(t)
@@ -85,7 +85,7 @@ GRADIENTS: dict[str, Callable[[Any, Any], Any]] = {
     "reversed": lambda g, _: laid_out(g, tuple(reversed(range(g.dim())))),
     "with gaps": lambda g, _: torch.stack([g * 0 + 7, g], dim=-1)[..., 1],
     "at an offset": lambda g, _: laid_out(g, tuple(range(g.dim())), offset=5),
-    # Memory holds the negative: a flag of the tensor says so.
+    # Memory holds the negated values. A flag of the tensor (the negative bit) says so.
     "imaginary part of a conjugate": lambda g, _: torch.complex(g * 0, -g).conj().imag,
 }
 
@@ -114,7 +114,8 @@ def test_layout_changes_no_bit(
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_layouts_beside_torch(dtype: str) -> None:
-    # Not beside its fused step, which pairs elements by their places in memory whatever the strides.
+    # torch's fused step is no reference here: it pairs elements by memory position, whatever the
+    # strides.
     makers = [layout for _, layout in LAYOUTS.values()]
 
     def make(shapes: Shapes, dtype: str, *, seed: int) -> list[Any]:
@@ -160,7 +161,7 @@ def test_expanded_gradient() -> None:
 
 
 def test_gradient_that_autograd_negates_lazily() -> None:
-    # Of a number that was the imaginary part of what was conjugated.
+    # The gradient of the imaginary part of a conjugated number.
     p = torch.nn.Parameter(torch.tensor([2.0]))
     optimizer = Adam([p], lr=0.1)
     z = torch.complex(torch.tensor([1.0]), p)
@@ -200,7 +201,7 @@ def test_convolutions_in_channels_last(kind: Any) -> None:
             (model(x) ** 2).mean().backward()
             of.step()
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        # Ten steps of a smooth loss: roundings of 2**-53 grow little.
+        # Ten steps of a smooth loss amplify roundings of 2**-53 only slightly.
         np.testing.assert_allclose(array(p), array(q), rtol=1e-10, atol=1e-12)
         assert p.stride() == q.stride()
 
@@ -212,7 +213,7 @@ def test_state_of_another_layout(name: str) -> None:
     reference = Adam([plain], **EXTRAS)
     rng = np.random.default_rng(4)
     stepped(reference, grads_like(rng, [plain]))
-    # A checkpoint of contiguous tensors, loaded beside a parameter of another layout.
+    # Load a checkpoint of contiguous tensors for a parameter of another layout.
     p = torch.nn.Parameter(layout(plain.detach()))
     optimizer = Adam([p], **EXTRAS)
     optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
@@ -240,11 +241,11 @@ def test_memory_format_changed_in_the_middle(name: str) -> None:
     assert_everything_same_bits(everything(optimizer), everything(reference))
 
 
-# -- memory that others own -------------------------------------------------------------------
+# -- memory owned by others -------------------------------------------------------------------
 
 
 def test_views_into_buckets() -> None:
-    # As DistributedDataParallel lays gradients, and ZeroRedundancyOptimizer parameters.
+    # DistributedDataParallel lays out gradients like this, and ZeroRedundancyOptimizer parameters.
     shapes = [(7,), (3, 5), (), (41_000,), (0, 3)]
     plain = leaves(shapes)
     gap = 3
@@ -321,7 +322,7 @@ MOVES: dict[str, Callable[[Any], Any]] = {
 STATE = ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema"]
 
 
-# Torch swaps no tensors that others refer to, as parameters to gradients.
+# torch cannot swap tensors with other references, such as parameters with gradients.
 @pytest.mark.parametrize(
     ("of", "how"),
     [
@@ -345,7 +346,7 @@ def test_memory_that_moves(of: str, how: str) -> None:
                 move(p.grad)
         optimizer.step()
         stepped(reference, grads)
-        # What was freed is given to somebody else.
+        # Another allocation may reuse the freed memory.
         taken = [torch.full((size,), 1.2e30) for size in (1, 1, 5, 5, 21, 21)]
         for p in params:
             if of == "param":
@@ -370,7 +371,7 @@ def test_parameter_swapped_for_another_between_steps() -> None:
 
 
 def test_tensor_larger_than_its_storage_is_refused() -> None:
-    # Torch lets a storage be shrunk under its tensors, and would itself write behind it.
+    # torch allows shrinking a storage under its tensors, and would itself write out of bounds.
     (p,) = leaves([(4000,)])
     optimizer = Adam([p])
     stepped(optimizer, [torch.ones(4000)])
@@ -397,7 +398,7 @@ def test_memory_swapped_between_steps(size: int) -> None:
 
 
 def test_square_tensors_transposed_in_place() -> None:
-    # The same objects and addresses, the same shapes: only the strides tell.
+    # Same objects, addresses and shapes: only the strides differ.
     p, plain = leaves([(5, 5)]) + leaves([(5, 5)])
     optimizer, reference = Adam([p]), Adam([plain])
     rng = np.random.default_rng(2)
@@ -416,7 +417,7 @@ def test_square_tensors_transposed_in_place() -> None:
 
 
 def test_memory_that_moves_back_and_forth() -> None:
-    # Two weights exchanged by their data, as some averaging code does.
+    # Swap two weights through their data, as some averaging code does.
     params, plain = leaves([(5,), (5,)]), leaves([(5,), (5,)])
     optimizer, reference = Adam(params), Adam(plain)
     rng = np.random.default_rng(2)
@@ -445,11 +446,11 @@ def test_gradients_swapped_between_steps() -> None:
     assert_everything_same_bits(everything(optimizer), everything(reference))
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refused calls ----------------------------------------------------------------------------
 
 
 def leaf(t: Any) -> Any:
-    """A leaf over exactly this memory."""
+    """A leaf tensor over exactly this memory."""
     return t.detach().requires_grad_(t.is_floating_point() or t.is_complex())
 
 
@@ -482,7 +483,7 @@ def test_parameter_is_refused(make: Callable[[], Any], rule: str, kind: Any, aft
         stepped(optimizer, [torch.ones_like(p) for p in good])
     before = everything(optimizer)
     bad = leaf(make())
-    # In the middle, so that neither end is looked at alone.
+    # In the middle, so that a check of either end alone would miss it.
     optimizer.param_groups[0]["params"].insert(1, bad)
     set_grads([*good, bad], [*(torch.ones_like(p) for p in good), bad.detach()])
     with pytest.raises((ValueError, TypeError), match=rf"(?s)params\[1\].*({rule}).*Received: .+"):
@@ -498,7 +499,7 @@ def test_parameter_is_refused(make: Callable[[], Any], rule: str, kind: Any, aft
     assert_everything_same_bits(everything(optimizer), everything(twin))
 
 
-# torch's quantised tensors are deprecated.
+# torch's quantized tensors are deprecated.
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_quantised_parameter_is_refused() -> None:
     q = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
@@ -593,7 +594,7 @@ def test_memory_swapped_for_what_does_not_fit(change: Callable[[Any], Any], word
 
 
 def test_storage_that_was_freed() -> None:
-    # As FullyShardedDataParallel frees parameters. A crash must not take the other tests with it.
+    # FullyShardedDataParallel frees parameters like this. A crash must not end the other tests.
     code = """
         import torch
         from fusedadam.torch import Adam
@@ -619,7 +620,7 @@ def test_storage_that_was_freed() -> None:
     assert output_of(code) == ""
 
 
-# -- who notices ------------------------------------------------------------------------------
+# -- version counters and shared memory -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -656,7 +657,7 @@ def test_views_and_arrays_of_a_parameter_see_the_step() -> None:
 
 
 def test_step_of_what_values_drew() -> None:
-    # A parameter over NumPy's memory is stepped there.
+    # A parameter over NumPy's memory is stepped in place.
     a = values(np.random.default_rng(0), (4, 5), "float32")
     kept = a.copy()
     p = leaf(torch.from_numpy(a))
@@ -667,7 +668,7 @@ def test_step_of_what_values_drew() -> None:
     assert_same_bits(a, array(plain))
 
 
-# ---- gradients of 16 bits
+# ---- 16-bit gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -677,7 +678,7 @@ def test_step_of_what_values_drew() -> None:
     ids=str,
 )
 def test_gradients_of_16_bits(dtype: torch.dtype, options: dict[str, Any]) -> None:
-    # As torch accumulates them where a parameter asks for it.
+    # torch accumulates 16-bit gradients where a parameter requests it.
     shapes = [(3, 67), (), (2500,), (40_001,)]
     ours, theirs = leaves(shapes), leaves(shapes)
     for _ in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.torch` keeps nothing of a call, and its optimizers are freed."""
+"""`fusedadam.torch` keeps nothing from a call, and its optimizers are freed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import fusedadam.torch
 
 Call = Callable[[], object]
 
-# Torch's own part of these calls takes some ten times as long as ours.
+# torch's own part of these calls takes about ten times as long as ours.
 _CALLS = max(600, CALLS // 2)
 
 
@@ -108,7 +108,7 @@ def _attached() -> Any:
 
 @pytest.mark.parametrize("make", [lambda: trained()[0], _after_an_error, _attached], ids=str)
 def test_an_optimizer_is_freed(make: Callable[[], Any]) -> None:
-    # Torch's own are, too, by the cycle collector only: they hold a wrapper of their `step`.
+    # Freed by the cycle collector only, like torch's own: it holds a wrapper of its own `step`.
     optimizer = make()
     died = weakref.ref(optimizer)
     del optimizer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The options beside what torch offers for each: the same meaning, to rounding, in all state."""
+"""Options compared with torch's equivalents: same meaning, equal up to rounding, in all state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ torch: Any = pytest.importorskip("torch")
 SHAPES = [(40, 7), (7,), (3, 2, 5)]
 EPS = 1e-8
 STEPS = 60
-# Some hundred roundings a step, relative to values that do not cancel.
+# About a hundred roundings per step, relative to values that do not cancel.
 RTOL = 1e-11
 
 
 def pair(rng: np.random.Generator) -> tuple[list[Array], list[Any]]:
-    """The same parameters for both."""
+    """The same parameters for both optimizers."""
     ours = [values(rng, shape, "float64") + 0.5 for shape in SHAPES]
     theirs = [torch.tensor(p, requires_grad=True) for p in ours]
     return ours, theirs
@@ -30,7 +30,7 @@ def pair(rng: np.random.Generator) -> tuple[list[Array], list[Any]]:
 def take_steps(
     rng: np.random.Generator, adam: Adam, ours: list[Array], theirs: list[Any], step: Any
 ) -> None:
-    """Step both with the same gradients; `step` steps theirs, whose gradients are set."""
+    """Step both with the same gradients. `step` steps torch's, whose gradients are set."""
     for t in range(1, STEPS + 1):
         grads = [values(rng, shape, "float64") for shape in SHAPES]
         for p, g in zip(theirs, grads, strict=True):
@@ -106,7 +106,7 @@ def test_norm(rng: np.random.Generator) -> None:
 def test_lazy_rows_are_those_of_sparse_adam(rng: np.random.Generator) -> None:
     ours = values(rng, (50, 6), "float64")
     theirs = torch.tensor(ours, requires_grad=True)
-    # Its epsilon is "epsilon hat" too.
+    # SparseAdam's epsilon is the paper's "epsilon hat" as well.
     adam, optimizer = Adam(lr=0.01, epsilon=EPS), torch.optim.SparseAdam([theirs], lr=0.01, eps=EPS)
     for step in range(STEPS):
         indices = rng.integers(0, 50, 12)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.torch` where memory cannot be had: an exception, and everything as it was."""
+"""`fusedadam.torch` out of memory: an exception, and nothing has changed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux
 
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 
-# Torch's own allocator, which makes the copy of a gradient and averages that begin late, raises
-# RuntimeError; what the core allocates is a MemoryError.
+# torch's allocator, which copies gradients and creates late averages, raises RuntimeError. The
+# core's allocations raise MemoryError.
 _CODE = """
     import json
     import fusedadam.torch, torch

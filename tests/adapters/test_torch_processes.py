@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Processes beside torch: workers of a `DataLoader`, and forks of a process in which torch has threads of its own.
+"""Processes with torch: `DataLoader` workers, and forks of a process with running torch threads.
 
-Each test is a process, which is killed if it hangs.
+Each test is a separate process, which is killed if it hangs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from step_scripts import FORK
 pytest.importorskip("torch")
 
 THREADS = {"OMP_NUM_THREADS": "3"}
-# Torch says that there are more workers than CPUs, and Python from 3.12 on that a process with
-# threads forks: that is the test.
+# torch warns that there are more workers than CPUs, and Python 3.12 and later warn that a process
+# with threads forks. Both are intended here.
 START = f"""
     import os, sys, threading, warnings
     warnings.simplefilter("ignore")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ctrl-C in `fusedadam.torch`: a step is taken with all that belongs to it, or not at all."""
+"""Ctrl-C in `fusedadam.torch`: a step is either taken as a whole or not taken at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPES = [(3, 2), (5,)]
 
 
 class Steps(Case):
-    """A step after some others."""
+    """A step after earlier ones."""
 
     def __init__(self, steps: int, **options: Any) -> None:
         self.params = leaves(SHAPES)
@@ -47,7 +47,7 @@ class Steps(Case):
 
 
 class NewAverages(Steps):
-    """A step that begins averages beside moments."""
+    """A step that adds averages to existing moments."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -67,7 +67,7 @@ class TwoGroups(Steps):
 
 
 class Sparse(Steps):
-    """A first step from gradients of rows."""
+    """A first step with sparse gradients."""
 
     def set_grads(self) -> None:
         super().set_grads()
@@ -77,7 +77,7 @@ class Sparse(Steps):
 
 
 class Swap(Steps):
-    """Averages, exchanged with the parameters."""
+    """Averages swapped with the parameters."""
 
     def __init__(self) -> None:
         super().__init__(2, ema_decay=0.9)
@@ -88,13 +88,13 @@ class Swap(Steps):
     def go_on(self) -> object:
         with contextlib.suppress(ValueError):
             return super().go_on()
-        # They are swapped in.
+        # The averages are swapped in.
         self.optimizer.swap_ema()
         return super().go_on()
 
 
 class Attached(Case):
-    """The backward pass of a model that steps as it goes."""
+    """A backward pass that steps each parameter."""
 
     def __init__(self) -> None:
         torch.manual_seed(3)
@@ -106,7 +106,8 @@ class Attached(Case):
         return self.model(torch.ones(2, 3)).sum().backward()
 
     def go_on(self) -> object:
-        # Left where the step has not begun. Of a step that is over, it would be used again.
+        # A gradient remains if its step has not begun. If one remained after its step, it would be
+        # used again.
         (weight,) = self.model.parameters()
         assert weight.grad is None or self.optimizer.state[weight]["step"] == 0
         weight.grad = None
@@ -132,13 +133,13 @@ CALLS: dict[str, Callable[[], Case]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_is_whole(name: str) -> None:
-    # An interrupt within torch's own Python may leave its mode of gradients as it should not be.
+    # An interrupt in torch's own Python code may leave its grad mode wrong.
     within_torch = str(Path(torch.__file__).parent)
     assert interrupt_everywhere(CALLS[name], times=1, not_within=(within_torch,)) > 5
 
 
 class _Interrupted:
-    """A plan whose step is over when the interrupt comes."""
+    """A plan whose interrupt arrives after its step."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
@@ -153,7 +154,7 @@ def test_state_of_a_step_that_was_taken_is_kept(ema_decay: float | None) -> None
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
     optimizer = fusedadam.torch.Adam([p])
-    if ema_decay is not None:  # averages that begin late
+    if ema_decay is not None:  # averages added later
         optimizer.step()
         optimizer.param_groups[0]["ema_decay"] = ema_decay
     optimizer._plan = _Interrupted(optimizer._plan)  # type: ignore[assignment]

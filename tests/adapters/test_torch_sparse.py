@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sparse gradients in `fusedadam.torch`: lazily, as `torch.optim.SparseAdam`, beside dense ones."""
+"""Sparse gradients in `fusedadam.torch`: lazy as in `torch.optim.SparseAdam`, with dense ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torch_helpers import (
 
 ROWS, WIDTH = 50, 6
 STEPS = 60
-# A row is stepped some 20 times in 60 steps, with some ten roundings a side, relative to terms
+# In 60 steps a row is stepped about 20 times, with about ten roundings per side, relative to terms
 # that are at most 100 times their sum.
 RTOL = {"float32": 100 * 400 * 2.0**-24, "float64": 100 * 400 * 2.0**-53}
 
@@ -61,7 +61,7 @@ def table(dtype: str = "float32", shape: tuple[int, ...] = (ROWS, WIDTH)) -> Any
     return leaves([shape], dtype)[0]
 
 
-# -- beside SparseAdam ------------------------------------------------------------------------
+# -- comparison with SparseAdam ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -94,12 +94,13 @@ def test_beside_sparse_adam(
         (ours.state[p]["exp_avg"], theirs.state[q]["exp_avg"], 1.0),
         (ours.state[p]["exp_avg_sq"], theirs.state[q]["exp_avg_sq"], 0.0),
     ):
-        # What cancels in p or in m is known to a part of an update, or of a gradient's share.
+        # After cancellation, p is known to a fraction of an update, and m to a fraction of a
+        # gradient's share.
         np.testing.assert_allclose(array(a), array(b), rtol=rtol, atol=scale * rtol * 1e-2)
     assert isinstance(ours.state[p]["step"], torch.Tensor)
 
 
-# -- to the bit -------------------------------------------------------------------------------
+# -- bitwise equality with the oracle ---------------------------------------------------------
 
 OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "plain": (Adam, {}),
@@ -135,7 +136,7 @@ def test_bits_of_the_oracle(
         [array(p)],
         beta_1=betas[0],
         beta_2=betas[1],
-        epsilon=1e-8,  # "epsilon hat", as SparseAdam
+        epsilon=1e-8,  # "epsilon hat", as in SparseAdam
         weight_decay=decay if kind is AdamW else None,
         l2=0.0 if kind is AdamW else decay,
         amsgrad=options.get("amsgrad", False),
@@ -210,7 +211,7 @@ def test_other_rows_stay_to_the_bit(
 
 
 class Words(torch.nn.Module):  # type: ignore[misc]
-    """A sparse table, a sparse bag, and dense layers."""
+    """A sparse embedding, a sparse embedding bag, and dense layers."""
 
     def __init__(self, *, is_sparse: bool = True) -> None:
         super().__init__()
@@ -245,7 +246,7 @@ def test_model_of_sparse_and_dense_parameters() -> None:
                 of.step()
         losses.append(loss.item())
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        # 40 steps of a smooth loss enlarge roundings of 2**-53.
+        # 40 steps of a smooth loss amplify roundings of 2**-53.
         np.testing.assert_allclose(array(p), array(q), rtol=1e-8, atol=1e-10)
     assert losses[-1] < 0.5 * losses[0]
     assert [s["step"] for s in everything(optimizer)] == [40] * 4
@@ -272,7 +273,7 @@ def test_sparse_and_dense_in_one_step_are_as_alone(rng: np.random.Generator) -> 
 
 
 def test_one_parameter_now_sparse_now_dense(rng: np.random.Generator) -> None:
-    # Each step by its own rule, over the same moments and one count.
+    # Sparse and dense steps follow their own rules, over the same moments and one count.
     p = table("float64")
     optimizer = Adam([p], lr=0.01)
     reference = oracle.OracleAdam([array(p)], lr=0.01, flush_denormals=False)
@@ -301,7 +302,7 @@ def test_norm_over_sparse_and_dense(rng: np.random.Generator) -> None:
     norm = math.sqrt(sum(float((g * g).sum()) for g in whole))
     assert norm > 0.5
     optimizer.step()
-    # With beta_1 = 0 the first moment is the gradient as it was used.
+    # With beta_1 = 0, the first moment is the gradient that the step used.
     for x, g in zip((p, q), whole, strict=True):
         np.testing.assert_allclose(
             array(optimizer.state[x]["exp_avg"]), g * (0.5 / norm), rtol=1e-12
@@ -329,7 +330,7 @@ def test_zero_grad_in_step_leaves_an_empty_sparse_gradient() -> None:
             assert table.grad._nnz() == 0
         assert not ours.head.weight.grad.any()
     assert_everything_same_bits(everything(optimizer), everything(plain))
-    # An empty gradient is a gradient: counted, and nothing is moved.
+    # An empty gradient is a gradient: the step counts and moves nothing.
     before = arrays([ours.embedding.weight, ours.bag.weight])
     optimizer.step()
     assert [s["step"] for s in everything(optimizer)] == [6] * 4
@@ -347,7 +348,7 @@ def test_gradient_is_left_as_it_was(rng: np.random.Generator) -> None:
     assert given._indices()[0].tolist() == indices.tolist()
 
 
-# -- values of other layouts ------------------------------------------------------------------
+# -- values in other layouts ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -396,7 +397,7 @@ def test_grad_scaler(fused: bool | None) -> None:
     assert_everything_same_bits(everything(optimizer), everything(plain))
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refused calls ----------------------------------------------------------------------------
 
 
 def two_sparse_dimensions(p: Any) -> None:
@@ -438,8 +439,8 @@ def test_gradient_is_refused(spoil: Callable[[Any], None], rule: str) -> None:
 
 
 def test_rows_that_the_table_lacks() -> None:
-    # torch leaves it to the maker of an unchecked tensor that they are there. In a process of its
-    # own: written where they say, they might end this one.
+    # torch does not validate indices of an unchecked sparse tensor. Run in a separate process:
+    # writes to such rows could crash this one.
     code = """
         import torch
         from fusedadam.torch import Adam

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Many threads of Python that step optimizers of torch: different ones at once, and the same one."""
+"""Several Python threads that step torch optimizers: different ones at once, and a shared one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 5
 
 
 class Model:
-    """Parameters with an optimizer; dense ones, or a table whose gradients have rows."""
+    """Parameters with an optimizer: dense, or an embedding with sparse gradients."""
 
     def __init__(self, number: int) -> None:
         generator = torch.Generator().manual_seed(number)
@@ -61,7 +61,8 @@ def test_different_optimizers_at_once(threads: int) -> None:
 
 @pytest.mark.parametrize("number", range(3), ids=["small", "large", "rows"])
 def test_one_optimizer_from_several_threads(number: int) -> None:
-    # Its steps are serialised. The gradients stay the same, so the order of the threads is no matter.
+    # Steps of one optimizer are serialized. The gradients are constant, so the order of the threads
+    # does not matter.
     model, alone = Model(number), Model(number)
     model.step()
     alone.step()
@@ -77,10 +78,10 @@ def test_one_optimizer_from_several_threads(number: int) -> None:
     assert_everything_same_bits(everything(model.optimizer), everything(alone.optimizer))
 
 
-# ---- the interpreter ends beside them
+# ---- interpreter exit
 
-# Not the first step, which calls torch, and not what torch wraps a step in, record_function(): torch's
-# own calls end the process so, and its destructors of tensors.
+# Excludes the first step, which calls torch, and record_function(), in which torch wraps a step.
+# torch's own calls, and the destructors of its tensors, would end the process in the same way.
 LARGE_STEP = """
 import functools
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.torch` in the loops that people have: schedulers, scaler, hooks, threads, contexts."""
+"""`fusedadam.torch` in common training loops: schedulers, scaler, hooks, threads, contexts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ schedulers = torch.optim.lr_scheduler
 
 
 class Tagger(torch.nn.Module):  # type: ignore[misc]
-    """Small, but with every kind of parameter that the usual groups tell apart."""
+    """A small model with every kind of parameter that parameter groups usually distinguish."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Tagger(torch.nn.Module):  # type: ignore[misc]
 
 
 def usual_groups(model: Any) -> list[dict[str, Any]]:
-    """The groups of Hugging Face's examples: no decay for biases and norms."""
+    """The parameter groups of Hugging Face's examples: no decay for biases and norms."""
     no_decay = ("bias", "LayerNorm.weight")
     named = list(model.named_parameters())
     return [
@@ -100,7 +100,7 @@ def stock_loop(
 def test_stock_loop(kind: Any) -> None:
     ours, optimizer = stock_loop(kind, "float64")
     theirs, stock = stock_loop(STOCK[kind], "float64")
-    # 30 steps of a smooth loss carry a rounding of 2**-53 on, and enlarge it some thousand times.
+    # 30 steps of a smooth loss amplify a rounding of 2**-53 some thousand times.
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
     for a, b in zip(everything(optimizer), everything(stock), strict=True):
         for name, expected in b.items():
@@ -113,7 +113,7 @@ def test_stock_loop_in_float32_with_the_extras() -> None:
     ours, optimizer = stock_loop(
         AdamW, "float32", clip=False, max_grad_norm=1.0, ema_decay=0.9, zero_grad_in_step=True
     )
-    # The same training to float32, whose roundings the loop enlarges, and torch's 1e-6 in the norm.
+    # The same training in float32. Its roundings are amplified, and torch adds 1e-6 to the norm.
     np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
     assert ours[-1] < ours[0]
     assert all("ema" in state for state in everything(optimizer))
@@ -192,7 +192,7 @@ def set_params(optimizer: Any, values: list[Any]) -> None:
 
 
 def test_scheduler_notices_a_missing_step() -> None:
-    # A scheduler counts calls of `step` by wrapping it.
+    # A scheduler counts the calls of `step` by wrapping it.
     optimizer = AdamW(leaves())
     scheduler = schedulers.StepLR(optimizer, 2)
     with pytest.warns(UserWarning, match="before `optimizer.step"):
@@ -220,7 +220,7 @@ class Scaled:
         self.scaler.update()
 
 
-# Half of the largest number is finite until it is scaled.
+# Half of the largest number, finite until it is scaled.
 HUGE = 2.0**1023
 FACTORS = [1.0, 2.0, HUGE, 0.5, 1.0, HUGE, HUGE, 1.0, 1e-3, 2.0, 1.0, HUGE, 1.0, 1.0]
 
@@ -238,12 +238,12 @@ def test_grad_scaler(kind: Any, fused: bool | None, unscale: bool) -> None:
         counts = [s.get("step", 0.0) for s in everything(ours.optimizer)]
         assert counts == [s.get("step", 0.0) for s in everything(theirs.optimizer)], i
         if factor == HUGE:
-            # Skipped: at most state of zeros has been made.
+            # Skipped: at most, zero-initialised state was created.
             for state, old in zip(everything(ours.optimizer), before, strict=True):
                 for name, kept in old.items():
                     assert np.array_equal(state[name], kept), name
         for p, q in zip(ours.params, theirs.params, strict=True):
-            # Gradients are left as torch leaves them: unscaled. 14 steps of roundings add up.
+            # Gradients are left unscaled, as torch leaves them. The roundings of 14 steps add up.
             np.testing.assert_allclose(array(p.grad), array(q.grad), rtol=1e-11, atol=1e-13)
             np.testing.assert_allclose(array(p), array(q), rtol=1e-12, atol=1e-13)
     for a, b in zip(everything(ours.optimizer), everything(theirs.optimizer), strict=True):
@@ -281,7 +281,7 @@ def test_norm_is_that_of_unscaled_gradients(fused: bool | None) -> None:
 
 
 def test_scale_and_overflow_set_by_hand() -> None:
-    # How GradScaler, and others like it, speak to an optimizer.
+    # The protocol that GradScaler and similar scalers use.
     optimizer: Any = Adam(leaves([(5,)]))
     reference = Adam(leaves([(5,)]))
     g = torch.arange(5.0)
@@ -322,7 +322,7 @@ def test_scale_and_overflow_of_any_type(number: Callable[[float], Any]) -> None:
 
 
 def test_scaler_of_two_optimizers_of_which_one_has_no_gradients() -> None:
-    # Then found_inf of that one is the sum of nothing, the int 0.
+    # found_inf of an optimizer without gradients is then an empty sum, the int 0.
     sides = []
     for kind in (Adam, torch.optim.Adam):
         used, idle = (kind(leaves([(5,)]), fused=True) for _ in range(2))
@@ -335,7 +335,7 @@ def test_scaler_of_two_optimizers_of_which_one_has_no_gradients() -> None:
         assert not idle.state
         sides.append(everything(used)[0])
     ours, theirs = sides
-    # One step of some ten roundings.
+    # One step with about ten roundings.
     np.testing.assert_allclose(ours["param"], theirs["param"], rtol=1e-6)
 
 
@@ -367,10 +367,10 @@ def test_scale_of_any_float32(scale: float, zeroes: bool, layout: str) -> None:
         else:
             np.testing.assert_array_equal(array(p.grad), array(q.grad))
     if layout == "sparse":
-        return  # with the epsilon of SparseAdam
+        return  # uses the epsilon of SparseAdam
     for name, expected in everything(theirs)[0].items():
-        # Three steps of some ten roundings each. Torch's reciprocal of a subnormal scale is of
-        # fewer digits than its division.
+        # Three steps with about ten roundings each. The reciprocal that torch multiplies by has
+        # fewer digits than a division if the scale is subnormal.
         np.testing.assert_allclose(
             everything(ours)[0][name], expected, rtol=1e-5, atol=1e-30, err_msg=name
         )
@@ -474,7 +474,7 @@ def test_hooks_of_tensors_and_gradients() -> None:
     assert_everything_same_bits(everything(optimizer), everything(reference))
 
 
-# -- gradients let go -------------------------------------------------------------------------
+# -- freed gradients --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", [{}, {"foreach": True}, {"fused": True}], ids=str)
@@ -557,7 +557,7 @@ def test_default_dtype_of_float64(kind: Any) -> None:
     for a, b in zip(everything(ours), everything(theirs), strict=True):
         assert a["step"].dtype == b["step"].dtype == np.float64
         for name, expected in b.items():
-            # 20 steps of some ten roundings, of values about 1.
+            # 20 steps with about ten roundings each, for values around 1.
             np.testing.assert_allclose(a[name], expected, rtol=1e-12, atol=1e-14, err_msg=name)
 
 
@@ -581,7 +581,7 @@ def test_two_optimizers_at_once_in_two_threads(shapes: list[tuple[int, ...]]) ->
     def run(optimizer: Any) -> None:
         try:
             train(optimizer, 10)
-        except BaseException as e:  # noqa: BLE001 - to be seen by the test
+        except BaseException as e:  # noqa: BLE001 - reported to the test
             failures.append(e)
 
     threads = [threading.Thread(target=run, args=(optimizer,)) for optimizer in together]
@@ -610,7 +610,7 @@ def test_step_in_another_thread_than_the_backward() -> None:
     assert_everything_same_bits(everything(optimizer), everything(reference))
 
 
-# -- what it is -------------------------------------------------------------------------------
+# -- the class --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -631,7 +631,7 @@ def test_repr(kind: Any) -> None:
 
 def test_subclass() -> None:
     class Logged(AdamW):
-        """As users write them: options of their own, a step around the step."""
+        """A typical user subclass: its own options, and an overridden step."""
 
         def __init__(self, params: Any, *args: Any, verbose: bool = False, **kwargs: Any) -> None:
             super().__init__(params, *args, **kwargs)
@@ -676,7 +676,7 @@ def test_swa_and_utilities_of_torch() -> None:
 
 
 def test_parameters_of_a_module_that_was_moved_about() -> None:
-    # share_memory_ and to() exchange the storage under the same Parameter.
+    # share_memory_ and to() replace the storage of the same Parameter.
     model, twin = torch.nn.Linear(5, 4), torch.nn.Linear(5, 4)
     twin.load_state_dict(model.state_dict())
     optimizer, reference = AdamW(model.parameters()), AdamW(twin.parameters())

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Two and three OpenMP runtimes in one process: torch, scikit-learn and this package, imported in several orders.
+"""Two and three OpenMP runtimes in one process: torch, scikit-learn and this package.
 
-The wheel of each brings its own copy of libgomp; whether this package shares one with another depends on how it was built. Each
-must find its threads, compute what it computes alone, and hold to limits that are set for all of them or for itself.
+They are imported in several orders. Each wheel brings its own copy of libgomp. Whether this package
+shares one with another depends on its build. Each library must find its threads, compute the same
+results as alone, and respect thread limits, both its own and global ones.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 OURS, TORCH, SKLEARN = "fusedadam", "torch", "sklearn.cluster"
-# Each is the first, and the last; this package is also between the others.
+# Each library is once first and once last. This package is also between the others.
 ORDERS = [
     (OURS, SKLEARN),
     (SKLEARN, OURS),
@@ -22,8 +23,8 @@ ORDERS = [
     (TORCH, OURS, SKLEARN),
     (SKLEARN, TORCH, OURS),
 ]
-FIRST_AND_LAST = (ORDERS[2], ORDERS[-1])  # this package's place among all three
-# What each library does, on several threads, and the check of what comes of it.
+FIRST_AND_LAST = (ORDERS[2], ORDERS[-1])  # where this package is first and last of three
+# What each library computes on several threads, and a check of the result.
 WORKS = """
     import os, warnings
     import numpy as np, oracle, threadpoolctl
@@ -58,7 +59,7 @@ THREADS = {"OMP_NUM_THREADS": "3"}
 
 
 def script(order: tuple[str, ...], body: str) -> str:
-    """Import in this order, then run the body, where `works` are in the same order."""
+    """Import the libraries in this order, then run the body. `works` has the same order."""
     imports = "".join(f"    import {name}\n" for name in order)
     works = ", ".join(DOES[name] for name in order)
     return f"{imports}{WORKS}\n    works = [{works}]\n{body}"

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""What the tests of `fusedadam.torch` share: pairs of optimizers, and how far two may be apart.
+"""Shared by the tests of `fusedadam.torch`: pairs of optimizers, and bounds on their difference.
 
-`Drift` derives the tolerance instead of choosing it. Two programs that follow torch's formula differ
-by roundings, of which each makes at most 2 units in the last place (ulp) a step in each quantity that
-the formula names, measured at the scale of the terms that it adds up:
+`Drift` derives the tolerance instead of choosing it. Two programs that follow torch's formula
+differ only by roundings. Each makes at most 2 units in the last place (ulp) of rounding error per
+step in each quantity of the formula, relative to the magnitude of the terms that it adds:
 
 - in m and in v: three roundings and one of a constant, each of half an ulp;
 - in the numerator and the denominator of the update: three roundings each, and one of a constant;
 - in p: the multiplication by ``1 - lr * weight_decay``, its constant, and two subtractions.
 
-An lr that is a float32 tensor makes torch form the scalars in float32: three roundings more.
+If lr is a float32 tensor, torch computes the scalars in float32: three more roundings.
 
-Errors of earlier steps are carried on as the formula carries them: those of moments shrink by beta and
-so stay bounded, those of p add up. Nothing is averaged: the bound holds if all roundings fell the same
-way, and is still far below what a step changes, which the tests check.
+Errors propagate as in the formula. Those of the moments shrink by beta and stay bounded, those of p
+add up. Nothing is averaged: the bound would hold even if all roundings went in the same direction.
+It is still far below the size of a step, which the tests check.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ torch: Any = pytest.importorskip("torch")
 
 import fusedadam.torch
 
-# What torch calls each, by what takes its place.
+# torch's class for each of this package's.
 STOCK: dict[Any, Any] = {
     fusedadam.torch.Adam: torch.optim.Adam,
     fusedadam.torch.AdamW: torch.optim.AdamW,
@@ -50,20 +50,20 @@ DEFAULTS: dict[str, Any] = {
 ULP = 2.0
 SIDES = 2
 SHAPES: list[tuple[int, ...]] = [(17, 5), (), (0, 4), (257,)]
-# With a parameter that is large enough for threads, of a size that no vector divides.
+# Includes a parameter that is large enough for threads, and not a multiple of any vector width.
 LARGE: list[tuple[int, ...]] = [(3,), (41_003,), (), (205, 201)]
 
 Shapes = Sequence[tuple[int, ...]]
 
 
 def leaves(shapes: Shapes = SHAPES, dtype: str = "float32", *, seed: int = 7) -> list[Any]:
-    """Parameters of these shapes, the same for the same seed."""
+    """Parameters of these shapes. The same seed gives the same values."""
     rng = np.random.default_rng(seed)
     return [torch.nn.Parameter(torch.tensor(values(rng, shape, dtype))) for shape in shapes]
 
 
 def grads_like(rng: np.random.Generator, params: Iterable[Any], *, zeros: bool = True) -> list[Any]:
-    """Gradients over 24 binary orders of magnitude; without `zeros`, none of them is 0."""
+    """Gradients over 24 binary orders of magnitude. Without `zeros`, none of them is 0."""
     grads = []
     for p in params:
         g = values(rng, tuple(p.shape), str(p.dtype).removeprefix("torch."))
@@ -74,13 +74,13 @@ def grads_like(rng: np.random.Generator, params: Iterable[Any], *, zeros: bool =
 
 
 def set_grads(params: Iterable[Any], grads: Iterable[Any]) -> None:
-    """Give each parameter a gradient of its own, of which nobody else has a view."""
+    """Give each parameter its own copy of a gradient, without other views."""
     for p, g in zip(params, grads, strict=True):
         p.grad = None if g is None else g.clone()
 
 
 def array(t: Any) -> Array:
-    """A copy of a tensor, dense if it was sparse."""
+    """A dense copy of a tensor."""
     dense = t.detach().to_dense() if t.layout is not torch.strided else t.detach()
     copied: Array = dense.resolve_conj().resolve_neg().numpy().copy()
     return copied
@@ -91,7 +91,7 @@ def arrays(tensors: Iterable[Any]) -> list[Array]:
 
 
 def everything(optimizer: Any) -> list[dict[str, Array]]:
-    """All parameters with all their state, as copies; state that there is not is left out."""
+    """Copies of all parameters and their state. Missing state is left out."""
     return [
         {"param": array(p)} | {name: array(t) for name, t in optimizer.state.get(p, {}).items()}
         for group in optimizer.param_groups
@@ -110,14 +110,14 @@ def assert_everything_same_bits(
 
 
 def stepped(optimizer: Any, grads: Iterable[Any]) -> None:
-    """Set the gradients of all parameters in order, and step."""
+    """Set the gradients of all parameters in order, then step."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     set_grads(params, grads)
     optimizer.step()
 
 
 def train(optimizer: Any, steps: int, *, seed: int = 3) -> None:
-    """Steps of seeded gradients, the same for each optimizer over parameters of the same shapes."""
+    """Take steps with seeded gradients. The same shapes get the same gradients."""
     rng = np.random.default_rng(seed)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for _ in range(steps):
@@ -125,28 +125,28 @@ def train(optimizer: Any, steps: int, *, seed: int = 3) -> None:
 
 
 class Drift:
-    """Bounds on the difference of each quantity of one parameter, followed along one of two sides."""
+    """Bounds on the difference between two optimizers of one parameter, along one of them."""
 
     def __init__(self, p: Any, **options: Any) -> None:
         self._options = DEFAULTS | options
         info = np.finfo(array(p).dtype)
         self._ulp = ULP * SIDES * float(info.eps)
-        # What rounds to a subnormal, or is flushed to zero by one side.
+        # Values that round to a subnormal, or that one side flushes to zero.
         self._tiny = 4 * float(info.smallest_normal)
         self._p = array(p).astype(np.float64)
         self._m = np.zeros(p.shape)
         self.bounds = {
             name: np.zeros(p.shape) for name in ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         }
-        # How much further another side was than it may have been, at most.
+        # The largest difference seen, relative to its bound.
         self.worst = 0.0
 
     def follow(
         self, after: dict[str, Array], grad: Any, *, grad_error: float = 0.0, **now: Any
     ) -> None:
-        """Follow one step to the state `after`; `now` has options that changed since.
+        """Follow one step to the state `after`. `now` has options that have changed since.
 
-        `grad_error` is a difference of the sides' gradients, relative.
+        `grad_error` is the relative difference between the gradients of the two sides.
         """
         self._options |= now
         if self._p.size == 0:
@@ -173,7 +173,7 @@ class Drift:
             of_root = after["max_exp_avg_sq"].astype(np.float64)
             d_root = d_max = np.maximum(d_max, d_v)
 
-        # One side's power may be wrong by a unit in the last place, which 1 - power makes larger.
+        # The power may be off by one ulp on one side. Subtracting it from 1 amplifies the error.
         wrong_1, wrong_2 = (b**t * 2.0**-52 / (1 - b**t) for b in (beta_1, beta_2))
         correction = math.sqrt(1 - beta_2**t)
         rate, eps = lr * correction / (1 - beta_1**t), o["eps"] * correction
@@ -187,7 +187,7 @@ class Drift:
                 + update * (d_root + eps * wrong_2) / least
                 + update * (2 * ulp + wrong_1 + wrong_2 + wrong_lr)
             )
-        # 0 / 0 is NaN on both sides, and no bound speaks of it.
+        # 0 / 0 is NaN on both sides and has no bound.
         defined = ~np.isnan(update)
         assert np.all(least[defined] > 0), "the denominator is known too badly for a bound"
         d_p = d_p + d_update + (ulp * (np.abs(p) + np.abs(self._p))) / 2 + self._tiny
@@ -208,7 +208,7 @@ class Drift:
             nan = np.isnan(expected)
             assert np.array_equal(nan, np.isnan(actual)), f"{what}: NaNs of {name}"
             error = np.abs(actual.astype(np.float64) - expected.astype(np.float64))[~nan]
-            # Before the first step there is no difference, and the bound is 0.
+            # Before the first step, there is no difference and the bound is 0.
             bound = np.maximum(self.bounds[name][~nan], np.finfo(np.float64).tiny)
             worst = float(np.max(error / bound, initial=0.0))
             self.worst = max(self.worst, worst)
@@ -216,7 +216,7 @@ class Drift:
 
 
 class Twins:
-    """Our optimizer beside torch's, over equal parameters, stepped with equal gradients."""
+    """Our optimizer beside torch's, over equal parameters with equal gradients."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class Twins:
         self.follow(given, grad_error=grad_error)
 
     def follow(self, grads: Sequence[Any], *, grad_error: float = 0.0) -> None:
-        """Follow a step that both have taken, by the options of torch's groups."""
+        """Follow a step that both have taken, with the options of torch's groups."""
         of = {p: group for group in self.stock.param_groups for p in group["params"]}
         after = everything(self.stock)
         for drift, p, state, g in zip(self.drifts, self.theirs, after, grads, strict=True):

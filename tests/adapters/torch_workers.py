@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What workers of a `DataLoader` do in the tests of processes: samples that are made by stepping, and a training on them."""
+"""`DataLoader` workers for the process tests: samples that take steps, and a training on them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from fusedadam import Adam
 
 SAMPLES = 6
-SIZE = 40_000  # more than the 32,768 elements from which a step is shared among threads
+SIZE = 40_000  # more than the 32,768 elements from which a step uses several threads
 
 
 def sample(index: int) -> Any:
-    """Step with both interfaces, in whichever process this is."""
+    """Take steps with both interfaces, in whichever process calls this."""
     p, g = np.random.default_rng(index).standard_normal((2, SIZE)).astype(np.float32)
     optimizer = Adam(clipnorm=1.0)
     for _ in range(2):
@@ -28,7 +28,7 @@ def sample(index: int) -> Any:
 
 
 class SteppedSamples(torch.utils.data.Dataset[Any]):
-    """Samples that a worker makes by stepping."""
+    """Samples that a worker creates by taking steps."""
 
     def __getitem__(self, index: int) -> Any:
         return sample(index)
@@ -38,14 +38,14 @@ class SteppedSamples(torch.utils.data.Dataset[Any]):
 
 
 class Training:
-    """Steps on batches, while torch's threads work, too."""
+    """Steps on batches while torch's threads are also working."""
 
     def __init__(self) -> None:
         self.param = torch.nn.Parameter(torch.zeros(SIZE))
         self.optimizer = fusedadam.torch.Adam([self.param])
 
     def epoch(self, batches: Iterable[Any]) -> None:
-        """Take a step for each batch."""
+        """Take one step per batch."""
         for batch in batches:
             matrix = torch.ones(200, 200)
             assert (matrix @ matrix).sum().item() == 200.0**3

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""A training by what trains with torch's optimizers, once with torch's own and once with ours.
+"""Train with a client of torch's optimizers, once with torch's own optimizer and once with ours.
 
-Two such trainings in float32 do not stay close: where a gradient is zero but for roundings, as that of
-a bias before a normalisation, Adam makes steps of roundings. So ours steps with the gradients of
-torch's training, once its own were seen to be close to them. Then `Drift` bounds every parameter and
-all state after every step.
+Two such trainings in float32 do not stay close. If a gradient is zero up to rounding, as for a bias
+before a normalisation, Adam turns the roundings into full-size steps. So the second training steps
+with the gradients of the first, after checking that its own are close to them. Then `Drift` bounds
+every parameter and all state after every step.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-# Of gradients at parameters that differ by roundings, relative to the largest of the step. Measured: at
-# most 4e-7; a parameter that is rounded to bfloat16 the other way makes some 2**-8. Gradients that are
-# scaled, of another batch or not zeroed before are wrong by more than a tenth.
+# Tolerance for gradients at parameters that differ by roundings, relative to the largest gradient
+# of the step. Measured: at most 4e-7. A parameter that is rounded to bfloat16 in the other
+# direction gives about 2**-8. Gradients that are scaled, not zeroed before, or from another batch
+# are off by more than a tenth.
 CLOSE = 2.0**-6
 
 
 class Step(NamedTuple):
-    """What a step was given and what it left; of each parameter in order."""
+    """The input and the result of a step, for each parameter in order."""
 
     options: list[dict[str, Any]]
     before: list[Any]
@@ -86,7 +87,7 @@ def recorded(kind: Any, others: Sequence[Step] | None = None) -> Iterator[list[S
 
 
 def exchange(own: Sequence[Any], others: Sequence[Any]) -> None:
-    """Give gradients the values of others, to which they must be close."""
+    """Replace gradients by the others', to which they must be close."""
     assert [g is None for g in own] == [g is None for g in others]
     pairs = [(g, other) for g, other in zip(own, others, strict=True) if g is not None]
     largest = max(float(other.abs().max()) for _, other in pairs)
@@ -97,7 +98,7 @@ def exchange(own: Sequence[Any], others: Sequence[Any]) -> None:
 
 
 def beside_torch(kind: Any, train: Callable[[Any], Any]) -> Any:
-    """Train with torch's optimizer, then with ours, and compare each step; what the latter returned."""
+    """Train with torch's optimizer, then with ours, compare each step, and return ours' result."""
     with recorded(STOCK[kind]) as theirs:
         train(STOCK[kind])
     with recorded(kind, theirs) as ours:

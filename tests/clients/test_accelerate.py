@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`accelerate.Accelerator` with accumulated gradients, a bound of their norm and a schedule."""
+"""`accelerate.Accelerator` with gradient accumulation, gradient clipping and a schedule."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""DeepSpeed's ZeRO stage 2 with an optimizer handed over: it steps flat float32 copies."""
+"""DeepSpeed's ZeRO stage 2 with a client optimizer, which steps flat float32 copies."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fusedadam.torch import AdamW
 from lockstep import beside_torch
 from torch_helpers import assert_everything_same_bits, everything
 
-# Warnings of clients are theirs.
+# Ignore the warnings that clients raise themselves.
 pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(autouse=True)
 def process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LOCAL_RANK", "0")
-    # What exchanges between the processes of a machine would be compiled first, for minutes.
+    # Otherwise DeepSpeed first compiles its shared-memory communication for minutes.
     monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", False)
     deepspeed.init_distributed(
         "gloo",

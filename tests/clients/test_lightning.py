@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`lightning.Trainer`, whose step is given the training as a closure."""
+"""`lightning.Trainer`, which passes the training step to `step` as a closure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusedadam.torch import AdamW
 from lockstep import beside_torch
 from torch_helpers import assert_everything_same_bits, everything
 
-# Warnings of clients are theirs.
+# Ignore the warnings that clients raise themselves.
 pytestmark = pytest.mark.filterwarnings("default")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""LoRA by `peft`: an optimizer of all parameters, of which the model's own are frozen."""
+"""LoRA by `peft`: an optimizer over all parameters, of which the base model's are frozen."""
 
 from __future__ import annotations
 

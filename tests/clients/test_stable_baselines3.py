@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`stable_baselines3`, which makes the optimizer itself, of a class in `policy_kwargs`."""
+"""`stable_baselines3`, which creates the optimizer from a class in `policy_kwargs`."""
 
 from __future__ import annotations
 

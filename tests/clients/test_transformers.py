@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`transformers.Trainer` with an optimizer handed over."""
+"""`transformers.Trainer` with a given optimizer."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Check what the compiler made of the kernels: their symbols and their instructions.
+"""Check the symbols and instructions that the compiler generated for the kernels.
 
-Every kernel object is named together with the instruction set that it was compiled for:
+Each kernel object is given with the instruction set for which it was compiled:
 
     python check_objects.py baseline=adam_baseline.o avx2=adam_avx2.o avx512=adam_avx512.o
 
-Meant for an optimised build without sanitizers; these add calls of their own.
+Needs an optimised build without sanitizers, which add calls of their own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """How `objdump` writes the instructions that a kernel must, or must not, contain."""
+    """How `objdump` prints the instructions that a kernel must or must not contain."""
 
     packed: dict[str, str]  # name to a pattern of "mnemonic operands", full width
     other_sqrt: str  # a square root of any width
     forbidden: dict[str, str]  # reason to pattern
 
 
-# A fused multiply-add rounds once where the formula rounds twice, and an estimate is not the
-# correctly rounded quotient or root: either one changes the bits.
+# A fused multiply-add rounds once where the formula rounds twice. An estimate is not the correctly
+# rounded quotient or root. Both change the bits.
 X86_INEXACT = {
     "fused multiply-add": r"v(4)?fn?m(add|sub)",
     "reciprocal estimate": r"v?(rcp|rsqrt)",
@@ -40,7 +40,7 @@ X86_INEXACT = {
 
 
 def x86(prefix: str, register: str, too_new: dict[str, str]) -> InstructionSet:
-    """Describe an x86-64 set: the prefix of its mnemonics and its widest registers."""
+    """Describe an x86-64 set by the prefix of its mnemonics and its widest registers."""
     return InstructionSet(
         packed={
             f"{prefix}{operation}": rf"{prefix}{operation}\s.*%{register}"
@@ -70,36 +70,36 @@ INSTRUCTION_SETS = {
     ),
 }
 
-# Each precision has the update four times: moments flushed or not, with AMSGrad or without. Some
-# share a function, in which one vectorised loop would hide another that is not.
+# Each precision has four variants of the update: with and without flushed moments, with and without
+# AMSGrad. Some share a function, where one vectorised loop could hide another that is not.
 UPDATE_VARIANTS = 4
 
-# Whoever links the program supplies these, whichever kernels it holds. Nothing else: a function
-# of a library in a kernel may be one that was compiled for another instruction set, and a call
-# of memcpy or memset says that the compiler did not take a loop for what it is.
+# The program that links a kernel supplies these. Other undefined symbols are errors: a library
+# function could have been compiled for another instruction set, and a call of memcpy or memset
+# means that the compiler replaced a loop by it.
 ALLOWED_UNDEFINED = frozenset({"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail", "__stack_chk_guard"})
 
 
 def run(*command: str) -> list[str]:
-    """Return the lines that a program of binutils prints."""
+    """Return the output lines of a binutils program."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def check_symbols(path: Path, nm: str) -> Iterator[str]:
-    """Yield what is wrong with the symbols of an object."""
+    """Yield the errors in the symbols of an object."""
     has_entry = False
     for line in run(nm, "--demangle", str(path)):
         match = re.fullmatch(r"[0-9a-f]*\s+(\S)\s(.*)", line)
         if match is None:
             continue
         kind, name = match.groups()
-        # The linker keeps one copy of a weak symbol, whichever object it comes from, so that a
-        # machine without AVX-512 could be handed the copy that was compiled for it.
+        # The linker keeps one copy of a weak symbol, from any object. A machine without AVX-512
+        # could then get the copy that was compiled for AVX-512.
         if kind in "WwVvu":
             yield f"weak or unique symbol ({kind}): {name}"
         elif kind == "U" and name not in ALLOWED_UNDEFINED:
             yield f"undefined symbol: {name}"
-        has_entry |= kind in "TDR"  # a function, or a table of functions
+        has_entry |= kind in "TDR"  # a function or a table of functions
     if not has_entry:
         yield "no global function or table: not a kernel object?"
 
@@ -113,14 +113,14 @@ def functions(path: Path, objdump: str) -> dict[str, list[str]]:
             # Two functions in different unnamed namespaces can share a name.
             instructions = listing.setdefault(header[1], [])
         elif instruction := re.match(r"\s+[0-9a-f]+:\t(.*)", line):
-            # Prefixes are part of an instruction, the reference behind "#", "//" or "<" is not.
+            # Prefixes belong to an instruction. The reference after "#", "//" or "<" does not.
             text = re.sub(r"^((data16|cs|lock|notrack|rep[nz]*|\{\w+\})\s+)+", "", instruction[1])
             instructions.append(re.split(r"\s*(?:#|//|<)", text)[0])
     return listing
 
 
 def check_instructions(path: Path, isa: InstructionSet, objdump: str) -> Iterator[str]:
-    """Yield what is wrong with the machine code of an object."""
+    """Yield the errors in the machine code of an object."""
     listing = functions(path, objdump)
     for name, pattern in isa.packed.items():
         count = sum(re.match(pattern, i) is not None for code in listing.values() for i in code)
@@ -128,7 +128,7 @@ def check_instructions(path: Path, isa: InstructionSet, objdump: str) -> Iterato
             yield f"{count} {name} of full width, for {UPDATE_VARIANTS} variants of the update"
     packed_sqrt = "|".join(pattern for name, pattern in isa.packed.items() if "sqrt" in name)
     for function, code in listing.items():
-        # Each variant of the kernel is vectorised, not only the first one that was looked at.
+        # Every variant of the kernel must be vectorised, not only the first.
         if any(re.match(isa.other_sqrt, i) for i in code) and not any(
             re.match(packed_sqrt, i) for i in code
         ):
@@ -139,7 +139,7 @@ def check_instructions(path: Path, isa: InstructionSet, objdump: str) -> Iterato
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check every object; return 1 if one is not as it should be."""
+    """Check every object and return 1 if one has errors."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// A file of its own: a compiler that sees both ends of an allocation takes them for a mismatch.
+// In a separate file, because a compiler that sees both ends of an allocation warns of a mismatch.
 #include "failing_allocations.hpp"
 
 #include <atomic>

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
-// An operator new that fails when it is told to. Linked into the executables of the tests that want
-// it, for the whole of them.
+// An operator new that can be made to fail. It replaces the global one in every executable that
+// links it.
 #pragma once
 
 namespace fusedadam {
 
 inline constexpr int never = -1;
 
-// How many allocations succeed from now on before all fail.
+// After this many further allocations, all allocations fail.
 void fail_allocations_after(int count) noexcept;
 
 }  // namespace fusedadam

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The numbers of the 16-bit formats, read field by field.
+// The values of the 16-bit formats, decoded field by field.
 #pragma once
 
 #include <bit>
@@ -52,7 +52,7 @@ auto values_of(const std::vector<Number>& numbers) {
   }
 }
 
-// The inverse of value_of(). Precondition: the format has this value.
+// The inverse of value_of(). Precondition: the format can represent the value.
 template <class Half>
 Half half_of(float value) {
   // A half has at most 10 mantissa bits, so the lower 13 of its float are zeros.

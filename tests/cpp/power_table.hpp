@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// base^exponent correctly rounded to double, by Python: float(Fraction(base) ** exponent), and
-// float(Fraction(Decimal(base) ** exponent)) to 150 digits where that would take too long. Results
-// below 2^-200 are written as 0.
+// base^exponent, correctly rounded to double. Computed with Python's float(Fraction(base) **
+// exponent), or with float(Fraction(Decimal(base) ** exponent)) to 150 digits where that would take
+// too long. Results below 2^-200 are written as 0.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// A call once more, written to be read and not to be fast: one element at a time, one option after
-// the other, whole tensors in turn. Shares nothing with the library but the settings and the
-// progress; the tests hold the library to the bits of this.
+// A second implementation of a call, written for readability and not for speed: one element, one
+// option and one tensor at a time. It shares only the settings and the progress with the library.
+// The library must agree with it bit for bit.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ namespace fusedadam::reference {
 
 // ---- tensors -----------------------------------------------------------------------------------
 
-// All arrays that a tensor can have. Those that the options have no use for stay as they are.
+// All arrays that a tensor can have. Arrays that the options do not need stay unchanged.
 template <class T>
 struct Arrays {
   std::vector<T> param, grad, m, v;
@@ -33,7 +33,7 @@ struct Arrays {
 
 using AnyArrays = std::variant<Arrays<float>, Arrays<double>>;
 
-// Tensors that share their settings.
+// Tensors with the same settings.
 struct Group {
   std::vector<AnyArrays> tensors;
   AdamSettings settings;
@@ -46,7 +46,7 @@ inline double decayed_lr(const AdamSettings& s, std::int64_t step) {
   return s.lr * (1 / (1 + s.decay * static_cast<double>(step - 1)));
 }
 
-// For steps up to some hundreds: the powers take time that grows with the square of the step.
+// For up to some hundreds of steps: the powers take time that grows with the square of the step.
 inline double lr_t(const AdamSettings& s, std::int64_t step, std::int64_t own_step) {
   const double correction =
       std::sqrt(1 - power(s.beta_2, own_step)) / (1 - power(s.beta_1, own_step));
@@ -55,12 +55,12 @@ inline double lr_t(const AdamSettings& s, std::int64_t step, std::int64_t own_st
 
 inline double lr_t(const AdamSettings& s, std::int64_t step) { return lr_t(s, step, step); }
 
-// Of Algorithm 1 of the paper, where asked for.
+// The epsilon of Algorithm 1 of the paper, if requested.
 inline double epsilon(const AdamSettings& s, std::int64_t step) {
   return s.bias_corrected_epsilon ? s.epsilon * std::sqrt(1 - power(s.beta_2, step)) : s.epsilon;
 }
 
-// What one gradient counts, of a loss with this scale; no value where nothing is to be unscaled.
+// The factor that unscales one gradient at this loss scale, or no value if none is needed.
 inline std::optional<double> unscaling(const AdamSettings& s, const AdamProgress& progress) {
   if (!s.loss_scale && !s.dynamic_loss_scale && s.gradient_accumulation_steps == 1) return {};
   double divisor = static_cast<double>(s.gradient_accumulation_steps);
@@ -69,8 +69,8 @@ inline std::optional<double> unscaling(const AdamSettings& s, const AdamProgress
   return 1 / divisor;
 }
 
-// The factor of a gradient, where it has one. The sums are those of the gradients that came in: of
-// all tensors, and of the gradient's own.
+// The factor of a gradient, or no value if it has none. `total` and `own` are sums of squares of
+// the incoming gradients: of all tensors, and of this one.
 inline std::optional<double> gradient_factor(const AdamSettings& s,
                                              const std::optional<double>& unscaling, double total,
                                              double own) {
@@ -88,7 +88,7 @@ inline std::optional<double> gradient_factor(const AdamSettings& s,
 
 // ---- constants, in the precision of a tensor ---------------------------------------------------
 
-// What has no value is not asked for.
+// Options that are off have no value.
 template <class T>
 struct Constants {
   T beta_1, one_minus_beta_1, beta_2, one_minus_beta_2, lr_t, epsilon;
@@ -97,7 +97,7 @@ struct Constants {
   bool amsgrad, use_ema, overwrite_param, zero_grad, flush_denormals;
 };
 
-// `step` is that of the optimizer, `own_step` that of the moments.
+// `step` counts the optimizer's steps, `own_step` those of the moments.
 template <class T>
 Constants<T> constants(const AdamSettings& s, std::int64_t step, std::int64_t own_step,
                        std::optional<double> factor) {
@@ -142,7 +142,7 @@ T kept(T moment, const Constants<T>& c) {
   return moment;
 }
 
-// One element with the gradient that came in.
+// Steps one element with its incoming gradient.
 template <class T>
 void step_element(Arrays<T>& a, std::size_t i, T g, const Constants<T>& c) {
   T& p = a.param[i];
@@ -165,7 +165,7 @@ void step_element(Arrays<T>& a, std::size_t i, T g, const Constants<T>& c) {
 
 // ---- norms -------------------------------------------------------------------------------------
 
-// Of up to 1,024 elements, those that are missing taken as zeros.
+// The sum of squares of up to 1,024 elements. Missing elements count as zeros.
 template <class T>
 double tile_sum(const T* grad, std::size_t n) {
   std::array<double, 16> acc{};
@@ -207,7 +207,7 @@ void for_each_tensor(std::vector<Group>& groups, Body body) {
   }
 }
 
-// The gradient that a step takes: at the end of a cycle, with those of the calls before.
+// The gradient of a step: at the end of a cycle, it includes those of the previous calls.
 template <class T>
 std::vector<T> incoming(const Arrays<T>& a, const AdamSettings& settings) {
   std::vector<T> sum = a.grad;
@@ -239,7 +239,7 @@ inline bool all_finite(std::vector<Group>& groups) {
   return finite;
 }
 
-// Counts stay at the largest.
+// Counts saturate.
 inline std::int64_t one_more(std::int64_t count) { return std::min(count + 1, max_iterations); }
 
 inline void step_tensors(std::vector<Group>& groups, const AdamProgress& progress) {
@@ -265,7 +265,7 @@ inline void step_tensors(std::vector<Group>& groups, const AdamProgress& progres
   }
 }
 
-// A dynamic loss scale after a step that was good, or skipped.
+// Adapts the dynamic loss scale after a good or a skipped step.
 inline void adapt_loss_scale(AdamProgress& progress, bool good) {
   progress.good_steps = good ? progress.good_steps + 1 : 0;
   if (!good && progress.dynamic_loss_scale > 1) {
@@ -276,7 +276,7 @@ inline void adapt_loss_scale(AdamProgress& progress, bool good) {
   progress.dynamic_loss_scale = std::min(progress.dynamic_loss_scale * 2, 0x1p127);
 }
 
-// Groups agree in what concerns a step as a whole.
+// The groups have equal values for the settings that apply to the whole step.
 inline StepOutcome step(std::vector<Group>& groups, AdamProgress& progress) {
   const AdamSettings settings = groups.empty() ? AdamSettings{} : groups.front().settings;
   if (progress.accumulated < settings.gradient_accumulation_steps - 1) {
@@ -320,7 +320,7 @@ StepOutcome step(Arrays<T>& arrays, const AdamSettings& settings, AdamProgress& 
   return outcome;
 }
 
-// What the gradient stage of a step makes of the gradients.
+// Applies the gradient stage of a step to the gradients.
 inline std::vector<AnyArrays> clipped(std::vector<AnyArrays> tensors, const AdamSettings& settings,
                                       std::optional<double> unscaling) {
   double total = 0;

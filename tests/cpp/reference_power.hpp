@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Powers by integers of any length.
+// Powers computed with integers of arbitrary length.
 #pragma once
 
 #include <cmath>
@@ -32,7 +32,7 @@ inline bool bit(const Natural& n, std::int64_t position) {
          ((n[static_cast<std::size_t>(position / 32)] >> (position % 32)) & 1) != 0;
 }
 
-// base^exponent, rounded once to nearest, ties to even. Below 2^-200 it is 0.
+// base^exponent, rounded once, to nearest with ties to even. Results below 2^-200 are 0.
 inline double power(double base, std::int64_t exponent) {
   if (base == 0) return 0;
   int scale = 0;

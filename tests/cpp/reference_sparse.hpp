@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Steps from gradients of some rows, by way of the dense step.
+// Sparse steps expressed as dense steps.
 #pragma once
 
 #include <map>
@@ -9,7 +9,7 @@
 
 namespace fusedadam::reference {
 
-// A table with gradients of some of its rows; the table's own `grad` plays no part.
+// A table with gradients of some of its rows. The table's own `grad` is not used.
 template <class T>
 struct SparseArrays {
   Arrays<T> table;
@@ -18,7 +18,7 @@ struct SparseArrays {
   std::vector<T> grad_rows{};
 };
 
-// The gradient of each row named, those of one row added in the order in which they come.
+// The gradient of each named row. Gradients of the same row are added in input order.
 template <class T>
 std::map<std::int64_t, std::vector<T>> summed_rows(const SparseArrays<T>& sparse) {
   std::map<std::int64_t, std::vector<T>> sums;
@@ -39,7 +39,7 @@ template <class T>
 constexpr std::vector<T> Arrays<T>::*state_members[] = {
     &Arrays<T>::param, &Arrays<T>::m, &Arrays<T>::v, &Arrays<T>::vhat, &Arrays<T>::ema};
 
-// The whole table, rows not named with a gradient of zero.
+// Steps the whole table, with zero gradients for the rows that are not named.
 template <class T>
 StepOutcome step_all_rows(SparseArrays<T>& sparse, const AdamSettings& settings,
                           AdamProgress& progress) {
@@ -54,7 +54,7 @@ StepOutcome step_all_rows(SparseArrays<T>& sparse, const AdamSettings& settings,
   return outcome;
 }
 
-// The rows named, as a tensor that has no others.
+// Steps the named rows as a tensor of their own.
 template <class T>
 StepOutcome step_named_rows(SparseArrays<T>& sparse, const AdamSettings& settings,
                             AdamProgress& progress) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The arrays of a test as the core takes them.
+// Converts the arrays of a test to the core's types.
 #pragma once
 
 #include <vector>
@@ -10,7 +10,7 @@
 
 namespace fusedadam {
 
-// With the arrays that these settings need, and no others.
+// References to the arrays that these settings need, and to no others.
 inline std::vector<TensorRef> references_of(std::vector<reference::AnyArrays>& all,
                                             const AdamSettings& settings) {
   std::vector<TensorRef> references;
@@ -20,7 +20,7 @@ inline std::vector<TensorRef> references_of(std::vector<reference::AnyArrays>& a
   return references;
 }
 
-// An array of which a pass reads the gradient alone.
+// A tensor for passes that only read the gradient.
 template <class T>
 TensorRef gradient_of(const std::vector<T>& grad) {
   TensorRef tensor(storage_of<T>, static_cast<std::int64_t>(grad.size()));

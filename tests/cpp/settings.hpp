@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Settings to test: each option alone, all together, and draws of any combination.
+// Settings to test: each option alone, many together, and random combinations.
 #pragma once
 
 #include <random>
@@ -16,7 +16,7 @@ struct NamedSettings {
   AdamSettings settings;
 };
 
-// All options that a step alone takes, and that do not exclude each other.
+// Every option that works without AdamProgress, except those that exclude each other.
 constexpr AdamSettings everything{.lr = 0.02,
                                   .beta_1 = 0.8,
                                   .beta_2 = 0.97,
@@ -36,8 +36,8 @@ constexpr AdamSettings everything{.lr = 0.02,
                                   .maximize = true,
                                   .flush_denormals = false};
 
-// Settings for a step by its number: each option by itself, and several together. Norms are of a
-// size that clips the ordinary numbers of support.hpp.
+// Settings for a step given by its number: each option alone, and several together. The norms are
+// small enough to clip the ordinary numbers of support.hpp.
 inline std::vector<NamedSettings> step_settings() {
   AdamSettings everything_per_tensor = everything;
   everything_per_tensor.clipnorm.reset();
@@ -73,7 +73,7 @@ inline std::vector<NamedSettings> step_settings() {
   };
 }
 
-// And those that need an AdamProgress.
+// Settings that need an AdamProgress.
 inline std::vector<NamedSettings> progress_settings() {
   AdamSettings everything_dynamic = everything;
   everything_dynamic.loss_scale.reset();
@@ -92,12 +92,12 @@ inline std::vector<NamedSettings> progress_settings() {
 
 inline bool one_in(Random& random, std::uint64_t n) { return random() % n == 0; }
 
-// In [low, high), each power of 2 as likely as the others.
+// Draws from [low, high), log-uniformly.
 inline double drawn(Random& random, double low, double high) {
   return low * std::exp2(std::log2(high / low) * (uniform(random) + 1) / 2);
 }
 
-// What a step as a whole is subject to.
+// The settings that apply to the whole step.
 inline AdamSettings drawn_common_settings(Random& random) {
   AdamSettings s;
   if (one_in(random, 3)) s.loss_scale = drawn(random, 0x1p-8, 0x1p8);
@@ -107,7 +107,7 @@ inline AdamSettings drawn_common_settings(Random& random) {
   return s;
 }
 
-// Those of a tensor, added to these.
+// Adds the settings of a tensor.
 inline AdamSettings drawn_settings(Random& random, AdamSettings s) {
   s.lr = drawn(random, 1e-4, 1);
   s.beta_1 = one_in(random, 8) ? 0 : drawn(random, 0.1, 0.99);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Tables with gradients of some rows, for tests.
+// Tables with gradients of some of their rows.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace fusedadam {
 
-// A trained table and gradients of `named` rows, some of them twice and more.
+// A trained table with gradients of `named` rows, some of them repeated.
 template <class T>
 reference::SparseArrays<T> sparse_arrays(std::size_t rows, std::size_t row_size, std::size_t named,
                                          std::uint64_t seed) {
@@ -27,7 +27,7 @@ reference::SparseArrays<T> sparse_arrays(std::size_t rows, std::size_t row_size,
   return sparse;
 }
 
-// As the library takes it, with indices of either type. `indices` keeps them.
+// The library's view of the arrays, with indices of either type. `indices` holds them.
 template <class Index, class T>
 SparseTensor<T> sparse_tensor(reference::SparseArrays<T>& sparse, std::vector<Index>& indices) {
   indices.assign(sparse.indices.begin(), sparse.indices.end());

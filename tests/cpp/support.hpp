@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What the tests share: numbers to step, bits to compare, memory that tells when it was overrun.
+// Shared by the tests: random numbers, bitwise comparison, and memory that detects overruns.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -32,7 +32,7 @@ namespace fusedadam {
 template <class T>
 using BitsOf = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 
-// Equal to the sign of zero, except that a NaN equals every NaN.
+// Equal including the sign of zero. All NaNs are equal.
 template <class T>
 bool same_bits(T a, T b) {
   return (std::isnan(a) && std::isnan(b)) ||
@@ -102,7 +102,7 @@ inline ::testing::AssertionResult same_bits(const std::vector<reference::Group>&
 
 // ---- numbers -----------------------------------------------------------------------------------
 
-// The standard's distributions differ between libraries, its engines do not.
+// The distributions of the standard differ between libraries, its engines do not.
 using Random = std::mt19937_64;
 
 // Uniform in [-1, 1).
@@ -110,7 +110,7 @@ inline double uniform(Random& random) {
   return static_cast<double>(static_cast<std::int64_t>(random()) >> 11) * 0x1p-52;
 }
 
-// What gradients and parameters look like: magnitudes over a few decades, and zeros.
+// Typical gradients and parameters: magnitudes over a few decades, and zeros.
 template <class T>
 std::vector<T> ordinary_numbers(std::size_t n, std::uint64_t seed) {
   Random random(seed);
@@ -122,8 +122,8 @@ std::vector<T> ordinary_numbers(std::size_t n, std::uint64_t seed) {
   return numbers;
 }
 
-// Also what they look like when things go wrong: every finite exponent, subnormals, zeros of both
-// signs, infinities and NaNs.
+// Adds the numbers of a failing training: every finite exponent, subnormals, zeros of both signs,
+// infinities and NaNs.
 template <class T>
 std::vector<T> any_numbers(std::size_t n, std::uint64_t seed) {
   using Limits = std::numeric_limits<T>;
@@ -138,7 +138,7 @@ std::vector<T> any_numbers(std::size_t n, std::uint64_t seed) {
         x = static_cast<T>(random() % 1000) * Limits::denorm_min();
         break;
       case 2:
-        // Around the smallest normal number, where a moment decays out of the normal range.
+        // Around the smallest normal number, where a moment decays into the subnormal range.
         x = static_cast<T>(uniform(random) * 2) * Limits::min();
         break;
       case 3:
@@ -162,7 +162,7 @@ std::vector<T> magnitudes(std::vector<T> numbers) {
 
 // ---- tensors -----------------------------------------------------------------------------------
 
-// A tensor in the middle of training, with all that any option needs.
+// A tensor in the middle of training, with the arrays of every option.
 template <class T>
 reference::Arrays<T> trained_arrays(std::size_t n, std::uint64_t seed) {
   return {.param = ordinary_numbers<T>(n, seed),
@@ -174,8 +174,8 @@ reference::Arrays<T> trained_arrays(std::size_t n, std::uint64_t seed) {
           .accumulator = ordinary_numbers<T>(n, seed + 6)};
 }
 
-// The same with numbers of all kinds. Negative second moments never happen, and yet must not differ
-// between instruction sets.
+// The same with numbers of all kinds. Negative second moments cannot occur, but the instruction
+// sets must agree on them too.
 template <class T>
 reference::Arrays<T> extreme_arrays(std::size_t n, std::uint64_t seed) {
   return {.param = any_numbers<T>(n, seed),
@@ -207,7 +207,7 @@ inline std::vector<AnyTensor> tensors_of(std::vector<reference::AnyArrays>& all)
   return tensors;
 }
 
-// The next gradients of training, in place of those that were there.
+// Replaces the gradients by the next ones of a training.
 inline void new_gradients(std::vector<reference::AnyArrays>& all, std::uint64_t seed) {
   for (auto& any : all) {
     std::visit(
@@ -218,7 +218,8 @@ inline void new_gradients(std::vector<reference::AnyArrays>& all, std::uint64_t 
   }
 }
 
-// Large enough for a step on several threads: both precisions, empty tensors and single elements.
+// Tensors that together are large enough for several threads: both precisions, empty tensors and
+// single elements.
 inline std::vector<reference::AnyArrays> mixed_tensors(std::uint64_t seed) {
   std::vector<reference::AnyArrays> all;
   for (const std::size_t n : {0U, 1U, 20000U, 0U, 1025U, 3U, 30001U, 17U, 1024U}) {
@@ -230,7 +231,7 @@ inline std::vector<reference::AnyArrays> mixed_tensors(std::uint64_t seed) {
 
 // ---- memory ------------------------------------------------------------------------------------
 
-// An array that starts `offset` elements behind a 64-byte boundary, between two guards.
+// An array that starts `offset` elements past a 64-byte boundary, between two guards.
 template <class T>
 class GuardedArray {
  public:
@@ -252,7 +253,7 @@ class GuardedArray {
   }
 
  private:
-  static constexpr std::size_t guard = 64;  // elements: more than the widest vector
+  static constexpr std::size_t guard = 64;  // elements, more than the widest vector
   static constexpr T canary = T(-1234567);
   static constexpr std::align_val_t alignment{64};
 
@@ -277,7 +278,7 @@ T* bytes_later(const T* pointer, std::size_t bytes) {
 
 // ---- errors ------------------------------------------------------------------------------------
 
-// What body() throws as std::invalid_argument, or "" if it throws nothing.
+// The message of the std::invalid_argument that body() throws, or "" if it throws nothing.
 template <class Body>
 std::string message_of(Body body) {
   try {
@@ -290,7 +291,7 @@ std::string message_of(Body body) {
 
 // ---- instruction sets --------------------------------------------------------------------------
 
-// Runs body() with each instruction set that this machine has.
+// Runs body() with each instruction set of this machine.
 template <class Body>
 void for_each_isa(Body body) {
   const std::string before = active_isa();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Means of several gradients, and steps that are skipped.
+// Gradient accumulation and skipped steps.
 #include <gtest/gtest.h>
 
 #include "training.hpp"
@@ -14,7 +14,7 @@ StepOutcome call(Tensors& tensors, const AdamSettings& settings, AdamProgress& p
   return adam_step(tensors_of(tensors), settings, progress);
 }
 
-// The same call by the reference; both must agree in all that they leave.
+// Repeats the call with the reference and compares everything that the two change.
 StepOutcome checked_call(Tensors& tensors, const AdamSettings& settings, AdamProgress& progress) {
   Tensors expected = tensors;
   AdamProgress expected_progress = progress;
@@ -28,7 +28,7 @@ StepOutcome checked_call(Tensors& tensors, const AdamSettings& settings, AdamPro
 
 // ---- accumulation ------------------------------------------------------------------------------
 
-// Powers of 2, whose sums and means are exact: a step with the mean, and with the sum of all.
+// Gradients that are powers of 2 have exact sums and means. The fourth call steps with their mean.
 TEST(Accumulation, StepsWithTheMean) {
   const AdamSettings settings{.gradient_accumulation_steps = 4};
   reference::Arrays<float> one = trained_arrays<float>(40000, 1);
@@ -52,7 +52,7 @@ TEST(Accumulation, StepsWithTheMean) {
   EXPECT_EQ(progress, AdamProgress{.iterations = 3});
 }
 
-// What accumulators hold before a cycle does not matter.
+// The contents of the accumulators before a cycle do not matter.
 TEST(Accumulation, BeginsWithTheFirstGradient) {
   const AdamSettings settings{.gradient_accumulation_steps = 2};
   reference::Arrays<double> arrays = trained_arrays<double>(50, 1);
@@ -66,7 +66,8 @@ TEST(Accumulation, BeginsWithTheFirstGradient) {
   EXPECT_TRUE(same_bits(after.m, arrays.m));
 }
 
-// A sum of one is no sum at all: no accumulator is needed, and nothing is scaled.
+// With one gradient there is nothing to accumulate: no accumulator is needed, and nothing is
+// scaled.
 TEST(Accumulation, OfOneGradientIsNone) {
   std::vector<reference::AnyArrays> tensors = mixed_tensors(3);
   AdamProgress progress;
@@ -74,7 +75,7 @@ TEST(Accumulation, OfOneGradientIsNone) {
             StepOutcome::taken);
 }
 
-// A step with a gradient that is not finite: only at the end of its cycle is it found.
+// A gradient that is not finite is only detected at the end of its cycle.
 TEST(Accumulation, FindsWhatIsNotFiniteAtTheEndOfACycle) {
   for (const bool zero_grad : {false, true}) {
     for (const int bad_call : {0, 1, 2}) {
@@ -100,7 +101,7 @@ TEST(Accumulation, FindsWhatIsNotFiniteAtTheEndOfACycle) {
 
 // ---- skipped steps -----------------------------------------------------------------------------
 
-// Nothing is written but zeros where they are asked for, wherever the number lies.
+// A skipped step writes nothing but the zeros of zero_grad, wherever the bad number lies.
 template <class T>
 void check_skipped(const Tensors& before, T bad, std::size_t tensor, std::size_t element) {
   for (const AdamSettings& settings :
@@ -134,7 +135,7 @@ TEST(SkipNonfinite, SkipsTheWholeStep) {
   }
 }
 
-// Their squares, and then the norm, are infinite; they themselves are not.
+// The squares and the norm are infinite, but the gradients are finite.
 TEST(SkipNonfinite, TakesStepsWithHugeGradients) {
   for (const AdamSettings& settings : {AdamSettings{.skip_nonfinite = true},
                                        {.dynamic_loss_scale = true},
@@ -159,7 +160,7 @@ TEST(SkipNonfinite, SkipsWhereHugeGradientsHideAnInfinity) {
   EXPECT_EQ(checked_call(tensors, {.skip_nonfinite = true}, progress), StepOutcome::skipped);
 }
 
-// Only the gradients count, as they come in: not what unscaling makes of them, nor parameters.
+// Only the incoming gradients count: neither the unscaled ones nor the parameters.
 TEST(SkipNonfinite, LooksAtNothingElse) {
   Tensors tensors{trained_arrays<float>(100, 1)};
   auto& arrays = std::get<reference::Arrays<float>>(tensors[0]);
@@ -188,7 +189,7 @@ TEST(SkipNonfinite, WorksForAStepByItsNumber) {
 
 // ---- the dynamic loss scale --------------------------------------------------------------------
 
-// Each step unscales by the scale before it.
+// Each step unscales with the scale from before the step.
 TEST(DynamicLossScale, UnscalesWithTheScaleOfItsTime) {
   const AdamSettings settings{.dynamic_loss_scale = true};
   for (const AdamProgress& start :
@@ -208,7 +209,7 @@ TEST(DynamicLossScale, UnscalesWithTheScaleOfItsTime) {
   }
 }
 
-// With gradients of a scaled loss a step is that of the loss itself: scales are powers of 2.
+// Scaling the loss does not change the step, because scales are powers of 2.
 TEST(DynamicLossScale, DoesNotShowInTheResult) {
   Tensors scaled{trained_arrays<float>(1000, 1)};
   Tensors plain = scaled;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The prepared form of a step: what bindings use.
+// AdamPlan, the prepared step that the bindings use.
 #include "step/adam_plan.hpp"
 
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@
 namespace fusedadam {
 namespace {
 
-// What a plan keeps between calls must not show: norms on and off, cycles begun and ended.
+// Cached state of a plan must not affect results: norms on and off, cycles begun and ended.
 TEST(AdamPlan, StepsTheSameTensorsManyTimes) {
   AdamSettings accumulating = everything;
   accumulating.gradient_accumulation_steps = 2;
@@ -30,7 +30,7 @@ TEST(AdamPlan, StepsTheSameTensorsManyTimes) {
     new_gradients(actual, ++call);
     new_gradients(expected, call);
     set_num_threads(thread_counts[call % 4]);
-    // A cycle that other settings do not know begins again.
+    // Settings without accumulation end the cycle.
     if (settings.gradient_accumulation_steps == 1) {
       progress.accumulated = expected_progress.accumulated = 0;
     }
@@ -43,7 +43,7 @@ TEST(AdamPlan, StepsTheSameTensorsManyTimes) {
   }
 }
 
-// An accumulator that had no gradient before takes this one, whatever it holds.
+// An empty accumulator takes the first gradient, whatever it holds.
 TEST(AdamPlan, AccumulatesIntoWhatIsEmpty) {
   const AdamSettings settings{.gradient_accumulation_steps = 3};
   std::vector<reference::AnyArrays> actual = mixed_tensors(3);
@@ -68,7 +68,7 @@ TEST(AdamPlan, AccumulatesIntoWhatIsEmpty) {
   EXPECT_TRUE(same_bits(actual, expected));
 }
 
-// Averages begin as the parameters, where these are known; zeros are touched and stay zeros.
+// Averages begin as copies of the parameters, if these are known. Zeros are touched and stay zeros.
 TEST(AdamPlan, BeginsTheState) {
   const std::vector<float> zeros(100000);
   reference::Arrays<float> arrays{std::vector<float>(100000, 1),
@@ -111,9 +111,9 @@ TEST(AdamPlan, SwapsParametersAndAverages) {
   }
 }
 
-// ---- groups that count for themselves ----------------------------------------------------------
+// ---- groups with their own step counts ---------------------------------------------------------
 
-// Each with its own number of steps, as the reference steps it by itself.
+// Groups with their own step counts, compared with separate reference steps.
 TEST(CountedGroups, EqualStepsOfEachByItself) {
   const AdamSettings settings[] = {
       {.lr = 0.1, .bias_corrected_epsilon = true},
@@ -170,9 +170,9 @@ TEST(CountedGroups, MayBeNone) {
   EXPECT_EQ(AdamPlan().step(std::span<const StepGroup>()), StepOutcome::taken);
 }
 
-// ---- the gradient stage alone ------------------------------------------------------------------
+// ---- the gradient stage ------------------------------------------------------------------------
 
-// For each tensor as many elements, to be overwritten.
+// Arrays of the same sizes to write to.
 std::vector<reference::AnyArrays> targets_for(const std::vector<reference::AnyArrays>& gradients) {
   std::vector<reference::AnyArrays> targets = gradients;
   for (auto& any : targets) {
@@ -188,7 +188,7 @@ TEST(ClipGradients, EqualsTheGradientStageOfAStep) {
   for (const auto& [name, asked] : all) {
     SCOPED_TRACE(name);
     const double loss_scale = asked.dynamic_loss_scale ? 512 : asked.loss_scale.value_or(1);
-    // Neither ascent nor a mean of several gradients is part of it.
+    // The gradient stage includes neither ascent nor the mean of several gradients.
     AdamSettings settings = asked;
     settings.maximize = false;
     settings.gradient_accumulation_steps = 1;
@@ -236,10 +236,10 @@ TEST(ClipGradients, GivesThePublishedNumbers) {
   EXPECT_NEAR(out0[0], .11538462, 6e-9);
   EXPECT_NEAR(out0[1], .15384615, 6e-9);
   EXPECT_NEAR(out1[0], .46153846, 6e-9);
-  // The norm is 13: not less than clipnorm, so that the scale of 1 still counts as one.
+  // The norm is 13, which is not less than clipnorm, so the factor of 1 counts as clipping.
   EXPECT_TRUE(clip_gradients(list, AdamSettings{.clipnorm = 13}, 1));
   EXPECT_TRUE(same_bits(out0, g0));
-  // Of the one tensor it is 5, of the other 12.
+  // The norms are 5 and 12.
   ASSERT_TRUE(clip_gradients(list, AdamSettings{.clipnorm_per_tensor = 6}, 1));
   EXPECT_TRUE(same_bits(out0, g0));
   EXPECT_EQ(out1[0], 6);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Whole steps: many tensors, every option, every thread count, the published numbers.
+// Whole steps: many tensors, every option, every thread count, and published numbers.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -52,7 +52,7 @@ TEST(AdamStep, EqualsReferenceWithProgress) {
 
 // ---- lists of tensors --------------------------------------------------------------------------
 
-// A list of tensors of one precision is stepped as the same list of AnyTensor is.
+// A list of tensors of one precision gives the same results as a list of AnyTensor.
 template <class T>
 void check_one_precision() {
   std::vector<reference::AnyArrays> expected;
@@ -80,7 +80,7 @@ TEST(AdamStep, TakesNoTensorsAndEmptyOnes) {
   adam_step(std::span(&empty, 1), everything, 1);
 }
 
-// A thousand small tensors are cut among threads too, inside and between tensors.
+// Threads also divide lists of small tensors, inside and between tensors.
 TEST(AdamStep, EqualsReferenceOverManySmallTensors) {
   std::vector<reference::AnyArrays> before;
   for (std::size_t i = 0; i < 500; ++i) {
@@ -118,7 +118,7 @@ void check_alignments() {
 TEST(AdamStep, TakesFloatsOfAnyAlignment) { check_alignments<float>(); }
 TEST(AdamStep, TakesDoublesOfAnyAlignment) { check_alignments<double>(); }
 
-// How numbers are divided into tensors does not show, as long as no norm is taken.
+// Without a norm, results do not depend on the division into tensors.
 TEST(AdamStep, GivesTheSameBitsForATensorInPieces) {
   AdamSettings options = everything;
   options.clipnorm.reset();
@@ -139,7 +139,7 @@ TEST(AdamStep, GivesTheSameBitsForATensorInPieces) {
   EXPECT_TRUE(same_bits(pieces, whole));
 }
 
-// NaNs and infinities take their own way and hurt no other element.
+// NaNs and infinities propagate within their own elements only.
 TEST(AdamStep, EqualsReferenceOverNumbersOfAllKinds) {
   for (const auto& [name, settings] : step_settings()) {
     std::vector<reference::AnyArrays> actual{extreme_arrays<float>(50000, 1),
@@ -152,7 +152,7 @@ TEST(AdamStep, EqualsReferenceOverNumbersOfAllKinds) {
   }
 }
 
-// ---- the published numbers ---------------------------------------------------------------------
+// ---- published numbers -------------------------------------------------------------------------
 
 TEST(AdamStep, GivesThePublishedNumbers) {
   struct Case {

@@ -37,7 +37,7 @@ TEST(Arena, ThrowsWhereThereIsNoSuchMemory) {
 
 #if defined(__linux__)
 
-// Only memory that begins where a huge page can lie gets huge pages throughout.
+// Huge pages cover all of the memory only if it begins at a huge page boundary.
 TEST(Arena, BeginsAtAHugePageWhereItIsLarge) {
   for (std::size_t bytes = huge_page; bytes < 4 * huge_page; bytes += 300001) {
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(Arena(bytes).data()) % huge_page, 0U);

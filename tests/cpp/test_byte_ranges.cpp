@@ -66,7 +66,7 @@ TEST(WrittenRanges, FindWhatOverlaps) {
   EXPECT_EQ(index(15, 15), -1);
 }
 
-// Against comparing everything with everything.
+// Compared with a check of all pairs.
 TEST(WrittenRanges, AgreeWithExhaustiveSearch) {
   Random random(1);
   int conflicts = 0;

@@ -10,8 +10,8 @@
 namespace fusedadam {
 namespace {
 
-// A CPU that says what it is told to say, and notes whether XGETBV, which faults on a CPU or under
-// an operating system without it, was executed.
+// A simulated CPU. It records whether XGETBV was executed, which faults on a CPU or operating
+// system that does not support it.
 struct ToldCpu {
   std::uint32_t max_leaf = 13;
   std::uint32_t leaf1_ecx = 0;
@@ -22,7 +22,7 @@ struct ToldCpu {
   CpuidRegisters cpuid(std::uint32_t leaf) const {
     if (leaf == 0) return {max_leaf, 0, 0, 0};
     if (leaf == 1) return {0, 0, leaf1_ecx, 0};
-    // Beyond its last leaf an Intel CPU answers with the last one: anything.
+    // Beyond its last leaf, an Intel CPU returns the data of the last one, which may be anything.
     if (leaf > max_leaf) return {~0U, ~0U, ~0U, ~0U};
     return {0, leaf == 7 ? leaf7_ebx : 0, 0, 0};
   }
@@ -36,7 +36,7 @@ constexpr std::uint32_t osxsave = 1U << 27;
 constexpr std::uint32_t avx = 1U << 28;
 constexpr std::uint32_t avx512_sets = cpu_avx512f | cpu_avx512dq | cpu_avx512bw | cpu_avx512vl;
 
-// Every combination of the bits that matter, beside what the manuals say of them.
+// Every combination of the relevant bits, compared with the rules of the manuals.
 TEST(CpuFeatures, AreThoseOfTheCpuThatTheOperatingSystemEnabled) {
   constexpr std::uint32_t leaf7_bits[] = {5, 16, 17, 30, 31};
   std::size_t count = 0;
@@ -67,7 +67,7 @@ TEST(CpuFeatures, AreThoseOfTheCpuThatTheOperatingSystemEnabled) {
   RecordProperty("combinations", static_cast<int>(count));
 }
 
-// Where the caller knows better than any CPUID: on an emulated machine, `.ci/` sets this variable.
+// For machines whose features are known: `.ci/` sets this variable on emulated ones.
 TEST(CpuFeatures, GiveTheInstructionSetsThatTheCallerExpects) {
   const char* expected = std::getenv("FUSEDADAM_EXPECTED_ISAS");
   std::string supported;

@@ -13,11 +13,11 @@
 namespace fusedadam {
 namespace {
 
-// ---- files of a system -------------------------------------------------------------------------
+// ---- system files ------------------------------------------------------------------------------
 
 using Files = std::map<std::string, std::string>;
 
-// A directory with these files, which is gone afterwards.
+// A temporary directory with these files.
 class Directory {
  public:
   explicit Directory(const Files& files)
@@ -55,7 +55,7 @@ const std::string other_mounts =
     mount_line("/", "/sys/fs/cgroup/systemd", "cgroup", "name=systemd");
 const std::string cpu_dir = "sys/fs/cgroup/cpu,cpuacct";
 
-// A process in group `path` of version 2, with these files of groups.
+// A process in the cgroup v2 `path`, with these files of cgroups.
 Files v2(const std::string& path, const Files& groups, const std::string& mounts = mount_v2) {
   Files files{{"proc/self/cgroup", "0::" + path + '\n'},
               {"proc/self/mountinfo", other_mounts + mounts}};
@@ -109,7 +109,7 @@ TEST(CpuQuota, IsTheLesserOfBothVersionsInAHybridSystem) {
   }
 }
 
-// A container's own group is mounted as if it were the root, and the path is the host's or its own.
+// A container sees its own cgroup mounted as the root. The path is that of the host or its own.
 TEST(CpuQuota, IsThatOfTheContainer) {
   const auto mounted = [](const std::string& root) {
     return mount_line(root, "/sys/fs/cgroup/cpu,cpuacct", "cgroup", "cpu,cpuacct");
@@ -163,7 +163,7 @@ TEST(CpuQuota, IsNoneWhereFilesAreMissingOrMalformed) {
     Files files = v2("/a", {{"/a", "100000 100000"}}, text);
     EXPECT_EQ(quota_of(files), std::nullopt) << text.substr(0, 9);
   }
-  // A directory where a file should be: it opens and cannot be read.
+  // A directory in place of the file can be opened but not read.
   Files files = v2("/a", {});
   files["sys/fs/cgroup/a/cpu.max/x"] = "";
   EXPECT_EQ(quota_of(files), std::nullopt);

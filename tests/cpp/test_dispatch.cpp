@@ -30,7 +30,7 @@ TEST(SupportedIsas, AreTheKnownOnesBestFirst) {
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-// The compiler's run time asks CPUID and XGETBV too.
+// The compiler's runtime uses CPUID and XGETBV as well.
 TEST(SupportedIsas, AgreeWithTheCompilersOwnDetection) {
   const std::vector<std::string> supported = supported_isas();
   const auto contains = [&](const char* isa) { return std::ranges::count(supported, isa) == 1; };

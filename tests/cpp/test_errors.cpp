@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Tensors, steps and progress that are refused, in which words, and that nothing has then been
-// written.
+// Refused tensors, steps and progress: the messages, and that nothing was written.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -14,7 +13,7 @@ namespace {
 
 class RefusedStep : public ::testing::Test {
  protected:
-  // Large enough for several threads, so that something would be written before the bad tensor.
+  // Large enough for several threads, which could write something before they reach the bad tensor.
   std::vector<reference::AnyArrays> arrays{
       trained_arrays<float>(40000, 1), trained_arrays<float>(50, 2), trained_arrays<double>(60, 3)};
   const std::vector<reference::AnyArrays> before = arrays;
@@ -30,7 +29,7 @@ class RefusedStep : public ::testing::Test {
     EXPECT_TRUE(same_bits(arrays, before));
   }
 
-  // By every overload that could take it.
+  // Checks every overload that takes these arguments.
   void expect_refused(const std::string& message, AdamProgress progress = {.skipped_steps = 4}) {
     const AdamProgress progress_before = progress;
     expect_message(message, [&] { adam_step(tensors, settings, progress); });
@@ -86,7 +85,7 @@ TEST_F(RefusedStep, MisalignedPointers) {
                    std::to_string(bytes) + " bytes off");
   };
   settings = {.amsgrad = true, .use_ema = true, .gradient_accumulation_steps = 2};
-  third.size = 1;  // inside its memory even from one element later
+  third.size = 1;  // stays inside its memory even one element later
   const Tensor<double> good = third;
   third.param = bytes_later(good.param, 4);
   expect_named("param", 4);
@@ -128,7 +127,7 @@ TEST_F(RefusedStep, OverlappingArrays) {
                    b);
   };
   const Tensor<float> good = second;
-  second.param = first.param + 39999;  // the last element of the one, the first of the other
+  second.param = first.param + 39999;  // the last element of one, the first of the other
   expect_named("tensors[1].param", "tensors[0].param");
   second = good;
   second.m = first.v;
@@ -161,7 +160,7 @@ TEST_F(RefusedStep, OverlappingArrays) {
   expect_named("tensors[0].grad", "tensors[1].v");
 }
 
-// A gradient that is zeroed is written.
+// zero_grad writes to gradients.
 TEST_F(RefusedStep, OverlappingGradientsThatAreZeroed) {
   const auto expect_named = [&](const std::string& a, const std::string& b) {
     expect_refused(a +
@@ -180,7 +179,7 @@ TEST_F(RefusedStep, OverlappingGradientsThatAreZeroed) {
   expect_named("tensors[1].v", "tensors[0].grad");
 }
 
-// Of two groups only the one zeroes, and the other reads.
+// One group zeroes the gradient that another group reads.
 TEST_F(RefusedStep, GradientsOfAnotherGroupThatAreZeroed) {
   second.grad = first.grad;
   const AdamGroup groups[] = {{std::span(tensors).first(1), AdamSettings{.zero_grad = true}},
@@ -253,7 +252,7 @@ TEST_F(RefusedStep, ProgressOutOfRange) {
   };
   for (const auto& c : cases) expect_refused(c.message, c.progress);
 
-  // Not equal to itself, and so not by expect_refused().
+  // NaN is not equal to itself, which expect_refused() would need.
   AdamProgress progress{.dynamic_loss_scale = nan};
   expect_message("dynamic_loss_scale must be >= 1 and <= 2**127. Received: dynamic_loss_scale=nan",
                  [&] { adam_step(tensors, settings, progress); });
@@ -301,7 +300,7 @@ TEST_F(RefusedStep, StepsOfAGroupOutOfRange) {
   }
 }
 
-// Tensors are counted over all groups, with the rules of their own.
+// Positions count over all groups. Each group's own settings apply.
 TEST_F(RefusedStep, TensorsOfAnotherGroup) {
   third.vhat = nullptr;
   AdamProgress progress;
@@ -312,7 +311,7 @@ TEST_F(RefusedStep, TensorsOfAnotherGroup) {
   EXPECT_EQ(progress, AdamProgress());
 }
 
-// ---- accepted ----------------------------------------------------------------------------------
+// ---- accepted calls ----------------------------------------------------------------------------
 
 TEST(AcceptedStep, TheLastStep) {
   reference::Arrays<float> arrays = trained_arrays<float>(10, 1);
@@ -320,7 +319,7 @@ TEST(AcceptedStep, TheLastStep) {
   EXPECT_NO_THROW(adam_step(std::span(&tensor, 1), AdamOptions(), max_iterations + 1));
 }
 
-// Gradients are only read: two parameters may share one, and arrays may touch.
+// Gradients are only read: two parameters may share one. Arrays may be adjacent.
 TEST(AcceptedStep, SharedGradientsAndNeighbours) {
   std::vector<double> memory(600, 0.5);
   const std::vector<double> grad(100, 0.25);
@@ -332,7 +331,7 @@ TEST(AcceptedStep, SharedGradientsAndNeighbours) {
   EXPECT_NE(p[0], 0.5);
 }
 
-// What no option needs is not looked at.
+// Arrays that no option needs are not checked.
 TEST(AcceptedStep, ArraysThatNoOptionNeeds) {
   std::vector<reference::AnyArrays> actual{trained_arrays<double>(100, 1)};
   std::vector<reference::AnyArrays> expected = actual;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Every combination of numbers at the ends of what a float holds, under every option, with each
-// instruction set: what tests/test_extremes.py does where there is Python.
+// Every combination of extreme floats, under every option, with each instruction set. This is
+// tests/test_extremes.py for systems without Python.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -14,7 +14,8 @@
 namespace fusedadam {
 namespace {
 
-// Fewer than there, since these run under emulators too; their count is prime, for the sums below.
+// Fewer than in Python, because these tests also run under emulators. Their number is prime, which
+// the sums below need.
 template <class T>
 std::vector<T> special_numbers() {
   using Limits = std::numeric_limits<T>;
@@ -31,8 +32,8 @@ std::vector<T> special_numbers() {
           Limits::quiet_NaN()};
 }
 
-// The product of four streams. The others take a number by the sum of the places of those four, so
-// that any four of five have every combination in them.
+// All combinations of four streams. The index of the other streams' numbers is a weighted sum of
+// those four, so that any four of five streams have every combination.
 template <class T>
 reference::Arrays<T> all_combinations() {
   const std::vector<T> numbers = special_numbers<T>();
@@ -54,8 +55,8 @@ reference::Arrays<T> all_combinations() {
   return arrays;
 }
 
-// Those of settings.hpp whose steps have their numbers from one element alone, and ones at the ends
-// of their range. Beside a NaN, norms clip nothing: they have their own tests.
+// Settings of settings.hpp whose steps are elementwise, and settings at the ends of their ranges.
+// Norms have their own tests: with a NaN among the numbers, they clip nothing.
 std::vector<NamedSettings> settings() {
   std::vector<NamedSettings> all = step_settings();
   for (NamedSettings& named : all) named.settings.skip_nonfinite = false;
@@ -131,7 +132,7 @@ TYPED_TEST(Extremes, EveryCombinationAtTheEndOfAMean) {
   }
 }
 
-// What is left where no vector fits goes another way.
+// The tail of a vector takes another code path.
 TYPED_TEST(Extremes, EveryCombinationInTensorsOfFewElements) {
   reference::Arrays<TypeParam> expected = all_combinations<TypeParam>();
   const reference::Arrays<TypeParam> before = expected;

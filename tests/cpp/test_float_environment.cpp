@@ -20,8 +20,8 @@
 namespace fusedadam {
 namespace {
 
-// Rounding, flushing and traps of the calling thread, and its exception flags, as the processor
-// keeps them.
+// Rounding mode, flushing, traps and exception flags of the calling thread, in the format of the
+// CPU.
 struct FloatState {
   std::uint64_t control;
   std::uint64_t flags;
@@ -61,8 +61,8 @@ constexpr Mode modes[] = {
 
 #elif defined(__aarch64__)
 
-// FPCR: bits 22 and 23 round, 24 flushes to zero, 25 gives default NaNs. FPSR: flags in bits 0
-// to 4.
+// FPCR: bits 22 and 23 select rounding, bit 24 flushes to zero, bit 25 gives default NaNs. FPSR:
+// flags in bits 0 to 4.
 FloatState float_state() {
   FloatState state{};
   __asm__ volatile("mrs %0, fpcr" : "=r"(state.control));
@@ -86,9 +86,8 @@ constexpr Mode modes[] = {
 
 #endif
 
-// Runs body() in this state, and expects it to leave the state alone: on the calling thread, and on
-// the others that OpenMP lends it. (LLVM's runtime gives those the caller's control bits each
-// time.)
+// Runs body() in this state and expects the state to stay unchanged, on the calling thread and on
+// OpenMP's threads. (LLVM's runtime copies the caller's control bits to its threads each time.)
 template <class Body>
 void run_in(const Mode& mode, [[maybe_unused]] int threads, Body body) {
   const FloatState saved = float_state();
@@ -111,8 +110,7 @@ void run_in(const Mode& mode, [[maybe_unused]] int threads, Body body) {
   EXPECT_TRUE(unchanged) << mode.name << ", " << threads << " threads";
 }
 
-// With subnormals in every stream, infinities and NaNs: each exception is raised, each mode would
-// show.
+// Subnormals in every stream, infinities and NaNs. They raise each exception and reveal each mode.
 std::vector<reference::AnyArrays> revealing_tensors() {
   return {extreme_arrays<float>(40000, 1), extreme_arrays<double>(3000, 2)};
 }
@@ -139,7 +137,7 @@ TEST(FloatEnvironment, IsNeitherUsedNorChangedByAStep) {
   }
 }
 
-// Each kind of call, in each mode; the scalars of none of these are exact.
+// Each kind of call in each mode. All of them have inexact scalars.
 TEST(FloatEnvironment, IsNeitherUsedNorChangedByAnyOption) {
   AdamSettings settings = everything;
   settings.loss_scale.reset();
@@ -181,7 +179,7 @@ TEST(FloatEnvironment, IsNeitherUsedNorChangedByAnyOption) {
 TEST(FloatEnvironment, IsNeitherUsedNorChangedByASparseStep) {
   for (const SparseMode sparse_mode : {SparseMode::lazy, SparseMode::dense}) {
     auto before = sparse_arrays<float>(500, 100, 400, 3);
-    // Sums of gradients that are subnormal, and ones that round.
+    // Sums of gradients that are subnormal or rounded.
     before.grad_rows = any_numbers<float>(before.grad_rows.size(), 4);
     auto expected = before;
     AdamProgress expected_progress{.iterations = 4};
@@ -231,7 +229,7 @@ TEST(FloatEnvironment, IsLeftAloneByARefusedStep) {
   }
 }
 
-// What <cfenv> calls the state, for what the registers above leave out.
+// The state according to <cfenv>, for parts of it outside the registers above.
 TEST(FloatEnvironment, KeepsTheFlagsOfTheStandardLibrary) {
   reference::Arrays<double> arrays = trained_arrays<double>(1000, 1);
   arrays.grad[0] = std::numeric_limits<double>::infinity();
@@ -257,7 +255,7 @@ TEST(FloatEnvironment, IsTheDefaultWithinItsScope) {
   }
 }
 
-// An exception of the standard library's leaves through the scope.
+// An exception of the standard library propagates through the scope.
 TEST(FloatEnvironment, IsRestoredByAnException) {
   for (const Mode& mode : modes) {
     run_in(mode, 1, [] {
@@ -294,7 +292,7 @@ void call_everything() {
   }
 }
 
-// The x87 unit has a control word and flags of its own (Intel SDM, volume 1, section 8.1).
+// The x87 FPU has its own control word and flags (Intel SDM, volume 1, section 8.1).
 struct X87State {
   std::uint16_t control;
   std::uint16_t status;
@@ -310,8 +308,8 @@ X87State x87_state() {
 
 TEST(FloatEnvironment, OfTheX87UnitIsNotTouched) {
   const X87State saved = x87_state();
-  // Every trap on, precision of float, rounding up; as after a reset but for the rounding. Bit 6 is
-  // always set.
+  // First: all traps on, single precision, rounding up. Second: as after a reset, but with rounding
+  // up. Bit 6 is always set.
   for (const int word : {0x0840, 0x0b7f}) {
     const auto control = static_cast<std::uint16_t>(word);
     __asm__ volatile("fnclex; fldcw %0" : : "m"(control));
@@ -333,7 +331,7 @@ TEST(FloatEnvironment, OfTheX87UnitIsNotTouched) {
 
 #if defined(__GLIBC__)
 
-// A caller who wants to be told where a NaN comes from; a trap that is sprung ends the process.
+// For a caller who traps NaNs to find their origin. A trap would end the process.
 TEST(FloatEnvironment, SpringsNoTrapOfTheCaller) {
   const int before = fegetexcept();
   for (const int traps : {FE_INVALID | FE_DIVBYZERO | FE_OVERFLOW, FE_ALL_EXCEPT}) {
@@ -341,7 +339,7 @@ TEST(FloatEnvironment, SpringsNoTrapOfTheCaller) {
     AdamProgress progress{.iterations = 7};
     std::vector<reference::AnyArrays> arrays = revealing_tensors();
     const std::vector<AnyTensor> tensors = tensors_of(arrays);
-    std::feclearexcept(FE_ALL_EXCEPT);  // lest one that is raised already be sprung
+    std::feclearexcept(FE_ALL_EXCEPT);  // a flag already raised would trap at once
     if (feenableexcept(traps) == -1) GTEST_SKIP() << "this CPU has no traps";
     adam_step(tensors, settings_without_clipping, progress);
     const int after = fegetexcept();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What the environment of a process decides, on first use: an executable of its own, run once for
-// each environment (CMakeLists.txt).
+// What the environment variables of a process decide at first use. This separate executable runs
+// once for each environment (CMakeLists.txt).
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -8,7 +8,7 @@
 namespace fusedadam {
 namespace {
 
-// Groups as the library takes them.
+// Converts groups to the library's type.
 std::vector<AdamGroup> given(std::vector<reference::Group>& groups,
                              std::vector<std::vector<AnyTensor>>& tensors) {
   std::vector<AdamGroup> all;
@@ -32,7 +32,7 @@ StepOutcome step_groups(std::vector<reference::Group>& groups, AdamProgress& pro
   return outcome;
 }
 
-// Whatever a group can have of its own, with a group of nothing between.
+// Groups that differ in every per-group setting, with an empty group in between.
 std::vector<reference::Group> different_groups() {
   return {{mixed_tensors(1), {.lr = 0.01, .weight_decay = 0.1, .clipnorm = 0.7}},
           {{}, {.lr = 5, .amsgrad = true}},
@@ -94,7 +94,7 @@ TEST(Groups, EqualReferenceWithOptionsOfTheirOwn) {
   }
 }
 
-// One gradient has a norm of 5, the other of 12, both together of 13.
+// One gradient has the norm 5, the other 12, both together 13.
 TEST(Groups, ShareTheGlobalNorm) {
   const auto tensor = [](std::vector<double> grad) {
     const std::vector<double> zeros(grad.size());
@@ -117,7 +117,7 @@ TEST(Groups, ShareTheGlobalNorm) {
   EXPECT_EQ(first_moments(global, per_tensor), (std::pair{1.0, 3.0}));
 }
 
-// How tensors of the same options are divided into groups does not show.
+// Results do not depend on how tensors with the same options are divided into groups.
 TEST(Groups, OfTheSameOptionsAreAsOne) {
   std::vector<reference::AnyArrays> together = mixed_tensors(9);
   std::vector<reference::Group> apart;
@@ -137,7 +137,7 @@ TEST(Groups, MayBeNone) {
   EXPECT_EQ(progress, AdamProgress{.iterations = 1});
 }
 
-// A skipped step is skipped in all groups, whichever has the number.
+// A bad number in any group skips the step in all groups.
 TEST(Groups, SkipTogether) {
   for (const std::size_t bad : {0U, 1U}) {
     std::vector<reference::Group> groups{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Gradients of 16 bits for parameters of 32: widened exactly, and then the step of float gradients,
-// bit for bit.
+// 16-bit gradients of float32 parameters. They are widened exactly, and the step then equals that
+// of float32 gradients bit for bit.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -59,7 +59,7 @@ TEST(HalfGradientValues, AreThoseOfTheFormats) {
 
 // ---- steps -------------------------------------------------------------------------------------
 
-// Calls of every option, of one length that leaves rests of vectors, stretches and tiles.
+// Calls with every option. The size leaves an incomplete vector, chunk and tile.
 TYPED_TEST(HalfGradient, StepsAsItsWidenedNumbers) {
   using Half = TypeParam;
   constexpr std::size_t n = 40003;
@@ -100,7 +100,7 @@ TYPED_TEST(HalfGradient, StepsAsItsWidenedNumbers) {
   }
 }
 
-// One that is not finite skips the step: the squares of no other number overflow.
+// Only a gradient that is not finite skips the step: the squares of finite ones do not overflow.
 TYPED_TEST(HalfGradient, IsLookedAtForNumbersThatAreNotFinite) {
   using Half = TypeParam;
   const std::vector<Half> all = every_number<Half>();
@@ -150,7 +150,7 @@ TYPED_TEST(HalfGradient, IsAlignedToItsElements) {
   EXPECT_EQ(
       message_of(step),
       "tensors[0].grad must be aligned to its element type. Received: an address 1 bytes off");
-  // Overlaps are counted in bytes: four gradients end where two parameters would.
+  // Overlaps are counted in bytes: four gradients take the space of two parameters.
   std::vector<float> memory(6);
   tensor.param = memory.data();
   tensor.grad = reinterpret_cast<const Half*>(memory.data() + 4);

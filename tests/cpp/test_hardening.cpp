@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// That cmake/hardening.cmake reaches the code: what its flags are to stop is stopped. Only built
-// where they apply (CMakeLists.txt); .ci/elf_hardening.py looks at a wheel for the same.
+// The flags of cmake/hardening.cmake take effect: they stop what they are meant to stop. Only built
+// where they apply (CMakeLists.txt). .ci/elf_hardening.py checks wheels for the same.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -10,8 +10,8 @@ namespace fusedadam {
 namespace {
 
 #if defined(__GLIBC__) && defined(__OPTIMIZE__)
-// Out of line, so that the frame is one of its own; by a pointer of which the compiler knows
-// nothing.
+// Not inlined, so that it has its own stack frame. Writes through a pointer that the compiler
+// cannot analyse.
 [[gnu::noinline]] void write_beyond_a_frame(std::size_t count) {
   char bytes[16];
   char* unknown = bytes;

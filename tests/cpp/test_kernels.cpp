@@ -28,14 +28,14 @@ std::vector<std::size_t> lengths() {
   return all;
 }
 
-// Elements behind a 64-byte boundary, of param, grad, m, v, vhat, ema and accumulator.
+// Offsets in elements from a 64-byte boundary, for param, grad, m, v, vhat, ema and accumulator.
 constexpr std::array<std::size_t, 7> offsets[] = {{0, 0, 0, 0, 0, 0, 0},
                                                   {1, 1, 1, 1, 1, 1, 1},
                                                   {1, 2, 3, 5, 7, 11, 13},
                                                   {0, 7, 0, 15, 0, 3, 0},
                                                   {13, 0, 8, 4, 0, 12, 9}};
 
-// What one call of the step kernel does.
+// The arguments of one call of the step kernel.
 struct Variant {
   std::string name;
   AdamSettings settings;
@@ -143,7 +143,7 @@ struct GuardedArrays {
   }
 };
 
-// A tensor of these arrays; those that are null take no part.
+// A tensor of these arrays. Null pointers are arrays that are not used.
 template <class T>
 TensorStreams streams_of(T* param, const T* grad, T* m, T* v, T* vhat = nullptr, T* ema = nullptr,
                          T* accumulator = nullptr, bool zero_grad = false) {
@@ -156,7 +156,7 @@ TensorStreams streams_of(T* param, const T* grad, T* m, T* v, T* vhat = nullptr,
   return streams;
 }
 
-// Steps it in two calls, from its first element on and from another one.
+// Steps the tensor in two calls: the first elements, then the rest.
 template <class T>
 void step(const TensorStreams& tensor, std::size_t n, const reference::Constants<T>& constants) {
   const AdamConstants<T> c = kernel_constants(constants);
@@ -174,12 +174,12 @@ Stream stream_of(const T* data) {
 template <class T>
 class Kernel : public ::testing::Test {
  protected:
-  // Enough numbers for the longest case wherever it begins.
+  // Enough numbers for the longest case at any start.
   static constexpr std::size_t pool = 4096;
 
   reference::Arrays<T> numbers = extreme_arrays<T>(pool, 1);
 
-  // n of them, elsewhere from one call to the next.
+  // The next n numbers, from another start in each call.
   reference::Arrays<T> next_numbers(std::size_t n) {
     const auto slice = [&](const std::vector<T>& all) {
       return std::vector<T>(all.begin() + static_cast<std::ptrdiff_t>(start_),
@@ -236,7 +236,7 @@ TYPED_TEST(Kernel, StepEqualsReference) {
   }
 }
 
-// Halved, twice the smallest normal number is kept and the next smaller one is flushed.
+// Halving twice the smallest normal number keeps it. The next smaller number is flushed.
 TYPED_TEST(Kernel, StepFlushesMomentsBelowTheSmallestNormalNumber) {
   using T = TypeParam;
   constexpr T smallest = std::numeric_limits<T>::min();
@@ -261,7 +261,7 @@ TYPED_TEST(Kernel, StepFlushesMomentsBelowTheSmallestNormalNumber) {
   });
 }
 
-// The larger one, and a NaN of either.
+// The larger of the two, or NaN if either is NaN.
 TYPED_TEST(Kernel, StepKeepsTheLargestSecondMoment) {
   using T = TypeParam;
   constexpr T nan = std::numeric_limits<T>::quiet_NaN();
@@ -376,7 +376,7 @@ TYPED_TEST(Kernel, SumOfSquaresWithAnAccumulatorEqualsReference) {
   });
 }
 
-// Squares are formed in double: in float these would be infinite, or zero.
+// Squares are computed in double. In float, these would be infinite or zero.
 TEST(KernelSumOfSquares, OfFloatsNeitherOverflowsNorUnderflows) {
   for_each_isa([] {
     const std::vector<float> large(20, 0x1p100F);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Sums of squares and norms, and whether gradients are finite.
+// Sums of squares, norms, and the check for finite gradients.
 #include "fusedadam/norm.hpp"
 
 #include <gtest/gtest.h>
@@ -38,13 +38,13 @@ TEST(SumGradients, EqualsReferenceAroundTileEdges) {
   }
 }
 
-// Beyond 4,096 tiles a block holds two; the last one here holds one and a single element.
+// Above 4,096 tiles, a block holds two. The last block here holds one tile and a single element.
 TEST(SumGradients, EqualsReferenceWhereBlocksHoldSeveralTiles) {
   check_sum_of_squares<float>(4096 * 1024);
   check_sum_of_squares<float>(4098 * 1024 + 1);
 }
 
-// Of each tensor, and of all in the order of the list, with accumulators and without.
+// The sum of each tensor, and of all in list order, with and without accumulators.
 TEST(SumGradients, EqualsReferenceOverMixedTensors) {
   for (const std::int64_t steps : {1, 2}) {
     const AdamSettings settings{.gradient_accumulation_steps = steps};
@@ -110,7 +110,7 @@ TEST(AllFinite, SaysWhetherEveryElementIs) {
   EXPECT_TRUE(finite(std::vector<double>{}));
 }
 
-// What counts is the sum: it can overflow where neither part is infinite.
+// The sum with the accumulator is checked: it can overflow although both terms are finite.
 TEST(AllFinite, LooksAtTheSumWithAnAccumulator) {
   constexpr double largest = std::numeric_limits<double>::max();
   EXPECT_TRUE(finite<double>({largest, 1}, {-largest, 1}));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The rules of the settings, and their words.
+// The rules of the settings and their messages.
 #include "fusedadam/options.hpp"
 
 #include <gtest/gtest.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Where there is no memory, a call throws std::bad_alloc and has written nothing.
+// Out of memory, a call throws std::bad_alloc and has written nothing.
 #include <gtest/gtest.h>
 
 #include <new>
@@ -14,8 +14,8 @@
 namespace fusedadam {
 namespace {
 
-// Lets body() have no memory at all, then that of one allocation, and so on until it succeeds;
-// whenever it throws, unchanged() must be true. How many allocations does it make?
+// Runs body() with memory for no allocation, then for one, and so on until it succeeds. Whenever it
+// throws, unchanged() must be true. Returns the number of allocations.
 template <class Body, class Unchanged>
 int expect_unchanged_without_memory(Body body, Unchanged unchanged) {
   for (int allocation = 0; allocation < 1000; ++allocation) {
@@ -34,7 +34,7 @@ int expect_unchanged_without_memory(Body body, Unchanged unchanged) {
   return 0;
 }
 
-// On one thread, so that each allocation is made each time.
+// On one thread, so that every run makes the same allocations.
 class OutOfMemory : public ::testing::Test {
  protected:
   void SetUp() override { set_num_threads(1); }

@@ -37,7 +37,7 @@ TEST(RunningPower, GivesTheBitsOfPowerInWhateverOrder) {
     for (const std::int64_t t : {3000, 3001, 2999, 100000, 100001, 1, 2}) {
       ASSERT_TRUE(same_bits(running(beta, t), power(beta, t))) << beta << '^' << t;
     }
-    // Another base at the exponent that would come next.
+    // Another base with the exponent that would be next.
     ASSERT_TRUE(same_bits(running(0.95, 3), power(0.95, 3)));
     ASSERT_TRUE(same_bits(running(0.99, 3), power(0.99, 3)));
   }
@@ -75,8 +75,8 @@ TEST(Power, IsZeroBelowItsSmallestResult) {
   expect_both(0.9, max_iterations + 1, 0);
 }
 
-// The exact result lies in the middle between two doubles wherever k^t has 54 digits and k is odd:
-// 0.75^34 is one of them.
+// The exact result lies halfway between two doubles if k^t has 54 binary digits and k is odd.
+// 0.75^34 is an example.
 TEST(Power, RoundsTiesToEven) {
   const auto digits = [](std::uint64_t n) { return static_cast<int>(std::bit_width(n)); };
   int ties = 0;
@@ -104,7 +104,7 @@ TEST(Power, RoundsTiesToEven) {
   EXPECT_GT(ties, 3000);
 }
 
-// (3/4 + d)^2 with d an odd number of units: d^2 above the middle between two doubles.
+// (3/4 + d)^2 with d an odd number of units: the result lies d^2 above a midpoint of two doubles.
 TEST(Power, RoundsUpJustAboveTies) {
   for (int j = -1001; j <= 1001; j += 2) {
     const double base = 0.75 + j * 0x1p-53;
@@ -115,7 +115,7 @@ TEST(Power, RoundsUpJustAboveTies) {
 TEST(Power, AgreesWithWideArithmetic) {
   Random random(2);
   for (int i = 0; i < 20000; ++i) {
-    // Bases of all distances from 1, exponents of all lengths.
+    // Bases at all distances from 1, exponents of all magnitudes.
     const double distance =
         std::ldexp(1 + std::fabs(uniform(random)), -2 - static_cast<int>(random() % 51));
     const double base = i % 4 == 0 ? 0.5 + 0.5 * std::fabs(uniform(random)) : 1 - distance;
@@ -126,7 +126,7 @@ TEST(Power, AgreesWithWideArithmetic) {
   }
 }
 
-// So many factors that double-double arithmetic alone no longer decides the last bit.
+// With so many factors, double-double arithmetic no longer determines the last bit.
 TEST(Power, AgreesWithWideArithmeticForHugeExponents) {
   Random random(4);
   for (int i = 0; i < 5000; ++i) {
@@ -137,7 +137,7 @@ TEST(Power, AgreesWithWideArithmeticForHugeExponents) {
   }
 }
 
-// Around the limit below which the result is given as 0, both ways must take the same side.
+// Both methods must agree on which results are below the limit and become 0.
 TEST(Power, AgreesWithWideArithmeticAroundItsSmallestResult) {
   Random random(3);
   for (int i = 0; i < 2000; ++i) {

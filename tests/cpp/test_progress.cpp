@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How the counts change from one call to the next. What is refused: test_errors.cpp.
+// Counts from one call to the next. test_errors.cpp has the values that are refused.
 #include "step/progress.hpp"
 
 #include <gtest/gtest.h>
@@ -70,7 +70,7 @@ TEST(DynamicLossScale, DoublesAfter2000GoodSteps) {
   for (int i = 1; i < 2000; ++i) progress = after(StepOutcome::taken, progress, dynamic);
   EXPECT_EQ(progress.dynamic_loss_scale, 0x1p15);
   EXPECT_EQ(progress.good_steps, 1999);
-  // A call that accumulates is no step.
+  // A call that only accumulates is not a step.
   progress = after(StepOutcome::accumulated, progress, dynamic);
   EXPECT_EQ(progress.good_steps, 1999);
   EXPECT_EQ(progress.dynamic_loss_scale, 0x1p15);

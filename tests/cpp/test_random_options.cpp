@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Options in any combination, tensors of any sizes, calls of any kind: all state against the
-// reference. The draws are the same on every machine; a failure names the one that shows it.
+// Random options, tensor sizes and kinds of calls. All state must equal the reference. The draws
+// are the same on every machine, and a failure names the draw.
 #include <gtest/gtest.h>
 
 #include "fusedadam/threads.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The parts of a step from gradients of some rows.
+// The parts of a sparse step.
 #include "step/rows.hpp"
 
 #include <gtest/gtest.h>
@@ -87,7 +87,7 @@ TEST(CheckIndices, TakesAllRowsAndNoIndices) {
 
 // ---- tiles -------------------------------------------------------------------------------------
 
-// A table of which some rows have gradients, as a step lays it out.
+// A table with gradients of some rows, laid out as in a step.
 struct Layout {
   reference::SparseArrays<double> sparse;
   Rows rows;
@@ -109,7 +109,7 @@ struct Layout {
   Layout& operator=(const Layout&) = delete;
 };
 
-// Rows within tiles, tiles within rows, tiles without a row.
+// Several rows per tile, several tiles per row, tiles without a row.
 constexpr std::size_t row_sizes[] = {1, 3, 64, 1000, 1024, 2000};
 
 TEST(GradientTile, IsThatOfTheDenseGradient) {
@@ -130,7 +130,7 @@ TEST(GradientTile, IsThatOfTheDenseGradient) {
   }
 }
 
-// Each element with the gradient that belongs to it, from any place to any other.
+// Each element comes once, with its own gradient, for any start and end.
 TEST(ForEachContiguousPiece, VisitsEveryElementOnce) {
   for (const SparseMode mode : {SparseMode::lazy, SparseMode::dense}) {
     for (const std::size_t row_size : row_sizes) {

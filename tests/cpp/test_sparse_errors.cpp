@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Tables, rows and indices that are refused, in which words, and that nothing has then been
-// written.
+// Refused tables, rows and indices: the messages, and that nothing was written.
 #include <gtest/gtest.h>
 
 #include "sparse_support.hpp"
@@ -109,7 +108,7 @@ TEST_F(RefusedSparseStep, SizesOutOfRange) {
   }
 }
 
-// By the sizes alone: neither a table nor gradients of that size are looked at.
+// Refused by the sizes alone: no table or gradient of that size is accessed.
 TEST_F(RefusedSparseStep, MoreGradientsThanMemoryHolds) {
   const std::vector<std::int64_t> twice{0, 0};
   tensor.table.size = tensor.row_size = std::int64_t{1} << 60;
@@ -134,7 +133,7 @@ TEST_F(RefusedSparseStep, OverlappingArrays) {
   tensor.grad_rows = tensor.table.ema;
   expect_named("grad_rows", "table.ema");
   tensor = good;
-  // Two arrays of one tensor: either may be named first.
+  // Two arrays of one tensor overlap, and either may be named first.
   settings = {.zero_grad = true};
   tensor.table.m = arrays.grad_rows.data();
   tensor.table.size = 200;
@@ -160,14 +159,14 @@ TEST_F(RefusedSparseStep, ProgressOutOfRange) {
   expect_refused(
       "accumulated must be >= 0 and < gradient_accumulation_steps, 1. Received: accumulated=1",
       {.accumulated = 1});
-  // Before the gradients of repeated rows are summed: these cannot be read.
+  // Refused before the gradients of repeated rows are added up: they cannot be read.
   indices.assign(indices.size(), 1);
   tensor.grad_rows = reinterpret_cast<const float*>(std::uintptr_t{64});
   expect_refused("good_steps must be >= 0 and <= 2**53. Received: good_steps=-1",
                  {.good_steps = -1});
 }
 
-// What is zeroed must not be zeroed where the step was refused late.
+// Gradients must not be zeroed if the step is refused late.
 TEST_F(RefusedSparseStep, ProgressOutOfRangeWithZeroedGradients) {
   settings.zero_grad = true;
   expect_refused("skipped_steps must be >= 0 and <= 2**53. Received: skipped_steps=-2",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Steps from gradients of some rows.
+// Sparse steps.
 #include <gtest/gtest.h>
 
 #include "sparse_support.hpp"
@@ -70,8 +70,8 @@ TEST(SparseStep, EqualsReferenceForEveryOption) {
   }
 }
 
-// Rows shorter than a vector, longer than a tile, and of both types of indices; tables of a few
-// rows and of many, whose tiles begin and end within rows.
+// Rows shorter than a vector or longer than a tile, and both types of indices. The tables have few
+// or many rows, and their tiles begin and end within rows.
 TEST(SparseStep, EqualsReferenceForRowsOfAnySize) {
   constexpr int threads[] = {1, 4};
   for (const std::size_t row_size : {1U, 3U, 64U, 1000U, 1024U, 2000U}) {
@@ -91,9 +91,10 @@ TEST(SparseStep, EqualsReferenceForRowsOfAnySize) {
   }
 }
 
-// ---- the two meanings --------------------------------------------------------------------------
+// ---- the two modes -----------------------------------------------------------------------------
 
-// By the library's own dense step, and with a norm whose bits depend on where the zeros are.
+// Compared with the library's own dense step, with a norm whose bits depend on the positions of the
+// zeros.
 TEST(SparseStep, InDenseModeEqualsTheDenseStep) {
   AdamSettings per_tensor = everything;
   std::swap(per_tensor.clipnorm, per_tensor.clipnorm_per_tensor);
@@ -148,7 +149,7 @@ TEST(SparseStep, IsLazyUnlessAskedOtherwise) {
 
 // ---- rows --------------------------------------------------------------------------------------
 
-// ((r1 + r2) + r3), which is not r1 + (r2 + r3) here.
+// ((r1 + r2) + r3) differs from r1 + (r2 + r3) here.
 TEST(SparseStep, AddsGradientsOfARowInTheirOrder) {
   for (const SparseMode mode : modes) {
     SparseArrays<float> sparse{trained_arrays<float>(6, 1), 2};
@@ -159,12 +160,12 @@ TEST(SparseStep, AddsGradientsOfARowInTheirOrder) {
     step<std::int32_t>(sparse, AdamSettings{.beta_1 = 0.5}, progress, mode);
     EXPECT_EQ(sparse.table.m[0], 2.5F);
     EXPECT_EQ(sparse.table.m[1], 3.0F);
-    EXPECT_EQ(sparse.table.m[4], 0.0F);  // 1 is lost beside 2^24
+    EXPECT_EQ(sparse.table.m[4], 0.0F);  // 1 is lost when added to 2^24
     EXPECT_EQ(sparse.table.m[5], 0x1p23F);
   }
 }
 
-// In ascending order each once, descending, and all the same.
+// Ascending without repeats, descending, and all equal.
 TEST(SparseStep, TakesRowsInAnyOrder) {
   const std::vector<std::int64_t> orders[] = {
       {0, 1, 2, 5, 9}, {9, 5, 2, 1, 0}, {3, 3, 3, 3, 3}, {0, 9, 0, 9, 0}, {4, 4, 5, 5, 6}};
@@ -179,7 +180,7 @@ TEST(SparseStep, TakesRowsInAnyOrder) {
   }
 }
 
-// A step it is nonetheless: moments of a dense one decay.
+// It is still a step: in dense mode, the moments decay.
 TEST(SparseStep, TakesNoRowsAtAll) {
   constexpr int threads[] = {1, 2};
   for (const SparseMode mode : modes) {
@@ -191,8 +192,7 @@ TEST(SparseStep, TakesNoRowsAtAll) {
   EXPECT_EQ(progress.iterations, 1);
 }
 
-// The sign of zero of a gradient that comes alone is kept, and shows with weight_decay and the
-// like nowhere but in the moments.
+// A gradient that is not repeated keeps the sign of its zero. Only the moments show it.
 TEST(SparseStep, KeepsGradientsThatComeAlone) {
   for (const SparseMode mode : modes) {
     SparseArrays<double> sparse{trained_arrays<double>(2, 1), 1, {1}, {-0.0}};
@@ -212,7 +212,7 @@ TEST(SparseStep, SkipsWhereASumIsNotFinite) {
     for (const bool zero_grad : {false, true}) {
       auto sparse = sparse_arrays<double>(100, 3, 20, 10);
       sparse.indices[3] = sparse.indices[17];
-      sparse.grad_rows[9] = sparse.grad_rows[51] = largest;  // each is finite, the sum is not
+      sparse.grad_rows[9] = sparse.grad_rows[51] = largest;  // each is finite, their sum is not
       auto expected = sparse;
       if (zero_grad) std::ranges::fill(expected.grad_rows, 0.0);
       AdamProgress progress{.iterations = 4, .good_steps = 3};

@@ -13,7 +13,7 @@ namespace {
 constexpr std::size_t kinds = 5;
 constexpr std::size_t page = 4096;
 
-// How far apart two addresses are in the bits that a CPU compares of loads and stores.
+// The distance between two addresses in the bits that a CPU compares to match loads with stores.
 std::size_t apart(std::size_t a, std::size_t b) {
   const std::size_t behind = (a % page + page - b % page) % page;
   return std::min(behind, page - behind);

@@ -11,7 +11,7 @@ namespace {
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// ---- of a step ---------------------------------------------------------------------------------
+// ---- scalars of a step -------------------------------------------------------------------------
 
 TEST(StepScalars, EqualReference) {
   for (const double decay : {0.0, 0.5, 1e-3}) {
@@ -33,7 +33,7 @@ TEST(StepScalars, TakeLrItselfAfterManySteps) {
   EXPECT_EQ(step_scalars({.lr = 0.003}, max_iterations + 1).lr_t, 0.003);
 }
 
-// The count before the step, so that the first step takes lr whole.
+// Decay uses the count before the step, so the first step takes the whole lr.
 TEST(StepScalars, DecayFromTheSecondStepOn) {
   const AdamSettings with{.decay = 1, .weight_decay = 0.5};
   EXPECT_EQ(step_scalars(with, 1).lr_t, step_scalars({}, 1).lr_t);
@@ -61,7 +61,7 @@ TEST(StepScalars, OverwriteEverySoManySteps) {
   EXPECT_TRUE(step_scalars({.use_ema = true, .ema_overwrite_frequency = 1}, 1).overwrite_param);
 }
 
-// Decay and overwriting go by the step of the optimizer, the rest by that of the moments.
+// Decay and overwriting use the optimizer's step count, everything else that of the moments.
 TEST(StepScalars, CountTheStepsOfTheMomentsApart) {
   const AdamSettings settings{.lr = 0.003,
                               .bias_corrected_epsilon = true,
@@ -81,14 +81,14 @@ TEST(StepScalars, CountTheStepsOfTheMomentsApart) {
   }
 }
 
-// ---- of a gradient -----------------------------------------------------------------------------
+// ---- scale of a gradient -----------------------------------------------------------------------
 
 TEST(GradientScale, IsThereFromTheNormOnThatEqualsClipnorm) {
   for (const AdamSettings& settings : {AdamSettings{.clipnorm = 5}, {.clipnorm_per_tensor = 5}}) {
     const auto scale = [&](double sum) { return gradient_scale(settings, 1, sum); };
     EXPECT_EQ(scale(25), 1.0);
     EXPECT_EQ(scale(100), 0.5);
-    EXPECT_EQ(scale(std::nextafter(25.0, 0.0)), 1.0);  // its root rounds to 5
+    EXPECT_EQ(scale(std::nextafter(25.0, 0.0)), 1.0);  // the root rounds to 5
     EXPECT_EQ(scale(24.9), std::nullopt);
     EXPECT_EQ(scale(0), std::nullopt);
     EXPECT_EQ(scale(inf), 0.0);
@@ -114,7 +114,7 @@ TEST(GradientScale, UnscalesAndTakesTheMean) {
   EXPECT_EQ(gradient_scale({.loss_scale = 0x1p126}, 0x1p126, 0), 0x1p-126);
 }
 
-// clipnorm bounds the norm of the unscaled gradients.
+// clipnorm limits the norm of the unscaled gradients.
 TEST(GradientScale, ClipsAfterUnscaling) {
   const AdamSettings settings{.clipnorm = 5, .loss_scale = 4};
   EXPECT_EQ(gradient_scale(settings, 4, 16 * 25.0), 0.25);

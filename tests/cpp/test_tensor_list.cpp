@@ -23,7 +23,7 @@ std::vector<std::vector<TensorRef>> lists() {
       {f32(0), f64(0), f32(10 * tile), f64(0)},
       {f32(100000), f64(100000), f32(1)},
       {f64(4097 * tile), f32(3), f32(9000 * tile + 5)},
-      // More than any memory: nothing here may overflow.
+      // Larger than any memory: nothing may overflow.
       {f32(INT64_MAX / 16), f64(INT64_MAX / 32), f32(1), f64(INT64_MAX / 32 - 7)},
   };
   all.emplace_back(1000, f32(1000));
@@ -38,7 +38,7 @@ std::vector<std::vector<TensorRef>> lists() {
   return all;
 }
 
-// The pieces of all parts, in order, are all elements of all tensors, in order, once each.
+// The pieces of all parts, in order, cover every element of every tensor exactly once, in order.
 TEST(TensorList, PartsCoverEveryElementOnce) {
   for (const std::vector<TensorRef>& tensors : lists()) {
     const TensorList list(tensors);
@@ -86,7 +86,7 @@ TEST(TensorList, PartsAreOfEqualBytesButForOneTile) {
                             [&](std::size_t i, std::int64_t first, std::int64_t end) {
                               bytes += (end - first) * item_size(tensors[i].param_storage());
                             });
-        // A cut lies up to a float64 tile before its place; total / parts is rounded.
+        // A cut is up to one float64 tile before its ideal place. total / parts is rounded.
         ASSERT_NEAR(static_cast<double>(bytes), static_cast<double>(total) / parts,
                     8.0 * tile + 1 + static_cast<double>(total) * 0x1p-50)
             << part << " of " << parts;

@@ -35,7 +35,7 @@ TEST(ThreadPolicy, PausesLongerEachTimeThatTheyDoNot) {
   }
 }
 
-// A pause is no longer than what is worth a trial.
+// For large passes, a pause ends as soon as the cost of a trial is small beside it.
 TEST(ThreadPolicy, TriesThemSoonerForLargePasses) {
   constexpr std::int64_t million = 1 << 20;
   ThreadPolicy policy;
@@ -56,7 +56,7 @@ TEST(ThreadPolicy, TriesThemSoonerForLargePasses) {
   EXPECT_TRUE(empty.wants_threads(0));
 }
 
-// Within 16 passes of 1M elements, of which two are trials.
+// Within 16 passes of 1M elements, two of which are trials.
 TEST(ThreadPolicy, LooksForAFreeCoreDuringAPause) {
   constexpr std::int64_t million = 1 << 20;
   for (const int fails : {1, 2, 3, 5}) {
@@ -91,7 +91,7 @@ TEST(ThreadPolicy, TakesAFewFreeCoresForChance) {
   EXPECT_FALSE(policy.wants_threads(40000));
 }
 
-// Probes that were wrong make the next ones rarer, until one finds no core or threads help.
+// Wrong probes make the next probes rarer, until a probe finds no free core or threads help again.
 TEST(ThreadPolicy, ProbesLessOftenWhereItDoesNotHelp) {
   ThreadPolicy policy;
   const auto end_pause = [&] {
@@ -136,7 +136,7 @@ TEST(CoreProbe, TellsWhetherAThreadGotACoreAtOnce) {
   bool found_free = false;
   for (int i = 0; i < 1000 && !found_free; ++i) {
     core_probe::start();
-    core_probe::start();  // nothing: one is on its way
+    core_probe::start();  // does nothing: a probe is already running
     core_probe::Result result = core_probe::Result::none;
     for (int k = 0; k < 10000 && result == core_probe::Result::none; ++k) {
       std::this_thread::sleep_for(std::chrono::microseconds(100));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How passes are divided, and share the threads.
+// The division of passes into parts, and of the threads among concurrent steps.
 #include "parallel/thread_share.hpp"
 
 #include <gtest/gtest.h>
@@ -62,7 +62,7 @@ TEST(PartsOfPass, SmallPassesAreOne) {
 
 TEST(PartsOfPass, LargePassesAreSeveralForEachThread) {
   EXPECT_EQ(parts_of_pass(4 * 65536, 8), 8);
-  EXPECT_EQ(parts_of_pass(15 * 65536, 8), 8);  // the same number for each thread
+  EXPECT_EQ(parts_of_pass(15 * 65536, 8), 8);  // the same number of parts for each thread
   EXPECT_EQ(parts_of_pass(16 * 65536, 8), 16);
   EXPECT_EQ(parts_of_pass(std::int64_t{1} << 40, 8), 16 * 8);
   EXPECT_EQ(parts_of_pass(std::int64_t{1} << 50, 4096), 16 * 4096);

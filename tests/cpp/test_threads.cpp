@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Steps beside other threads: the caller's own, its OpenMP regions, its forked children.
+// Steps beside other threads: several callers, OpenMP regions, forked children.
 #include "fusedadam/threads.hpp"
 
 #include <gtest/gtest.h>
@@ -93,7 +93,7 @@ TEST(ParallelFor, RunsOnePartOnTheCallingThread) {
   EXPECT_EQ(id, std::this_thread::get_id());
 }
 
-// Waits, not for ever.
+// Waits until the condition is true, for 20 s at most.
 template <class Condition>
 bool becomes_true(const Condition& condition) {
   const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
@@ -104,7 +104,7 @@ bool becomes_true(const Condition& condition) {
   return true;
 }
 
-// Otherwise the tests of several threads would test one.
+// Otherwise the tests for several threads would run on one.
 TEST(ParallelFor, RunsManyPartsOnSeveralThreads) {
   std::vector<std::thread::id> ids(2);
   std::atomic<int> begun{0};
@@ -121,7 +121,7 @@ TEST(ParallelFor, LeavesThePartsOfADisturbedThreadToTheOthers) {
   for (const int disturbed : {0, 5, 16, 31}) {
     std::atomic<int> done{0};
     parallel_for(2, parts, [&](int part) {
-      // Ends only when all others are done, those of the same run among them.
+      // The disturbed part ends after all others, including those of its own run.
       EXPECT_TRUE(part != disturbed || becomes_true([&] { return done == parts - 1; }));
       ++done;
     });
@@ -131,8 +131,8 @@ TEST(ParallelFor, LeavesThePartsOfADisturbedThreadToTheOthers) {
 
 // ---- several callers ----------------------------------------------------------------------------
 
-// Calls body(0), ..., body(callers - 1), each on a thread of its own, while another thread changes
-// what may be changed at any time.
+// Calls body(0), ..., body(callers - 1) on separate threads, while another thread changes
+// everything that may change at any time.
 template <class Body>
 void run_beside_each_other(std::size_t callers, const Body& body) {
   std::atomic<bool> done = false;
@@ -143,9 +143,9 @@ void run_beside_each_other(std::size_t callers, const Body& body) {
       EXPECT_FALSE(active_isa().empty());
       set_num_threads(1 + static_cast<int>(i % 3));
       EXPECT_GT(get_num_threads(), 0);
-      // As after passes that threads have made slower, and faster.
+      // As if passes had been slower or faster with threads.
       thread_policy.learn(40000, i % 8 < 3);
-      // The callers are to get the cores.
+      // Leave the cores to the callers.
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
   });
@@ -171,7 +171,7 @@ TEST(ConcurrentCallers, StepDifferentTensorsWithTheSameBits) {
   for (std::size_t i = 0; i < callers; ++i) EXPECT_TRUE(same_bits(actual[i], expected[i])) << i;
 }
 
-// What one caller has in the end of all that works on tensors.
+// Everything that one caller has written in the end.
 struct Outcome {
   std::vector<reference::AnyArrays> tensors;
   std::vector<reference::AnyArrays> clipped;
@@ -180,8 +180,8 @@ struct Outcome {
   double norm = 0;
 };
 
-// A prepared step is used again and again: averages swapped in between, gradients accumulated,
-// skipped and zeroed.
+// Uses one plan many times: averages are swapped in between, gradients accumulated, skipped and
+// zeroed.
 void run_a_plan(Outcome& outcome) {
   AdamSettings settings = everything;
   settings.loss_scale.reset();
@@ -219,7 +219,7 @@ Outcome outcome_of_every_pass(std::uint64_t seed) {
     step<std::int32_t>(outcome.sparse, skips, outcome.progress, mode);
   }
 
-  // The state begins anew.
+  // The state starts over.
   AdamPlan(references_of(outcome.tensors, {.use_ema = true})).begin();
   return outcome;
 }
@@ -245,14 +245,14 @@ TEST(ConcurrentCallers, RunEveryPassWithTheSameBits) {
 
 #if defined(_OPENMP)
 
-// Steps in each way in which a program of OpenMP can come to one.
+// Steps in each context in which an OpenMP program can call one.
 class InsideAnOpenMpRegion : public ::testing::Test {
  protected:
   static constexpr int most = 8;
 
   void SetUp() override { set_num_threads(3); }
 
-  // Once for each i < most at most, on any thread.
+  // For each i < most, called at most once, on any thread.
   void step_here(int i) {
     const auto at = static_cast<std::size_t>(i);
     threads[at] = get_num_threads();
@@ -297,8 +297,8 @@ TEST_F(InsideAnOpenMpRegion, SectionsStepSerially) {
   expect_steps(2, 1);
 }
 
-// The others wait at the end of the `single`, and could help; a region within does not ask for
-// them.
+// The other threads wait at the end of the `single` and could help, but a nested region does not
+// use them.
 TEST_F(InsideAnOpenMpRegion, ASingleThreadStepsSerially) {
 #pragma omp parallel num_threads(3)
 #pragma omp single
@@ -329,7 +329,7 @@ TEST_F(InsideAnOpenMpRegion, NestedRegionsStepSerially) {
   expect_steps(4, 1);
 }
 
-// Nobody else is at work there: such a region is none (OpenMP's "inactive").
+// A region of one thread counts as none: it is "inactive" in OpenMP's terms.
 TEST_F(InsideAnOpenMpRegion, OfOneThreadStepsUseThreads) {
 #pragma omp parallel num_threads(1)
   step_here(0);
@@ -339,7 +339,7 @@ TEST_F(InsideAnOpenMpRegion, OfOneThreadStepsUseThreads) {
   expect_steps(2, 3);
 }
 
-// Tools that limit OpenMP for a while do so through its own setting.
+// Tools that limit OpenMP temporarily use OpenMP's own setting.
 TEST(NumThreads, YieldsToASmallerLimitSetThroughOpenMp) {
   const int before = omp_get_max_threads();
   omp_set_num_threads(4);
@@ -360,7 +360,7 @@ TEST(NumThreads, YieldsToASmallerLimitSetThroughOpenMp) {
 
 #if defined(__unix__)
 
-// libgomp cannot start threads in a child of a process that had some, and waits for ever.
+// libgomp cannot start threads in the child of a process that had some: it waits forever.
 TEST(ForkedChild, StepsWithTheSameBitsInTime) {
   set_num_threads(2);
   const std::vector<reference::AnyArrays> before = mixed_tensors(5);
@@ -383,7 +383,7 @@ TEST(ForkedChild, StepsWithTheSameBitsInTime) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  // And the parent goes on as before.
+  // The parent is not affected.
   EXPECT_EQ(get_num_threads(), 2);
   EXPECT_TRUE(same_bits(stepped(before), expected));
 }

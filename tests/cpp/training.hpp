@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The same calls, by the library and by the reference.
+// Runs the same calls with the library and with the reference.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace fusedadam {
 
 inline constexpr int thread_counts[] = {1, 2, 3, 5};
 
-// What a test expects of one call after the other.
+// The expected results of a series of calls.
 struct Training {
   AdamSettings settings;
   std::vector<reference::AnyArrays> before;
@@ -21,7 +21,7 @@ struct Training {
   std::vector<AdamProgress> progress;
   std::vector<StepOutcome> outcomes;
 
-  // In the calls listed a gradient is not finite.
+  // In the calls listed, a gradient is not finite.
   Training(const AdamSettings& s, std::vector<reference::AnyArrays> tensors, int calls,
            const std::vector<int>& not_finite = {})
       : settings(s), before(std::move(tensors)) {
@@ -60,7 +60,8 @@ struct Training {
   std::vector<std::vector<reference::AnyArrays>> gradients_;
 };
 
-// Holds call(tensors, progress) to it, with each instruction set and these numbers of threads.
+// Compares call(tensors, progress) with them, for each instruction set and these numbers of
+// threads.
 template <class Call>
 void expect_training(const Training& training, std::span<const int> threads, Call call) {
   for_each_isa([&] {

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""libFuzzer on the reader of checkpoints, led by the branches that its Python code takes.
+"""Run libFuzzer on the checkpoint reader, guided by the branches of its Python code.
 
-    python tests/fuzz/fuzz_checkpoint.py            for FUSEDADAM_FUZZ_SECONDS, 10 without it
-    python tests/fuzz/fuzz_checkpoint.py FILE...    what a run found, once more
+    python tests/fuzz/fuzz_checkpoint.py            for FUSEDADAM_FUZZ_SECONDS, default 10
+    python tests/fuzz/fuzz_checkpoint.py FILE...    to repeat what a run found
 
-Needs atheris (3.0 for Python 3.11 to 3.13), which has libFuzzer in it. Prints what was tried, and fails
-if that was nothing; a file that it finds is left in the working directory.
+Needs atheris, which includes libFuzzer (3.0 for Python 3.11 to 3.13). Prints what was tried and
+fails if that is nothing. A failing file is left in the working directory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 LONGEST = 20_000
-# Some thousand times what a file takes.
+# Some thousand times longer than a file takes.
 SECONDS_PER_FILE = 10
-# A process with NumPy and libFuzzer's tables, and room for no header or array that lies.
+# Enough for a process with NumPy and libFuzzer's tables, but not for a header or array with a false
+# size.
 MEMORY_MB = 600
-# Where it is memory, since half of the time would be that of the disk.
+# In memory if possible: the disk would take half of the time.
 FOLDERS = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 RUNNING = "_FUSEDADAM_FUZZ_FOLDER"
 
@@ -54,7 +55,7 @@ def fuzz(folder: Path) -> None:
 
 
 def run(seconds: int) -> None:
-    """Fuzz in a process of its own, which libFuzzer ends, and print what it did."""
+    """Fuzz in a separate process, which libFuzzer ends, and print the outcome."""
     with tempfile.TemporaryDirectory(dir=FOLDERS) as name:
         folder = Path(name)
         corpus = folder / "corpus"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints to fuzz the reader with: good ones, and changes that leave most of the rest good.
+"""Checkpoints for fuzzing the reader: valid files, and mutations that keep most of a file valid.
 
-Bytes changed at random are refused at the first brace that is missing. So a change is made where the
-file has a structure: in the header, in the JSON that the metadata has as text, or in the table of
-tensors, and the length before the header, and offsets, are mostly made right again.
+Files with random bytes are rejected at the first missing brace. So mutations change the structure
+of the file: the header, the JSON texts in the metadata, or the table of tensors. The length of the
+header and the offsets are usually corrected afterwards.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Mutate: TypeAlias = Callable[[bytes, random.Random], bytes]
 SHAPES_AND_DTYPES: Final = [((3,), "float32"), ((2, 2), "float64"), ((), "float64"), ((0, 2), "f4")]
 _SIZES: Final = {"F32": 4, "F64": 8}
 
-# Nothing about it is true: it is only importable.
+# Not a meaningful schedule, only an importable one.
 SCHEDULE: Final = math.erf
 _OPTIONS: Final[list[dict[str, Any]]] = [
     {},
@@ -55,7 +55,7 @@ _VALUES: Final[list[Any]] = [*_NUMBERS, *_TEXTS, None, True, False, [], {}, [[]]
 
 
 class Pairs(list[Any]):
-    """An object of JSON as its pairs, of which two may have one name."""
+    """A JSON object as a list of pairs, in which a name may occur twice."""
 
 
 def parameters() -> list[Array]:
@@ -63,7 +63,7 @@ def parameters() -> list[Array]:
 
 
 def seeds(folder: Path) -> list[bytes]:
-    """Good files: before and after steps, with settings and counts of their own, of no parameters."""
+    """Valid files: before and after steps, with own settings and counts, without parameters."""
     found = []
     for options in _OPTIONS:
         for steps, own in ((0, False), (2, False), (4, True)):
@@ -84,7 +84,7 @@ def seeds(folder: Path) -> list[bytes]:
 
 
 def mutated(content: bytes, rng: random.Random, mutate_bytes: Mutate) -> bytes:
-    """Change a file in one to three ways. `mutate_bytes` changes bytes of which nothing is known."""
+    """Mutate a file in one to three ways. `mutate_bytes` mutates bytes without known structure."""
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         content = _mutated_once(content, rng, mutate_bytes)
     return content
@@ -130,7 +130,7 @@ def _file(text: bytes, data: bytes) -> bytes:
 
 
 def _change_metadata(header: Pairs, rng: random.Random, mutate_bytes: Mutate) -> None:
-    """Change one text of the metadata, mostly as the JSON that it is."""
+    """Mutate one text of the metadata, mostly as JSON."""
     tables = [value for name, value in header if name == "__metadata__" and value]
     if not tables or not isinstance(tables[0], Pairs):
         _change(header, rng)
@@ -148,7 +148,7 @@ def _change_metadata(header: Pairs, rng: random.Random, mutate_bytes: Mutate) ->
 
 
 def _change(root: list[Any], rng: random.Random) -> None:
-    """Change one place in what JSON gave: a value, a name, or whether and how often it is there."""
+    """Change one place in decoded JSON: a value, a name, or how often an item occurs."""
     nodes = list(_nodes(root))
     node = rng.choice(nodes)
     if not node:
@@ -173,7 +173,7 @@ def _change(root: list[Any], rng: random.Random) -> None:
             value = taken[1] if isinstance(other, Pairs) else taken
         else:
             value = rng.choice(_VALUES)
-        value = copy.deepcopy(value)  # else an object could end up in itself
+        value = copy.deepcopy(value)  # a copy, or an object could end up inside itself
         node[i] = (name, value) if isinstance(node, Pairs) else value
 
 
@@ -186,9 +186,9 @@ def _nodes(root: Any) -> Iterator[list[Any]]:
 
 
 def _with_moved_tensor(header: Pairs, data: bytes, rng: random.Random) -> bytes:
-    """Move one tensor, or its end and all that comes after it, and end the data where the last does.
+    """Move one tensor, or its end and all later ones, and end the data at the last tensor.
 
-    So the table can have a hole, or two tensors the same bytes, while all else of it is right.
+    The table may then have a hole, or two tensors may share bytes, while everything else is valid.
     """
     tensors = [Pairs(value) for _, value in header if isinstance(value, Pairs)]
     offsets = [value for tensor in tensors for name, value in tensor if name == "data_offsets"]
@@ -212,7 +212,7 @@ def _is_span(value: Any) -> bool:
 
 
 def _with_right_offsets(header: Pairs, data: bytes) -> bytes:
-    """Give each tensor the bytes that its shape needs, one after the other, and as much data."""
+    """Give the tensors consecutive bytes according to their shapes, and resize the data."""
     end = 0
     for _, value in header:
         described = dict(value) if isinstance(value, Pairs) else {}
@@ -228,7 +228,7 @@ def _with_right_offsets(header: Pairs, data: bytes) -> bytes:
 
 
 def _dumped(value: Any) -> str:
-    """As `json.dumps`, of objects whose names may stand twice."""
+    """Like `json.dumps`, for objects in which names may occur twice."""
     if isinstance(value, Pairs):
         return "{" + ",".join(f"{json.dumps(name)}:{_dumped(one)}" for name, one in value) + "}"
     if isinstance(value, list):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What must hold for whatever bytes a checkpoint has: it is refused, or it is what it says it is."""
+"""Rules for a checkpoint of any bytes: it is refused, or it is what it claims to be."""
 
 from __future__ import annotations
 
-# Those that nobody uses here are imported before anything is loaded, which must import nothing else:
-# difflib finds the option that was meant.
+# Loading must import nothing, so modules that the reader imports late are imported here. It uses
+# difflib to find the option that was meant.
 import difflib  # noqa: F401
 import json
 import re
@@ -22,9 +22,9 @@ from safetensors import safe_open
 
 
 def loads(path: Path, content: bytes) -> bool:
-    """Check all that must hold for a file of these bytes, written to `path`; whether it loads."""
+    """Check all rules for a file with these bytes, written to `path`. Return whether it loads."""
     path.write_bytes(content)
-    # For half of all files, always the same ones.
+    # For about half of all files, and always for the same ones.
     lr = SCHEDULE if zlib.crc32(content) & 1 else None
     params = parameters()
     modules = set(sys.modules)
@@ -47,19 +47,19 @@ def loads(path: Path, content: bytes) -> bool:
 
 
 def _check_against_the_library(path: Path, adam: Adam, replaced: set[str]) -> None:
-    """The safetensors library must find the same in the file, as must who reads its JSON."""
+    """The safetensors library and a reader of the JSON must find the same contents."""
     state = snapshot(adam)
     with safe_open(path, framework="numpy") as file:
         found = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for kind, arrays in state["slots"].items():
-        # Of a file without arrays, which is that of an optimizer without steps, they are new.
+        # An optimizer without steps has no arrays in its file, so loading creates them.
         if tensors:
             assert_all_same_bits(arrays, [tensors.pop(f"{kind}.{i}") for i in range(len(arrays))])
     assert not tensors
     config = json.loads(found["config"])
     assert {**state["config"], **dict.fromkeys(replaced)} == {**config, **dict.fromkeys(replaced)}
-    # The loss scale, a float64, may be written as an integer that is none.
+    # The loss scale, a float64, may be written as an integer.
     counts = json.loads(found["progress"])
     assert state["progress"] == {
         name: type(state["progress"].get(name, 0))(count) for name, count in counts.items()
@@ -84,7 +84,7 @@ def _check_what_parameters_have_of_their_own(adam: Adam, found: dict[str, str]) 
 
 
 def _check_that_it_is_kept(path: Path, adam: Adam) -> None:
-    """What was loaded can be saved, and then is the same when it is loaded and saved again."""
+    """Save what was loaded. Loading and saving it again must give the same file."""
     adam.save(path)
     saved = path.read_bytes()
     lr = SCHEDULE if adam.lr is SCHEDULE else None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Calls that must be refused, each with one fault: the call, and the errors that may say so.
+"""Calls with one fault each: the call, and the errors that may report it.
 
-What is handed over besides the fault is good, so that a fault that went unnoticed would be a step.
+All other arguments are valid, so a fault that goes unnoticed leads to a step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from oracle import LARGEST_COUNT
 
 
 class Program(Protocol):
-    """What a fault needs to know of the program that it happens in."""
+    """What a fault needs to know about the program in which it happens."""
 
     adam: Adam
     model: Model
@@ -41,19 +41,19 @@ class Refused(NamedTuple):
 
 
 class CallersError(Exception):
-    """Raised by what the caller hands over."""
+    """Raised by an object of the caller."""
 
 
 Fault = Callable[[Program], "Refused | None"]
 
 
 def _position(program: Program, min_size: int = 0) -> int | None:
-    """Any parameter of at least so many elements."""
+    """Return the position of any parameter with at least this many elements."""
     fitting = [i for i, a in enumerate(program.params.arrays) if a.size >= min_size]
     return int(program.rng.choice(fitting)) if fitting else None
 
 
-# -- one bad array ----------------------------------------------------------------------------
+# -- a bad array ------------------------------------------------------------------------------
 
 
 def _cast(dtype: str) -> Callable[[Array], Array]:
@@ -113,7 +113,7 @@ BAD_GRADIENTS: Final[dict[str, Callable[[Array], Any]]] = {
     "a ragged list": lambda _: [[1.0], [1.0, 2.0]],
     "no array": lambda _: object(),
 }
-# Of another dtype or none at all, which cannot be zeroed.
+# Not an array, or of another dtype: cannot be zeroed.
 BAD_GRADIENTS_TO_ZERO: Final[dict[str, Callable[[Array], Any]]] = {
     "swapped bytes": _swapped,
     "another dtype": _other_dtype,
@@ -140,7 +140,7 @@ def _step(program: Program, grads: list[Any], params: list[Any]) -> Refused:
 
 def _bad_param(make: Callable[[Array], Any]) -> Fault:
     def fault(program: Program) -> Refused | None:
-        i = _position(program, 2)  # one element has any layout
+        i = _position(program, 2)  # an array of one element fits any layout
         if i is None:
             return None
         params: list[Any] = list(program.params.arrays)
@@ -151,7 +151,7 @@ def _bad_param(make: Callable[[Array], Any]) -> Fault:
             except (TypeError, ValueError):
                 pass
             else:
-                return None  # no fault where there are no moments yet
+                return None  # without moments, this is no fault
         return _step(program, program.gradients(), params)
 
     return fault
@@ -207,7 +207,7 @@ def _wrong_way_round(program: Program) -> Refused | None:
 
 
 def _another_order(program: Program) -> Refused | None:
-    """Parameters of the last step, of which two change places."""
+    """The parameters of the last step with two of them swapped."""
     filled = [i for i, a in enumerate(program.params.arrays) if a.size]
     if len(filled) < 2 or program.model.bound is not program.params:
         return None
@@ -219,7 +219,7 @@ def _another_order(program: Program) -> Refused | None:
 
 
 def _gradient_of_other_parameters(program: Program) -> Refused | None:
-    """Good parameters that were not seen before, in another layout, and then a bad gradient."""
+    """Valid parameters in another layout, not seen before, with a bad gradient."""
     i = _position(program, 1)
     if i is None:
         return None
@@ -241,7 +241,7 @@ def _overlapping_params(program: Program) -> Refused | None:
 
 
 def _overlapping_twins(program: Program) -> Refused | None:
-    """Parameters in another layout, of which two share memory."""
+    """Parameters in another layout, two of which share memory."""
     i = _position(program, 1)
     if i is None or not program.model.is_built:
         return None
@@ -328,7 +328,7 @@ def _swap_of_what_is_read_only(program: Program) -> Refused | None:
     return Refused(call, (ValueError,))
 
 
-# -- losses, schedules, iterators that raise --------------------------------------------------
+# -- losses, schedules and iterators that raise -----------------------------------------------
 
 
 def _raising(*_: Any) -> Any:
@@ -385,15 +385,16 @@ def _weights(change: Callable[[list[Array]], Any]) -> Fault:
 
 
 def _with(weights: list[Array], position: int, value: Any) -> list[Any]:
-    weights[position]  # raises where there is none
-    # Others than there are, and all that is refused is the one at `position`: a count may be the largest.
+    weights[position]  # raises if there is none
+    # The values differ from the current ones, and only the one at `position` is bad. A count may be
+    # the largest.
     changed: list[Any] = [np.where(w == LARGEST_COUNT, w, w + 1) for w in weights]
     changed[position] = value
     return changed
 
 
 def _overflow_as_error(program: Program) -> Refused | None:
-    """Numbers too large for float32 in the last moment, where the caller makes that an error."""
+    """Values too large for float32 in the last moment, while the caller makes overflow an error."""
     if not program.model.is_built or len(program.adam.weights) < 2:
         return None
     weights = program.adam.get_weights()
@@ -499,7 +500,7 @@ def _overriding(error: type[Exception], **settings: Any) -> Fault:
 
 
 def _nested_otherwise(program: Program) -> Refused | None:
-    """Gradients that are nested otherwise than the parameters."""
+    """Gradients nested in another way than the parameters."""
     if not program.params.arrays:
         return None
     return Refused(

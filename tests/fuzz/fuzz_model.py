@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an optimizer must be after any program of calls: the oracle, and what it is asked to keep."""
+"""The expected state of an optimizer after any program of calls, according to the oracle."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DEFAULTS: Final[dict[str, Any]] = {
     if name not in ("params", "excluded", "own")
 }
 
-# 1 is as good as None.
+# A value of 1 means the same as None.
 _COUNT: Final = "gradient_accumulation_steps"
 
 
 class Parameters:
-    """Arrays between guard pages, and what is to be in them."""
+    """Arrays between guard pages, and their expected contents."""
 
     def __init__(
         self, expected: Sequence[Array], placed: Iterable[Place], orders: Iterable[Order]
@@ -45,7 +45,7 @@ class Parameters:
 
     @property
     def transposed(self) -> set[int]:
-        """Positions of those in Fortran order."""
+        """The positions of the arrays in Fortran order."""
         return {i for i, array in enumerate(self.arrays) if not array.flags.c_contiguous}
 
     def check(self) -> None:
@@ -55,19 +55,19 @@ class Parameters:
 
 
 class Model:
-    """The oracle, from the settings alone through its state to averages that are swapped in."""
+    """The oracle with the optimizer's whole life cycle, from settings alone to swapped averages."""
 
     def __init__(self, **options: Any) -> None:
         self.oracle = OracleAdam([], **options)
         self.is_built = False
         self.is_swapped = False
-        # The parameters of the last call that was not refused, with which averages are swapped.
+        # The parameters of the last accepted call, with which swap_ema() swaps the averages.
         self.bound: Parameters | None = None
-        # Arrays to be found among the parameters of the next step; None where there are none.
+        # Arrays that the next step must find among its parameters, or None.
         self.to_exclude: list[Array] | None = None
-        # Likewise, with the settings that they shall have of their own.
+        # The same for arrays with their own settings.
         self.to_override: list[tuple[list[Array], dict[str, Any]]] = []
-        # How the parameters of `step` and `minimize` are nested; None before the first.
+        # The nesting of the parameters of `step` and `minimize`, None before the first call.
         self.structure: str | None = None
 
     # ---- settings
@@ -93,10 +93,10 @@ class Model:
         now = {name: getattr(self.oracle, name) for name in DEFAULTS}
         return not conflict({**now, **settings})
 
-    # ---- whether a call is to be refused
+    # ---- which calls must be refused
 
     def own(self, params: Parameters) -> tuple[set[int], dict[int, Mapping[str, Any]]] | None:
-        """Positions that do not decay, and settings by position; None where an array is unknown."""
+        """Excluded positions, and settings by position. None if an array is not a parameter."""
         by_identity = {id(array): i for i, array in enumerate(params.arrays)}
 
         def found(arrays: Iterable[Array]) -> list[int]:
@@ -120,11 +120,11 @@ class Model:
             return True
         if structure is not None and self.structure not in (None, structure):
             return True
-        # The optimizer's may have changed since.
+        # The optimizer's settings may have changed since.
         return not all(map(self.can_override, own[1].values()))
 
     def clips_by(self, params: Parameters) -> dict[int, Mapping[str, Any]] | None:
-        """Settings of their own by which `get_gradients` clips; None where it is to be refused."""
+        """The own settings by which `get_gradients` clips. None if the call must be refused."""
         own = self.own(params) if self.to_override else (set(), self.oracle.own)
         if own is None:
             return None
@@ -137,7 +137,7 @@ class Model:
             return True
         return any(position >= len(params.arrays) for position in (*own[0], *own[1]))
 
-    # ---- calls that are not refused
+    # ---- accepted calls
 
     def build(self, params: Parameters) -> None:
         self._begin(params)
@@ -147,7 +147,7 @@ class Model:
     def step(
         self, params: Parameters, grads: Sequence[Array | None], structure: str | None = None
     ) -> list[Any]:
-        """Take one call; the gradients as it leaves them."""
+        """Take one call and return the gradients as the call leaves them."""
         self._before(params)
         left = self.oracle.step(grads)
         params.expected = self.oracle.params
@@ -168,13 +168,13 @@ class Model:
         self.is_swapped = not self.is_swapped
 
     def copied(self, *, is_deep: bool) -> None:
-        """The optimizer is now a copy: of the parameters it knows nothing."""
+        """Continue as a copy of the optimizer, which is not bound to the parameters."""
         self.bound = None
         if self.to_exclude and is_deep:
-            self.to_exclude = [np.zeros(0)]  # copies too, that are nobody's parameters
+            self.to_exclude = [np.zeros(0)]  # copies too, which are no parameters
 
     def saved(self) -> Model:
-        """What a file has of it."""
+        """What a file of this optimizer contains."""
         saved = Model()
         saved.oracle = copy.deepcopy(self.oracle)
         saved.is_built = self.is_built
@@ -192,9 +192,9 @@ class Model:
         return known == [(x.shape, x.dtype) for x in params.arrays]
 
     def loaded(self, params: Parameters) -> Model:
-        """What is made of a file that has this one."""
+        """The optimizer loaded from a file of this one."""
         loaded = self.saved()
-        # A state of no parameters is none.
+        # State without parameters counts as no state.
         loaded.is_built = self.is_built and bool(self.oracle.m)
         if loaded.is_built:
             loaded._accept(params)
@@ -219,7 +219,7 @@ class Model:
         self.to_exclude, self.to_override = None, []
         self.bound = params
 
-    # ---- what is to be seen
+    # ---- visible state
 
     def weights(self) -> list[Array]:
         return self.oracle.weights() if self.is_built else []
@@ -228,7 +228,7 @@ class Model:
         return self.oracle.ema if self.is_built else []
 
     def waiting(self) -> list[int]:
-        """Positions with gradients that are accumulated."""
+        """The positions with accumulated gradients."""
         accumulators = self.oracle.accumulators if self.oracle.accumulated else []
         return [i for i, array in enumerate(accumulators) if array is not None]
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""How long these tests run, from which seed, and what they count.
+"""The length, the seed and the counters of the fuzz tests.
 
-Without an environment variable each run is the same short one. FUSEDADAM_FUZZ_EXAMPLES sets how many
-programs each test tries, from a fresh seed that is printed before they start. FUSEDADAM_FUZZ_SEED
-repeats such a run, also one that ended the process at a guard page. No database of examples is kept.
+Without environment variables, every run is the same short one. FUSEDADAM_FUZZ_EXAMPLES sets the
+number of programs per test and draws a fresh seed, which is printed before the tests start.
+FUSEDADAM_FUZZ_SEED repeats such a run, even one that ended the process at a guard page. There is no
+example database.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _SEED: Final = os.environ.get("FUSEDADAM_FUZZ_SEED")
 CALLS_PER_PROGRAM: Final = 50
 SEED: Final = int(_SEED) if _SEED else 0 if _EXAMPLES is None else secrets.randbits(32)
 
-# What each test did, by its name.
+# What each test did, by name.
 TALLIES: Final[dict[str, Counter[str]]] = {}
 
 
 def tally(name: str) -> Counter[str]:
-    """The counts of this test: "programs", "calls", "refused calls", ..."""
+    """The counters of this test: "programs", "calls", "refused calls", ..."""
     return TALLIES.setdefault(name, Counter())
 
 
@@ -36,7 +37,7 @@ def examples(default: int) -> int:
 
 
 def settings(default: int) -> hypothesis.settings:
-    """Settings of a test that tries `default` programs where nothing else is asked for."""
+    """Settings of a test that tries `default` programs unless another number is requested."""
     return hypothesis.settings(
         max_examples=examples(default),
         stateful_step_count=CALLS_PER_PROGRAM,
@@ -48,6 +49,6 @@ def settings(default: int) -> hypothesis.settings:
 
 
 def run_programs(machine: type[RuleBasedStateMachine], default: int) -> None:
-    """Run programs of this machine's rules."""
+    """Run programs made of this machine's rules."""
     seeded: Any = hypothesis.seed(SEED)(machine)
     run_state_machine_as_test(seeded, settings=settings(default))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What programs are made of: sizes at edges, numbers of every kind, settings and their bad values."""
+"""Values for the programs: sizes at edges, all kinds of numbers, valid and invalid settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Shape: TypeAlias = tuple[int, ...]
 
 seeds = st.integers(0, 2**32 - 1)
 
-# Vector widths, stretches of 256 elements, tiles of 1,024; seldom where threads begin to be used.
+# Vector widths, chunks of 256 elements, tiles of 1,024, and occasionally the size at which threads
+# begin to be used.
 _EDGES: Final = [0, 1, 2, 15, 16, 17, 255, 256, 257, 1023, 1024, 1025, 2047, 2049, 4099]
 _THREADED: Final = [32_767, 32_768, 32_769, 40_000]
 
@@ -47,13 +48,13 @@ tensors = st.tuples(shapes(), dtypes, places)
 tables = st.tuples(shapes(min_dims=1), dtypes, places)
 TensorSpec: TypeAlias = tuple[Shape, str, Place]
 
-# Most numbers are plain, since one NaN in a moment stays there.
+# Most numbers are plain, because a NaN in a moment never goes away.
 TAME: Final = ["plain", "plain", "small", "zeros", "tiny"]
 WILD: Final = [*TAME, "spiked", "odd"]
 
 
 def numbers(rng: np.random.Generator, shape: Shape, dtype: str, kind: str) -> Array:
-    """Draw an array: "spiked" has a few numbers out of the ordinary, "odd" nothing else."""
+    """Draw an array. "spiked" has a few extraordinary numbers, "odd" nothing else."""
     if kind == "zeros":
         return np.zeros(shape, dtype)
     if kind == "small":
@@ -78,13 +79,13 @@ def _odd(dtype: str) -> Array:
 
 
 def strided(array: Array, place: Place) -> tuple[Guarded, Array]:
-    """The same numbers with a stride of two elements, and the memory that they are in."""
+    """The same numbers with a stride of two elements, and their memory."""
     held = Guarded(np.repeat(array, 2).reshape(*array.shape, 2), place)
     return held, held.array[..., 0]
 
 
 def nested(arrays: Sequence[Any], form: str) -> Any:
-    """The same arrays as they may be nested: each form of so many arrays is another structure."""
+    """The same arrays in a nested structure. Each form gives another structure."""
     if form == "dict":
         return {f"p{i}": array for i, array in enumerate(arrays)}
     if form == "nested":
@@ -93,7 +94,7 @@ def nested(arrays: Sequence[Any], form: str) -> Any:
 
 
 def structure(count: int, form: str) -> str:
-    """A name of how `nested` nests so many arrays."""
+    """A name for the structure in which `nested` puts this many arrays."""
     return "list" if form == "alone" and count != 1 else form
 
 
@@ -101,7 +102,7 @@ FORMS: Final = ["list", "list", "dict", "nested", "alone"]
 
 
 def cast_gradient(rng: np.random.Generator, grad: Array) -> Any:
-    """Something that NumPy casts to such a gradient, with other numbers: of any dtype and layout."""
+    """Draw an object of any dtype and layout that NumPy casts to such a gradient."""
     kinds = ["float16", "bfloat16", "float32", "float64", "longdouble", "int32", "uint8", "bool"]
     kind = str(rng.choice([*kinds, "swapped", "list", "Fortran"]))
     with np.errstate(all="ignore"):
@@ -126,7 +127,7 @@ def unnamed(iterations: int) -> float:
     return 0.01 / (1 + iterations)
 
 
-# What no name imports: its configuration cannot be written.
+# Cannot be imported by name, so its configuration cannot be saved.
 lambda_schedule: Callable[[int], float] = lambda iterations: unnamed(iterations)
 
 _unit = st.one_of(st.floats(0, 1, exclude_max=True), st.just(0.9))
@@ -158,14 +159,14 @@ SETTINGS: Final[dict[str, st.SearchStrategy[Any]]] = {
     "maximize": _switch,
     "flush_denormals": _switch,
 }
-# What a parameter may have of its own.
+# The settings that single parameters may have.
 OWN: Final = (
     *("beta_1", "beta_2", "epsilon", "decay", "bias_corrected_epsilon", "weight_decay", "l2"),
     *("clipnorm", "clipnorm_per_tensor", "clipvalue", "ema_momentum", "ema_overwrite_frequency"),
     *("maximize", "flush_denormals"),
 )
 OWN_SETTINGS: Final = st.lists(st.sampled_from(["lr", *OWN]), max_size=3, unique=True).flatmap(
-    # A few: more of them exclude each other.
+    # Only a few, because more of them tend to exclude each other.
     lambda names: st.fixed_dictionaries(
         {name: _any if name == "lr" else SETTINGS[name] for name in names}
     )
@@ -176,10 +177,10 @@ ALWAYS: Final = ("lr", "beta_1", "beta_2", "epsilon", "decay")
 
 @st.composite
 def options(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw settings that go together; most are left at their defaults."""
+    """Draw settings that are valid together. Most are left at their defaults."""
     names = draw(st.sets(st.sampled_from(list(SETTINGS)), max_size=8))
     chosen = {name: draw(SETTINGS[name]) for name in sorted(names)}
-    # What shapes the state or is counted is on in every second program.
+    # Settings that affect state or counts are on in every second program.
     for name in ("use_ema", "amsgrad", "skip_nonfinite"):
         if draw(st.booleans()):
             chosen[name] = True
@@ -192,7 +193,7 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def conflict(chosen: dict[str, Any]) -> bool:
-    """Whether settings exclude each other."""
+    """Whether some of the settings exclude each other."""
     by_norm = [chosen.get(name) for name in ("clipnorm", "clipnorm_per_tensor")]
     needs_ema = (
         chosen.get("ema_overwrite_frequency") is not None

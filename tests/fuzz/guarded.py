@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Arrays between two inaccessible pages: one byte read or written too far ends the process.
+"""Arrays next to inaccessible pages: one byte read or written too far ends the process.
 
-The rest of the pages between them holds canaries, which tell of a write on the other side. Memory is
-protected through `mprotect` on Linux and macOS. On Windows it is not: there an array has canaries on
-both sides and nothing else, so that only writes are found.
+The remaining bytes of the accessible pages hold canaries, which detect writes on the other side.
+Linux and macOS protect memory through `mprotect`. On Windows, an array has only the canaries on
+both sides, so only writes are found.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _PROT_NONE: Final = 0
 
 
 class Guarded:
-    """A copy of an array that ends directly before an inaccessible page, or begins behind one.
+    """A copy of an array that ends just before an inaccessible page, or begins just after one.
 
-    The distance to a 64-byte boundary follows from the number of bytes where it stands at the "end"
-    (any multiple of the item size), and is 0 at the "start".
+    For placement "end", the distance to a 64-byte boundary depends on the number of bytes and may
+    be any multiple of the item size. For "start", it is 0.
     """
 
     def __init__(self, values: Array, place: Place = "end", order: Order = "C") -> None:
@@ -56,7 +56,7 @@ class Guarded:
         self.array[...] = values
 
     def assert_canaries_alive(self) -> None:
-        """Fail if a byte of these pages that is none of the array's has changed."""
+        """Fail if a byte outside the array, on its pages, has changed."""
         assert (self._bytes[: self._start] == _CANARY).all(), "written before the array's start"
         assert (self._bytes[self._stop :] == _CANARY).all(), "written past the array's end"
 
@@ -64,7 +64,7 @@ class Guarded:
 def _anonymous(size: int) -> mmap.mmap:
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
-    # Not shared with a forked child, as the memory of any array is not.
+    # Private, so that a forked child gets a copy, as with the memory of any other array.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Programs of calls of the whole interface of `Adam`, good and refused, beside the oracle.
+"""Programs of valid and refused calls of the whole `Adam` interface, compared with the oracle.
 
-After each call every bit of parameters, moments and averages, every count and every setting is what
-the oracle says; a refused call has changed none of them. Parameters, gradients, row numbers and rows
-lie between inaccessible pages. The optimizer's own memory cannot: test_fuzz_stateless.py has moments
-there too.
+After each call, every bit of parameters, moments and averages, every count and every setting must
+equal the oracle's. A refused call must change nothing. Parameters, gradients, indices and rows lie
+between inaccessible pages. The optimizer's own memory does not. test_fuzz_stateless.py covers
+moments as well.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _spread(double: Array) -> Array:
 
 
 def _flat(tree: Any) -> list[Any]:
-    """The arrays of `nested`, also as autograd boxes them."""
+    """The arrays of `nested`, or autograd's boxes of them."""
     if isinstance(tree, dict):
         return [array for child in tree.values() for array in _flat(child)]
     if isinstance(tree, (list, tuple)):
@@ -80,12 +80,12 @@ def _flat(tree: Any) -> list[Any]:
 
 
 class AdamMachine(RuleBasedStateMachine):
-    """One optimizer through one program."""
+    """One optimizer in one program."""
 
     adam: Adam
     model: Model
     params: Parameters
-    others: Parameters  # of the same shapes: another model that shares the optimizer
+    others: Parameters  # same shapes: another model that shares the optimizer
     rng: np.random.Generator
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class AdamMachine(RuleBasedStateMachine):
         self._is_ready = False
         self._grads: list[Guarded] = []
         self._doubles: list[Guarded] = []  # room for twice as many gradients
-        self._saved: Model | None = None  # what the file at `_path` has
+        self._saved: Model | None = None  # the contents of the file at `_path`
         self._path = self.folder / "saved"
 
     def teardown(self) -> None:
@@ -104,7 +104,7 @@ class AdamMachine(RuleBasedStateMachine):
         fusedadam.set_isa(self._before[0])
         fusedadam.set_num_threads(self._before[1])
 
-    # ---- what the rules share
+    # ---- helpers of the rules
 
     def _drawn(self, specs: Sequence[TensorSpec], kind: str = "plain") -> list[Array]:
         return [numbers(self.rng, shape, dtype, self._kind(kind)) for shape, dtype, _ in specs]
@@ -117,11 +117,11 @@ class AdamMachine(RuleBasedStateMachine):
         return Parameters(drawn, [place for _, _, place in specs], self._orders(specs))
 
     def _orders(self, specs: Sequence[TensorSpec]) -> list[Order]:
-        """One in four in Fortran order, but for a table alone, whose rows can be stepped in C's."""
+        """One in four in Fortran order, but not a single table: sparse steps need C order."""
         return ["F" if len(specs) > 1 and self.rng.random() < 0.25 else "C" for _ in specs]
 
     def gradients(self) -> list[Array]:
-        """Fresh plain gradients, between guard pages until the next ones are asked for."""
+        """New plain gradients, between guard pages until the next call."""
         return self._new_gradients("plain")
 
     def _new_gradients(self, kind: str) -> list[Array]:
@@ -137,7 +137,7 @@ class AdamMachine(RuleBasedStateMachine):
         with np.errstate(all="ignore"), pytest.raises(errors or (ValueError,)):
             call()
 
-    # ---- the beginning
+    # ---- initialization
 
     @initialize(
         specs=st.one_of(
@@ -231,13 +231,13 @@ class AdamMachine(RuleBasedStateMachine):
     def _gradients(
         self, kind: str, form: str, place: Place
     ) -> tuple[list[Any], list[Guarded], bool]:
-        """Gradients of this form, the memory they are in, and whether a step writes to it."""
+        """Gradients of this form, the memory that holds them, and whether a step writes to it."""
         params = self.params.arrays
         if form == "again" and _alike([g.array for g in self._grads], params):
             return [g.array for g in self._grads], self._grads, False
         grads = self._new_gradients(kind)
         if form in ("packed", "spread"):
-            # Both begin at the same address from call to call, with another layout.
+            # Both start at the same address in each call, but with another layout.
             if not _alike([_packed(held.array) for held in self._doubles], params):
                 self._doubles = [Guarded(np.stack([g, g]), place) for g in grads]
             views = [_packed(held.array) for held in self._doubles]
@@ -274,7 +274,7 @@ class AdamMachine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(TAME), nesting=st.sampled_from([None, *FORMS]))
     def step_by_callable(self, kind: str, nesting: str | None) -> None:
-        """By `get_updates`, or by `minimize` of nested parameters."""
+        """Through `get_updates`, or through `minimize` with nested parameters."""
         arrays = self.params.arrays
         if not arrays or sum(a.size for a in arrays) > 5_000:
             return
@@ -394,7 +394,7 @@ class AdamMachine(RuleBasedStateMachine):
 
     @rule(specs=st.lists(tensors, max_size=4), kind=kinds)
     def build_others(self, specs: list[TensorSpec], kind: str) -> None:
-        """Parameters of other number, shapes and dtypes."""
+        """Parameters that differ in number, shapes and dtypes."""
         params = self._parameters(specs, kind)
         if self._build(params):
             self.params, self.others = params, self._parameters(specs, kind)
@@ -432,7 +432,7 @@ class AdamMachine(RuleBasedStateMachine):
         try:
             self.adam.set_weights(given)
         except ValueError as error:
-            # Only where nothing decides: the layout is then named.
+            # Only allowed if the list is ambiguous. Then the layout is named.
             if "more than one layout" not in str(error):
                 raise
             self.adam.set_weights(given, layout="keras-3" if form == "Keras 3" else "fusedadam")
@@ -443,7 +443,7 @@ class AdamMachine(RuleBasedStateMachine):
 
     @rule(kind=kinds)
     def write_live_moments(self, kind: str) -> None:
-        """The arrays of `weights` and `ema` are the optimizer's own, which users may write to."""
+        """Users may write to the optimizer's own arrays in `weights` and `ema`."""
         oracle = self.model.oracle
         live = [*self.adam.weights[1:], *self.adam.ema]
         mirrors = [*oracle.m, *oracle.v, *oracle.vhat, *oracle.ema] if self.model.is_built else []
@@ -553,7 +553,7 @@ class AdamMachine(RuleBasedStateMachine):
     def override(
         self, chosen: set[int], every: list[dict[str, Any]], nesting: str, builds: bool
     ) -> None:
-        """Several times; a step, or `build`, finds the arrays afterwards."""
+        """Several calls in a row. A step or `build` looks the arrays up later."""
         named = [a for i, a in enumerate(self.params.arrays) if i not in chosen]
         for own in every:
             self._override(named, own, nesting)
@@ -601,9 +601,9 @@ class AdamMachine(RuleBasedStateMachine):
 
     @rule(place=places)
     def move_parameters(self, place: Place) -> None:
-        """The same numbers elsewhere in memory."""
+        """The same numbers at other addresses."""
         if self.model.to_override:
-            return  # no step would find them any more
+            return  # no step would find them any longer
         moved = [x.copy() for x in self.params.expected]
         orders = self._orders(self.params.specs)
         self.params = Parameters(moved, [place] * len(moved), orders)
@@ -624,7 +624,7 @@ class AdamMachine(RuleBasedStateMachine):
             return
         errors = refused.errors
         if self.model.refuses_step(self.params):
-            errors = (*errors, ValueError)  # the first of two reasons to be seen
+            errors = (*errors, ValueError)  # whichever of two reasons is found first
         self._refused(refused.call, *errors)
         assert (fusedadam.get_num_threads(), fusedadam.active_isa()) == (threads, isa)
         for held in self._grads:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The reader of checkpoints against files that were changed at random: what libFuzzer does, blindly.
+"""The checkpoint reader with randomly mutated files: libFuzzer's job, without its guidance.
 
-Where there is no atheris, and to see that the rules find faults. `fuzz_checkpoint.py` finds more.
+Runs without atheris, and checks that the rules detect faults. `fuzz_checkpoint.py` finds more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def test_good_files_load(tmp_path: Path, good: list[bytes]) -> None:
-    # At least with a schedule, which half of all files are loaded with.
+    # Files whose lr is a schedule only load if lr is given, as it is for half of all files.
     assert sum(loads(tmp_path / "file", content) for content in good) > len(good) / 2
     schedules = [b"math:erf" in content for content in good]
     assert 0 < sum(schedules) < len(good)
@@ -37,7 +37,7 @@ def test_changed_files_load_or_are_refused(tmp_path: Path, good: list[bytes]) ->
         content = mutated(rng.choice(good), rng, blindly)
         counts["files"] += 1
         counts["files that load"] += loads(tmp_path / "file", content)
-    # Some of the changes are none to what a file says.
+    # Some mutations do not change what a file says.
     assert 0.02 < counts["files that load"] / counts["files"] < 0.5
 
 
@@ -62,7 +62,7 @@ def test_rules_find_a_reader_that_takes(
 ) -> None:
     monkeypatch.setattr(*fault)
     rng = random.Random(0)
-    # Each is found among the first 200 files or so.
-    with pytest.raises(Exception):  # noqa: B017, PT012 (whatever shows it)
+    # Each fault is found within about 200 files.
+    with pytest.raises(Exception):  # noqa: B017, PT012 (any failure)
         for _ in range(2000):
             loads(tmp_path / "file", mutated(rng.choice(good), rng, blindly))

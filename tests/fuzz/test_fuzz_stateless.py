@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The functions without state of their own, with all that they read and write between guard pages.
+"""The stateless functions, with everything that they read and write between guard pages.
 
-Here moments, vhat and averages lie there too, which for `Adam` are in memory of its own.
+That includes moments, vhat and averages, which `Adam` keeps in its own memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ kinds = st.sampled_from(WILD)
 
 
 def draw_lists(rng: np.random.Generator, specs: list[TensorSpec], kind: str) -> Lists:
-    """Arrays of each kind, each at an end of its own."""
+    """Arrays of each kind, each at its own end of the accessible pages."""
     lists: Lists = {}
     for name in KINDS:
         lists[name] = []
@@ -55,7 +55,7 @@ def draw_lists(rng: np.random.Generator, specs: list[TensorSpec], kind: str) -> 
 
 
 def expected_of(before: dict[str, list[Array]], step: int, chosen: dict[str, Any]) -> list[Any]:
-    """Lists of arrays, in the order of KINDS without those that are not in `before`."""
+    """Lists of arrays in the order of KINDS, without the kinds missing from `before`."""
     clips = {name: chosen.get(name) for name in ("clipnorm", "clipvalue")}
     sign = -1.0 if chosen.get("maximize") else 1.0
     clipped = oracle.clip(before["grads"], sign=sign, **clips)
@@ -80,7 +80,7 @@ def check(lists: Lists, expected: dict[str, list[Array]]) -> None:
 def refused_arguments(
     arrays: dict[str, list[Any]], rng: np.random.Generator, fault: str
 ) -> dict[str, Any] | None:
-    """The arguments of a step with one fault; None where these arrays cannot have it."""
+    """The arguments of a step with one fault, or None if these arrays cannot have it."""
     name = str(rng.choice([n for n in arrays if n != "grads"]))
     filled = [i for i, a in enumerate(arrays[name]) if a.size > 1]
     if not filled:
@@ -143,7 +143,7 @@ def test_steps_of_guarded_arrays_equal_oracle(
                     adam_step(**spoilt, step=step, **chosen)
                 check(lists, before)
             if len(specs) == 1:
-                # One tensor may also be given as it is.
+                # A single tensor may also be given without a list.
                 arrays = {n: a[0] for n, a in arrays.items()}
             adam_step(**arrays, step=step, **chosen)
         STEPS["calls"] += 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Programs of calls of `fusedadam.torch.Adam` and `AdamW`, good and refused, beside the oracle.
+"""Programs of valid and refused calls of `fusedadam.torch`, compared with the oracle.
 
-Each parameter keeps its own state and count, as torch's own optimizers have it; what is asked for is
-the oracle's formula, parameter by parameter. Parameters and gradients lie between inaccessible pages,
-and so do the moments once a program has moved them there.
+Each parameter has its own state and step count, as in torch's optimizers, so the oracle steps each
+parameter separately. Parameters and gradients lie between inaccessible pages. So do the moments,
+once a program has moved them there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fusedadam.torch import Adam, AdamW
 TALLY = fuzz_runs.tally("programs of torch")
 STOCK = {Adam: torch.optim.Adam, AdamW: torch.optim.AdamW}
 
-# What a group may be set to between two steps.
+# Values to which a group may be set between two steps.
 SETTINGS: dict[str, list[Any]] = {
     "lr": [0.0, 0.001, 0.3, torch.tensor(0.01)],
     "betas": [(0.9, 0.999), (0.0, 0.5), (0.8, 0.0)],
@@ -63,7 +63,7 @@ class CallersError(Exception):
 
 
 class Slot:
-    """A parameter with what it and its state are to be."""
+    """A parameter with its expected values and state."""
 
     def __init__(self, values: Array, place: Any) -> None:
         self.held = Guarded(values, place)
@@ -78,7 +78,7 @@ class Slot:
 
 
 class TorchMachine(RuleBasedStateMachine):
-    """One optimizer through one program."""
+    """One optimizer in one program."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class TorchMachine(RuleBasedStateMachine):
     # ---- the oracle
 
     def _model_step(self, grads: list[Any]) -> None:
-        """Step what is expected; each gradient is None, an array, or row numbers and rows."""
+        """Step the expected state. A gradient is None, an array, or a pair of indices and rows."""
         summed = [oracle.sum_rows(*g) if isinstance(g, tuple) else (..., g) for g in grads]
         present = [g for _, g in summed if g is not None]
         bounds = [group.get("max_grad_norm") or 0.0 for group in self.optimizer.param_groups]
@@ -210,7 +210,7 @@ class TorchMachine(RuleBasedStateMachine):
     # ---- steps
 
     def _give_gradients(self, kind: str, forms: list[str]) -> list[Any]:
-        """Give parameters gradients; each as the oracle takes it, None for none."""
+        """Give gradients to the parameters. Return them as the oracle takes them, or None."""
         self._guards = []
         given: list[Any] = []
         for k, (slot, group) in enumerate(self._with_groups()):
@@ -270,7 +270,7 @@ class TorchMachine(RuleBasedStateMachine):
 
     @rule(kind=kinds)
     def step_of_all(self, kind: str) -> None:
-        """By itself a rule among many is too seldom chosen."""
+        """A separate rule, because `step` draws all-new gradients too rarely."""
         self._step(kind, ["new"])
 
     def _step(self, kind: str, forms: list[str], *, by_closure: bool = False) -> None:
@@ -345,7 +345,7 @@ class TorchMachine(RuleBasedStateMachine):
 
     @rule(way=st.sampled_from(["copy", "file", "stock"]))
     def load_state_dict(self, way: str) -> None:
-        """Go on with another optimizer that loads this one's state."""
+        """Continue with another optimizer that loads this one's state."""
         TALLY["calls"] += 1
         saved = copy.deepcopy(self.optimizer.state_dict())
         if way == "file":
@@ -448,7 +448,7 @@ class TorchMachine(RuleBasedStateMachine):
         slot.param.grad = None
 
     def _step_with_overlap(self, slot: Slot) -> None:
-        """Another parameter in the memory of this one."""
+        """Add another parameter in the memory of this one."""
         twins = [
             other
             for other in self.slots

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The guards themselves: a byte too far faults, a canary overwritten is found, memory is given back."""
+"""The guards themselves: overruns fault, overwritten canaries are found, memory is returned."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACCESSES = {
     "write behind the end": ("end", "memset(a.ctypes.data + a.nbytes, 0, 1)"),
     "read before the start": ("start", "print(bytes_at(a.ctypes.data - 1, 1))"),
     "write before the start": ("start", "memset(a.ctypes.data - 1, 0, 1)"),
-    # What a compiled kernel would do with one element too many.
+    # What a kernel with an off-by-one error would do.
     "a step of one element too many": (
         "end",
         """
@@ -55,7 +55,7 @@ print("reached", flush=True)
 def test_one_byte_too_far_faults(place: str, code: str, count: int) -> None:
     done = run_python(access(place, code, count))
     assert done.stdout.strip() == "reached", done.stderr
-    # macOS calls the same fault SIGBUS.
+    # macOS reports the same fault as SIGBUS.
     assert done.returncode in {-signal.SIGSEGV, -signal.SIGBUS}
 
 
@@ -93,6 +93,6 @@ def test_every_alignment_of_the_elements_is_reached() -> None:
 
 
 def test_memory_is_given_back() -> None:
-    # Each takes three mappings; a process may have some 65,000 of them on Linux.
+    # Each array takes three mappings, and a Linux process may have about 65,000.
     for _ in range(30_000):
         Guarded(np.zeros(1, "float32"))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Ctrl-C at random instants of long calls, as a terminal sends it: to all of a process group.
+"""Ctrl-C at random instants of long calls, sent to a process group as a terminal does.
 
-For an interpreter of its own. Another process of the group sends the signals.
+Needs its own interpreter. Another process of the group sends the signals.
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ def _sender() -> Iterator[Any]:
 
 
 class Kind(ABC):
-    """A kind of long call, beside the oracle of what it does."""
+    """A kind of long call, with an oracle of its effect."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Begin anew: calls are interrupted in pairs, the first and the second."""
+        """Start over. Calls are interrupted in pairs, first and second."""
 
     @abstractmethod
     def prepare(self) -> Callable[[], object]:
-        """The next call, which is the same until it has happened."""
+        """Return the next call, which stays the same until it has taken effect."""
 
     @abstractmethod
     def has_happened(self) -> bool:
-        """Whether the call has happened, and wholly; fails where it has happened in part."""
+        """Whether the call has taken full effect. Fails if it has taken effect in part."""
 
 
 class Steps(Kind):
-    """Steps of tables whose rows are all equal, so that the oracle has one of each to compute."""
+    """Steps of tables with equal rows, so that the oracle needs only one row of each."""
 
     def __init__(self, rows: Sequence[int], seed: int = 3) -> None:
         self.rng = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ class Steps(Kind):
         self.reference = oracle.OracleAdam([p[0] for p in self.params], lr=0.1)
 
     def gradients(self) -> list[Array]:
-        """Those that the oracle gets."""
+        """The oracle's gradients."""
         return [g[0] for g in self.grads]
 
     def prepare(self) -> Callable[[], object]:
@@ -130,7 +130,7 @@ class Loss(Steps):
 
 
 class Sparse(Steps):
-    """Steps of all rows of a table, of which each is named twice."""
+    """Steps of all rows of a table, each of which is named twice."""
 
     def prepare(self) -> Callable[[], object]:
         indices = np.tile(np.arange(self.rows[0]), 2)
@@ -142,7 +142,7 @@ class Sparse(Steps):
 
 
 class Stateless(Steps):
-    """Steps over moments of the caller's."""
+    """Steps with the caller's own moments."""
 
     def begin(self) -> None:
         super().begin()
@@ -172,7 +172,7 @@ class Stateless(Steps):
 
 
 class Files(Steps):
-    """A state that is saved, and loaded."""
+    """A state that is saved and loaded."""
 
     def __init__(self, rows: Sequence[int]) -> None:
         super().__init__(rows)
@@ -214,19 +214,19 @@ _KINDS: dict[str, Callable[[], Kind]] = {
 
 
 def interrupt(kind: str, interrupts: int) -> dict[str, int]:
-    """Interrupt calls of this kind; what was seen."""
+    """Interrupt calls of this kind and return what was seen."""
     return interrupt_calls(_KINDS[kind](), interrupts)
 
 
 def interrupt_calls(kind: Kind, interrupts: int) -> dict[str, int]:
-    """Interrupt until so many have come within a call; what was seen."""
+    """Interrupt until this many interrupts have hit a call, and return what was seen."""
     instants = random.Random(5)
     seen = {"interrupts": 0, "within a call": 0, "call completed": 0}
     with _sender() as sender:
         latency = sorted(_latency(sender) for _ in range(5))[2]
         durations = [0.05, 0.05]
         while seen["within a call"] < interrupts:
-            # On a busy machine a signal takes longer than a call.
+            # On a busy machine, a signal may take longer than a call.
             assert seen["interrupts"] < 50 * interrupts, seen
             kind.begin()
             for i in range(2):
@@ -239,30 +239,30 @@ def interrupt_calls(kind: Kind, interrupts: int) -> dict[str, int]:
                 seen["interrupts"] += 1
                 seen["within a call"] += duration is None
                 seen["call completed"] += happened and duration is None
-        # Nothing is left locked, or half counted.
+        # Nothing is left locked or half counted.
         kind.prepare()()
         assert kind.has_happened()
     return seen
 
 
 def _latency(sender: Any) -> float:
-    """How long a signal takes that is sent at once."""
+    """How long a signal takes that is sent immediately."""
     begin = time.perf_counter()
     _interrupted(_wait, sender, 0)
     return time.perf_counter() - begin
 
 
 def _wait() -> None:
-    """Sleep until an interrupt comes, or for 5 s: Python drops one that is raised in a finaliser.
+    """Sleep until an interrupt arrives, at most 5 s: Python drops one raised in a finalizer.
 
-    In short sleeps, since a signal that comes just before a sleep is seen only after it.
+    Many short sleeps, because a signal just before a sleep is only noticed after it.
     """
     for _ in range(500):
         time.sleep(0.01)
 
 
 def _interrupted(call: Callable[[], object], sender: Any, delay: float) -> float | None:
-    """Make the call and send an interrupt after so many seconds; how long it took if it ended first."""
+    """Call and interrupt after `delay` seconds. Return the duration if the call ended first."""
     duration = None
     try:
         sender.write(f"{delay}\n")

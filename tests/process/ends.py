@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Processes that end while threads are within a call."""
+"""Processes that exit while threads are inside a call."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 
 from fresh_python import run_python
 
-# Processes for each kind of call.
+# The number of processes for each kind of call.
 ENDS = int(os.environ.get("FUSEDADAM_ENDS", "3"))
 
-# Nobody waits for daemon threads. To end takes the interpreter longer than they take for a call, so
-# that each wants the GIL meanwhile.
+# Nobody joins daemon threads. The interpreter takes longer to shut down than the threads take for a
+# call, so each thread requests the GIL meanwhile.
 SCRIPT = """
 import threading, time
 {setup}
@@ -33,7 +33,7 @@ time.sleep(0.05)
 
 
 def assert_ends_well(setup: str, *, threads: int = 1, end: str = "") -> None:
-    """Whatever `prepared()` of `setup` returns is called by threads when the main thread ends."""
+    """Threads call what `prepared()` of `setup` returns while the main thread exits."""
     for _ in range(ENDS):
         done = run_python(SCRIPT.format(setup=setup, threads=threads, end=end))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

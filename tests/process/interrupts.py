@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Ctrl-C at every instant of a call at which Python can raise it.
 
-A handler of signals runs where the interpreter looks for signals: at the start of a function, after a
-call, and at a jump back; not within compiled code. A trace function sees each instruction, and so can
-raise `KeyboardInterrupt` at each of these instants.
+Python runs signal handlers at the start of a function, after a call and at a backward jump, but not
+within compiled code. A trace function sees every bytecode instruction, so it can raise
+`KeyboardInterrupt` at each of these instants.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any
 import autograd
 import pytest
 
-# Longer than any of these calls; one that takes longer waits for a lock that nobody gives back.
+# Longer than any of these calls. One that takes longer waits for a lock that is never released.
 _TIME_LIMIT_S = 60
 
-# Of no interest: what interrupts, and what in autograd swallows whatever is raised.
+# Excluded: the interrupting code itself, and autograd, which swallows exceptions.
 _NOT_INTERRUPTED = (str(Path(__file__).parent), str(Path(autograd.__file__).parent))
 
-# After these, and at the start of a function. POP_JUMP_*: in Python 3.10.
+# Python handles signals after these and at the start of a function. POP_JUMP_* is for Python 3.10.
 _LOOKS_FOR_SIGNALS = ("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP", "RESUME")
 
 
 class _Interrupter:
-    """A trace function that raises at the first instant that is not among those seen."""
+    """A trace function that raises at the first instant not seen before."""
 
     def __init__(self, seen: set[Any], times: int, not_within: tuple[str, ...]) -> None:
         self._not_within = _NOT_INTERRUPTED + not_within
@@ -42,7 +42,7 @@ class _Interrupter:
         self._most = times
         self._times: collections.Counter[tuple[types.CodeType, int]] = collections.Counter()
         self.where = ""
-        # Of each frame whether Python looks for signals before its next instruction.
+        # For each frame, whether Python checks for signals before its next instruction.
         self.looks: dict[types.FrameType, bool] = {}
 
     def __call__(self, frame: types.FrameType, event: str, _argument: Any) -> Any:
@@ -53,8 +53,8 @@ class _Interrupter:
         if event == "call":
             self.looks[frame] = True
         elif event == "exception":
-            # Python does not look on the way to an `except` clause. An error raised there would leave
-            # the first one set as the exception being handled.
+            # Python does not check on the way to an `except` clause. An exception raised there
+            # would leave the first one set as the one being handled.
             self.looks[frame] = False
         elif event == "opcode":
             looks = self.looks.get(frame, True)
@@ -72,14 +72,14 @@ class _Interrupter:
 
 
 def _is_callback(code: types.CodeType) -> bool:
-    """Whether Python only reports what it raises: the callback of a weak reference."""
+    """Whether this is a weak reference callback, whose exceptions Python only reports."""
     return code.co_name == "_remove" and code.co_filename.endswith("_weakrefset.py")
 
 
 def interrupted(
     call: Callable[[], object], seen: set[Any], times: int, not_within: tuple[str, ...] = ()
 ) -> str:
-    """Make a call and interrupt it at an instant not yet seen; where that was, "" if none is left."""
+    """Interrupt a call at a new instant and return where that was, or "" if none is left."""
     interrupter = _Interrupter(seen, times, not_within)
     before = sys.gettrace()
     context = dict(contextvars.copy_context())
@@ -91,26 +91,26 @@ def interrupted(
         return interrupter.where
     finally:
         sys.settrace(before)
-        interrupter.looks.clear()  # a cycle, and with it whatever the call had
+        interrupter.looks.clear()  # a reference cycle, which would keep the call's objects alive
         assert dict(contextvars.copy_context()) == context, f"set after {interrupter.where}"
     assert not interrupter.where, f"an interrupt was lost at {interrupter.where}"
     return ""
 
 
 class Case(ABC):
-    """A call to interrupt, on objects of its own that are the same each time."""
+    """A call to interrupt, on its own objects, which are the same each time."""
 
     @abstractmethod
     def call(self) -> object:
-        """What is interrupted."""
+        """The call that is interrupted."""
 
     @abstractmethod
     def observe(self) -> object:
-        """Everything that may change, as something to be compared."""
+        """Everything that the call may change, in a form that can be compared."""
 
     @abstractmethod
     def go_on(self) -> object:
-        """What comes afterwards: it must find everything in order."""
+        """What follows the call, and must find everything in order."""
 
 
 def _observed_after(case: Case, *calls: Callable[[], object]) -> object:
@@ -122,13 +122,13 @@ def _observed_after(case: Case, *calls: Callable[[], object]) -> object:
 def interrupt_everywhere(
     make: Callable[[], Case], *, times: int = 3, not_within: tuple[str, ...] = ()
 ) -> int:
-    """Interrupt a call at each of its instants, and then go on; the number of instants.
+    """Interrupt a call at each of its instants, then continue. Return the number of instants.
 
-    Where a function comes by again and again, it is interrupted this many times; functions
-    of files in `not_within` are not.
+    A function that runs repeatedly is interrupted this many times. Functions in the files of
+    `not_within` are not interrupted.
 
-    The call has happened, or has not; and what comes then finds everything as after the whole call,
-    or as without it. Another thread goes on, which would wait for a lock that is still held.
+    The call must have taken effect as a whole or not at all, and what follows must behave
+    accordingly. It runs on another thread, which would block on a lock that is still held.
     """
     done, undone, done_and_on, undone_and_on = (make() for _ in range(4))
     before = undone.observe()
@@ -137,7 +137,7 @@ def interrupt_everywhere(
     after_and_on = _observed_after(done_and_on, done_and_on.call, done_and_on.go_on)
 
     gc.collect()
-    gc.disable()  # its finalizers would be other instants each time
+    gc.disable()  # finalizers would run at other instants each time
     try:
         seen: set[Any] = set()
         while True:
@@ -162,7 +162,7 @@ def _in_another_thread(call: Callable[[], object], what: str) -> None:
     def run() -> None:
         try:
             call()
-        except BaseException as error:  # noqa: BLE001 (whatever it is, this thread gets to know)
+        except BaseException as error:  # noqa: BLE001 (reported to the caller)
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is allocated and not given back, counted and not estimated."""
+"""Memory and files that are never released, counted and not estimated."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Of each kind of call. Whatever leaks once a call is found with a few hundred.
+# For each kind of call. A few hundred are enough to find a leak in every call.
 CALLS = int(os.environ.get("FUSEDADAM_LEAK_CALLS", "1000"))
 
-# The least that malloc gives.
+# The smallest allocation of malloc.
 _LEAST_BYTES = 16
 
 
@@ -28,7 +28,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 class Memory(NamedTuple):
-    """What is in use: pieces of Python's allocator, bytes of malloc, pages of both and others, files."""
+    """Blocks of Python's allocator, bytes of malloc, pages of the process, and open files."""
 
     blocks: int
     malloc_bytes: int
@@ -38,7 +38,7 @@ class Memory(NamedTuple):
 
 
 def _malloc_bytes() -> int:
-    """Bytes that malloc has given out, where it can be asked: glibc 2.33 and later."""
+    """The bytes allocated by malloc, if it can report them (glibc 2.33 and later)."""
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
     if mallinfo2 is None:
         return 0
@@ -53,7 +53,7 @@ def _proc(name: str) -> Path | None:
 
 
 def _pages() -> int:
-    """Of the address space, where the moments of an optimizer are mapped."""
+    """The pages of the address space, which include an optimizer's moments."""
     statm = _proc("statm")
     return int(statm.read_text("ascii").split()[0]) if statm else 0
 
@@ -64,7 +64,7 @@ def _files() -> int:
 
 
 def memory() -> Memory:
-    """What is in use now, garbage collected."""
+    """What is in use after a garbage collection."""
     gc.collect()
     return Memory(
         sys.getallocatedblocks(),
@@ -76,14 +76,14 @@ def memory() -> Memory:
 
 
 def assert_flat(call: Callable[[], object], kept: Iterable[Any] = (), calls: int = CALLS) -> None:
-    """Fail if something of each second call stays, or somebody has kept one of these objects.
+    """Fail if every second call leaves something, or if these objects gain references.
 
-    Each thing that stays is a piece of Python's allocator or at least 16 bytes of malloc's. Caches
-    that fill are no leak: what leaks does so again.
+    A leak is at least one block of Python's allocator or 16 bytes of malloc's memory. Caches that
+    fill up are not leaks: a leak repeats.
     """
     kept = list(kept)
     gc.collect()
-    gc.freeze()  # what there was before is not looked at again, which takes longer than the calls
+    gc.freeze()  # skip existing objects, whose traversal would take longer than the calls
     try:
         for _ in range(max(10, calls // 10)):
             call()
@@ -112,14 +112,14 @@ def _is_flat(grown: Memory, calls: int) -> bool:
         grown.blocks < limit
         and grown.tracked_objects < limit
         and grown.malloc_bytes < _LEAST_BYTES * limit
-        # Python's allocator and malloc come and go by a megabyte or less.
+        # Python's allocator and malloc fluctuate by up to a megabyte.
         and grown.pages < max(3 * calls // 4, 768)
         and grown.files < min(limit, 5)
     )
 
 
 def expect(error: type[BaseException], call: Callable[[], object]) -> Callable[[], None]:
-    """A call that must fail so."""
+    """A call that must fail with this error."""
 
     def fails() -> None:
         try:
@@ -132,5 +132,5 @@ def expect(error: type[BaseException], call: Callable[[], object]) -> Callable[[
 
 
 def resident_bytes() -> int:
-    """What this process has in memory."""
+    """The resident memory of this process."""
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Calls that run out of memory: under a limit of the address space that rises until they succeed.
+"""Calls under a limit of the address space that rises until they succeed.
 
-For an interpreter of its own, with MALLOC_MMAP_THRESHOLD_ set, so that every large array is memory
-that the limit is asked for, and not what malloc has kept.
+Needs its own interpreter with MALLOC_MMAP_THRESHOLD_ set. Then every large array is new address
+space, which is subject to the limit, and no memory that malloc has kept.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from fusedadam import Adam
 from interrupts import Case
 
-# Of each array: far above what Python and NumPy allocate besides.
+# The size of each array, far more than Python and NumPy allocate otherwise.
 MIB = 1 << 20
 _ELEMENTS = MIB // 4
-# From one limit to the next; half an array, so that each array is missing once.
+# The increment of the limit: half an array, so that each array is missing once.
 _RISE = MIB // 2
 
 
@@ -35,7 +35,7 @@ def _address_space() -> int:
 
 @contextlib.contextmanager
 def limited(more: int) -> Iterator[None]:
-    """Only so many bytes more than now."""
+    """Limit the address space to this many bytes more than now."""
     unlimited = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + more, unlimited[1]))
     try:
@@ -45,10 +45,10 @@ def limited(more: int) -> Iterator[None]:
 
 
 def exhaust(make: Callable[[], Case], errors: tuple[type[Exception], ...] = (MemoryError,)) -> int:
-    """Make a call with ever more memory until it succeeds; how often it failed.
+    """Repeat a call with ever more memory until it succeeds. Return the number of failures.
 
-    Each failure is one of `errors`, leaves everything as it was, and the call then
-    succeeds with the right results where there is memory.
+    Each failure must be one of `errors` and must change nothing. Afterwards the call must succeed
+    with the correct result once there is memory.
     """
     undone, done, on = make(), make(), make()
     before = undone.observe()
@@ -77,7 +77,7 @@ def exhaust(make: Callable[[], Case], errors: tuple[type[Exception], ...] = (Mem
 
 
 class Steps(Case):
-    """A call of an optimizer after some others."""
+    """A call of an optimizer after earlier ones."""
 
     def __init__(self, calls: int = 0, shape: tuple[int, ...] = (_ELEMENTS,), **options: object):
         ascending = np.arange(_ELEMENTS, dtype=np.float32).reshape(shape)
@@ -99,7 +99,7 @@ class Steps(Case):
 
 
 class Build(Steps):
-    """Moments ahead of the first step."""
+    """Moments created before the first step."""
 
     def call(self) -> object:
         self.optimizer.build(self.params)
@@ -107,7 +107,7 @@ class Build(Steps):
 
 
 class Copied(Steps):
-    """A step by a gradient that is not contiguous, and so is copied."""
+    """A step with a gradient that is not contiguous and is therefore copied."""
 
     def __init__(self) -> None:
         super().__init__(1, shape=(1024, _ELEMENTS // 1024))
@@ -118,7 +118,7 @@ class Copied(Steps):
 
 
 class Cast(Steps):
-    """A step by a gradient of another dtype."""
+    """A step with a gradient of another dtype."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -129,7 +129,7 @@ class Cast(Steps):
 
 
 class Relaid(Steps):
-    """A step of parameters in another layout, in which the state then is."""
+    """A step with parameters in another layout, to which the state is converted."""
 
     def __init__(self) -> None:
         super().__init__(1, shape=(1024, _ELEMENTS // 1024), use_ema=True)
@@ -139,7 +139,7 @@ class Relaid(Steps):
         return self.optimizer.apply_gradients([(self.grads[0], self.turned)])
 
     def observe(self) -> object:
-        # The swap tells which parameters the optimizer knows.
+        # The swap shows which parameters the optimizer is bound to.
         self.optimizer.swap_ema()
         swapped = self.turned.tobytes(), super().observe()
         self.optimizer.swap_ema()
@@ -147,7 +147,7 @@ class Relaid(Steps):
 
 
 class Frozen(Steps):
-    """A step that leaves one of two parameters alone."""
+    """A step that freezes one of two parameters."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Frozen(Steps):
 
 
 class Sparse(Steps):
-    """A step by rows of which some are named twice, and so are added up."""
+    """A step with repeated rows, which are added up."""
 
     def __init__(self, calls: int, lazy: bool) -> None:
         super().__init__(calls, shape=(1024, _ELEMENTS // 1024))
@@ -196,7 +196,7 @@ class Copies(Steps):
 
 
 class Weights(Steps):
-    """A state that is taken over, in another dtype."""
+    """A state taken over from another dtype."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -208,7 +208,7 @@ class Weights(Steps):
 
 
 class Saved(Steps):
-    """A file: what is written lies in memory already, so that it needs next to none."""
+    """A save, which writes existing memory and needs almost none."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -220,7 +220,7 @@ class Saved(Steps):
 
 
 class Loaded(Saved):
-    """An optimizer from a file."""
+    """An optimizer loaded from a file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class Loaded(Saved):
 
 
 class LoadedInPlace(Loaded):
-    """An optimizer that becomes the one of a file."""
+    """An optimizer that loads a file in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,14 +242,14 @@ class LoadedInPlace(Loaded):
 
 
 class Pickled(Steps):
-    """A copy by way of `pickle`."""
+    """A copy made by `pickle`."""
 
     def call(self) -> object:
         return self.optimizer.__reduce_ex__(5)
 
 
 class Averages(Steps):
-    """An exchange, which needs no memory."""
+    """A swap of averages, which needs no memory."""
 
     def __init__(self) -> None:
         super().__init__(use_ema=True)
@@ -265,7 +265,7 @@ class Averages(Steps):
         return super().go_on()
 
 
-# The least number of failures: of arrays that are missing once.
+# The minimum number of failures, from arrays that are missing once.
 CASES: dict[str, tuple[Callable[[], Case], int]] = {
     "build": (Build, 2),
     "first step": (Steps, 2),
@@ -294,9 +294,9 @@ CASES: dict[str, tuple[Callable[[], Case], int]] = {
 
 
 def exhaust_named(name: str) -> int:
-    """Do it for one of `CASES`."""
+    """Run one of `CASES`."""
     make, least = CASES[name]
-    # Threads of an OpenMP runtime that cannot be started end the process.
+    # An OpenMP runtime that cannot start threads would end the process.
     fusedadam.set_num_threads(1)
     failures = exhaust(make)
     assert failures >= least, f"{failures} failures"

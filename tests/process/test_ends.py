@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The interpreter ends beside threads that step: the process ends as it would without them."""
+"""Interpreter exit while threads step: the process ends as it would without them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_way_to_end(end: str) -> None:
     assert_ends_well(LARGE.format(call="shared.apply_gradients([(g, p)])"), end=end)
 
 
-# Python code of the caller's, which the core runs while it owns objects.
+# Python code of the caller that runs while the core holds references.
 OWN_CODE = """
 import functools
 import numpy as np

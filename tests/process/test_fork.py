@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Child processes: forked ones step serially and never hang, whatever their parent was doing; all give the same bits."""
+"""Forked children step serially, never hang, and give the same bits as any other process."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_fork_while_other_threads_step() -> None:
 
 @needs_fork
 def test_fork_waits_for_a_step_of_the_same_optimizer() -> None:
-    # Else the child would inherit the lock of a thread that it lacks, or moments half stepped.
+    # Otherwise the child could inherit the lock of a missing thread, or half-stepped moments.
     code = f"""{SETUP}{FORK}
     import threading
 
@@ -129,7 +129,7 @@ def test_fork_waits_for_a_step_of_the_same_optimizer() -> None:
 
 @needs_fork
 def test_fork_while_the_step_of_one_optimizer_needs_another() -> None:
-    # To hold the lock of one and wait for the other's would be to wait for oneself.
+    # Holding one optimizer's lock while waiting for the other's would be a deadlock.
     code = f"""{SETUP}{FORK}
     import itertools, threading
     p, g = arrays(SMALL)
@@ -203,6 +203,6 @@ def test_interrupt_while_a_fork_waits_comes_when_it_has_all_locks(
     with pytest.raises(KeyboardInterrupt):
         locks._acquire_all()
     assert any(lock is optimizer._lock for lock in locks._held.locks)
-    locks._acquire_all()  # the second of the two hooks finds nothing to do
+    locks._acquire_all()  # the second call of a hook has nothing left to do
     locks._release_all()
     assert locks._held.locks == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""References and memory stay as they are over many calls, and optimizers are freed."""
+"""References and memory stay constant over many calls, and optimizers are freed."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_many_steps() -> None:
 
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)  # the disk must know of none of them
+    monkeypatch.setattr("os.fsync", lambda _: None)  # do not wait for the disk
     adam = trained(use_ema=True)
     path, cut = tmp_path / "state", tmp_path / "cut"
     adam.save(path)
@@ -304,11 +304,11 @@ def test_a_leak_is_found(leak: Callable[[list[Any]], object], calls: int) -> Non
             one.close()
 
 
-# ---- freed at once, without the cycle collector, which gigabytes of moments cannot wait for
+# ---- freed at once: gigabytes of moments cannot wait for the cycle collector
 
 
 class Owner:
-    """Has a schedule of its own."""
+    """An object with a method that is a schedule."""
 
     def __init__(self) -> None:
         self.first = 1.0
@@ -359,5 +359,5 @@ def test_memory_of_moments_is_given_back() -> None:
     adam.build([param])
     held = resident_bytes()
     del adam
-    # All of it, but for what other threads of this process allocate meanwhile.
+    # All of the moments, except for what other threads of this process allocate meanwhile.
     assert held - resident_bytes() > 0.9 * moments

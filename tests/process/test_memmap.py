@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parameters, gradients and moments in files: `numpy.memmap`."""
+"""Parameters, gradients and moments in files (`numpy.memmap`)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fresh_python import output_of
 from fusedadam import Adam
 from helpers import Array, bits, values
 
-# Of the parameter: more than fits into the page cache shows more, and takes longer.
+# The size of the parameter. More than the page cache tests more but takes longer.
 BYTES = int(os.environ.get("FUSEDADAM_MEMMAP_BYTES", str(64 << 20)))
 
-# Rows that are all equal, so that the oracle has one of them to compute.
+# All rows are equal, so that the oracle needs only one.
 _ROW = 1 << 16
 _PIECE = 16
 
 
 def mapped(path: Path, rows: int, row: Array, mode: Any = "r+") -> Array:
-    """A file of equal rows, written piece by piece, as a memory map."""
+    """Create a file of equal rows, written in pieces, and return its memory map."""
     with path.open("wb") as file:
         for first in range(0, rows, _PIECE):
             file.write(row.tobytes() * min(_PIECE, rows - first))
@@ -34,7 +34,7 @@ def mapped(path: Path, rows: int, row: Array, mode: Any = "r+") -> Array:
 
 
 def evict(array: Array) -> None:
-    """Write a map back and drop its pages: what comes next is read from the file."""
+    """Write back a map and drop its pages, so that later reads come from the file."""
     array.flush()  # type: ignore[attr-defined]
     if hasattr(mmap, "MADV_DONTNEED"):
         array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
@@ -65,7 +65,7 @@ def test_parameter_and_gradient_in_files(tmp_path: Path, rng: np.random.Generato
     for moment, expected in zip(adam.weights[1:], [*reference.m, *reference.v], strict=True):
         assert_rows_are(moment, expected[0] if expected.ndim > 1 else expected, "moment")
 
-    # Another process reads the file, not this memory.
+    # Another process reads the file and not this process's memory.
     code = f"""
         import numpy as np
         p = np.memmap({str(tmp_path / "param")!r}, dtype="float32", mode="r", shape={param.shape})
@@ -78,7 +78,7 @@ def test_parameter_and_gradient_in_files(tmp_path: Path, rng: np.random.Generato
 
 
 def test_everything_in_files(tmp_path: Path, rng: np.random.Generator) -> None:
-    # The moments of an optimizer are memory; the function takes those of the caller.
+    # An optimizer's moments are in memory. The function takes the caller's.
     rows = max(1, BYTES // (16 * _ROW))
     p, g = (values(rng, _ROW, "float32") for _ in range(2))
     zeros = np.zeros(_ROW, np.float32)

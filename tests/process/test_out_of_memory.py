@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where memory cannot be had, a call raises MemoryError and has changed nothing.
+"""Out of memory, a call raises MemoryError and has changed nothing.
 
-`tests/cpp/test_out_of_memory.cpp` lets each single allocation of the core fail; here the system
-refuses them, as `ulimit -v` makes it.
+`tests/cpp/test_out_of_memory.cpp` lets every single allocation of the core fail. Here the system
+refuses memory, as with `ulimit -v`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fresh_python import output_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 
-# Every larger allocation is then asked of the system.
+# Makes malloc request every larger allocation from the system.
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 
 
@@ -31,7 +31,7 @@ def test_out_of_memory() -> None:
 
 
 def test_threads_that_cannot_be_started() -> None:
-    # libgomp would end the process. 8 threads have stacks of some 64 MiB, and nothing else needs much.
+    # libgomp would end the process. 8 threads have stacks of about 64 MiB; nothing else needs much.
     code = """
         import fusedadam, numpy as np
         from helpers import assert_all_same_bits

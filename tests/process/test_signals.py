@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ctrl-C: a call has happened or has not, whenever it comes, and the next call finds all in order."""
+"""Ctrl-C at any time: a call takes effect or does not, and the next call finds all in order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fusedadam import Adam, locks
 from helpers import FEW, Training, values
 from interrupts import Case, interrupt_everywhere
 
-# Interrupts by real signals, of each kind of call.
+# The number of real signals for each kind of call.
 INTERRUPTS = int(os.environ.get("FUSEDADAM_INTERRUPTS", "8"))
 
 
@@ -31,11 +31,11 @@ def contents(*arrays: Any) -> list[bytes]:
     return [a.tobytes() for a in arrays]
 
 
-# ---- at every instant
+# ---- at every instant of a call
 
 
 class Steps(Case):
-    """One call of an optimizer after some others."""
+    """One call of an optimizer after earlier ones."""
 
     def __init__(self, calls: int, **options: Any) -> None:
         self.training = Training(**options)
@@ -55,7 +55,7 @@ class Steps(Case):
         return self.optimizer.apply_gradients(list(zip(self.next_grads, self.params, strict=True)))
 
     def observe(self) -> object:
-        # Not what is accumulated: it shows in what follows.
+        # Accumulated gradients are left out. They show in what follows.
         optimizer = self.optimizer
         return (
             contents(*self.params, *optimizer.weights, *optimizer.ema),
@@ -82,21 +82,21 @@ def test_a_step_is_whole(calls: int, options: dict[str, Any]) -> None:
 
 
 def test_whole_steps_are_those_of_the_oracle() -> None:
-    # What interrupted calls are compared with, above.
+    # The reference for interrupted calls, above.
     training = Training()
     training.step(3)
     training.check()
 
 
 class Updates(Steps):
-    """A step by `get_updates`."""
+    """A step through `get_updates`."""
 
     def call(self) -> object:
         return self.optimizer.get_updates(self.grads, self.params)
 
 
 class Frozen(Steps):
-    """A step that leaves some parameters alone."""
+    """A step that freezes some parameters."""
 
     def call(self) -> object:
         grads = [None if i % 2 else g for i, g in enumerate(self.grads)]
@@ -104,7 +104,7 @@ class Frozen(Steps):
 
 
 class Nested(Steps):
-    """A step of nested parameters, of which one has settings of its own."""
+    """A step of nested parameters, one of which has its own settings."""
 
     def __init__(self, calls: int, **options: Any) -> None:
         super().__init__(calls, own={1: {"lr": 0.5, "weight_decay": 0.1}}, **options)
@@ -120,7 +120,7 @@ class Nested(Steps):
 
 
 class Minimize(Nested):
-    """A step down a loss of nested parameters."""
+    """A step of `minimize` with nested parameters."""
 
     def call(self) -> object:
         return self.optimizer.minimize(
@@ -130,7 +130,7 @@ class Minimize(Nested):
 
 
 class Override(Steps):
-    """Settings of their own; they show in the step that goes on."""
+    """Settings of single parameters. They show in the following step."""
 
     def call(self) -> object:
         return self.optimizer.override(self.params[:2], lr=0.25, maximize=True)
@@ -140,7 +140,7 @@ class Override(Steps):
 
 
 class Relaid(Steps):
-    """Gradients of other dtypes and parameters of another layout, in which the moments then are."""
+    """Gradients of other dtypes. Parameters in another layout, to which moments are converted."""
 
     def __init__(self, calls: int, **options: Any) -> None:
         super().__init__(calls, **options)
@@ -156,7 +156,7 @@ class Loss(Steps):
 
 
 class Sparse(Steps):
-    """A step of the rows of a table, of which one is named twice."""
+    """A step of rows of a table, one of which is named twice."""
 
     def __init__(self, calls: int, **options: Any) -> None:
         super().__init__(calls, shapes_and_dtypes=[((8, 3), "float32")], **options)
@@ -167,7 +167,7 @@ class Sparse(Steps):
 
 
 class Weights(Steps):
-    """A state that is taken over, in the dtype of another program."""
+    """A state taken over from another dtype."""
 
     def call(self) -> object:
         new = [np.array(7), *(np.full(w.shape, 0.5) for w in self.optimizer.weights[1:])]
@@ -184,7 +184,7 @@ class Build(Steps):
 
 
 class Swap(Steps):
-    """Averages, exchanged with the parameters; to go on, they are exchanged back."""
+    """A swap of averages and parameters. Afterwards they are swapped back."""
 
     def call(self) -> object:
         self.optimizer.swap_ema()
@@ -197,7 +197,7 @@ class Swap(Steps):
 
 
 class Pickle(Steps):
-    """A copy; to go on, the original steps."""
+    """A copy. Afterwards the original takes a step."""
 
     def call(self) -> object:
         return pickle.loads(pickle.dumps(self.optimizer))
@@ -231,7 +231,7 @@ def test_a_call_is_whole(name: str) -> None:
 
 
 class Stateless(Case):
-    """A step over moments of the caller's."""
+    """A step with the caller's own moments."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(3)
@@ -259,7 +259,7 @@ def open_files() -> int:
 
 
 class Saved(Steps):
-    """A file of state that replaces an older one."""
+    """A checkpoint that replaces an older one."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(1)
@@ -273,8 +273,8 @@ class Saved(Steps):
 
     def go_on(self) -> object:
         self.optimizer.save(self.path)
-        # Python may be interrupted before it knows the number of a file that it has opened: that one,
-        # empty, stays until another process saves.
+        # An interrupt can arrive before Python has the descriptor of a file that it has just
+        # opened. That file is empty and stays until another process saves.
         left = [file for file in self.path.parent.iterdir() if file != self.path]
         assert len(left) <= 1
         assert all(file.stat().st_size == 0 for file in left)
@@ -290,12 +290,12 @@ def test_a_file_is_the_old_one_or_the_new_one(
 ) -> None:
     monkeypatch.setattr(
         os, "fsync", lambda _: None
-    )  # hundreds of files, of which no disk must know
+    )  # hundreds of files, which must not wait for the disk
     assert interrupt_everywhere(lambda: Saved(tmp_path), times=1) > 50
 
 
 class Loaded(Steps):
-    """An optimizer from a file; to go on, it is loaded and steps."""
+    """An optimizer loaded from a file. Afterwards it is loaded and takes a step."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(1)
@@ -312,7 +312,7 @@ class Loaded(Steps):
 
 
 class LoadedInPlace(Loaded):
-    """An optimizer that becomes the one of a file, and steps to go on."""
+    """An optimizer that loads a file in place, then takes a step."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -329,7 +329,7 @@ class LoadedInPlace(Loaded):
         return super().observe(), self.optimizer.lr
 
 
-# Files that nobody has closed are closed when they are freed.
+# Files that were not closed are closed when they are freed.
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -339,22 +339,23 @@ def test_an_interrupted_load_leaves_nothing(kind: type[Loaded], tmp_path: Path) 
     before = open_files() if Path("/proc/self/fd").exists() else 0
     assert interrupt_everywhere(lambda: kind(tmp_path), times=1) > 50
     if Path("/proc/self/fd").exists():
-        # One at most: Python may be interrupted before it knows the number of a file that it has opened.
+        # At most one: an interrupt can arrive before Python has the descriptor of a file that it
+        # has opened.
         assert open_files() <= before + 1
 
 
-# ---- what a fork waits for
+# ---- the hooks around a fork
 
 
 class Fork(Case):
-    """The locks around a fork: what Python calls before it, and after it in both processes."""
+    """The hooks that lock around a fork, before it and after it in both processes."""
 
     def __init__(self) -> None:
         self.locks = [locks.new_lock() for _ in range(3)]
 
     def call(self) -> object:
-        # Each twice, as it is registered, and as Python calls them: what one of them raises is
-        # reported, and the next is called.
+        # Each hook runs twice, as registered. As Python does, this ignores an exception of a hook
+        # until all hooks have run.
         interrupted = False
         for hook in (locks._acquire_all,) * 2 + (locks._release_all,) * 2:
             try:
@@ -383,7 +384,7 @@ def test_an_interrupted_fork_holds_all_locks_and_lets_go_of_them() -> None:
     assert interrupt_everywhere(Fork) > 10
 
 
-# ---- by real signals
+# ---- real signals
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")

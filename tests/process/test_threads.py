@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Threads: how many a step takes, and the caller's own, from which optimizers step at once."""
+"""Threads: how many a step uses, and optimizers stepped from several threads at once."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from step_scripts import LARGE, QUIET, SETUP, SMALL
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 
 
-# Of each optimizer, where many are stepped at once.
+# The steps of each optimizer in tests that step many at once.
 STEPS_AT_ONCE = int(os.environ.get("FUSEDADAM_STEPS_AT_ONCE", "6"))
 
 
-# -- how many threads -------------------------------------------------------------------------
+# -- the number of threads --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
@@ -65,8 +65,8 @@ def test_default_is_the_cpus_of_this_process() -> None:
 
 @pytest.fixture
 def control_group() -> Iterator[Path | None]:
-    """A control group whose CPU time can be limited; None where this process may not make one."""
-    first = Path("/sys/fs/cgroup/cpu")  # of version 1
+    """A cgroup whose CPU time can be limited, or None if this process may not create one."""
+    first = Path("/sys/fs/cgroup/cpu")  # cgroup v1
     parent = first if first.exists() else Path("/sys/fs/cgroup")
     group = parent / f"fusedadam_test_{os.getpid()}"
     refused = None
@@ -75,7 +75,7 @@ def control_group() -> Iterator[Path | None]:
     except OSError as error:
         refused = error
     if refused is not None:
-        # Only for want of permission, or of control groups: whatever else is a failure.
+        # Only missing permission or missing cgroups are acceptable. Anything else is a failure.
         assert refused.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}, refused
         yield None
         return
@@ -113,7 +113,7 @@ def test_default_is_at_most_the_quota_of_the_control_group(
     control_group: Path | None, quota: int, asked: str | None, threads: int
 ) -> None:
     if control_group is None:
-        return  # the fixture has checked that it cannot be; tests/cpp has the same by files
+        return  # no cgroup can be created; tests/cpp tests quotas with files
     code = IN_GROUP.format(group=str(control_group), quota=quota)
     environment = {} if asked is None else {"OMP_NUM_THREADS": asked}
     expected = f"{quota / 100_000} {threads}\n7"
@@ -161,7 +161,7 @@ def test_threadpool_limits_hold_while_they_last(asked: int | None) -> None:
 
 @pytest.fixture
 def ticks() -> Iterator[list[int]]:
-    """A counter that another thread advances whenever this one lets go of the GIL by itself."""
+    """A counter that another thread increments whenever this one releases the GIL."""
     count, stop = [0], threading.Event()
 
     def tick() -> None:
@@ -169,7 +169,7 @@ def ticks() -> Iterator[list[int]]:
             count[0] += 1
 
     interval = sys.getswitchinterval()
-    # Nobody is asked to let go: between two bytecodes this thread keeps the GIL.
+    # Without GIL requests by other threads, this thread keeps the GIL between bytecodes.
     sys.setswitchinterval(1000.0)
     thread = threading.Thread(target=tick)
     thread.start()
@@ -203,7 +203,8 @@ def test_other_threads_run_during_a_step(ticks: list[int], method: str) -> None:
 
 @pytest.mark.parametrize("size", [SMALL, 32_767])
 def test_no_other_thread_runs_during_a_short_step(ticks: list[int], size: int) -> None:
-    # To hand over the GIL takes longer, and threads that step at once would do little else.
+    # Releasing the GIL would take longer than the step, and threads that step at once would do
+    # little else.
     p, g, rows = np.ones(size, "float32"), np.ones(size, "float32"), np.arange(size)
     optimizer, table = Adam(clipnorm=1.0), Adam()
     calls: list[Callable[[], object]] = [
@@ -218,7 +219,7 @@ def test_no_other_thread_runs_during_a_short_step(ticks: list[int], size: int) -
         assert ticks[0] == before
 
 
-# -- many threads of the caller's -------------------------------------------------------------
+# -- several threads of the caller ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
@@ -228,7 +229,7 @@ def test_different_optimizers_at_once(
 ) -> None:
     count, steps = 6, 8
     params = [values(rng, size + i, "float32") for i in range(count)]
-    grads = values(rng, size + count, "float32")  # all read the same memory
+    grads = values(rng, size + count, "float32")  # all use the same memory
     references = [oracle.OracleAdam([p], **options) for p in params]
     optimizers = [Adam(**options) for _ in params]
 
@@ -245,7 +246,7 @@ def test_different_optimizers_at_once(
         assert_all_same_bits(optimizers[i].weights, reference.weights())
 
 
-# Shapes and dtypes, the options, and the rows of a table or None: each kind by its own thread.
+# Shapes and dtypes, options, and the rows of a table or None. Each kind has its own thread.
 KINDS: dict[str, tuple[ShapesAndDtypes, dict[str, Any], int | None]] = {
     "tiny": ([((3,), "float32")], {}, None),
     "small": ([((SMALL,), "float64")], {"clipnorm": 1.0}, None),
@@ -263,7 +264,7 @@ KINDS: dict[str, tuple[ShapesAndDtypes, dict[str, Any], int | None]] = {
 
 
 class Kind:
-    """An optimizer of a kind, and what it should have become."""
+    """An optimizer of one kind, with its expected state."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -313,7 +314,7 @@ def test_optimizers_of_all_kinds_at_once(threads: int) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_one_optimizer_of_each_kind_from_several_threads(name: str) -> None:
-    # Its steps are serialised. The gradient is the same at each, so their order is no matter.
+    # Steps of one optimizer are serialized. The gradient is constant, so the order does not matter.
     kind = Kind(name)
 
     def work(_: int) -> None:
@@ -335,7 +336,7 @@ def test_adam_step_on_different_arrays_at_once(rng: np.random.Generator) -> None
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_one_optimizer_from_several_threads(rng: np.random.Generator, size: int) -> None:
-    # The gradient is the same at every step, so the order in which the threads come is no matter.
+    # The gradient is constant, so the order of the threads does not matter.
     p, g = values(rng, size, "float32"), values(rng, size, "float32")
     reference = oracle.OracleAdam([p], decay=0.1, clipnorm=1.0)
     optimizer = Adam(decay=0.1, clipnorm=1.0)
@@ -353,7 +354,7 @@ def test_one_optimizer_from_several_threads(rng: np.random.Generator, size: int)
 
 
 def saved_and_loaded(optimizer: Adam) -> list[Array]:
-    """The weights in a file of an optimizer of one parameter."""
+    """The weights of an optimizer of one parameter after a round trip through a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adam.safetensors"
         optimizer.save(path)

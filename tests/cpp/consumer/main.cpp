@@ -42,7 +42,7 @@ bool steps_by_number() {
   return good;
 }
 
-// Weights that decay and a bias that does not, both clipped by one norm.
+// Weights with decay and a bias without, both clipped by one norm.
 bool groups_with_progress() {
   std::vector<double> weights{1, 1}, weight_grad{3, 4}, weight_m(2), weight_v(2), ema(2);
   std::vector<double> bias{1}, bias_grad{12}, bias_m(1), bias_v(1);
@@ -77,7 +77,7 @@ bool groups_with_progress() {
   return good && progress.iterations == 1 && progress.skipped_steps == 1;
 }
 
-// Three gradients for two of a table's four rows.
+// Three gradients for two of the four rows of a table.
 bool sparse_rows() {
   std::vector<float> table(8, 1.0F), m(8), v(8);
   const std::vector<std::int32_t> indices{3, 0, 3};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What holds for every call: the same bits for each instruction set and number of threads and in
-// any rounding mode of the caller's; refusals of one kind.
+// What must hold for every call: the same bits for each instruction set, number of threads and
+// rounding mode of the caller, and only the documented exceptions.
 #pragma once
 
 #include <cfenv>
@@ -19,7 +19,7 @@
 
 namespace fusedadam::fuzz {
 
-// Ends the process, for the fuzzer to keep the input.
+// Ends the process, so that the fuzzer keeps the input.
 inline void require(bool holds, const char* rule) {
   if (holds) return;
   std::fprintf(stderr, "broken: %s (%s, %d threads)\n", rule, active_isa().c_str(),
@@ -36,15 +36,15 @@ inline const std::vector<std::string>& isas() {
   return names;
 }
 
-// Passes use threads again, whatever was learnt on a busy machine.
+// Lets passes use threads again, whatever the policy has learnt on a busy machine.
 inline void forget_whether_threads_helped() {
   thread_policy.learn(0, true);
   while (!thread_policy.wants_threads(0)) {
   }
 }
 
-// Calls body(n), n counting from 0, for each instruction set on one thread and for one of them, the
-// `threaded`th, on two and on three.
+// Calls body(n), n = 0, 1, ..., for each instruction set on one thread, and for the `threaded`th of
+// them also on two and three threads.
 template <class Body>
 void for_each_machine(std::size_t threaded, Body body) {
   unsigned n = 0;
@@ -58,7 +58,7 @@ void for_each_machine(std::size_t threaded, Body body) {
   for (const int threads : {2, 3}) run(isas()[threaded % isas().size()], threads);
 }
 
-// What is arbitrary about a caller, and must not matter.
+// Properties of a caller that must not matter.
 struct Caller {
   int rounding;
   std::size_t threaded;  // for for_each_machine()
@@ -69,7 +69,7 @@ inline Caller drawn_caller(Input& in) {
           in.ConsumeIntegral<std::uint8_t>()};
 }
 
-// What call() returns, or nothing where it refuses. Any other exception ends the process.
+// The result of call(), or nothing if it refuses. Any other exception ends the process.
 template <class Call>
 auto attempt(int rounding, Call call) -> std::optional<decltype(call())> {
   struct Rounding {

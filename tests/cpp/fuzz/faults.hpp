@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What can be wrong with the tensors that a caller hands over, and which of it must be refused: the
-// rules of fusedadam/adam.hpp once more, array by array and pair by pair.
+// Faults in the tensors of a caller, and which of them must be refused. Implements the rules of
+// fusedadam/adam.hpp a second time, array by array and pair by pair.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace fusedadam::fuzz {
 
-// ---- what must be refused ----------------------------------------------------------------------
+// ---- rules for refusals ------------------------------------------------------------------------
 
 struct Range {
   std::uintptr_t begin;
@@ -21,7 +21,7 @@ struct Range {
   bool written;
 };
 
-// Adds the bytes of an array; false where the array cannot be one.
+// Adds the byte range of an array. Returns false if the array is impossible.
 template <class T>
 bool add_range(std::vector<Range>& ranges, const T* data, std::int64_t size, bool written) {
   if (size == 0) return true;
@@ -30,7 +30,7 @@ bool add_range(std::vector<Range>& ranges, const T* data, std::int64_t size, boo
   return begin != 0 && begin % alignof(T) == 0;
 }
 
-// Without the gradient.
+// Adds all arrays but the gradient.
 template <class T, class Grad>
 bool add_written(std::vector<Range>& ranges, const Tensor<T, Grad>& t, const AdamSettings& s) {
   if (t.size < 0 || t.size > INT64_MAX / static_cast<std::int64_t>(sizeof(T))) return false;
@@ -69,7 +69,7 @@ inline bool is_allowed(const AdamProgress& p, const AdamSettings& settings) {
          p.dynamic_loss_scale >= 1 && p.dynamic_loss_scale <= 0x1p127;
 }
 
-// ---- what can be wrong -------------------------------------------------------------------------
+// ---- faults ------------------------------------------------------------------------------------
 
 enum class Member : std::uint8_t { param, grad, m, v, vhat, ema, accumulator };
 inline constexpr int members = 7;
@@ -90,7 +90,7 @@ void set_address(Tensor<T, Grad>& t, Member member, std::uintptr_t address) {
   }
 }
 
-// Of an element, in bytes.
+// The size of an element in bytes.
 template <class T, class Grad>
 std::int64_t item_size(const Tensor<T, Grad>&, Member member) {
   return member == Member::grad ? sizeof(Grad) : sizeof(T);
@@ -100,14 +100,14 @@ struct Fault {
   enum class Kind : std::uint8_t { none, null, misaligned, overlap, size } kind = Kind::none;
   std::size_t tensor = 0;
   Member member{};
-  // Of an overlap: whose memory, and at which distance in elements from where that array begins. Of
-  // a size: which.
+  // For an overlap: the other tensor, and the distance in elements from the start of its array. For
+  // a size: which size.
   std::size_t other = 0;
   Member other_member{};
   std::int64_t amount = 0;
 };
 
-// For one of a few tensors, counted around where there are fewer; often none.
+// A fault of one of a few tensors, often none. The index wraps around if there are fewer tensors.
 inline Fault drawn_fault(Input& in) {
   Fault fault;
   if (!in.ConsumeBool()) return fault;
@@ -130,8 +130,8 @@ inline Fault drawn_fault(Input& in) {
   return fault;
 }
 
-// False, and nothing is done, where a step that accepts the tensors would leave their memory: what
-// must be refused for another reason than this fault may do so all the same.
+// Returns false if a step that accepts the tensors would access memory outside them. Only a call
+// that must be refused can take such tensors.
 template <class T, class Grad>
 bool apply(const Fault& fault, Tensor<T, Grad>& tensor, const AnyTensor& other) {
   const std::uintptr_t own = address(tensor, fault.member);
@@ -148,7 +148,7 @@ bool apply(const Fault& fault, Tensor<T, Grad>& tensor, const AnyTensor& other) 
       return true;
     case Fault::Kind::size:
       tensor.size = fault.amount;
-      // Up to this a size is the caller's word.
+      // The library cannot check a size up to this limit.
       return fault.amount < 0 || fault.amount > INT64_MAX / static_cast<std::int64_t>(sizeof(T));
     case Fault::Kind::overlap:
       break;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Arrays with a page that faults directly before the first element or directly behind the last one.
-// The other side is up to AddressSanitizer, as is what a fault of one byte inside a page would
-// miss.
+// Arrays with an inaccessible page directly before the first or after the last element.
+// AddressSanitizer guards the other side, and the bytes within a page that no fault protects.
 #pragma once
 
 #include <sanitizer/asan_interface.h>
@@ -22,7 +21,7 @@ namespace fusedadam::fuzz {
 
 enum class Side : bool { front, back };
 
-// Mapped once and lent again and again: a fuzzer would otherwise spend its time in the kernel.
+// Mapped once and reused. Otherwise the fuzzer would spend its time in the kernel.
 class FencedBytes {
  public:
   static constexpr std::size_t most = std::size_t{512} << 10;
@@ -36,7 +35,7 @@ class FencedBytes {
   }
   ~FencedBytes() {
     if (memory_ == nullptr) return;
-    // Shadow memory knows units of eight bytes.
+    // Shadow memory has a granularity of eight bytes.
     const std::size_t before = reinterpret_cast<std::uintptr_t>(data_) % 8;
     ASAN_POISON_MEMORY_REGION(data_ - before, (before + bytes_ + 7) / 8 * 8);
     unused().push_back(memory_);
@@ -103,8 +102,8 @@ std::vector<Grad> stored(const std::vector<T>& values) {
   }
 }
 
-// All arrays of a tensor. `placement` says on which side each has its page, and with it how it is
-// aligned. Gradients must be values of Grad.
+// All arrays of a tensor. `placement` determines on which side of each the page lies, and thereby
+// its alignment. Grad must be able to represent the gradients.
 template <class T, class Grad = T>
 class FencedTensor {
  public:

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
-// adam_step() by every overload and with gradients of every type: some calls one after the other,
-// of which the last one may be handed tensors that must be refused. Each call runs with every
-// instruction set and 1, 2 and 3 threads, from memory that faults beyond its ends, and must give
-// the bits of tests/cpp/reference.hpp; what is refused must leave every byte as it was.
+// Every overload of adam_step() with gradients of every type: several calls in a row, the last of
+// which may get tensors that must be refused. Each call runs with every instruction set on 1, 2 and
+// 3 threads, in memory that faults beyond its ends. It must give the bits of
+// tests/cpp/reference.hpp. A refused call must leave every byte unchanged.
 #include "checks.hpp"
 #include "faults.hpp"
 #include "fenced.hpp"
@@ -90,7 +90,7 @@ void draw_gradients(Input& in, Calls& calls) {
   }
 }
 
-// ---- what must be refused ----------------------------------------------------------------------
+// ---- rules for refusals ------------------------------------------------------------------------
 
 using Tensors = std::vector<std::vector<AnyTensor>>;  // by group
 
@@ -179,7 +179,7 @@ bool same_contents(const std::vector<reference::Group>& a, const std::vector<ref
   return true;
 }
 
-// False where the tensors are then fit for no call.
+// Returns false if no call can take the tensors.
 bool apply(const Fault& fault, Tensors& tensors) {
   std::vector<AnyTensor*> all;
   for (auto& group : tensors) {
@@ -199,7 +199,7 @@ std::vector<Tensor<T>> of_type(const std::vector<AnyTensor>& tensors) {
 }
 
 StepOutcome step(const Calls& calls, const Tensors& tensors, AdamProgress& progress) {
-  // Wraps around where the count is the largest there is.
+  // Wraps around at the largest count.
   const auto number =
       static_cast<std::int64_t>(static_cast<std::uint64_t>(progress.iterations) + 1);
   switch (calls.entry) {
@@ -227,8 +227,8 @@ struct Result {
   StepOutcome outcome{};
 };
 
-// The reference's powers take time that grows with the square of the step. Where a fault that is
-// let pass has moved an array, the reference does not know where to.
+// The reference's powers take time that grows with the square of the step. If an accepted fault has
+// moved an array, the reference does not know where to.
 bool has_reference(const Calls& calls, const Fault& fault) {
   const bool is_early = std::ranges::all_of(
       calls.groups, [](const reference::Group& group) { return group.steps.value_or(0) < 300; });
@@ -241,7 +241,7 @@ Result expected_result(const Calls& calls) {
   return result;
 }
 
-// Nothing where the call is refused.
+// Returns nothing if the call is refused.
 std::optional<Result> check_call(const Calls& calls, const Fault& fault, const Caller& caller) {
   std::optional<Result> expected;
   for_each_machine(caller.threaded, [&](unsigned machine) {
@@ -276,7 +276,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   using namespace fusedadam::fuzz;
   Input in(data, size);
   const Caller caller = drawn_caller(in);
-  // First, since bytes may run out in the tensors.
+  // Drawn first, because the tensors may use up the bytes.
   const Fault last_fault = drawn_fault(in);
   const int last = in.ConsumeIntegralInRange(0, 2);
   Calls calls = drawn_calls(in);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// global_norm() of arrays of all types: the bits of tests/cpp/reference.hpp for every
-// instruction set and several numbers of threads, from memory that faults beyond its ends; arrays
-// that must be refused are.
+// global_norm() of arrays of all types, in memory that faults beyond its ends. It must give the
+// bits of tests/cpp/reference.hpp for every instruction set and several numbers of threads, and
+// refuse bad arrays.
 #include "fusedadam/norm.hpp"
 
 #include <cmath>
@@ -56,7 +56,8 @@ std::vector<AnyFenced> fenced(const std::vector<AnyNumbers>& arrays, unsigned pl
   return all;
 }
 
-// `fault` 0 is none, 1 a null pointer, and n + 1 an address n bytes off, unless that is aligned.
+// `fault` is 0 for none, 1 for a null pointer, and n + 1 for an offset of n bytes, unless that
+// keeps the alignment.
 template <class T>
 AnyArray read_as(const FencedArray<T>& array, std::size_t size, unsigned fault) {
   const T* data = array.data();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// What takes plain values: settings of any bits are options if, and only if, every rule of
-// fusedadam/options.hpp holds; likewise numbers of threads and names of instruction sets. What is
-// refused changes nothing.
+// Functions of plain values. Settings with arbitrary bits must be accepted if and only if they obey
+// every rule of fusedadam/options.hpp. The same holds for numbers of threads and names of
+// instruction sets. A refused call must change nothing.
 #include <cmath>
 
 #include "checks.hpp"
@@ -27,7 +27,7 @@ std::int64_t any_count(Input& in) {
                           : in.ConsumeIntegral<std::int64_t>();
 }
 
-// Allowed settings, of which some are then whatever the bytes say.
+// Valid settings, some of which are then replaced by arbitrary values.
 AdamSettings any_settings(Input& in) {
   AdamSettings s = drawn_settings(in, drawn_common_settings(in));
   for (double AdamSettings::*member :

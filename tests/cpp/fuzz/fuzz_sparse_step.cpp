@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// adam_step_sparse(): some calls one after the other over one table, with rows that repeat in any
-// order; the last one may be handed something that must be refused. Checked as fuzz_adam_step.cpp
-// checks the dense step, against tests/cpp/reference_sparse.hpp.
+// adam_step_sparse(): several calls in a row on one table, with repeated rows in any order. The
+// last call may get something that must be refused. The checks are those of fuzz_adam_step.cpp,
+// against tests/cpp/reference_sparse.hpp.
 #include "checks.hpp"
 #include "faults.hpp"
 #include "fenced.hpp"
@@ -18,11 +18,12 @@ struct Calls {
   AdamSettings settings;
   AdamProgress progress;
   SparseMode mode = SparseMode::lazy;
-  // Where the table has room for it: indices may lie anywhere, also in memory that the step writes.
+  // Whether the indices lie in the table, if they fit: they may lie anywhere, even in memory that
+  // the step writes.
   bool indices_in_table = false;
 };
 
-// What else can be wrong with a table than with a tensor.
+// Faults that only a sparse step can have.
 struct SparseFault {
   enum class Kind : std::uint8_t {
     none,
@@ -91,7 +92,7 @@ SparseFault drawn_sparse_fault(Input& in) {
   return fault;
 }
 
-// ---- what must be refused ----------------------------------------------------------------------
+// ---- rules for refusals ------------------------------------------------------------------------
 
 template <class T, class Index>
 bool may_step(const Calls<T>& calls, const SparseTensor<T>& tensor, std::span<const Index> values) {
@@ -106,7 +107,7 @@ bool may_step(const Calls<T>& calls, const SparseTensor<T>& tensor, std::span<co
   for (const Index row : values) {
     if (row < 0 || row >= rows) return false;
   }
-  std::vector<Range> read;  // into no conflict with anything
+  std::vector<Range> read;  // conflicts with nothing
   const auto* indices = std::get<std::span<const Index>>(tensor.indices).data();
   if (!add_range(read, indices, count, false)) return false;
   if (!add_range(ranges, tensor.grad_rows, count * tensor.row_size, s.zero_grad)) return false;
@@ -145,7 +146,7 @@ struct Memory {
   FencedArray<Index> indices;
 };
 
-// Writes the indices over the second moments, where they shall lie there.
+// Writes the indices over the second moments if they are to lie there.
 template <class T, class Index>
 void place_indices(Calls<T>& calls) {
   const Memory<T, Index> memory(calls, 0);
@@ -199,7 +200,7 @@ Result<T> expected_result(const Calls<T>& calls) {
   return result;
 }
 
-// Nothing where the call is refused.
+// Returns nothing if the call is refused.
 template <class T, class Index>
 std::optional<Result<T>> check_call(const Calls<T>& calls, const Fault& fault,
                                     const SparseFault& sparse_fault, const Caller& caller) {
@@ -212,8 +213,8 @@ std::optional<Result<T>> check_call(const Calls<T>& calls, const Fault& fault,
     const bool fit = fuzz::apply(fault, tensor.table, AnyTensor(memory.table.tensor()));
     apply<T, Index>(sparse_fault, tensor);
     const bool allowed = may_step<T, Index>(calls, tensor, memory.values);
-    // Rows of another size than that of the gradients' memory, or gradients in a table that may be
-    // smaller, are fit only to be refused.
+    // If the row size does not match the gradients, or the gradients lie in a table that may be
+    // smaller, the call may only be made if it must be refused.
     const bool moved =
         sparse_fault.kind == Kind::row_size || sparse_fault.kind == Kind::grads_in_table;
     if (allowed && (!fit || moved)) return;
@@ -247,7 +248,7 @@ std::optional<Result<T>> check_call(const Calls<T>& calls, const Fault& fault,
 template <class T, class Index>
 void check_calls(Input& in) {
   const Caller caller = drawn_caller(in);
-  // First, since bytes may run out in the table.
+  // Drawn first, because the table may use up the bytes.
   const Fault last_fault = drawn_fault(in);
   const SparseFault last_sparse_fault = drawn_sparse_fault(in);
   const int last = in.ConsumeIntegralInRange(0, 2);

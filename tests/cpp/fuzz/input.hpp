@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What a fuzzer's bytes stand for: numbers, sizes, settings, progress. Bytes that have run out
-// stand for zeros, and these for what is most ordinary.
+// Converts a fuzzer's bytes into numbers, sizes, settings and progress. Missing bytes count as
+// zeros, which stand for the most ordinary values.
 #pragma once
 
 #include <fuzzer/FuzzedDataProvider.h>
@@ -18,7 +18,7 @@ namespace fusedadam::fuzz {
 
 using Input = FuzzedDataProvider;
 
-// True for one in n draws. (one_in() of settings.hpp is that of the tests' random numbers.)
+// True for one in n draws. (one_in() of settings.hpp does this for the tests' random numbers.)
 inline bool seldom(Input& in, int n) { return in.ConsumeIntegralInRange(1, n) == n; }
 
 // ---- numbers -----------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ inline double raw_double(Input& in) {
   return std::bit_cast<double>(in.ConsumeIntegral<std::uint64_t>());
 }
 
-// From low to high, both among them.
+// A number from low to high, inclusive.
 inline double number(Input& in, double usual, double low, double high) {
   switch (in.ConsumeIntegralInRange(0, 7)) {
     case 1:
@@ -47,8 +47,8 @@ inline double number(Input& in, double usual, double low, double high) {
   }
 }
 
-// Numbers of an array: ordinary ones, those of any exponent with infinities and NaNs among them, or
-// the bytes as they are, over and over.
+// The elements of an array: ordinary numbers, numbers of any exponent with infinities and NaNs, or
+// the input's bytes repeated.
 template <class T>
 std::vector<T> numbers(Input& in, std::size_t n) {
   const int kind = in.ConsumeIntegralInRange(0, 3);
@@ -68,7 +68,8 @@ std::vector<T> numbers(Input& in, std::size_t n) {
   return values;
 }
 
-// Numbers that Grad has, in the type of the parameter. Halves have the upper bits of floats.
+// Numbers that Grad can represent, in the type of the parameter. A half gets the upper bits of a
+// float.
 template <class T, class Grad>
 std::vector<T> gradients(Input& in, std::size_t n) {
   std::vector<T> values = numbers<T>(in, n);
@@ -80,7 +81,7 @@ std::vector<T> gradients(Input& in, std::size_t n) {
   return values;
 }
 
-// A number of elements: few, around the edges of tiles, and enough for a step on three threads.
+// A number of elements: few, near the edges of tiles, or enough for a step on three threads.
 inline std::size_t drawn_size(Input& in) {
   if (seldom(in, 32)) return in.ConsumeIntegralInRange<std::size_t>(16000, 60000);
   switch (in.ConsumeIntegralInRange(0, 7)) {
@@ -101,7 +102,7 @@ reference::Arrays<T> drawn_arrays(Input& in, std::size_t n) {
                       &arrays.accumulator}) {
     *array = numbers<T>(in, n);
   }
-  // Otherwise nearly every parameter is NaN after the first step.
+  // Otherwise nearly every parameter would be NaN after the first step.
   if (!seldom(in, 8)) {
     arrays.v = magnitudes(std::move(arrays.v));
     arrays.vhat = magnitudes(std::move(arrays.vhat));
@@ -109,12 +110,12 @@ reference::Arrays<T> drawn_arrays(Input& in, std::size_t n) {
   return arrays;
 }
 
-// ---- settings that are allowed -----------------------------------------------------------------
+// ---- valid settings ----------------------------------------------------------------------------
 
 inline constexpr double largest = std::numeric_limits<double>::max();
 inline constexpr double below_one = 1 - 0x1p-53;
 
-// Those that concern a step as a whole.
+// The settings that apply to the whole step.
 inline AdamSettings drawn_common_settings(Input& in) {
   AdamSettings s;
   const int scaling = in.ConsumeIntegralInRange(0, 3);
@@ -125,7 +126,7 @@ inline AdamSettings drawn_common_settings(Input& in) {
   return s;
 }
 
-// Those of a group, added to these.
+// Adds the settings of a group.
 inline AdamSettings drawn_settings(Input& in, AdamSettings s) {
   s.lr = number(in, 0.01, -largest, largest);
   s.beta_1 = number(in, 0.9, 0, below_one);
@@ -151,7 +152,7 @@ inline AdamSettings drawn_settings(Input& in, AdamSettings s) {
   return s;
 }
 
-// ---- progress, not always allowed --------------------------------------------------------------
+// ---- progress, not always valid ----------------------------------------------------------------
 
 inline std::int64_t drawn_count(Input& in) {
   switch (in.ConsumeIntegralInRange(0, 7)) {
