@@ -10,7 +10,7 @@
 namespace fusedadam::python {
 namespace {
 
-// The two columns of a list or tuple of pairs (gradient, parameter), as owned snapshots.
+// Pairs (gradient, parameter) as two tuples, which own the items.
 struct PlainPairs {
   py::tuple grads;
   py::tuple params;
@@ -35,7 +35,7 @@ std::optional<PlainPairs> plain_pairs(const py::handle& pairs) {
   return columns;
 }
 
-// A parameter whose rows can be stepped.
+// @throws py::type_error, py::value_error  apply_sparse cannot update rows of this parameter
 void require_table(const py::handle& param) {
   ArrayReader reader;
   const ArrayView view = writeable_array(reader, param, "param", no_index);
@@ -50,7 +50,7 @@ void require_table(const py::handle& param) {
   }
 }
 
-// Finds the positions of arrays among parameters, by their identity or their memory.
+// Finds the positions of arrays among the parameters, by identity or by memory.
 class Finder {
  public:
   explicit Finder(const py::tuple& params) {
@@ -106,7 +106,7 @@ class Finder {
 
 }  // namespace
 
-// ---- settings of their own
+// ---- per-parameter settings
 
 OwnSettings AdamState::Own::groups() const {
   std::map<std::size_t, py::dict> by_position;
@@ -165,7 +165,7 @@ AdamState::Own AdamState::found(const py::tuple& params) const {
 }
 
 void AdamState::override_settings(std::optional<py::list> arrays, py::dict settings) {
-  // What was to be found is not looked for any more.
+  // Without arrays, the request cancels all earlier ones.
   if (!arrays) pending_.to_override.clear();
   pending_.to_override.emplace_back(std::move(arrays), std::move(settings));
 }
@@ -281,11 +281,12 @@ void AdamState::require_not_swapped() const {
                                     "parameters that are swapped with their averages"));
 }
 
-// ---- as a Python class
+// ---- Python class
 
 namespace {
 
 using OwnTuple = std::pair<std::set<std::size_t>, std::map<std::size_t, py::dict>>;
+// A property of the moments; empty before there are any.
 using PendingTuple =
     std::pair<std::optional<py::list>, std::vector<std::pair<std::optional<py::list>, py::dict>>>;
 

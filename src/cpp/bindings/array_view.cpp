@@ -36,12 +36,12 @@ std::optional<Storage> storage_of_dtype(const py::dtype& dtype) {
     default:
       break;
   }
-  // That of ml_dtypes, which need not be installed.
+  // Compared by name: ml_dtypes, which defines it, is optional.
   if (dtype.itemsize() == 2 && utf8(dtype.attr("name")) == "bfloat16") return Storage::bf16;
   return std::nullopt;
 }
 
-// The parts of the DLPack ABI that are used here, of major version 1.
+// The part of the DLPack ABI, major version 1, that is used here.
 struct DlpackTensor {
   void* data;
   std::int32_t device_type;
@@ -79,7 +79,7 @@ std::optional<Storage> storage_of(const DlpackTensor& tensor) {
   return std::nullopt;
 }
 
-// Null where the type has none, or one of another ABI.
+// Null if the type has none, or only one with another ABI.
 auto exchange_function(PyTypeObject* type) -> int (*)(void*, void*) {
   const py::object capsule =
       py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
@@ -150,7 +150,7 @@ bool is_contiguous(const ArrayView& view) noexcept {
 }
 
 bool same_layout(const ArrayView& a, const ArrayView& b) noexcept {
-  // In units of the other one's elements, which need not divide a stride.
+  // Cross-multiplied, because an item size need not divide a stride.
   const std::int64_t unit_a = a.stride_unit * item_size(b.storage);
   const std::int64_t unit_b = b.stride_unit * item_size(a.storage);
   for (std::size_t i = 0; i < a.shape.size(); ++i) {
@@ -163,7 +163,7 @@ ByteRange byte_range(const ArrayView& view, const char* list, std::int64_t index
   return fusedadam::byte_range(view.data, view.bytes(), list, index);
 }
 
-// ---- arrays that were seen before
+// ---- bound arrays
 
 BoundArray::BoundArray(const py::handle& object, const ArrayView& view)
     : data_(view.data),
@@ -206,8 +206,8 @@ ArrayView BoundArray::view() const noexcept {
           .size = size_};
 }
 
-// Without a view of it, which takes longer than to compare it. False may mean that nothing is
-// known.
+// Compares without creating a view, which would take longer. Can return false for a match: the
+// caller then reads the tensor.
 bool ArrayReader::is_tensor_at(const py::handle& object, const Stream& at, const BoundArray& like) {
   if (!like.is_tensor_ || Py_TYPE(object.ptr()) != type_ || describe_ == nullptr) return false;
   DlpackTensor tensor{};
@@ -256,9 +256,9 @@ bool ArrayReader::is_at(const py::handle& object, const Stream& at, const BoundA
     if (like.c_contiguous_ && (array->flags & npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0) return true;
     return same_layout(array_view(object, at.storage), like.view());
   }
-  // Torch may still have to negate a single number.
+  // A tensor of one element may have its negative bit set. Larger negated views are not dense.
   if (like.size_ != 1 && is_tensor_at(object, at, like)) return true;
-  // A subclass of NumPy's may have a mask.
+  // Tensors only: a subclass of numpy.ndarray may have a mask.
   const std::optional<ArrayView> view = read(object);
   return view && view->is_tensor && view->size != 1 && view->data == at.data &&
          view->storage == at.storage && like.has_shape(view->shape) &&
@@ -292,7 +292,7 @@ std::optional<ArrayView> ArrayReader::read_tensor(const py::handle& object) {
   }
   if (describe_ == nullptr) return read_attributes(object);
   DlpackTensor tensor{};
-  if (describe_(object.ptr(), &tensor) != 0) {  // sparse, quantised, on no device ...
+  if (describe_(object.ptr(), &tensor) != 0) {  // sparse, quantized, meta ...
     PyErr_Clear();
     return std::nullopt;
   }
@@ -318,7 +318,7 @@ std::optional<ArrayView> ArrayReader::as_pairs_of_reals(const py::handle& object
   extents.push_back(2);
   for (const std::int64_t stride : view.strides) extents.push_back(2 * stride);
   extents.push_back(1);
-  extents_ = std::move(extents);  // last: what there is may be borrowed from it
+  extents_ = std::move(extents);  // last, because `view` may borrow from extents_
   view.shape = {extents_.data(), ndim + 1};
   view.strides = {extents_.data() + ndim + 1, ndim + 1};
   view.size *= 2;
@@ -377,12 +377,12 @@ std::string describe(const py::handle& object) {
   }
   try {
     text += ", stride=" + utf8(py::str(object.attr("stride")()));
-  } catch (const py::error_already_set&) {  // what is sparse has none
+  } catch (const py::error_already_set&) {  // sparse tensors have no strides
   }
   return text;
 }
 
-// ---- NumPy arrays that are made here
+// ---- new NumPy arrays
 
 py::dtype dtype_of(Storage storage) {
   return storage == Storage::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
@@ -402,7 +402,7 @@ std::vector<py::ssize_t> strides_like(const ArrayView& view, Storage storage) {
 }
 
 void assign(const py::array& to, const py::handle& from) {
-  // NumPy lets go of the GIL meanwhile.
+  // NumPy releases the GIL during the copy.
   const int failed =
       or_wait_for_the_end([&] { return PyObject_SetItem(to.ptr(), Py_Ellipsis, from.ptr()); });
   if (failed != 0) throw py::error_already_set();

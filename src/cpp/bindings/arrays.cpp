@@ -14,7 +14,8 @@ namespace {
 
 using py::detail::npy_api;
 
-// NumPy would round in the caller's mode; a long double in that of the x87 unit.
+// NumPy rounds in the caller's floating-point environment, long doubles in that of the x87 unit.
+// This sets both to their defaults.
 class CastEnvironment {
  public:
   CastEnvironment() noexcept {
@@ -26,7 +27,7 @@ class CastEnvironment {
   CastEnvironment& operator=(const CastEnvironment&) = delete;
 
  private:
-  DefaultFloatEnvironment vector_unit_;  // of which <cfenv> may leave the flushing of subnormals
+  DefaultFloatEnvironment vector_unit_;  // fesetenv() may not reset the flushing of subnormals
   std::fenv_t saved_{};
 };
 
@@ -34,7 +35,7 @@ std::string attribute_text(const py::handle& object, const char* attribute) {
   return std::string(attribute) + '=' + utf8(py::str(object.attr(attribute)));
 }
 
-// NumPy hands out the elements of a masked array as if none were masked.
+// The C API of NumPy ignores masks.
 bool is_masked(const py::handle& object) {
   if (Py_TYPE(object.ptr()) == npy_api::get().PyArray_Type_) return false;
   return py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"));
@@ -100,7 +101,7 @@ ArrayView float_array(ArrayReader& reader, const py::handle& object, const char*
   if (view && (halves || compute_storage(view->storage) == view->storage)) return *view;
   const std::string name = element_name(list, index);
   const bool is_complex = py::reinterpret_borrow<py::array>(object).dtype().kind() == 'c';
-  // By which sign of the imaginary part a step descends is a convention: JAX and PyTorch differ.
+  // Not converted, because JAX and PyTorch define the sign of a complex gradient differently.
   const std::string remedy =
       is_complex ? "; step the real view of a complex array, " + name +
                        ".view(numpy.float32 or numpy.float64), by such a view of its gradient"
@@ -236,8 +237,7 @@ py::tuple snapshot(const py::handle& sequence, const char* name) {
   const auto read = [&] { return PySequence_Tuple(sequence.ptr()); };
   auto items = py::reinterpret_steal<py::tuple>(is_sequence ? or_wait_for_the_end(read) : nullptr);
   if (items) return items;
-  // What calls itself a sequence and cannot be iterated over: 0-d arrays, memoryviews of several
-  // dimensions.
+  // Some sequences are not iterable: 0-d arrays and memoryviews of several dimensions.
   const bool not_iterable = PyErr_Occurred() == nullptr ||
                             PyErr_ExceptionMatches(PyExc_TypeError) ||
                             PyErr_ExceptionMatches(PyExc_NotImplementedError);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Which arrays may be written and read. An array that is to be written is never converted: a copy
-// would take the update and be thrown away.
+// Checks of the arrays that a step reads and writes. An array that is written is never converted:
+// the update would go to a temporary copy.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -17,33 +17,33 @@
 
 namespace fusedadam::python {
 
-// What an array that is written must be for: ends each message.
+// What a step does to an array that it writes; part of the messages.
 inline constexpr const char* to_update = "updated";
 inline constexpr const char* to_zero = "zeroed";
 
 // @throws py::type_error  not a numpy.ndarray without a mask; naming list[index]
 void require_array(const py::handle& object, const char* list, std::int64_t index);
 
-// A float32 or float64 array, of any layout; where `halves`, also float16 or bfloat16. A tensor of
-// complex numbers counts as pairs of reals.
+// Returns a view of a float32 or float64 array of any layout; with `halves`, also of float16 or
+// bfloat16. Complex tensors are viewed as reals.
 // @throws py::type_error, and for tensors py::value_error; naming list[index]
 ArrayView float_array(ArrayReader& reader, const py::handle& object, const char* list,
                       std::int64_t index, bool halves = false);
 
-// One that can be written in place: without gaps or overlaps, aligned and writeable. What is only
-// zeroed may be of float16 or bfloat16.
+// Returns a view of an array that can be written in place: dense, aligned and writeable. With
+// `to_zero`, float16 and bfloat16 are allowed.
 // @throws py::type_error, py::value_error  naming list[index]
 ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const char* list,
                           std::int64_t index, const char* purpose = to_update);
 
-// Whether the array can be written in place, and needs no message.
+// Whether a NumPy array can be written in place.
 bool can_be_written(const ArrayView& view);
 
-// Ends each message about parameters that no longer match their moments.
+// Ends messages about parameters that do not match their moments.
 inline constexpr const char* rebuild_hint = "; build(params) starts new moments";
 
-// An array has the shape, the dtype or the order in memory of another one.
-// @throws py::value_error  naming list[index] and other[index]
+// Compare the shape, dtype and layout of list[index] and other[index].
+// @throws py::value_error  naming both
 void require_shape_of(const ArrayView& view, const ArrayView& expected, const char* list,
                       const char* other, std::int64_t index, const char* hint = "");
 std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const char* list,
@@ -51,27 +51,27 @@ std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, 
 void require_layout_of(const py::handle& object, const ArrayView& view, const ArrayView& expected,
                        const char* list, const char* other, std::int64_t index);
 
-// A copy of an array in this storage and in the layout of `like`, whose shape it has; rounded once,
-// to nearest.
-// @throws py::type_error  NumPy does not cast it by the rule same_kind; naming list[index]
+// Returns a copy with the storage and layout of `like`, which has the same shape. Values are
+// rounded once, to nearest.
+// @throws py::type_error  NumPy's casting rule same_kind forbids it; naming list[index]
 py::array cast_copy(const py::handle& array, const ArrayView& like, const char* list,
                     std::int64_t index);
 
-// Row numbers, and how many they are.
 struct IndexArray {
   RowIndices indices;
   std::int64_t size = 0;
 };
 
-// An int32 or int64 array of one dimension; a copy of it, which is added to `kept`, where it is not
-// contiguous or not aligned. @throws py::type_error, py::value_error  naming `indices`
+// Reads a one-dimensional int32 or int64 array. `kept` receives the array, or a copy of it if it is
+// not contiguous and aligned; the result is valid as long as that.
+// @throws py::type_error, py::value_error  naming `indices`
 IndexArray index_array(const py::handle& object, std::vector<py::object>& kept);
 
-// @throws py::value_error  naming the two arrays
+// @throws py::value_error  two arrays overlap; naming both
 void require_disjoint(const WrittenRanges& written);
 void require_disjoint(const ByteRange& range, const WrittenRanges& written);
 
-// An owned snapshot of a sequence: its items stay alive whatever other threads do to the sequence.
+// Copies a sequence into a tuple, which owns the items even if another thread changes the sequence.
 // @throws py::type_error  not a sequence
 py::tuple snapshot(const py::handle& sequence, const char* name);
 

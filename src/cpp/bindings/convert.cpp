@@ -22,13 +22,13 @@ std::string utf8(const py::str& text) {
 
 namespace {
 
-// Of an array, a tensor or a scalar of theirs: "float32", "torch.bool"; empty for other objects.
+// The dtype of an array, tensor or NumPy scalar: "float32", "torch.bool"; empty for other objects.
 std::string dtype_of(const py::handle& value) {
   const py::object dtype = py::getattr(value, "dtype", py::none());
   return dtype.is_none() ? "" : utf8(py::str(py::getattr(dtype, "name", dtype)));
 }
 
-// NumPy reads a number out of an array of one element, but not in its later versions.
+// Excludes arrays of one element, which only older versions of NumPy convert to a number.
 bool has_dimensions(const py::handle& value) {
   return py::isinstance<py::array>(value) && py::reinterpret_borrow<py::array>(value).ndim() > 0;
 }

@@ -33,7 +33,7 @@ void require_gradients(const py::handle& grads) {
   const py::tuple items = snapshot(grads, "grads");
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (PyTuple_GET_ITEM(items.ptr(), as_index(i)) != Py_None) continue;
-    // Keras' own words.
+    // Begins like Keras' message.
     throw py::value_error(broken_rule(
         "An operation has `None` for gradient. Make sure that the loss depends on every parameter "
         "through differentiable operations, or leave out the parameters that it does not depend on",
@@ -66,7 +66,7 @@ bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, co
   return alike && apart;
 }
 
-// ---- numbers of any dtype
+// ---- gradients of any dtype
 
 void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const Name& name,
                             bool zero, bool casts_halves, TensorRef& tensor) {
@@ -90,7 +90,7 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
       throw py::type_error(dtype_mismatch(source, like, name.list, name.other, name.index));
     }
   }
-  // Of another dtype than ours, an array has a shape all the same.
+  // A dtype that reader_ does not support has no view, but the array has a shape.
   require_shape_of(view ? *view : array_view(source, like.storage), like, name.list, name.other,
                    name.index);
   const bool is_readable =
@@ -128,7 +128,7 @@ Gradients::RowGradients Gradients::attach_table(const py::handle& indices,
   return {rows.indices, grads.stream(kind::grad), element_count(table.shape.subspan(1)), like.size};
 }
 
-// ---- tensors like their parameters
+// ---- tensors of the parameter's dtype
 
 void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
                               const ArrayView& like, std::size_t index, bool zero,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The extension module fusedadam._core: convert, check, release the GIL, call. No arithmetic. Its
-// Python side is documented in _core.pyi.
+// The extension module fusedadam._core. It converts and checks arguments and calls the C++ core.
+// _core.pyi documents it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -37,12 +37,12 @@ bool same_objects(const py::list& a, const py::list& b) {
   return true;
 }
 
-// The attribute `grad` of each of these tensors.
+// Returns [tensor.grad for tensor in tensors].
 py::list gradients_of(const py::list& tensors) {
   py::list grads(tensors.size());
   const py::str name("grad");
   PyTypeObject* type = nullptr;
-  const PyGetSetDef* known = nullptr;  // of that type: to look it up takes as long as to call it
+  const PyGetSetDef* known = nullptr;  // of `type`; the lookup takes as long as the call
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const py::object tensor = tensors[i];
     if (Py_TYPE(tensor.ptr()) != type) {
@@ -63,8 +63,7 @@ py::list gradients_of(const py::list& tensors) {
 }  // namespace
 }  // namespace fusedadam::python
 
-// The GIL need not be on: the only mutable globals are atomic, and fusedadam.Optimizer locks its
-// state.
+// Does not need the GIL: all mutable globals are atomic, and fusedadam.Optimizer locks its state.
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   using namespace fusedadam;
   using namespace fusedadam::python;
@@ -81,8 +80,8 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.attr("threading_runtime") = threading_runtime();
   module.attr("max_iterations") = max_iterations;
 
-  // The first use of NumPy's C interface reads NumPy's version, which raises exception flags: not
-  // in a step.
+  // Loads NumPy's C API now: that reads NumPy's version, which raises floating-point exception
+  // flags, and a step must not.
   py::dtype::of<float>();
 
   bind_public(module);

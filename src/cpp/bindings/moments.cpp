@@ -84,7 +84,7 @@ void Moments::require_position(std::size_t position, const char* what) const {
                                     std::to_string(position)));
 }
 
-// ---- settings and counts of each parameter
+// ---- per-parameter settings and counts
 
 std::vector<Moments::Group> Moments::group_of_each() {
   std::vector<Group> groups;
@@ -174,7 +174,7 @@ void Moments::let_take_part(const TakesPart& takes_part) {
 
 std::span<const StepGroup> Moments::step_groups(const AdamOptions& options) {
   if (own_settings_.size() > 1 && own_options_for_ != options.settings()) {
-    own_options_for_.reset();  // until all of them are made
+    own_options_for_.reset();  // in case changed_options() throws
     for (std::size_t i = 1; i < own_settings_.size(); ++i) {
       own_options_[i] = changed_options(options, own_settings_[i]);
     }
@@ -202,7 +202,7 @@ void Moments::require_right_places(Items params, Items grads) const {
   std::map<const void*, std::size_t> bound;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const BoundArray& param = binder_.params()[i];
-    // What a tensor has given up may be another array's by now.
+    // A moved tensor's old address may belong to another array by now.
     if (param.view().size > 0 && reader.is_unchanged(params_[i], param)) {
       bound.emplace(param.view().data, i);
     }
@@ -218,7 +218,7 @@ void Moments::require_right_places(Items params, Items grads) const {
   bool all_in_place = true;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     if (slots_[i].like.view().size == 0) continue;
-    if (!reader.read(params[i])) return;  // for the checks of each to refuse
+    if (!reader.read(params[i])) return;  // bind() reports it
     const std::optional<std::size_t> place = place_of(params[i]);
     all_in_place = all_in_place && place == i;
     if (!place || *place == i) continue;
@@ -351,7 +351,7 @@ void Moments::attach_accumulators(Items grads, bool completes) {
     accumulator = const_cast<void*>(slot.arrays.back().data());
     tensor.accumulator_is_empty = !slot.waits;
     if (!completes) continue;
-    // The mean of the gradients that there were: those of this call, those before, or both.
+    // The mean is over the gradient of this call, those in the accumulator, or both.
     if (grads[i] == Py_None) tensor.set(kind::grad, tensor.stream(kind::accumulator));
     if (grads[i] == Py_None || !slot.waits) accumulator = nullptr;
   }
@@ -397,7 +397,7 @@ void Moments::swap_averages() {
   }
   py::tuple params(params_.size());
   for (std::size_t i = 0; i < params_.size(); ++i) params[i] = params_[i];
-  // They may have been resized, moved or made read-only.
+  // Check again: they may have been resized, moved or made read-only.
   bind(params, true).keep();
   let_take_part([](std::size_t) { return true; });
   const ReleasedGil released(binder_.plan.elements());

@@ -30,7 +30,6 @@ void convert(std::optional<std::int64_t>& field, const py::handle& value, const 
 void convert(bool& field, const py::handle& value, const char* name) {
   field = to_bool(value, name);
 }
-
 template <class T>
 py::object to_python(const T& value) {
   return py::cast(value);
@@ -54,7 +53,7 @@ void set(AdamSettings& s, const Setting& setting, const py::handle& value) {
     }
   }
   if (value.is_none() && name == "epsilon") {
-    s.epsilon = 1e-7;  // Keras 2.1.3 to 2.3 wrote None for its own
+    s.epsilon = 1e-7;  // what None means in Keras 2.1.3 to 2.3
   } else if (value.is_none() && name == "gradient_accumulation_steps") {
     s.gradient_accumulation_steps = 1;
   } else {
@@ -93,13 +92,13 @@ py::object get(const AdamProgress& p, const Count& count) {
   return std::visit([&](auto member) { return to_python(p.*member); }, count.member);
 }
 
-// ---- either by name
+// ---- settings or counts by name
 
-// In Keras' own words, and with the name that is most like it.
+// Keras' message, with the most similar name.
 [[noreturn]] void refuse_unknown(const auto& table, const py::str& name) {
   py::list names;
   for (const auto& entry : table) names.append(entry.name);
-  names.append("learning_rate");  // of Adam, for lr
+  names.append("learning_rate");  // Adam's alias for lr
   const py::list close =
       py::module_::import("difflib").attr("get_close_matches")(name.attr("lower")(), names, 1);
   std::string message = "Unexpected keyword argument passed to optimizer: " + utf8(name);
@@ -148,7 +147,7 @@ void bind_options(py::module_& module) {
       .def("changed", &changed_options, py::arg("settings"))
       .def("as_dict",
            [](const AdamOptions& self) { return as_dict(settings_table(), self.settings()); })
-      // Not py::pickle(), which knows no protocol below 2.
+      // Not py::pickle(), which needs protocol 2 or higher.
       .def("__reduce__", [](const py::object& self) {
         const auto& settings = self.cast<const AdamOptions&>().settings();
         return py::make_tuple(py::type::of(self),

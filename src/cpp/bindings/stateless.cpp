@@ -9,6 +9,7 @@
 #include "step/progress.hpp"
 
 namespace fusedadam::python {
+
 py::list clip_gradients(const py::handle& params, const py::handle& grads,
                         const AdamOptions& options, const AdamProgress& progress) {
   const py::tuple items = snapshot(params, "params");
@@ -34,7 +35,7 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
   const double loss_scale = current_loss_scale(progress, options.settings());
   bool changed = false;
   {
-    // Safe without the GIL: only raw memory is touched, of arrays that are kept alive.
+    // Safe without the GIL: accesses only raw memory of arrays that are kept alive.
     const ReleasedGil released(list.elements());
     changed = fusedadam::clip_gradients(list, options.settings(), loss_scale);
   }

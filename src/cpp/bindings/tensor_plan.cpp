@@ -27,7 +27,7 @@ std::string name_of(const char* list, std::size_t index) {
 // One kind of state, in either form.
 class Column {
  public:
-  // @throws py::value_error  not one for each parameter
+  // @throws py::value_error  the length differs from that of params
   Column(const TensorPlan::Tensors& tensors, const py::dict& names, const char* kind) {
     PyObject* const found = PyDict_Check(tensors.state.ptr())
                                 ? PyDict_GetItemString(tensors.state.ptr(), kind)
@@ -38,7 +38,7 @@ class Column {
     if (found == tensors.state.ptr()) name_ = PyDict_GetItemString(names.ptr(), kind);
   }
 
-  // @throws py::value_error  it is not there
+  // @throws py::value_error  a dict lacks the key
   py::handle operator[](std::size_t index) const {
     const py::handle in_list = list_ ? items_of(list_)[index] : nullptr;
     if (!name_) return in_list ? in_list : py::handle(Py_None);
@@ -52,10 +52,10 @@ class Column {
 
  private:
   py::handle list_;
-  py::handle name_;  // where the items of the list are dicts
+  py::handle name_;  // the key, if the items are dicts
 };
 
-// A kind of state as the caller calls it. Lives as long as `names`.
+// The caller's name for a kind of state. Valid as long as `names`.
 const char* label_of(const char* kind, const py::dict& names) {
   PyObject* const name = PyDict_GetItemString(names.ptr(), kind);
   const char* const text = name == nullptr ? kind : PyUnicode_AsUTF8(name);
@@ -63,10 +63,10 @@ const char* label_of(const char* kind, const py::dict& names) {
   return text;
 }
 
-// The kind of state that counts the steps of a parameter.
+// The kind of state that holds a parameter's step count.
 constexpr const char* counter = "step";
 
-// @throws py::value_error  no count
+// @throws py::value_error  not a valid count
 std::int64_t read_count(const BoundArray& array, std::size_t index) {
   const ArrayView view = array.view();
   const double count = visit_compute_type(view.storage, [&]<class T>() {
@@ -80,7 +80,7 @@ std::int64_t read_count(const BoundArray& array, std::size_t index) {
   return static_cast<std::int64_t>(count);
 }
 
-// A float32 stays at 2^24, as torch's own addition leaves it.
+// As in torch, a float32 count stops growing at 2^24.
 void write_count(const BoundArray& array, std::int64_t count) noexcept {
   const ArrayView view = array.view();
   visit_compute_type(view.storage,
@@ -120,8 +120,7 @@ bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>
     if ((grads[i] == Py_None) != params[i].is_empty()) return false;
   }
   if (!binder_.holds(items_of(tensors.params))) return false;
-  // One kind after the other, which took 5 % less of a step over 1,000 tensors than one parameter
-  // after the other.
+  // Looping over kinds outside and parameters inside made a step over 1,000 tensors 5 % faster.
   const auto is_as_it_was = [&](const char* kind, const std::vector<BoundArray>& known,
                                 const auto& needed) {
     const Column column(tensors, names_, kind);
@@ -259,7 +258,7 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
                                      const std::vector<AdamOptions>& options) {
   Gradients gradients = bind(tensors, options, true);
 
-  // Tensors share their constants that share options, count and the meaning of epsilon.
+  // One group for each combination of options, count and meaning of epsilon.
   using Key = std::tuple<std::uint32_t, std::int64_t, bool>;
   std::map<Key, std::uint32_t> group_of;
   std::vector<StepGroup> groups;
@@ -290,10 +289,9 @@ std::size_t TensorPlan::step_counted(const Tensors& tensors,
   }
 
   {
-    // Only raw memory is touched, of tensors that the caller keeps alive. A count rounds to its
-    // float32, too.
+    // Safe without the GIL: accesses only raw memory of tensors that the caller keeps alive.
     const ReleasedGil released(binder_.plan.elements());
-    const DefaultFloatEnvironment environment;
+    const DefaultFloatEnvironment environment;  // the counts may round to float32, too
     if (gradients.any_of_rows()) {
       AdamPlan(gradients.with_rows(binder_.plan.tensors())).step(groups);
     } else {
