@@ -40,7 +40,7 @@ void require_table(const py::handle& param) {
   ArrayReader reader;
   const ArrayView view = writeable_array(reader, param, "param", no_index);
   if (view.shape.empty()) {
-    throw py::value_error(broken_rule("param must have rows, one dimension at least", "shape=()"));
+    throw py::value_error(broken_rule("param must have at least one dimension", "shape=()"));
   }
   if (!is_contiguous(view)) {
     throw py::value_error(
@@ -254,9 +254,9 @@ std::int64_t AdamState::step_rows(const py::handle& indices, const py::handle& g
 
 void AdamState::swap_averages() {
   if (!moments_) {
-    throw py::value_error(
-        broken_rule("swap_ema needs averages: use_ema=True, and a step or build(params) before it",
-                    "no state"));
+    throw py::value_error(broken_rule(
+        "swap_ema needs averages: set use_ema=True, and take a step or call build(params) first",
+        "no state"));
   }
   moments_->swap_averages();
   swapped_ = !swapped_;

@@ -103,8 +103,8 @@ ArrayView float_array(ArrayReader& reader, const py::handle& object, const char*
   const bool is_complex = py::reinterpret_borrow<py::array>(object).dtype().kind() == 'c';
   // Not converted, because JAX and PyTorch define the sign of a complex gradient differently.
   const std::string remedy =
-      is_complex ? "; step the real view of a complex array, " + name +
-                       ".view(numpy.float32 or numpy.float64), by such a view of its gradient"
+      is_complex ? "; for a complex array, step its real view, " + name +
+                       ".view(numpy.float32 or numpy.float64), with a real view of its gradient"
                  : "";
   throw py::type_error(
       broken_rule(name + " must be float32 or float64 in the native byte order" + remedy,
@@ -174,10 +174,10 @@ std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, 
 void require_layout_of(const py::handle& object, const ArrayView& view, const ArrayView& expected,
                        const char* list, const char* other, std::int64_t index) {
   if (same_layout(view, expected)) return;
-  throw py::value_error(broken_rule(
-      element_name(list, index) + " must have its dimensions in the order in memory of " +
-          element_name(other, index) + ": make it by numpy.zeros_like",
-      attribute_text(object, "shape") + ", " + attribute_text(object, "strides")));
+  throw py::value_error(
+      broken_rule(element_name(list, index) + " must have the dimension order in memory of " +
+                      element_name(other, index) + ": create it with numpy.zeros_like",
+                  attribute_text(object, "shape") + ", " + attribute_text(object, "strides")));
 }
 
 py::array cast_copy(const py::handle& array, const ArrayView& like, const char* list,
@@ -189,7 +189,7 @@ py::array cast_copy(const py::handle& array, const ArrayView& like, const char* 
                                       .cast<bool>()) {
     throw py::type_error(
         broken_rule(element_name(list, index) + " must be of numbers that NumPy casts to " +
-                        name_of(like.storage) + " by the rule same_kind: cast it by .astype()",
+                        name_of(like.storage) + " by the rule same_kind: use .astype()",
                     attribute_text(array, "dtype")));
   }
   const CastEnvironment environment;

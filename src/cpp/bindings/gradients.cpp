@@ -122,7 +122,7 @@ Gradients::RowGradients Gradients::attach_table(const py::handle& indices,
   like.shape = shape;
   like.size = element_count(shape);
   TensorRef grads(table.storage, like.size);
-  attach_cast(grad_rows, like, {"grad_rows", no_index, "the named rows of param"}, zeroes_, true,
+  attach_cast(grad_rows, like, {"grad_rows", no_index, "the indexed rows of param"}, zeroes_, true,
               grads);
   check_indices(rows.indices, table.shape.front());
   return {rows.indices, grads.stream(kind::grad), element_count(table.shape.subspan(1)), like.size};
@@ -167,11 +167,11 @@ void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
 
 void Gradients::attach_rows(const py::handle& grad, const ArrayView& param, std::size_t index) {
   if (grad.attr("sparse_dim")().cast<std::int64_t>() != 1 || param.shape.empty()) {
-    refuse("must be of whole rows, with one sparse dimension", grad, index);
+    refuse("must have exactly one sparse dimension", grad, index);
   }
-  if (param.is_complex) refuse("must be dense, since its parameter is complex", grad, index);
+  if (param.is_complex) refuse("must be dense, because its parameter is complex", grad, index);
   if (!is_contiguous(param)) {
-    refuse("must be dense, since its parameter is not contiguous", grad, index);
+    refuse("must be dense, because its parameter is not contiguous", grad, index);
   }
   kept_.push_back(grad.attr("_values")().attr("contiguous")());
   const std::optional<ArrayView> values = reader_.read(kept_.back());

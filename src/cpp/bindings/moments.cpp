@@ -31,11 +31,12 @@ std::string names_of(const std::vector<StateKind>& kinds) {
 ArrayView require_reals(const ArrayView& param, const py::handle& object, std::int64_t index) {
   if (!param.is_complex) return param;
   const std::string name = element_name("params", index);
-  throw py::type_error(broken_rule(name +
-                                       " must be float32 or float64; step the real view of "
-                                       "complex numbers, torch.view_as_real(" +
-                                       name + "), by such a view of its gradient",
-                                   describe(object)));
+  throw py::type_error(
+      broken_rule(name +
+                      " must be float32 or float64; for a complex tensor, step its real view, "
+                      "torch.view_as_real(" +
+                      name + "), with a real view of its gradient",
+                  describe(object)));
 }
 
 }  // namespace
@@ -70,8 +71,7 @@ void Moments::require_kinds(const AdamOptions& options) const {
   const std::vector<StateKind> needed = kinds_for(options.settings());
   if (std::ranges::equal(kinds_, needed, {}, &StateKind::kind, &StateKind::kind)) return;
   throw py::value_error(broken_rule(
-      "amsgrad, use_ema and gradient_accumulation_steps must stay as the state was built for, "
-      "with " +
+      "amsgrad, use_ema and gradient_accumulation_steps must match the state, which has " +
           names_of(kinds_),
       "options that need " + names_of(needed)));
 }
@@ -365,8 +365,8 @@ void Moments::step_rows(const py::handle& indices, const py::handle& grad_rows,
   check_progress(progress, options.settings());
   if (slots_.size() != 1) {
     throw py::value_error(broken_rule(
-        "apply_sparse needs an optimizer whose only parameter is the table: give the others one of "
-        "their own",
+        "apply_sparse needs an optimizer whose only parameter is the table: use another optimizer "
+        "for other parameters",
         std::to_string(slots_.size()) + " parameters"));
   }
   Rebinding rebinding = bind(py::make_tuple(py::reinterpret_borrow<py::object>(param)), false);
