@@ -17,9 +17,7 @@ struct PlainPairs {
 };
 
 std::optional<PlainPairs> plain_pairs(const py::handle& pairs) {
-  const auto is_plain = [array_type = py::detail::npy_api::get().PyArray_Type_](PyObject* object) {
-    return Py_TYPE(object) == array_type;
-  };
+  const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
   const auto items = py::reinterpret_steal<py::tuple>(PySequence_Tuple(pairs.ptr()));
   if (!items) throw py::error_already_set();
   PlainPairs columns{py::tuple(items.size()), py::tuple(items.size())};
@@ -28,7 +26,8 @@ std::optional<PlainPairs> plain_pairs(const py::handle& pairs) {
     if (PyTuple_Check(pair) == 0 || PyTuple_GET_SIZE(pair) != 2) return std::nullopt;
     PyObject* grad = PyTuple_GET_ITEM(pair, 0);
     PyObject* param = PyTuple_GET_ITEM(pair, 1);
-    if (!(grad == Py_None || is_plain(grad)) || !is_plain(param)) return std::nullopt;
+    if (grad != Py_None && Py_TYPE(grad) != array_type) return std::nullopt;
+    if (Py_TYPE(param) != array_type) return std::nullopt;
     PyTuple_SET_ITEM(columns.grads.ptr(), i, py::handle(grad).inc_ref().ptr());
     PyTuple_SET_ITEM(columns.params.ptr(), i, py::handle(param).inc_ref().ptr());
   }
@@ -43,10 +42,8 @@ void require_table(const py::handle& param) {
     throw py::value_error(broken_rule("param must have at least one dimension", "shape=()"));
   }
   if (!is_contiguous(view)) {
-    throw py::value_error(
-        broken_rule("param must be C-contiguous, so that its rows are: keep and use "
-                    "param = numpy.ascontiguousarray(param)",
-                    describe(param)));
+    refuse("param", no_index,
+           "must be C-contiguous; use param = numpy.ascontiguousarray(param) from now on", param);
   }
 }
 
@@ -61,19 +58,19 @@ class Finder {
     }
   }
 
-  // @throws py::value_error  an array is none of them; names the method that it was given to
-  std::set<std::size_t> operator()(const py::list& arrays, const char* method,
-                                   const char* takes_back) {
+  // @throws py::value_error  an array is not a parameter; naming the method that received it
+  std::set<std::size_t> operator()(const py::list& arrays, const char* method, const char* undo) {
     std::set<std::size_t> positions;
     for (std::size_t i = 0; i < arrays.size(); ++i) {
       const py::object array = arrays[i];
       const std::optional<std::size_t> position = find(array);
       if (!position) {
         throw py::value_error(broken_rule(
-            std::string(method) + "(params) must name parameters of the optimizer; " + takes_back +
-                " takes it back",
-            element_name("params", static_cast<std::int64_t>(i)) + ", of shape " +
-                py::str(py::tuple(array.attr("shape"))).cast<std::string>() + ", is none of them"));
+            std::string(method) + "(params) must name parameters of the optimizer; call " + undo +
+                " to undo it",
+            element_name("params", as_index(i)) + " of shape " +
+                py::str(py::tuple(array.attr("shape"))).cast<std::string>() +
+                ", which is not a parameter"));
       }
       positions.insert(*position);
     }
@@ -286,10 +283,10 @@ void AdamState::require_not_swapped() const {
 namespace {
 
 using OwnTuple = std::pair<std::set<std::size_t>, std::map<std::size_t, py::dict>>;
-// A property of the moments; empty before there are any.
 using PendingTuple =
     std::pair<std::optional<py::list>, std::vector<std::pair<std::optional<py::list>, py::dict>>>;
 
+// A property of the moments; empty before there are any.
 template <class Get>
 auto of_moments(const Get& get) {
   return [get](const AdamState& state) {

@@ -119,10 +119,6 @@ std::int64_t ArrayView::extent() const noexcept {
   return bytes;
 }
 
-bool ArrayView::has_shape(std::span<const std::int64_t> other) const noexcept {
-  return std::ranges::equal(shape, other);
-}
-
 bool is_dense(const ArrayView& view) {
   if (view.size <= 1) return true;
   std::vector<std::size_t> order;
@@ -306,13 +302,14 @@ std::optional<ArrayView> ArrayReader::read_tensor(const py::handle& object) {
                  .shape = {tensor.shape, ndim},
                  .strides = {tensor.strides, ndim},
                  .stride_unit = item_size(*storage)};
-  view.size = element_count(view.shape);
-  if (tensor.data == nullptr && view.size != 0) return std::nullopt;
-  return view.is_complex ? as_pairs_of_reals(object, view) : view;
+  if (tensor.data == nullptr && element_count(view.shape) != 0) return std::nullopt;
+  return completed(object, view);
 }
 
-std::optional<ArrayView> ArrayReader::as_pairs_of_reals(const py::handle& object, ArrayView view) {
-  if (object.attr("is_conj")().cast<bool>()) return std::nullopt;
+std::optional<ArrayView> ArrayReader::completed(const py::handle& tensor, ArrayView view) {
+  view.size = element_count(view.shape);
+  if (!view.is_complex) return view;
+  if (tensor.attr("is_conj")().cast<bool>()) return std::nullopt;
   const std::size_t ndim = view.shape.size();
   std::vector<std::int64_t> extents(view.shape.begin(), view.shape.end());
   extents.push_back(2);
@@ -351,9 +348,8 @@ std::optional<ArrayView> ArrayReader::read_attributes(const py::handle& object) 
                  .shape = {extents_.data(), shape.size()},
                  .strides = {extents_.data() + shape.size(), strides.size()},
                  .stride_unit = item_size(known->second)};
-  view.size = element_count(view.shape);
-  if (view.data == nullptr && view.size != 0) return std::nullopt;
-  return view.is_complex ? as_pairs_of_reals(object, view) : view;
+  if (view.data == nullptr && element_count(view.shape) != 0) return std::nullopt;
+  return completed(object, view);
 }
 
 bool is_negated(const py::handle& tensor) {

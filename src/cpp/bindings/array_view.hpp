@@ -21,7 +21,10 @@ namespace fusedadam::python {
 
 namespace py = pybind11;
 
-// Shape and strides are borrowed from the array, or from whoever has read it.
+// The core counts in std::int64_t.
+constexpr std::int64_t as_index(std::size_t i) noexcept { return static_cast<std::int64_t>(i); }
+
+// Shape and strides are borrowed, from the array or from the ArrayReader that read it.
 struct ArrayView {
   void* data = nullptr;
   Storage storage = Storage::f32;
@@ -40,7 +43,9 @@ struct ArrayView {
   // The distance from the first byte to the end of the last element. Requires strides >= 0.
   std::int64_t extent() const noexcept;
 
-  bool has_shape(std::span<const std::int64_t> other) const noexcept;
+  bool has_shape(std::span<const std::int64_t> other) const noexcept {
+    return std::ranges::equal(shape, other);
+  }
 };
 
 // Returns a view of a numpy.ndarray of any dtype. Does not check that `storage` is its dtype.
@@ -126,7 +131,7 @@ class ArrayReader {
   bool is_tensor_at(const py::handle& object, const Stream& at, const BoundArray& like);
   std::optional<ArrayView> read_tensor(const py::handle& object);
   std::optional<ArrayView> read_attributes(const py::handle& object);
-  std::optional<ArrayView> as_pairs_of_reals(const py::handle& object, ArrayView view);
+  std::optional<ArrayView> completed(const py::handle& tensor, ArrayView view);
 
   PyTypeObject* array_type_ = py::detail::npy_api::get().PyArray_Type_;  // numpy.ndarray
   PyTypeObject* type_ = nullptr;  // of the last tensor; `describe_` belongs to it

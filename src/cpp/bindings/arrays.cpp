@@ -58,25 +58,12 @@ std::string shape_text(std::span<const std::int64_t> shape) {
       "it shares memory with " + element_name(other.list, other.index)));
 }
 
-[[noreturn]] void refuse_tensor(const py::handle& tensor, const std::string& name,
-                                const char* rule) {
-  throw py::value_error(broken_rule(name + ' ' + rule, describe(tensor)));
-}
-
-bool is_tensor(const py::handle& object) { return py::hasattr(object, "data_ptr"); }
-
-ArrayView float_tensor(ArrayReader& reader, const py::handle& tensor, const std::string& name,
-                       bool halves) {
-  const std::optional<ArrayView> view = reader.read(tensor);
-  if (!view || !(halves || compute_storage(view->storage) == view->storage)) {
-    refuse_tensor(tensor, name,
-                  "must be a dense, strided CPU tensor of float32 or float64, or of complex64 or "
-                  "complex128 and not a conjugated view");
-  }
-  return *view;
-}
-
 }  // namespace
+
+void refuse(const char* list, std::int64_t index, const std::string& rule,
+            const py::handle& object) {
+  throw py::value_error(broken_rule(element_name(list, index) + ' ' + rule, describe(object)));
+}
 
 void require_array(const py::handle& object, const char* list, std::int64_t index) {
   const std::string name = element_name(list, index);
@@ -85,20 +72,24 @@ void require_array(const py::handle& object, const char* list, std::int64_t inde
         broken_rule(name + " must be a numpy.ndarray", received(object, name.c_str())));
   }
   if (is_masked(object)) {
-    throw py::type_error(broken_rule(
-        name + " must have no mask, which a step would not see: fill it by .filled(value)",
-        utf8(py::str(py::type::handle_of(object).attr("__name__")))));
+    throw py::type_error(
+        broken_rule(name + " must have no mask, because a step ignores masks: use .filled(value)",
+                    type_name(object)));
   }
 }
 
 ArrayView float_array(ArrayReader& reader, const py::handle& object, const char* list,
                       std::int64_t index, bool halves) {
-  if (!py::isinstance<py::array>(object) && is_tensor(object)) {
-    return float_tensor(reader, object, element_name(list, index), halves);
-  }
-  require_array(object, list, index);
+  const bool is_tensor = !py::isinstance<py::array>(object) && py::hasattr(object, "data_ptr");
+  if (!is_tensor) require_array(object, list, index);
   const std::optional<ArrayView> view = reader.read(object);
   if (view && (halves || compute_storage(view->storage) == view->storage)) return *view;
+  if (is_tensor) {
+    refuse(list, index,
+           "must be a dense, strided CPU tensor of float32 or float64, or of complex64 or "
+           "complex128 and not a conjugated view",
+           object);
+  }
   const std::string name = element_name(list, index);
   const bool is_complex = py::reinterpret_borrow<py::array>(object).dtype().kind() == 'c';
   // Not converted, because JAX and PyTorch define the sign of a complex gradient differently.
@@ -120,39 +111,37 @@ ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const c
   const ArrayView view = float_array(reader, object, list, index, purpose == to_zero);
   if (!view.is_tensor && can_be_written(view)) return view;
 
-  const std::string name = element_name(list, index);
   if (view.is_tensor) {
     if (!is_dense(view)) {
-      refuse_tensor(object, name,
-                    "must fill its memory without gaps or overlaps, to be updated in place");
+      refuse(list, index, "must fill its memory without gaps or overlaps, to be updated in place",
+             object);
     }
     if (is_negated(object)) {
-      refuse_tensor(object, name, "must not be a negated view: use resolve_neg()");
+      refuse(list, index, "must not be a negated view: use resolve_neg()", object);
     }
     if (!is_within_storage(object, view)) {
-      refuse_tensor(object, name, "must not be larger than its storage");
+      refuse(list, index, "must not be larger than its storage", object);
     }
     return view;
   }
-  const auto refuse = [&](const std::string& rule, const std::string& found) {
-    throw py::value_error(broken_rule(
-        name + " must " + rule + ", so that it can be " + purpose + " in place", found));
-  };
-  const std::string remedy = ": keep and use " + name + " = numpy.";
+  std::string rule = "be writeable";
+  std::string found = "a read-only array of " + attribute_text(object, "shape");
   if (!is_dense(view)) {
-    refuse("fill its memory without gaps or overlaps" + remedy + "ascontiguousarray(" + name + ")",
-           attribute_text(object, "shape") + ", " + attribute_text(object, "strides"));
+    rule = "fill its memory without gaps or overlaps";
+    found = attribute_text(object, "shape") + ", " + attribute_text(object, "strides");
+  } else if (!view.is_aligned) {
+    rule = "be aligned to its element type";
+    found = "an address " +
+            std::to_string(reinterpret_cast<std::uintptr_t>(view.data) %
+                           static_cast<std::uintptr_t>(item_size(view.storage))) +
+            " bytes off";
   }
-  if (!view.is_aligned) {
-    refuse("be aligned to its element type" + remedy + "array(" + name + ")",
-           "an address " +
-               std::to_string(reinterpret_cast<std::uintptr_t>(view.data) %
-                              static_cast<std::uintptr_t>(item_size(view.storage))) +
-               " bytes off");
-  }
-  refuse("be writeable" + remedy + "array(" + name + ")",
-         "a read-only array of " + attribute_text(object, "shape"));
-  return view;  // not reached
+  const std::string name = element_name(list, index);
+  const char* const copy = is_dense(view) ? "array(" : "ascontiguousarray(";
+  throw py::value_error(broken_rule(name + " must " + rule + ", to be " + purpose +
+                                        " in place: use " + name + " = numpy." + copy + name +
+                                        ") from now on",
+                                    found));
 }
 
 void require_shape_of(const ArrayView& view, const ArrayView& expected, const char* list,
@@ -198,20 +187,18 @@ py::array cast_copy(const py::handle& array, const ArrayView& like, const char* 
 }
 
 IndexArray index_array(const py::handle& object, std::vector<py::object>& kept) {
-  const auto refuse = [](const char* rule, const std::string& found) {
-    return broken_rule(std::string("indices must be ") + rule, found);
-  };
   require_array(object, "indices", no_index);
   auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
   const bool integers = dtype.kind() == 'i' && dtype.byteorder() == '=' &&
                         (dtype.itemsize() == 4 || dtype.itemsize() == 8);
   if (!integers) {
-    throw py::type_error(
-        refuse("int32 or int64 in the native byte order", attribute_text(object, "dtype")));
+    throw py::type_error(broken_rule("indices must be int32 or int64 in the native byte order",
+                                     attribute_text(object, "dtype")));
   }
   if (array.ndim() != 1) {
-    throw py::value_error(refuse("of one dimension", attribute_text(object, "shape")));
+    throw py::value_error(
+        broken_rule("indices must have one dimension", attribute_text(object, "shape")));
   }
   constexpr int readable = npy_api::NPY_ARRAY_C_CONTIGUOUS_ | npy_api::NPY_ARRAY_ALIGNED_;
   if ((array.flags() & readable) != readable) array = array.attr("copy")();

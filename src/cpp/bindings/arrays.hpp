@@ -21,7 +21,11 @@ namespace fusedadam::python {
 inline constexpr const char* to_update = "updated";
 inline constexpr const char* to_zero = "zeroed";
 
-// @throws py::type_error  not a numpy.ndarray without a mask; naming list[index]
+// @throws py::value_error  "list[index] RULE. Received: " and a description of the object
+[[noreturn]] void refuse(const char* list, std::int64_t index, const std::string& rule,
+                         const py::handle& object);
+
+// @throws py::type_error  not a numpy.ndarray, or a masked one; naming list[index]
 void require_array(const py::handle& object, const char* list, std::int64_t index);
 
 // Returns a view of a float32 or float64 array of any layout; with `halves`, also of float16 or

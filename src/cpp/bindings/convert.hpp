@@ -6,7 +6,6 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <optional>
 #include <string>
 
 namespace fusedadam::python {
@@ -18,10 +17,8 @@ namespace py = pybind11;
 // @throws py::value_error  too large.
 double to_double(const py::handle& value, const char* name);
 
-// None is no value.
-std::optional<double> to_optional_double(const py::handle& value, const char* name);
-
-// @throws py::type_error  not an integer, or a bool.  @throws py::value_error  outside 64 bits.
+// @throws py::type_error  not an integer, or a bool.
+// @throws py::value_error  outside 64 bits.
 std::int64_t to_int64(const py::handle& value, const char* name);
 
 // Accepts the bools of Python, NumPy and torch. @throws py::type_error  anything else
@@ -29,6 +26,9 @@ bool to_bool(const py::handle& value, const char* name);
 
 // Encodes as UTF-8; lone surrogates become escapes.
 std::string utf8(const py::str& text);
+
+// The name of the object's class, without its module.
+std::string type_name(const py::handle& object);
 
 // "lr='fast' (str)"
 std::string received(const py::handle& value, const char* name);

@@ -10,21 +10,8 @@
 namespace fusedadam::python {
 namespace {
 
-constexpr const char* list_name = "grads";
-
-std::int64_t as_index(std::size_t index) { return static_cast<std::int64_t>(index); }
-
 [[noreturn]] void refuse(const std::string& rule, const py::handle& grad, std::size_t index) {
-  throw py::value_error(
-      broken_rule(element_name(list_name, as_index(index)) + ' ' + rule, describe(grad)));
-}
-
-bool is_sparse_tensor(const py::handle& grad) {
-  return py::getattr(grad, "is_sparse", py::bool_(false)).ptr() == Py_True;
-}
-
-bool is_conjugated(const py::handle& grad) {
-  return py::hasattr(grad, "is_conj") && grad.attr("is_conj")().cast<bool>();
+  python::refuse("grads", as_index(index), rule, grad);
 }
 
 }  // namespace
@@ -79,7 +66,7 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
     if (zero && !py::hasattr(source, "data_ptr")) {
       throw py::type_error(broken_rule(
           text() + " must be a numpy.ndarray or a torch.Tensor, so that it can be zeroed in place",
-          utf8(py::str(py::type::handle_of(source).attr("__name__")))));
+          type_name(source)));
     }
     source = converted(grad, py::str(text()));
     view = reader_.read(source);
@@ -134,12 +121,13 @@ void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
                               const ArrayView& like, std::size_t index, bool zero,
                               TensorRef& tensor) {
   std::optional<ArrayView> view = reader_.read(grad);
-  const bool conjugated = !view && is_conjugated(grad);
-  py::object memory;  // of what is still to be conjugated
+  const bool conjugated =
+      !view && py::hasattr(grad, "is_conj") && grad.attr("is_conj")().cast<bool>();
+  py::object memory;  // the same memory, read without the conjugate bit
   if (conjugated) {
     memory = grad.attr("conj")();
     view = reader_.read(memory);
-  } else if (!view && is_sparse_tensor(grad)) {
+  } else if (!view && py::getattr(grad, "is_sparse", py::none()).ptr() == Py_True) {
     tensor.data[kind::grad] = nullptr;
     attach_rows(grad, like, index);
     if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));

@@ -13,13 +13,6 @@
 namespace fusedadam::python {
 namespace {
 
-std::vector<StateKind> kinds_for(const AdamSettings& settings) {
-  std::vector<StateKind> kinds;
-  std::ranges::copy_if(state_kinds, std::back_inserter(kinds),
-                       [&](const StateKind& state) { return state.needed(settings); });
-  return kinds;
-}
-
 std::string names_of(const std::vector<StateKind>& kinds) {
   std::string text;
   for (const StateKind& state : kinds) {
@@ -28,8 +21,8 @@ std::string names_of(const std::vector<StateKind>& kinds) {
   return text;
 }
 
-ArrayView require_reals(const ArrayView& param, const py::handle& object, std::int64_t index) {
-  if (!param.is_complex) return param;
+void require_real(const ArrayView& param, const py::handle& object, std::int64_t index) {
+  if (!param.is_complex) return;
   const std::string name = element_name("params", index);
   throw py::type_error(
       broken_rule(name +
@@ -46,29 +39,26 @@ Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_
   std::vector<BoundArray> bound;
   bool all_writeable = true;
   for (std::size_t i = 0; i < params.size(); ++i) {
-    const auto index = static_cast<std::int64_t>(i);
-    const ArrayView view =
-        require_reals(only_like ? float_array(binder_.reader, params[i], "params", index)
-                                : writeable_array(binder_.reader, params[i], "params", index),
-                      params[i], index);
+    const ArrayView view = only_like
+                               ? float_array(binder_.reader, params[i], "params", as_index(i))
+                               : writeable_array(binder_.reader, params[i], "params", as_index(i));
+    require_real(view, params[i], as_index(i));
     all_writeable = all_writeable && can_be_written(view);
     bound.emplace_back(params[i], view);
   }
-  std::vector<ArrayView> views;
-  for (const BoundArray& param : bound) views.push_back(param.view());
-  FreshState fresh = fresh_state(views, options.settings(), only_like);
+  FreshState fresh = fresh_state(bound, options.settings(), only_like);
   kinds_ = std::move(fresh.kinds);
   binder_.plan = std::move(fresh.plan);
-  for (std::size_t i = 0; i < views.size(); ++i) {
+  for (std::size_t i = 0; i < bound.size(); ++i) {
     Slot& slot = slots_.emplace_back();
-    slot.like = BoundArray::fresh_like(views[i]);
+    slot.like = BoundArray::fresh_like(bound[i].view());
     for (std::vector<py::array>& arrays : fresh.arrays) slot.arrays.push_back(arrays[i]);
   }
   if (!only_like || all_writeable) bind(params, true).keep();
 }
 
 void Moments::require_kinds(const AdamOptions& options) const {
-  const std::vector<StateKind> needed = kinds_for(options.settings());
+  const std::vector<StateKind> needed = needed_kinds(options.settings());
   if (std::ranges::equal(kinds_, needed, {}, &StateKind::kind, &StateKind::kind)) return;
   throw py::value_error(broken_rule(
       "amsgrad, use_ema and gradient_accumulation_steps must match the state, which has " +
@@ -212,9 +202,6 @@ void Moments::require_right_places(Items params, Items grads) const {
     const auto found = view ? bound.find(view->data) : bound.end();
     return found == bound.end() ? std::nullopt : std::optional(found->second);
   };
-  const auto name = [](const char* list, std::size_t index) {
-    return element_name(list, static_cast<std::int64_t>(index));
-  };
   bool all_in_place = true;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     if (slots_[i].like.view().size == 0) continue;
@@ -223,9 +210,10 @@ void Moments::require_right_places(Items params, Items grads) const {
     all_in_place = all_in_place && place == i;
     if (!place || *place == i) continue;
     throw py::value_error(broken_rule(
-        "params must come in the order of the steps before, to which their moments belong; "
-        "build(params) starts new moments in another order",
-        name("params", i) + ", which was " + name("params", *place)));
+        "params must keep the order of the steps before, because moments belong to positions; "
+        "build(params) starts new moments in a new order",
+        element_name("params", as_index(i)) + ", which was " +
+            element_name("params", as_index(*place))));
   }
   if (all_in_place) return;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -234,7 +222,8 @@ void Moments::require_right_places(Items params, Items grads) const {
     throw py::value_error(
         broken_rule("gradients and parameters must not change places: pairs are (gradient, "
                     "parameter), and step(params, grads) takes parameters first",
-                    name("grads", i) + ", which was the parameter " + name("params", *place)));
+                    element_name("grads", as_index(i)) + ", which was the parameter " +
+                        element_name("params", as_index(*place))));
   }
 }
 
@@ -248,7 +237,7 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
   std::vector<ByteRange> ranges;
   ranges.reserve((1 + kinds_.size()) * slots_.size());
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    const std::int64_t index = is_list ? static_cast<std::int64_t>(i) : no_index;
+    const std::int64_t index = is_list ? as_index(i) : no_index;
     const py::handle object = items_of(params)[i];
     const ArrayView like = slots_[i].like.view();
     const ArrayView view = writeable_array(binder_.reader, object, list, index);
@@ -267,8 +256,7 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
     const Slot& slot = is_relaid ? (relaid++)->second : slots_[i];
     for (std::size_t k = 0; k < kinds_.size(); ++k) {
       ranges.push_back(fusedadam::byte_range(slot.arrays[k].data(), slot.arrays[k].nbytes(),
-                                             kinds_[k].name,
-                                             is_list ? static_cast<std::int64_t>(i) : no_index));
+                                             kinds_[k].name, is_list ? as_index(i) : no_index));
     }
   }
   next.written = WrittenRanges(std::move(ranges));

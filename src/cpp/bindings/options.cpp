@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/options.hpp"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <string>
 
@@ -18,25 +20,16 @@ namespace {
 void convert(double& field, const py::handle& value, const char* name) {
   field = to_double(value, name);
 }
-void convert(std::optional<double>& field, const py::handle& value, const char* name) {
-  field = to_optional_double(value, name);
-}
 void convert(std::int64_t& field, const py::handle& value, const char* name) {
   field = to_int64(value, name);
-}
-void convert(std::optional<std::int64_t>& field, const py::handle& value, const char* name) {
-  field = value.is_none() ? std::nullopt : std::optional(to_int64(value, name));
 }
 void convert(bool& field, const py::handle& value, const char* name) {
   field = to_bool(value, name);
 }
 template <class T>
-py::object to_python(const T& value) {
-  return py::cast(value);
-}
-template <class T>
-py::object to_python(const std::optional<T>& value) {
-  return value ? py::cast(*value) : py::none();
+void convert(std::optional<T>& field, const py::handle& value, const char* name) {
+  field.reset();
+  if (!value.is_none()) convert(field.emplace(), value, name);
 }
 
 // ---- settings
@@ -67,7 +60,7 @@ py::object get(const AdamSettings& s, const Setting& setting) {
   if (name == "gradient_accumulation_steps" && s.gradient_accumulation_steps == 1) {
     return py::none();
   }
-  return std::visit([&](auto member) { return to_python(s.*member); }, setting.member);
+  return std::visit([&](auto member) -> py::object { return py::cast(s.*member); }, setting.member);
 }
 
 // ---- counts
@@ -89,7 +82,7 @@ void set(AdamProgress& p, const Count& count, const py::handle& value) {
 }
 
 py::object get(const AdamProgress& p, const Count& count) {
-  return std::visit([&](auto member) { return to_python(p.*member); }, count.member);
+  return std::visit([&](auto member) -> py::object { return py::cast(p.*member); }, count.member);
 }
 
 // ---- settings or counts by name
@@ -124,13 +117,6 @@ py::dict as_dict(const auto& table, const auto& fields) {
   return values;
 }
 
-AdamProgress make_progress(const py::dict& counts) {
-  const AdamProgress progress = changed(counts_table, AdamProgress{}, counts);
-  // How many gradients may wait depends on options that are not known here.
-  check_progress(progress, {.gradient_accumulation_steps = max_iterations});
-  return progress;
-}
-
 }  // namespace
 
 AdamOptions changed_options(const AdamOptions& options, const py::dict& settings) {
@@ -162,7 +148,14 @@ void bind_options(py::module_& module) {
 
 void bind_progress(py::module_& module) {
   py::class_<AdamProgress> progress(module, "AdamProgress");
-  progress.def(py::init(&make_progress), py::arg("counts") = py::dict())
+  progress
+      .def(py::init([](const py::dict& counts) {
+             const AdamProgress made = changed(counts_table, AdamProgress{}, counts);
+             // The limit of `accumulated` depends on options that are not known here.
+             check_progress(made, {.gradient_accumulation_steps = max_iterations});
+             return made;
+           }),
+           py::arg("counts") = py::dict())
       .def_static(
           "before",
           [](const py::handle& step) {

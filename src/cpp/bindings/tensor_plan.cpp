@@ -15,16 +15,7 @@
 namespace fusedadam::python {
 namespace {
 
-std::string name_of(const char* list, std::size_t index) {
-  return element_name(list, static_cast<std::int64_t>(index));
-}
-
-[[noreturn]] void refuse(const char* list, std::size_t index, const std::string& rule,
-                         const py::handle& tensor) {
-  throw py::value_error(broken_rule(name_of(list, index) + ' ' + rule, describe(tensor)));
-}
-
-// One kind of state, in either form.
+// One kind of state: a list of arrays, or one key of a list of dicts.
 class Column {
  public:
   // @throws py::value_error  the length differs from that of params
@@ -46,7 +37,8 @@ class Column {
     if (tensor) return tensor;
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     throw py::value_error(broken_rule(
-        "the state of " + name_of("params", index) + " must hold " + name_.cast<std::string>(),
+        "the state of " + element_name("params", as_index(index)) + " must hold " +
+            name_.cast<std::string>(),
         py::repr(py::list(py::reinterpret_borrow<py::object>(in_list))).cast<std::string>()));
   }
 
@@ -73,9 +65,9 @@ std::int64_t read_count(const BoundArray& array, std::size_t index) {
     return static_cast<double>(*static_cast<const T*>(view.data));
   });
   if (!(count >= 0 && count <= static_cast<double>(max_iterations)) || count != std::floor(count)) {
-    throw py::value_error(
-        broken_rule(name_of(counter, index) + " must be a whole number >= 0 and <= 2**53",
-                    format_number(count)));
+    throw py::value_error(broken_rule(
+        element_name(counter, as_index(index)) + " must be a whole number >= 0 and <= 2**53",
+        format_number(count)));
   }
   return static_cast<std::int64_t>(count);
 }
@@ -85,10 +77,6 @@ void write_count(const BoundArray& array, std::int64_t count) noexcept {
   const ArrayView view = array.view();
   visit_compute_type(view.storage,
                      [&]<class T>() { *static_cast<T*>(view.data) = static_cast<T>(count); });
-}
-
-bool zeroes(const std::vector<AdamOptions>& options) {
-  return std::ranges::any_of(options, [](const AdamOptions& o) { return o.settings().zero_grad; });
 }
 
 }  // namespace
@@ -102,7 +90,7 @@ void TensorPlan::find_groups(const Tensors& tensors, const std::vector<AdamOptio
     const std::size_t group = PyLong_AsSize_t(items_of(tensors.groups)[i]);
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (group >= options.size()) {
-      throw py::value_error(broken_rule(name_of("groups", i) +
+      throw py::value_error(broken_rule(element_name("groups", as_index(i)) +
                                             " must be below the number of options, " +
                                             std::to_string(options.size()),
                                         std::to_string(group)));
@@ -145,7 +133,9 @@ Gradients TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions
   find_groups(tensors, options);
   if (!is_bound(tensors, options, counts)) bind_anew(tensors, options, counts);
   for (std::size_t i = 0; i < groups_.size(); ++i) binder_.plan.tensors()[i].group = groups_[i];
-  Gradients gradients(binder_.reader, rules_, binder_.written(), zeroes(options));
+  const bool zeroes = std::ranges::any_of(
+      options, [](const AdamOptions& of_group) { return of_group.settings().zero_grad; });
+  Gradients gradients(binder_.reader, rules_, binder_.written(), zeroes);
   binder_.attach(gradients, items_of(tensors.params), items_of(tensors.grads),
                  [&](std::size_t i) { return options[groups_[i]].settings().zero_grad; });
   return gradients;
@@ -153,7 +143,7 @@ Gradients TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions
 
 ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, const char* label,
                                std::size_t index) {
-  const auto i = static_cast<std::int64_t>(index);
+  const std::int64_t i = as_index(index);
   if (rules_.casts) {
     require_array(array, label, i);
     const ArrayView view = writeable_array(state_reader_, array, label, i);
@@ -167,11 +157,11 @@ ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, 
   const std::optional<ArrayView> view = state_reader_.read(array);
   if (!view || view->storage != param.storage || view->is_complex != param.is_complex ||
       !view->has_shape(param.shape) || !same_layout(*view, param)) {
-    refuse(label, index, "must be a CPU tensor of the shape, dtype and strides of its parameter",
+    refuse(label, i, "must be a CPU tensor of the shape, dtype and strides of its parameter",
            array);
   }
   if (view->is_tensor && !is_within_storage(array, *view)) {
-    refuse(label, index, "must not be larger than its storage", array);
+    refuse(label, i, "must not be larger than its storage", array);
   }
   return *view;
 }
@@ -182,19 +172,15 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
   std::vector<BoundArray> params(count);
   std::vector<TensorRef> refs(count);
   std::vector<ByteRange> ranges;
-  const auto add = [&](const ArrayView& view, const char* list, std::size_t index) {
-    ranges.push_back(byte_range(view, list, static_cast<std::int64_t>(index)));
-  };
   for (std::size_t i = 0; i < count; ++i) {
     if (items_of(tensors.grads)[i] == Py_None) continue;
     const py::handle tensor = items_of(tensors.params)[i];
-    const auto index = static_cast<std::int64_t>(i);
-    // Not a tensor where torch would not be told of the change.
-    if (rules_.casts) require_array(tensor, "params", index);
-    const ArrayView view = writeable_array(binder_.reader, tensor, "params", index);
+    // No tensors here: the caller would not tell torch that they were changed in place.
+    if (rules_.casts) require_array(tensor, "params", as_index(i));
+    const ArrayView view = writeable_array(binder_.reader, tensor, "params", as_index(i));
     params[i] = BoundArray(tensor, view);
     refs[i] = TensorRef(view.storage, view.size);
-    add(view, "params", i);
+    ranges.push_back(byte_range(view, "params", as_index(i)));
   }
 
   const auto read_column = [&](const char* kind, const auto& needed, const auto& check) {
@@ -205,7 +191,7 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
       if (params[i].is_empty() || !needed(i)) continue;
       const ArrayView view = check(column[i], params[i].view(), label, i);
       arrays[i] = BoundArray(column[i], view);
-      add(view, label, i);
+      ranges.push_back(byte_range(view, label, as_index(i)));
     }
     return arrays;
   };
@@ -223,7 +209,7 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
         [this](const py::handle& array, const ArrayView&, const char* label, std::size_t i) {
           const std::optional<ArrayView> view = state_reader_.read(array);
           if (!view || view->size != 1 || compute_storage(view->storage) != view->storage) {
-            refuse(label, i, "must be a CPU tensor of one float32 or float64", array);
+            refuse(label, as_index(i), "must be a CPU tensor of one float32 or float64", array);
           }
           return *view;
         });
