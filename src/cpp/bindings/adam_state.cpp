@@ -34,19 +34,6 @@ std::optional<PlainPairs> plain_pairs(const py::handle& pairs) {
   return columns;
 }
 
-// @throws py::type_error, py::value_error  apply_sparse cannot update rows of this parameter
-void require_table(const py::handle& param) {
-  ArrayReader reader;
-  const ArrayView view = writeable_array(reader, param, "param", no_index);
-  if (view.shape.empty()) {
-    throw py::value_error(broken_rule("param must have at least one dimension", "shape=()"));
-  }
-  if (!is_contiguous(view)) {
-    refuse("param", no_index,
-           "must be C-contiguous; use param = numpy.ascontiguousarray(param) from now on", param);
-  }
-}
-
 // Finds the positions of arrays among the parameters, by identity or by memory.
 class Finder {
  public:
@@ -234,15 +221,19 @@ std::optional<std::int64_t> AdamState::step_pairs(const py::handle& pairs,
                                                   const AdamOptions& options) {
   const std::optional<PlainPairs> columns = plain_pairs(pairs);
   if (!columns) return std::nullopt;
-  return on_moments(columns->params, options, [&](Moments& moments) {
-    moments.step(columns->params, columns->grads, options, progress_, rules_);
-  });
+  return step(columns->params, columns->grads, options, py::tuple());
 }
 
 std::int64_t AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows,
                                   const py::handle& param, const AdamOptions& options, bool lazy) {
   require_not_swapped();
-  require_table(param);
+  ArrayReader reader;
+  const ArrayView table = writeable_array(reader, param, "param", no_index);
+  if (table.shape.empty()) refuse("param", no_index, "must have at least one dimension", param);
+  if (!is_contiguous(table)) {
+    refuse("param", no_index,
+           "must be C-contiguous; use param = numpy.ascontiguousarray(param) from now on", param);
+  }
   const auto items = py::make_tuple(py::reinterpret_borrow<py::object>(param));
   return on_moments(items, options, [&](Moments& moments) {
     moments.step_rows(indices, grad_rows, param, options, progress_, lazy, rules_);

@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <numeric>
+#include <ranges>
 
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
@@ -90,6 +92,17 @@ auto exchange_function(PyTypeObject* type) -> int (*)(void*, void*) {
   return api == nullptr ? nullptr : api->tensor_from_object;
 }
 
+// Whether there are no gaps when the dimensions are visited in this order, from the innermost on.
+bool is_packed(const ArrayView& view, const auto& dimensions) noexcept {
+  std::int64_t expected = item_size(view.storage);
+  for (const std::size_t i : dimensions) {
+    if (view.shape[i] == 1) continue;
+    if (view.strides[i] * view.stride_unit != expected) return false;
+    expected *= view.shape[i];
+  }
+  return true;
+}
+
 }  // namespace
 
 // ---- layouts
@@ -121,28 +134,15 @@ std::int64_t ArrayView::extent() const noexcept {
 
 bool is_dense(const ArrayView& view) {
   if (view.size <= 1) return true;
-  std::vector<std::size_t> order;
-  for (std::size_t i = 0; i < view.shape.size(); ++i) {
-    if (view.shape[i] != 1) order.push_back(i);
-  }
+  std::vector<std::size_t> order(view.shape.size());
+  std::iota(order.begin(), order.end(), 0);
   std::ranges::sort(order, {}, [&](std::size_t i) { return view.strides[i]; });
-  std::int64_t expected = item_size(view.storage);
-  for (const std::size_t i : order) {
-    if (view.strides[i] * view.stride_unit != expected) return false;
-    expected *= view.shape[i];
-  }
-  return true;
+  return is_packed(view, order);
 }
 
 bool is_contiguous(const ArrayView& view) noexcept {
-  if (view.size <= 1) return true;
-  std::int64_t expected = item_size(view.storage);
-  for (std::size_t i = view.shape.size(); i-- > 0;) {
-    if (view.shape[i] == 1) continue;
-    if (view.strides[i] * view.stride_unit != expected) return false;
-    expected *= view.shape[i];
-  }
-  return true;
+  return view.size <= 1 ||
+         is_packed(view, std::views::iota(std::size_t{0}, view.shape.size()) | std::views::reverse);
 }
 
 bool same_layout(const ArrayView& a, const ArrayView& b) noexcept {

@@ -49,15 +49,13 @@ void shorten(const py::handle& error) {
   }
 }
 
-// Exceptions of other types are not argument errors and keep their traceback.
-bool refuses_arguments() {
-  return PyErr_ExceptionMatches(PyExc_TypeError) != 0 ||
-         PyErr_ExceptionMatches(PyExc_ValueError) != 0 ||
-         PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
-}
-
 void shorten_raised() {
-  if (!refuses_arguments()) return;
+  // Exceptions of other types are not argument errors and keep their traceback.
+  if (PyErr_ExceptionMatches(PyExc_TypeError) == 0 &&
+      PyErr_ExceptionMatches(PyExc_ValueError) == 0 &&
+      PyErr_ExceptionMatches(PyExc_OverflowError) == 0) {
+    return;
+  }
 #if PY_VERSION_HEX >= 0x030C0000
   PyObject* error = PyErr_GetRaisedException();
 #else

@@ -21,13 +21,6 @@
 namespace fusedadam::python {
 namespace {
 
-void set_isa_by_name(const py::handle& name) {
-  if (!py::isinstance<py::str>(name)) {
-    throw py::type_error(broken_rule("name must be a string", received(name, "name")));
-  }
-  set_isa(utf8(py::reinterpret_borrow<py::str>(name)));
-}
-
 py::list names_of(std::span<const StateKind> kinds) {
   py::list names;
   for (const StateKind& state : kinds) names.append(state.name);
@@ -133,7 +126,15 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.def("active_isa", &active_isa,
              "Return the instruction set in use: the best one, or what `FUSEDADAM_ISA` or\n"
              "`set_isa` asked for.");
-  module.def("set_isa", &set_isa_by_name, arg("name"),
-             "Use this one of `supported_isas()` from the next step on.\n\n"
-             "Results do not depend on it.");
+  module.def(
+      "set_isa",
+      [](const py::handle& name) {
+        if (!py::isinstance<py::str>(name)) {
+          throw py::type_error(broken_rule("name must be a string", received(name, "name")));
+        }
+        set_isa(utf8(py::reinterpret_borrow<py::str>(name)));
+      },
+      arg("name"),
+      "Use this one of `supported_isas()` from the next step on.\n\n"
+      "Results do not depend on it.");
 }

@@ -117,6 +117,11 @@ py::dict as_dict(const auto& table, const auto& fields) {
   return values;
 }
 
+// For pickle and copy. Not py::pickle(), which needs protocol 2 or higher.
+py::tuple reduced(const py::object& self) {
+  return py::make_tuple(py::type::of(self), py::make_tuple(self.attr("as_dict")()));
+}
+
 }  // namespace
 
 AdamOptions changed_options(const AdamOptions& options, const py::dict& settings) {
@@ -133,12 +138,7 @@ void bind_options(py::module_& module) {
       .def("changed", &changed_options, py::arg("settings"))
       .def("as_dict",
            [](const AdamOptions& self) { return as_dict(settings_table(), self.settings()); })
-      // Not py::pickle(), which needs protocol 2 or higher.
-      .def("__reduce__", [](const py::object& self) {
-        const auto& settings = self.cast<const AdamOptions&>().settings();
-        return py::make_tuple(py::type::of(self),
-                              py::make_tuple(as_dict(settings_table(), settings)));
-      });
+      .def("__reduce__", &reduced);
   for (const Setting& setting : settings_table()) {
     options.def_property_readonly(setting.name, [&setting](const AdamOptions& self) {
       return get(self.settings(), setting);
@@ -171,12 +171,7 @@ void bind_progress(py::module_& module) {
             check_progress(self, for_options.settings());
           },
           py::arg("options"))
-      .def("__reduce__",
-           [](const py::object& self) {
-             const auto& counts = self.cast<const AdamProgress&>();
-             return py::make_tuple(py::type::of(self),
-                                   py::make_tuple(as_dict(counts_table, counts)));
-           })
+      .def("__reduce__", &reduced)
       .def(
           "current_loss_scale",
           [](const AdamProgress& self, const AdamOptions& options) {
