@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/arrays.hpp"
 
-#include <algorithm>
 #include <cfenv>
 #include <string>
 
@@ -144,29 +143,29 @@ ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const c
                                     found));
 }
 
-void require_shape_of(const ArrayView& view, const ArrayView& expected, const char* list,
-                      const char* other, std::int64_t index, const char* hint) {
+void require_shape_of(const ArrayView& view, const ArrayView& expected, const Match& name) {
   if (view.has_shape(expected.shape)) return;
   const std::string wanted = shape_text(expected.shape).substr(sizeof "shape=" - 1);
-  throw py::value_error(broken_rule(element_name(list, index) + " must have the shape of " +
-                                        element_name(other, index) + ", " + wanted + hint,
-                                    shape_text(view.shape)));
+  throw py::value_error(
+      broken_rule(element_name(name.list, name.index) + " must have the shape of " +
+                      element_name(name.other, name.index) + ", " + wanted + name.hint,
+                  shape_text(view.shape)));
 }
 
-std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const char* list,
-                           const char* other, std::int64_t index, const char* hint) {
-  return broken_rule(element_name(list, index) + " must have the dtype of " +
-                         element_name(other, index) + ", " + name_of(expected.storage) + hint,
+std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const Match& name) {
+  return broken_rule(element_name(name.list, name.index) + " must have the dtype of " +
+                         element_name(name.other, name.index) + ", " + name_of(expected.storage) +
+                         name.hint,
                      attribute_text(object, "dtype"));
 }
 
 void require_layout_of(const py::handle& object, const ArrayView& view, const ArrayView& expected,
-                       const char* list, const char* other, std::int64_t index) {
+                       const Match& name) {
   if (same_layout(view, expected)) return;
-  throw py::value_error(
-      broken_rule(element_name(list, index) + " must have the dimension order in memory of " +
-                      element_name(other, index) + ": create it with numpy.zeros_like",
-                  attribute_text(object, "shape") + ", " + attribute_text(object, "strides")));
+  throw py::value_error(broken_rule(
+      element_name(name.list, name.index) + " must have the dimension order in memory of " +
+          element_name(name.other, name.index) + ": create it with numpy.zeros_like",
+      attribute_text(object, "shape") + ", " + attribute_text(object, "strides")));
 }
 
 py::array cast_copy(const py::handle& array, const ArrayView& like, const char* list,

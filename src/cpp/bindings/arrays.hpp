@@ -46,14 +46,19 @@ bool can_be_written(const ArrayView& view);
 // Ends messages about parameters that do not match their moments.
 inline constexpr const char* rebuild_hint = "; build(params) starts new moments";
 
-// Compare the shape, dtype and layout of list[index] and other[index].
-// @throws py::value_error  naming both
-void require_shape_of(const ArrayView& view, const ArrayView& expected, const char* list,
-                      const char* other, std::int64_t index, const char* hint = "");
-std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const char* list,
-                           const char* other, std::int64_t index, const char* hint = "");
+// How messages refer to list[index] and to other[index], which it must match.
+struct Match {
+  const char* list = "grads";
+  std::int64_t index = no_index;
+  const char* other = "params";
+  const char* hint = "";
+};
+
+// @throws py::value_error  naming both arrays
+void require_shape_of(const ArrayView& view, const ArrayView& expected, const Match& name);
 void require_layout_of(const py::handle& object, const ArrayView& view, const ArrayView& expected,
-                       const char* list, const char* other, std::int64_t index);
+                       const Match& name);
+std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const Match& name);
 
 // Returns a copy with the storage and layout of `like`, which has the same shape. Values are
 // rounded once, to nearest.

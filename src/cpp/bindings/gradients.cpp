@@ -41,7 +41,7 @@ void Gradients::attach(const py::handle& grad, const py::handle& param, const Bo
   }
 }
 
-bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Name& name,
+bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Match& name,
                                 const TensorRef& tensor) {
   const bool alike = same_layout(grad, like) && grad.is_aligned;
   bool apart = alike && grad.data == tensor.data[kind::grad];
@@ -55,7 +55,7 @@ bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, co
 
 // ---- gradients of any dtype
 
-void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const Name& name,
+void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const Match& name,
                             bool zero, bool casts_halves, TensorRef& tensor) {
   const auto text = [&] { return element_name(name.list, name.index); };
   py::object source = py::reinterpret_borrow<py::object>(grad);
@@ -74,12 +74,11 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
   if (zero) {
     view = writeable_array(reader_, source, name.list, name.index, to_zero);
     if (!steps_without_copy(view->storage, like.storage)) {
-      throw py::type_error(dtype_mismatch(source, like, name.list, name.other, name.index));
+      throw py::type_error(dtype_mismatch(source, like, name));
     }
   }
   // A dtype that reader_ does not support has no view, but the array has a shape.
-  require_shape_of(view ? *view : array_view(source, like.storage), like, name.list, name.other,
-                   name.index);
+  require_shape_of(view ? *view : array_view(source, like.storage), like, name);
   const bool is_readable =
       view && (view->storage == like.storage ||
                (!casts_halves && steps_without_copy(view->storage, like.storage)));

@@ -77,14 +77,7 @@ class Gradients {
   const std::vector<std::pair<std::int64_t, py::object>>& casts() const noexcept { return cast_; }
 
  private:
-  // How messages refer to a gradient and its parameter.
-  struct Name {
-    const char* list = "grads";
-    std::int64_t index = no_index;
-    const char* other = "params";
-  };
-
-  void attach_cast(const py::handle& grad, const ArrayView& like, const Name& name, bool zero,
+  void attach_cast(const py::handle& grad, const ArrayView& like, const Match& name, bool zero,
                    bool casts_halves, TensorRef& tensor);
   void attach_strict(const py::handle& grad, const py::handle& param, const ArrayView& like,
                      std::size_t index, bool zero, TensorRef& tensor);
@@ -92,7 +85,7 @@ class Gradients {
   py::object converted(const py::handle& grad, const py::handle& argument) const;
   // Whether the step can read this gradient in place: it has the layout of `like` and does not
   // overlap `written_`, which is checked only if `tensor` does not point to it already.
-  bool serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Name& name,
+  bool serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Match& name,
                        const TensorRef& tensor);
 
   ArrayReader& reader_;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <map>
-#include <utility>
 
 #include "api/checks.hpp"
 #include "bindings/options.hpp"
@@ -242,9 +241,9 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
     const ArrayView like = slots_[i].like.view();
     const ArrayView view = writeable_array(binder_.reader, object, list, index);
     if (view.storage != like.storage || view.is_complex) {
-      throw py::value_error(dtype_mismatch(object, like, list, "m", index, rebuild_hint));
+      throw py::value_error(dtype_mismatch(object, like, {list, index, "m", rebuild_hint}));
     }
-    require_shape_of(view, like, list, "m", index, rebuild_hint);
+    require_shape_of(view, like, {list, index, "m", rebuild_hint});
     next.arrays.emplace_back(object, view);
     next.params.push_back(py::reinterpret_borrow<py::object>(object));
     if (!same_layout(view, like)) next.slots.emplace_back(i, laid_out_like(view, slots_[i]));

@@ -98,9 +98,8 @@ class Moments {
    public:
     Rebinding(Moments& moments, std::optional<Binding> before)
         : moments_(moments), before_(std::move(before)) {}
-    Rebinding(Rebinding&& other) noexcept
-        : moments_(other.moments_), before_(std::exchange(other.before_, std::nullopt)) {}
-    Rebinding& operator=(Rebinding&&) = delete;
+    Rebinding(const Rebinding&) = delete;
+    Rebinding& operator=(const Rebinding&) = delete;
     ~Rebinding() {
       if (before_) moments_.bind(std::move(*before_));
     }

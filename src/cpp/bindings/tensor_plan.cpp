@@ -148,10 +148,10 @@ ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, 
     require_array(array, label, i);
     const ArrayView view = writeable_array(state_reader_, array, label, i);
     if (view.storage != param.storage) {
-      throw py::type_error(dtype_mismatch(array, param, label, "params", i));
+      throw py::type_error(dtype_mismatch(array, param, {label, i}));
     }
-    require_shape_of(view, param, label, "params", i);
-    require_layout_of(array, view, param, label, "params", i);
+    require_shape_of(view, param, {label, i});
+    require_layout_of(array, view, param, {label, i});
     return view;
   }
   const std::optional<ArrayView> view = state_reader_.read(array);
