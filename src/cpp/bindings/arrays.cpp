@@ -48,7 +48,7 @@ const char* name_of(Storage storage) {
 std::string shape_text(std::span<const std::int64_t> shape) {
   py::tuple tuple(shape.size());
   for (std::size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
-  return "shape=" + utf8(py::str(tuple));
+  return utf8(py::str(tuple));
 }
 
 [[noreturn]] void refuse_overlap(const ByteRange& array, const ByteRange& other) {
@@ -108,8 +108,6 @@ bool can_be_written(const ArrayView& view) {
 ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const char* list,
                           std::int64_t index, const char* purpose) {
   const ArrayView view = float_array(reader, object, list, index, purpose == to_zero);
-  if (!view.is_tensor && can_be_written(view)) return view;
-
   if (view.is_tensor) {
     if (!is_dense(view)) {
       refuse(list, index, "must fill its memory without gaps or overlaps, to be updated in place",
@@ -123,6 +121,7 @@ ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const c
     }
     return view;
   }
+  if (can_be_written(view)) return view;
   std::string rule = "be writeable";
   std::string found = "a read-only array of " + attribute_text(object, "shape");
   if (!is_dense(view)) {
@@ -145,11 +144,10 @@ ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const c
 
 void require_shape_of(const ArrayView& view, const ArrayView& expected, const Match& name) {
   if (view.has_shape(expected.shape)) return;
-  const std::string wanted = shape_text(expected.shape).substr(sizeof "shape=" - 1);
-  throw py::value_error(
-      broken_rule(element_name(name.list, name.index) + " must have the shape of " +
-                      element_name(name.other, name.index) + ", " + wanted + name.hint,
-                  shape_text(view.shape)));
+  throw py::value_error(broken_rule(
+      element_name(name.list, name.index) + " must have the shape of " +
+          element_name(name.other, name.index) + ", " + shape_text(expected.shape) + name.hint,
+      "shape=" + shape_text(view.shape)));
 }
 
 std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const Match& name) {

@@ -7,8 +7,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <optional>
-#include <span>
 #include <vector>
 
 #include "api/messages.hpp"

@@ -10,7 +10,6 @@
 #include "api/messages.hpp"
 #include "api/settings_table.hpp"
 #include "bindings/convert.hpp"
-#include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 #include "step/progress.hpp"
 
