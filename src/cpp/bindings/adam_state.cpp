@@ -10,16 +10,14 @@
 namespace fusedadam::python {
 namespace {
 
-// The two columns of a list or tuple of pairs (gradient, parameter), as owned snapshots.
+// Pairs (gradient, parameter) as two tuples, which own the items.
 struct PlainPairs {
   py::tuple grads;
   py::tuple params;
 };
 
 std::optional<PlainPairs> plain_pairs(const py::handle& pairs) {
-  const auto is_plain = [array_type = py::detail::npy_api::get().PyArray_Type_](PyObject* object) {
-    return Py_TYPE(object) == array_type;
-  };
+  const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
   const auto items = py::reinterpret_steal<py::tuple>(PySequence_Tuple(pairs.ptr()));
   if (!items) throw py::error_already_set();
   PlainPairs columns{py::tuple(items.size()), py::tuple(items.size())};
@@ -28,29 +26,15 @@ std::optional<PlainPairs> plain_pairs(const py::handle& pairs) {
     if (PyTuple_Check(pair) == 0 || PyTuple_GET_SIZE(pair) != 2) return std::nullopt;
     PyObject* grad = PyTuple_GET_ITEM(pair, 0);
     PyObject* param = PyTuple_GET_ITEM(pair, 1);
-    if (!(grad == Py_None || is_plain(grad)) || !is_plain(param)) return std::nullopt;
+    if (grad != Py_None && Py_TYPE(grad) != array_type) return std::nullopt;
+    if (Py_TYPE(param) != array_type) return std::nullopt;
     PyTuple_SET_ITEM(columns.grads.ptr(), i, py::handle(grad).inc_ref().ptr());
     PyTuple_SET_ITEM(columns.params.ptr(), i, py::handle(param).inc_ref().ptr());
   }
   return columns;
 }
 
-// A parameter whose rows can be stepped.
-void require_table(const py::handle& param) {
-  ArrayReader reader;
-  const ArrayView view = writeable_array(reader, param, "param", no_index);
-  if (view.shape.empty()) {
-    throw py::value_error(broken_rule("param must have rows, one dimension at least", "shape=()"));
-  }
-  if (!is_contiguous(view)) {
-    throw py::value_error(
-        broken_rule("param must be C-contiguous, so that its rows are: keep and use "
-                    "param = numpy.ascontiguousarray(param)",
-                    describe(param)));
-  }
-}
-
-// Finds the positions of arrays among parameters, by their identity or their memory.
+// Finds the positions of arrays among the parameters, by identity or by memory.
 class Finder {
  public:
   explicit Finder(const py::tuple& params) {
@@ -61,19 +45,19 @@ class Finder {
     }
   }
 
-  // @throws py::value_error  an array is none of them; names the method that it was given to
-  std::set<std::size_t> operator()(const py::list& arrays, const char* method,
-                                   const char* takes_back) {
+  // @throws py::value_error  an array is not a parameter; naming the method that received it
+  std::set<std::size_t> operator()(const py::list& arrays, const char* method, const char* undo) {
     std::set<std::size_t> positions;
     for (std::size_t i = 0; i < arrays.size(); ++i) {
       const py::object array = arrays[i];
       const std::optional<std::size_t> position = find(array);
       if (!position) {
         throw py::value_error(broken_rule(
-            std::string(method) + "(params) must name parameters of the optimizer; " + takes_back +
-                " takes it back",
-            element_name("params", static_cast<std::int64_t>(i)) + ", of shape " +
-                py::str(py::tuple(array.attr("shape"))).cast<std::string>() + ", is none of them"));
+            std::string(method) + "(params) must name parameters of the optimizer; call " + undo +
+                " to undo it",
+            element_name("params", as_index(i)) + " of shape " +
+                py::str(py::tuple(array.attr("shape"))).cast<std::string>() +
+                ", which is not a parameter"));
       }
       positions.insert(*position);
     }
@@ -106,7 +90,7 @@ class Finder {
 
 }  // namespace
 
-// ---- settings of their own
+// ---- per-parameter settings
 
 OwnSettings AdamState::Own::groups() const {
   std::map<std::size_t, py::dict> by_position;
@@ -165,7 +149,7 @@ AdamState::Own AdamState::found(const py::tuple& params) const {
 }
 
 void AdamState::override_settings(std::optional<py::list> arrays, py::dict settings) {
-  // What was to be found is not looked for any more.
+  // Without arrays, the request cancels all earlier ones.
   if (!arrays) pending_.to_override.clear();
   pending_.to_override.emplace_back(std::move(arrays), std::move(settings));
 }
@@ -237,15 +221,19 @@ std::optional<std::int64_t> AdamState::step_pairs(const py::handle& pairs,
                                                   const AdamOptions& options) {
   const std::optional<PlainPairs> columns = plain_pairs(pairs);
   if (!columns) return std::nullopt;
-  return on_moments(columns->params, options, [&](Moments& moments) {
-    moments.step(columns->params, columns->grads, options, progress_, rules_);
-  });
+  return step(columns->params, columns->grads, options, py::tuple());
 }
 
 std::int64_t AdamState::step_rows(const py::handle& indices, const py::handle& grad_rows,
                                   const py::handle& param, const AdamOptions& options, bool lazy) {
   require_not_swapped();
-  require_table(param);
+  ArrayReader reader;
+  const ArrayView table = writeable_array(reader, param, "param", no_index);
+  if (table.shape.empty()) refuse("param", no_index, "must have at least one dimension", param);
+  if (!is_contiguous(table)) {
+    refuse("param", no_index,
+           "must be C-contiguous; use param = numpy.ascontiguousarray(param) from now on", param);
+  }
   const auto items = py::make_tuple(py::reinterpret_borrow<py::object>(param));
   return on_moments(items, options, [&](Moments& moments) {
     moments.step_rows(indices, grad_rows, param, options, progress_, lazy, rules_);
@@ -254,9 +242,9 @@ std::int64_t AdamState::step_rows(const py::handle& indices, const py::handle& g
 
 void AdamState::swap_averages() {
   if (!moments_) {
-    throw py::value_error(
-        broken_rule("swap_ema needs averages: use_ema=True, and a step or build(params) before it",
-                    "no state"));
+    throw py::value_error(broken_rule(
+        "swap_ema needs averages: set use_ema=True, and take a step or call build(params) first",
+        "no state"));
   }
   moments_->swap_averages();
   swapped_ = !swapped_;
@@ -281,7 +269,7 @@ void AdamState::require_not_swapped() const {
                                     "parameters that are swapped with their averages"));
 }
 
-// ---- as a Python class
+// ---- Python class
 
 namespace {
 
@@ -289,6 +277,7 @@ using OwnTuple = std::pair<std::set<std::size_t>, std::map<std::size_t, py::dict
 using PendingTuple =
     std::pair<std::optional<py::list>, std::vector<std::pair<std::optional<py::list>, py::dict>>>;
 
+// A property of the moments; empty before there are any.
 template <class Get>
 auto of_moments(const Get& get) {
   return [get](const AdamState& state) {

@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <numeric>
+#include <ranges>
 
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
@@ -36,12 +38,12 @@ std::optional<Storage> storage_of_dtype(const py::dtype& dtype) {
     default:
       break;
   }
-  // That of ml_dtypes, which need not be installed.
+  // Compared by name: ml_dtypes, which defines it, is optional.
   if (dtype.itemsize() == 2 && utf8(dtype.attr("name")) == "bfloat16") return Storage::bf16;
   return std::nullopt;
 }
 
-// The parts of the DLPack ABI that are used here, of major version 1.
+// The part of the DLPack ABI, major version 1, that is used here.
 struct DlpackTensor {
   void* data;
   std::int32_t device_type;
@@ -79,7 +81,7 @@ std::optional<Storage> storage_of(const DlpackTensor& tensor) {
   return std::nullopt;
 }
 
-// Null where the type has none, or one of another ABI.
+// Null if the type has none, or only one with another ABI.
 auto exchange_function(PyTypeObject* type) -> int (*)(void*, void*) {
   const py::object capsule =
       py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
@@ -88,6 +90,17 @@ auto exchange_function(PyTypeObject* type) -> int (*)(void*, void*) {
       static_cast<DlpackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   while (api != nullptr && api->major_version != 1) api = api->previous_api;
   return api == nullptr ? nullptr : api->tensor_from_object;
+}
+
+// Whether there are no gaps when the dimensions are visited in this order, from the innermost on.
+bool is_packed(const ArrayView& view, const auto& dimensions) noexcept {
+  std::int64_t expected = item_size(view.storage);
+  for (const std::size_t i : dimensions) {
+    if (view.shape[i] == 1) continue;
+    if (view.strides[i] * view.stride_unit != expected) return false;
+    expected *= view.shape[i];
+  }
+  return true;
 }
 
 }  // namespace
@@ -119,38 +132,21 @@ std::int64_t ArrayView::extent() const noexcept {
   return bytes;
 }
 
-bool ArrayView::has_shape(std::span<const std::int64_t> other) const noexcept {
-  return std::ranges::equal(shape, other);
-}
-
 bool is_dense(const ArrayView& view) {
   if (view.size <= 1) return true;
-  std::vector<std::size_t> order;
-  for (std::size_t i = 0; i < view.shape.size(); ++i) {
-    if (view.shape[i] != 1) order.push_back(i);
-  }
+  std::vector<std::size_t> order(view.shape.size());
+  std::iota(order.begin(), order.end(), 0);
   std::ranges::sort(order, {}, [&](std::size_t i) { return view.strides[i]; });
-  std::int64_t expected = item_size(view.storage);
-  for (const std::size_t i : order) {
-    if (view.strides[i] * view.stride_unit != expected) return false;
-    expected *= view.shape[i];
-  }
-  return true;
+  return is_packed(view, order);
 }
 
 bool is_contiguous(const ArrayView& view) noexcept {
-  if (view.size <= 1) return true;
-  std::int64_t expected = item_size(view.storage);
-  for (std::size_t i = view.shape.size(); i-- > 0;) {
-    if (view.shape[i] == 1) continue;
-    if (view.strides[i] * view.stride_unit != expected) return false;
-    expected *= view.shape[i];
-  }
-  return true;
+  return view.size <= 1 ||
+         is_packed(view, std::views::iota(std::size_t{0}, view.shape.size()) | std::views::reverse);
 }
 
 bool same_layout(const ArrayView& a, const ArrayView& b) noexcept {
-  // In units of the other one's elements, which need not divide a stride.
+  // Cross-multiplied, because an item size need not divide a stride.
   const std::int64_t unit_a = a.stride_unit * item_size(b.storage);
   const std::int64_t unit_b = b.stride_unit * item_size(a.storage);
   for (std::size_t i = 0; i < a.shape.size(); ++i) {
@@ -163,7 +159,7 @@ ByteRange byte_range(const ArrayView& view, const char* list, std::int64_t index
   return fusedadam::byte_range(view.data, view.bytes(), list, index);
 }
 
-// ---- arrays that were seen before
+// ---- bound arrays
 
 BoundArray::BoundArray(const py::handle& object, const ArrayView& view)
     : data_(view.data),
@@ -206,8 +202,8 @@ ArrayView BoundArray::view() const noexcept {
           .size = size_};
 }
 
-// Without a view of it, which takes longer than to compare it. False may mean that nothing is
-// known.
+// Compares without creating a view, which would take longer. Can return false for a match: the
+// caller then reads the tensor.
 bool ArrayReader::is_tensor_at(const py::handle& object, const Stream& at, const BoundArray& like) {
   if (!like.is_tensor_ || Py_TYPE(object.ptr()) != type_ || describe_ == nullptr) return false;
   DlpackTensor tensor{};
@@ -256,9 +252,9 @@ bool ArrayReader::is_at(const py::handle& object, const Stream& at, const BoundA
     if (like.c_contiguous_ && (array->flags & npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0) return true;
     return same_layout(array_view(object, at.storage), like.view());
   }
-  // Torch may still have to negate a single number.
+  // A tensor of one element may have its negative bit set. Larger negated views are not dense.
   if (like.size_ != 1 && is_tensor_at(object, at, like)) return true;
-  // A subclass of NumPy's may have a mask.
+  // Tensors only: a subclass of numpy.ndarray may have a mask.
   const std::optional<ArrayView> view = read(object);
   return view && view->is_tensor && view->size != 1 && view->data == at.data &&
          view->storage == at.storage && like.has_shape(view->shape) &&
@@ -292,7 +288,7 @@ std::optional<ArrayView> ArrayReader::read_tensor(const py::handle& object) {
   }
   if (describe_ == nullptr) return read_attributes(object);
   DlpackTensor tensor{};
-  if (describe_(object.ptr(), &tensor) != 0) {  // sparse, quantised, on no device ...
+  if (describe_(object.ptr(), &tensor) != 0) {  // sparse, quantized, meta ...
     PyErr_Clear();
     return std::nullopt;
   }
@@ -306,19 +302,20 @@ std::optional<ArrayView> ArrayReader::read_tensor(const py::handle& object) {
                  .shape = {tensor.shape, ndim},
                  .strides = {tensor.strides, ndim},
                  .stride_unit = item_size(*storage)};
-  view.size = element_count(view.shape);
-  if (tensor.data == nullptr && view.size != 0) return std::nullopt;
-  return view.is_complex ? as_pairs_of_reals(object, view) : view;
+  if (tensor.data == nullptr && element_count(view.shape) != 0) return std::nullopt;
+  return completed(object, view);
 }
 
-std::optional<ArrayView> ArrayReader::as_pairs_of_reals(const py::handle& object, ArrayView view) {
-  if (object.attr("is_conj")().cast<bool>()) return std::nullopt;
+std::optional<ArrayView> ArrayReader::completed(const py::handle& tensor, ArrayView view) {
+  view.size = element_count(view.shape);
+  if (!view.is_complex) return view;
+  if (tensor.attr("is_conj")().cast<bool>()) return std::nullopt;
   const std::size_t ndim = view.shape.size();
   std::vector<std::int64_t> extents(view.shape.begin(), view.shape.end());
   extents.push_back(2);
   for (const std::int64_t stride : view.strides) extents.push_back(2 * stride);
   extents.push_back(1);
-  extents_ = std::move(extents);  // last: what there is may be borrowed from it
+  extents_ = std::move(extents);  // last, because `view` may borrow from extents_
   view.shape = {extents_.data(), ndim + 1};
   view.strides = {extents_.data() + ndim + 1, ndim + 1};
   view.size *= 2;
@@ -351,9 +348,8 @@ std::optional<ArrayView> ArrayReader::read_attributes(const py::handle& object) 
                  .shape = {extents_.data(), shape.size()},
                  .strides = {extents_.data() + shape.size(), strides.size()},
                  .stride_unit = item_size(known->second)};
-  view.size = element_count(view.shape);
-  if (view.data == nullptr && view.size != 0) return std::nullopt;
-  return view.is_complex ? as_pairs_of_reals(object, view) : view;
+  if (view.data == nullptr && element_count(view.shape) != 0) return std::nullopt;
+  return completed(object, view);
 }
 
 bool is_negated(const py::handle& tensor) {
@@ -377,12 +373,12 @@ std::string describe(const py::handle& object) {
   }
   try {
     text += ", stride=" + utf8(py::str(object.attr("stride")()));
-  } catch (const py::error_already_set&) {  // what is sparse has none
+  } catch (const py::error_already_set&) {  // sparse tensors have no strides
   }
   return text;
 }
 
-// ---- NumPy arrays that are made here
+// ---- new NumPy arrays
 
 py::dtype dtype_of(Storage storage) {
   return storage == Storage::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
@@ -402,7 +398,7 @@ std::vector<py::ssize_t> strides_like(const ArrayView& view, Storage storage) {
 }
 
 void assign(const py::array& to, const py::handle& from) {
-  // NumPy lets go of the GIL meanwhile.
+  // NumPy releases the GIL during the copy.
   const int failed =
       or_wait_for_the_end([&] { return PyObject_SetItem(to.ptr(), Py_Ellipsis, from.ptr()); });
   if (failed != 0) throw py::error_already_set();

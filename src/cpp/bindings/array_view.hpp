@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What an array of Python's is: where its elements lie, and how. NumPy arrays and CPU tensors of
-// torch are read alike. This module does not link to torch, so that one build serves every version.
+// The memory layout of NumPy arrays and CPU torch tensors. This module does not link to torch, so
+// one build works with every version of it.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -21,59 +21,64 @@ namespace fusedadam::python {
 
 namespace py = pybind11;
 
-// Shape and strides are borrowed from the array, or from whoever has read it.
+// The core counts in std::int64_t.
+constexpr std::int64_t as_index(std::size_t i) noexcept { return static_cast<std::int64_t>(i); }
+
+// Shape and strides are borrowed, from the array or from the ArrayReader that read it.
 struct ArrayView {
   void* data = nullptr;
   Storage storage = Storage::f32;
-  bool is_tensor = false;   // of torch; else a numpy.ndarray
-  bool is_complex = false;  // a tensor of complex numbers, seen as pairs in a last dimension of two
-  bool is_writeable = true;  // NumPy's flags; tensors are both
+  bool is_tensor = false;    // a torch.Tensor; else a numpy.ndarray
+  bool is_complex = false;   // a complex tensor, viewed as reals with a last dimension of 2
+  bool is_writeable = true;  // NumPy's flags; always set for tensors
   bool is_aligned = true;
   std::span<const std::int64_t> shape;
   std::span<const std::int64_t> strides;  // in units of stride_unit bytes
   std::int64_t stride_unit = 1;
   std::int64_t size = 0;
 
-  // Of its elements, without gaps between them.
+  // The size of the elements alone, without gaps.
   std::int64_t bytes() const noexcept { return size * item_size(storage); }
 
-  // From its first byte to its last. Strides are not negative.
+  // The distance from the first byte to the end of the last element. Requires strides >= 0.
   std::int64_t extent() const noexcept;
 
-  bool has_shape(std::span<const std::int64_t> other) const noexcept;
+  bool has_shape(std::span<const std::int64_t> other) const noexcept {
+    return std::ranges::equal(shape, other);
+  }
 };
 
-// Of a numpy.ndarray of any dtype; `storage` is said to be that of its elements.
+// Returns a view of a numpy.ndarray of any dtype. Does not check that `storage` is its dtype.
 ArrayView array_view(const py::handle& array, Storage storage);
 
 std::int64_t element_count(std::span<const std::int64_t> shape) noexcept;
 
-// Whether the elements fill one stretch of memory from its first byte on, in whatever order of the
-// dimensions.
+// Whether the elements fill one block of memory, with the dimensions in any order and data at its
+// start.
 bool is_dense(const ArrayView& view);
 
-// Whether that order is C's.
+// Whether the elements are dense and in C order.
 bool is_contiguous(const ArrayView& view) noexcept;
 
-// Whether two arrays of one shape have their elements in the same order in memory. Strides of
-// dimensions of one element mean nothing, nor do those of arrays of one element.
+// Whether two arrays of the same shape have the same element order in memory. Ignores strides that
+// have no effect: those of dimensions of size 1, and those of arrays with at most one element.
 bool same_layout(const ArrayView& a, const ArrayView& b) noexcept;
 
 ByteRange byte_range(const ArrayView& view, const char* list, std::int64_t index);
 
-// An array as it was when it was checked. Keeps no reference.
+// The memory and layout that an array had when it was checked. Holds no reference to it.
 class BoundArray {
  public:
   BoundArray() = default;
   BoundArray(const py::handle& object, const ArrayView& view);
 
-  // A new array of this shape and storage, in the order in memory of `view`; in that of C where
-  // `view` has gaps.
+  // Describes a new array of the shape and storage of `view`, in its layout if it is dense, else in
+  // C order. Has no data.
   static BoundArray fresh_like(const ArrayView& view);
 
   bool is_empty() const noexcept { return !exists_; }
 
-  // A view of it, as long as this lives.
+  // Valid as long as this object.
   ArrayView view() const noexcept;
 
   bool has_shape(std::span<const std::int64_t> shape) const noexcept {
@@ -86,7 +91,7 @@ class BoundArray {
  private:
   friend class ArrayReader;
 
-  // 64 bytes: a step of many small tensors waits for the memory that this takes.
+  // Kept to 64 bytes: a step of many small tensors is bound by the memory it reads here.
   void* data_ = nullptr;
   const void* object_ = nullptr;
   const void* dtype_ = nullptr;        // of a NumPy array
@@ -100,61 +105,62 @@ class BoundArray {
   bool exists_ = false;
 };
 
-// Reads arrays, best many of one type in a row.
+// Reads arrays. Caches what depends on the type and dtype, so consecutive arrays of one type are
+// faster.
 class ArrayReader {
  public:
-  // A numpy.ndarray or a strided CPU tensor of float32, float64, float16 or bfloat16, or a tensor
-  // of complex64 or complex128 that has not still to be conjugated. Valid until the next call,
-  // while the array lives.
+  // Accepts a numpy.ndarray or a strided CPU tensor of float32, float64, float16 or bfloat16, or a
+  // tensor of complex64 or complex128 whose conjugate bit is not set. The view is valid until the
+  // next call and as long as the array.
   std::optional<ArrayView> read(const py::handle& object);
 
-  // Whether this is still the very array, in the same memory and writeable. Reads no more than it
-  // must: a step asks for every parameter.
+  // Whether the object is still the bound array, at the same address and writeable. Runs for every
+  // parameter of every step, so it reads as little as possible.
   bool is_unchanged(const py::handle& object, const BoundArray& bound);
 
-  // Whether the object is a tensor or numpy.ndarray itself, with its elements at `at`, in the shape
-  // and the order in memory of `like`.
+  // Whether the object is a tensor or exactly a numpy.ndarray, with its elements at `at` and the
+  // shape and layout of `like`.
   bool is_at(const py::handle& object, const Stream& at, const BoundArray& like);
 
  private:
-  // Of the DLPack C exchange API (dmlc.github.io/dlpack, version 1.3), which torch has from 2.10
-  // on.
+  // `dltensor_from_py_object_no_sync` of the DLPack C exchange API (dmlc.github.io/dlpack, version
+  // 1.3), which torch provides since 2.10.
   using Describe = int (*)(void* object, void* tensor);
 
   std::optional<Storage> storage_of_array(PyObject* array);
   bool is_tensor_at(const py::handle& object, const Stream& at, const BoundArray& like);
   std::optional<ArrayView> read_tensor(const py::handle& object);
   std::optional<ArrayView> read_attributes(const py::handle& object);
-  std::optional<ArrayView> as_pairs_of_reals(const py::handle& object, ArrayView view);
+  std::optional<ArrayView> completed(const py::handle& tensor, ArrayView view);
 
   PyTypeObject* array_type_ = py::detail::npy_api::get().PyArray_Type_;  // numpy.ndarray
-  PyTypeObject* type_ = nullptr;                                         // that `describe_` is of
-  Describe describe_ = nullptr;  // null: ask for one attribute after the other
-  py::object dtype_;             // of the last NumPy array
+  PyTypeObject* type_ = nullptr;  // of the last tensor; `describe_` belongs to it
+  Describe describe_ = nullptr;   // null: the type has none, read Python attributes instead
+  py::object dtype_;              // of the last NumPy array
   std::optional<Storage> dtype_storage_;
   std::vector<std::int64_t> extents_;
 };
 
-// Whether torch has still to negate what is in memory.
+// Whether the negative bit of a tensor is set, so that its memory holds the negated values.
 bool is_negated(const py::handle& tensor);
 
-// Whether all elements lie in the memory that the tensor has, which torch lets one shrink.
+// Whether all elements lie within the tensor's storage, which torch allows to shrink.
 bool is_within_storage(const py::handle& tensor, const ArrayView& view);
 
-// "Tensor, dtype=torch.float16, device=cpu, ..." or "dtype=float16": for the end of a message.
+// "Tensor, dtype=torch.float16, device=cpu, ...": ends a message.
 std::string describe(const py::handle& object);
 
-// ---- NumPy arrays that are made here
+// ---- new NumPy arrays
 
 py::dtype dtype_of(Storage storage);
 
-// A new, uninitialised array of the shape and layout of `view`.
+// Returns a new, uninitialized array of the shape and layout of `view`.
 py::array empty_like(const ArrayView& view, Storage storage);
 
-// The strides of such an array, in bytes; none for the order of C, which an array with gaps gets.
+// Returns the strides of such an array in bytes. Empty means C order, also used if `view` has gaps.
 std::vector<py::ssize_t> strides_like(const ArrayView& view, Storage storage);
 
-// Copies the elements of one array into another, as NumPy casts them.
+// Copies the elements of an array, with NumPy's casts.
 void assign(const py::array& to, const py::handle& from);
 
 }  // namespace fusedadam::python

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/arrays.hpp"
 
-#include <algorithm>
 #include <cfenv>
 #include <string>
 
@@ -14,7 +13,8 @@ namespace {
 
 using py::detail::npy_api;
 
-// NumPy would round in the caller's mode; a long double in that of the x87 unit.
+// NumPy rounds in the caller's floating-point environment, long doubles in that of the x87 unit.
+// This sets both to their defaults.
 class CastEnvironment {
  public:
   CastEnvironment() noexcept {
@@ -26,7 +26,7 @@ class CastEnvironment {
   CastEnvironment& operator=(const CastEnvironment&) = delete;
 
  private:
-  DefaultFloatEnvironment vector_unit_;  // of which <cfenv> may leave the flushing of subnormals
+  DefaultFloatEnvironment vector_unit_;  // fesetenv() may not reset the flushing of subnormals
   std::fenv_t saved_{};
 };
 
@@ -34,7 +34,7 @@ std::string attribute_text(const py::handle& object, const char* attribute) {
   return std::string(attribute) + '=' + utf8(py::str(object.attr(attribute)));
 }
 
-// NumPy hands out the elements of a masked array as if none were masked.
+// The C API of NumPy ignores masks.
 bool is_masked(const py::handle& object) {
   if (Py_TYPE(object.ptr()) == npy_api::get().PyArray_Type_) return false;
   return py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"));
@@ -48,7 +48,7 @@ const char* name_of(Storage storage) {
 std::string shape_text(std::span<const std::int64_t> shape) {
   py::tuple tuple(shape.size());
   for (std::size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
-  return "shape=" + utf8(py::str(tuple));
+  return utf8(py::str(tuple));
 }
 
 [[noreturn]] void refuse_overlap(const ByteRange& array, const ByteRange& other) {
@@ -57,25 +57,12 @@ std::string shape_text(std::span<const std::int64_t> shape) {
       "it shares memory with " + element_name(other.list, other.index)));
 }
 
-[[noreturn]] void refuse_tensor(const py::handle& tensor, const std::string& name,
-                                const char* rule) {
-  throw py::value_error(broken_rule(name + ' ' + rule, describe(tensor)));
-}
-
-bool is_tensor(const py::handle& object) { return py::hasattr(object, "data_ptr"); }
-
-ArrayView float_tensor(ArrayReader& reader, const py::handle& tensor, const std::string& name,
-                       bool halves) {
-  const std::optional<ArrayView> view = reader.read(tensor);
-  if (!view || !(halves || compute_storage(view->storage) == view->storage)) {
-    refuse_tensor(tensor, name,
-                  "must be a dense, strided CPU tensor of float32 or float64, or of complex64 or "
-                  "complex128 and not a conjugated view");
-  }
-  return *view;
-}
-
 }  // namespace
+
+void refuse(const char* list, std::int64_t index, const std::string& rule,
+            const py::handle& object) {
+  throw py::value_error(broken_rule(element_name(list, index) + ' ' + rule, describe(object)));
+}
 
 void require_array(const py::handle& object, const char* list, std::int64_t index) {
   const std::string name = element_name(list, index);
@@ -84,26 +71,30 @@ void require_array(const py::handle& object, const char* list, std::int64_t inde
         broken_rule(name + " must be a numpy.ndarray", received(object, name.c_str())));
   }
   if (is_masked(object)) {
-    throw py::type_error(broken_rule(
-        name + " must have no mask, which a step would not see: fill it by .filled(value)",
-        utf8(py::str(py::type::handle_of(object).attr("__name__")))));
+    throw py::type_error(
+        broken_rule(name + " must have no mask, because a step ignores masks: use .filled(value)",
+                    type_name(object)));
   }
 }
 
 ArrayView float_array(ArrayReader& reader, const py::handle& object, const char* list,
                       std::int64_t index, bool halves) {
-  if (!py::isinstance<py::array>(object) && is_tensor(object)) {
-    return float_tensor(reader, object, element_name(list, index), halves);
-  }
-  require_array(object, list, index);
+  const bool is_tensor = !py::isinstance<py::array>(object) && py::hasattr(object, "data_ptr");
+  if (!is_tensor) require_array(object, list, index);
   const std::optional<ArrayView> view = reader.read(object);
   if (view && (halves || compute_storage(view->storage) == view->storage)) return *view;
+  if (is_tensor) {
+    refuse(list, index,
+           "must be a dense, strided CPU tensor of float32 or float64, or of complex64 or "
+           "complex128 and not a conjugated view",
+           object);
+  }
   const std::string name = element_name(list, index);
   const bool is_complex = py::reinterpret_borrow<py::array>(object).dtype().kind() == 'c';
-  // By which sign of the imaginary part a step descends is a convention: JAX and PyTorch differ.
+  // Not converted, because JAX and PyTorch define the sign of a complex gradient differently.
   const std::string remedy =
-      is_complex ? "; step the real view of a complex array, " + name +
-                       ".view(numpy.float32 or numpy.float64), by such a view of its gradient"
+      is_complex ? "; for a complex array, step its real view, " + name +
+                       ".view(numpy.float32 or numpy.float64), with a real view of its gradient"
                  : "";
   throw py::type_error(
       broken_rule(name + " must be float32 or float64 in the native byte order" + remedy,
@@ -117,65 +108,61 @@ bool can_be_written(const ArrayView& view) {
 ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const char* list,
                           std::int64_t index, const char* purpose) {
   const ArrayView view = float_array(reader, object, list, index, purpose == to_zero);
-  if (!view.is_tensor && can_be_written(view)) return view;
-
-  const std::string name = element_name(list, index);
   if (view.is_tensor) {
     if (!is_dense(view)) {
-      refuse_tensor(object, name,
-                    "must fill its memory without gaps or overlaps, to be updated in place");
+      refuse(list, index, "must fill its memory without gaps or overlaps, to be updated in place",
+             object);
     }
     if (is_negated(object)) {
-      refuse_tensor(object, name, "must not be a negated view: use resolve_neg()");
+      refuse(list, index, "must not be a negated view: use resolve_neg()", object);
     }
     if (!is_within_storage(object, view)) {
-      refuse_tensor(object, name, "must not be larger than its storage");
+      refuse(list, index, "must not be larger than its storage", object);
     }
     return view;
   }
-  const auto refuse = [&](const std::string& rule, const std::string& found) {
-    throw py::value_error(broken_rule(
-        name + " must " + rule + ", so that it can be " + purpose + " in place", found));
-  };
-  const std::string remedy = ": keep and use " + name + " = numpy.";
+  if (can_be_written(view)) return view;
+  std::string rule = "be writeable";
+  std::string found = "a read-only array of " + attribute_text(object, "shape");
   if (!is_dense(view)) {
-    refuse("fill its memory without gaps or overlaps" + remedy + "ascontiguousarray(" + name + ")",
-           attribute_text(object, "shape") + ", " + attribute_text(object, "strides"));
+    rule = "fill its memory without gaps or overlaps";
+    found = attribute_text(object, "shape") + ", " + attribute_text(object, "strides");
+  } else if (!view.is_aligned) {
+    rule = "be aligned to its element type";
+    found = "an address " +
+            std::to_string(reinterpret_cast<std::uintptr_t>(view.data) %
+                           static_cast<std::uintptr_t>(item_size(view.storage))) +
+            " bytes off";
   }
-  if (!view.is_aligned) {
-    refuse("be aligned to its element type" + remedy + "array(" + name + ")",
-           "an address " +
-               std::to_string(reinterpret_cast<std::uintptr_t>(view.data) %
-                              static_cast<std::uintptr_t>(item_size(view.storage))) +
-               " bytes off");
-  }
-  refuse("be writeable" + remedy + "array(" + name + ")",
-         "a read-only array of " + attribute_text(object, "shape"));
-  return view;  // not reached
+  const std::string name = element_name(list, index);
+  const char* const copy = is_dense(view) ? "array(" : "ascontiguousarray(";
+  throw py::value_error(broken_rule(name + " must " + rule + ", to be " + purpose +
+                                        " in place: use " + name + " = numpy." + copy + name +
+                                        ") from now on",
+                                    found));
 }
 
-void require_shape_of(const ArrayView& view, const ArrayView& expected, const char* list,
-                      const char* other, std::int64_t index, const char* hint) {
+void require_shape_of(const ArrayView& view, const ArrayView& expected, const Match& name) {
   if (view.has_shape(expected.shape)) return;
-  const std::string wanted = shape_text(expected.shape).substr(sizeof "shape=" - 1);
-  throw py::value_error(broken_rule(element_name(list, index) + " must have the shape of " +
-                                        element_name(other, index) + ", " + wanted + hint,
-                                    shape_text(view.shape)));
+  throw py::value_error(broken_rule(
+      element_name(name.list, name.index) + " must have the shape of " +
+          element_name(name.other, name.index) + ", " + shape_text(expected.shape) + name.hint,
+      "shape=" + shape_text(view.shape)));
 }
 
-std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const char* list,
-                           const char* other, std::int64_t index, const char* hint) {
-  return broken_rule(element_name(list, index) + " must have the dtype of " +
-                         element_name(other, index) + ", " + name_of(expected.storage) + hint,
+std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const Match& name) {
+  return broken_rule(element_name(name.list, name.index) + " must have the dtype of " +
+                         element_name(name.other, name.index) + ", " + name_of(expected.storage) +
+                         name.hint,
                      attribute_text(object, "dtype"));
 }
 
 void require_layout_of(const py::handle& object, const ArrayView& view, const ArrayView& expected,
-                       const char* list, const char* other, std::int64_t index) {
+                       const Match& name) {
   if (same_layout(view, expected)) return;
   throw py::value_error(broken_rule(
-      element_name(list, index) + " must have its dimensions in the order in memory of " +
-          element_name(other, index) + ": make it by numpy.zeros_like",
+      element_name(name.list, name.index) + " must have the dimension order in memory of " +
+          element_name(name.other, name.index) + ": create it with numpy.zeros_like",
       attribute_text(object, "shape") + ", " + attribute_text(object, "strides")));
 }
 
@@ -188,7 +175,7 @@ py::array cast_copy(const py::handle& array, const ArrayView& like, const char* 
                                       .cast<bool>()) {
     throw py::type_error(
         broken_rule(element_name(list, index) + " must be of numbers that NumPy casts to " +
-                        name_of(like.storage) + " by the rule same_kind: cast it by .astype()",
+                        name_of(like.storage) + " by the rule same_kind: use .astype()",
                     attribute_text(array, "dtype")));
   }
   const CastEnvironment environment;
@@ -197,20 +184,18 @@ py::array cast_copy(const py::handle& array, const ArrayView& like, const char* 
 }
 
 IndexArray index_array(const py::handle& object, std::vector<py::object>& kept) {
-  const auto refuse = [](const char* rule, const std::string& found) {
-    return broken_rule(std::string("indices must be ") + rule, found);
-  };
   require_array(object, "indices", no_index);
   auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
   const bool integers = dtype.kind() == 'i' && dtype.byteorder() == '=' &&
                         (dtype.itemsize() == 4 || dtype.itemsize() == 8);
   if (!integers) {
-    throw py::type_error(
-        refuse("int32 or int64 in the native byte order", attribute_text(object, "dtype")));
+    throw py::type_error(broken_rule("indices must be int32 or int64 in the native byte order",
+                                     attribute_text(object, "dtype")));
   }
   if (array.ndim() != 1) {
-    throw py::value_error(refuse("of one dimension", attribute_text(object, "shape")));
+    throw py::value_error(
+        broken_rule("indices must have one dimension", attribute_text(object, "shape")));
   }
   constexpr int readable = npy_api::NPY_ARRAY_C_CONTIGUOUS_ | npy_api::NPY_ARRAY_ALIGNED_;
   if ((array.flags() & readable) != readable) array = array.attr("copy")();
@@ -236,8 +221,7 @@ py::tuple snapshot(const py::handle& sequence, const char* name) {
   const auto read = [&] { return PySequence_Tuple(sequence.ptr()); };
   auto items = py::reinterpret_steal<py::tuple>(is_sequence ? or_wait_for_the_end(read) : nullptr);
   if (items) return items;
-  // What calls itself a sequence and cannot be iterated over: 0-d arrays, memoryviews of several
-  // dimensions.
+  // Some sequences are not iterable: 0-d arrays and memoryviews of several dimensions.
   const bool not_iterable = PyErr_Occurred() == nullptr ||
                             PyErr_ExceptionMatches(PyExc_TypeError) ||
                             PyErr_ExceptionMatches(PyExc_NotImplementedError);

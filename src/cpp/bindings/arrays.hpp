@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: MIT
 //
-// Which arrays may be written and read. An array that is to be written is never converted: a copy
-// would take the update and be thrown away.
+// Checks of the arrays that a step reads and writes. An array that is written is never converted:
+// the update would go to a temporary copy.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <optional>
-#include <span>
 #include <vector>
 
 #include "api/messages.hpp"
@@ -17,61 +15,70 @@
 
 namespace fusedadam::python {
 
-// What an array that is written must be for: ends each message.
+// What a step does to an array that it writes; part of the messages.
 inline constexpr const char* to_update = "updated";
 inline constexpr const char* to_zero = "zeroed";
 
-// @throws py::type_error  not a numpy.ndarray without a mask; naming list[index]
+// @throws py::value_error  "list[index] RULE. Received: " and a description of the object
+[[noreturn]] void refuse(const char* list, std::int64_t index, const std::string& rule,
+                         const py::handle& object);
+
+// @throws py::type_error  not a numpy.ndarray, or a masked one; naming list[index]
 void require_array(const py::handle& object, const char* list, std::int64_t index);
 
-// A float32 or float64 array, of any layout; where `halves`, also float16 or bfloat16. A tensor of
-// complex numbers counts as pairs of reals.
+// Returns a view of a float32 or float64 array of any layout; with `halves`, also of float16 or
+// bfloat16. Complex tensors are viewed as reals.
 // @throws py::type_error, and for tensors py::value_error; naming list[index]
 ArrayView float_array(ArrayReader& reader, const py::handle& object, const char* list,
                       std::int64_t index, bool halves = false);
 
-// One that can be written in place: without gaps or overlaps, aligned and writeable. What is only
-// zeroed may be of float16 or bfloat16.
+// Returns a view of an array that can be written in place: dense, aligned and writeable. With
+// `to_zero`, float16 and bfloat16 are allowed.
 // @throws py::type_error, py::value_error  naming list[index]
 ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const char* list,
                           std::int64_t index, const char* purpose = to_update);
 
-// Whether the array can be written in place, and needs no message.
+// Whether a NumPy array can be written in place.
 bool can_be_written(const ArrayView& view);
 
-// Ends each message about parameters that no longer match their moments.
+// Ends messages about parameters that do not match their moments.
 inline constexpr const char* rebuild_hint = "; build(params) starts new moments";
 
-// An array has the shape, the dtype or the order in memory of another one.
-// @throws py::value_error  naming list[index] and other[index]
-void require_shape_of(const ArrayView& view, const ArrayView& expected, const char* list,
-                      const char* other, std::int64_t index, const char* hint = "");
-std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const char* list,
-                           const char* other, std::int64_t index, const char* hint = "");
-void require_layout_of(const py::handle& object, const ArrayView& view, const ArrayView& expected,
-                       const char* list, const char* other, std::int64_t index);
+// How messages refer to list[index] and to other[index], which it must match.
+struct Match {
+  const char* list = "grads";
+  std::int64_t index = no_index;
+  const char* other = "params";
+  const char* hint = "";
+};
 
-// A copy of an array in this storage and in the layout of `like`, whose shape it has; rounded once,
-// to nearest.
-// @throws py::type_error  NumPy does not cast it by the rule same_kind; naming list[index]
+// @throws py::value_error  naming both arrays
+void require_shape_of(const ArrayView& view, const ArrayView& expected, const Match& name);
+void require_layout_of(const py::handle& object, const ArrayView& view, const ArrayView& expected,
+                       const Match& name);
+std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const Match& name);
+
+// Returns a copy with the storage and layout of `like`, which has the same shape. Values are
+// rounded once, to nearest.
+// @throws py::type_error  NumPy's casting rule same_kind forbids it; naming list[index]
 py::array cast_copy(const py::handle& array, const ArrayView& like, const char* list,
                     std::int64_t index);
 
-// Row numbers, and how many they are.
 struct IndexArray {
   RowIndices indices;
   std::int64_t size = 0;
 };
 
-// An int32 or int64 array of one dimension; a copy of it, which is added to `kept`, where it is not
-// contiguous or not aligned. @throws py::type_error, py::value_error  naming `indices`
+// Reads a one-dimensional int32 or int64 array. `kept` receives the array, or a copy of it if it is
+// not contiguous and aligned; the result is valid as long as that.
+// @throws py::type_error, py::value_error  naming `indices`
 IndexArray index_array(const py::handle& object, std::vector<py::object>& kept);
 
-// @throws py::value_error  naming the two arrays
+// @throws py::value_error  two arrays overlap; naming both
 void require_disjoint(const WrittenRanges& written);
 void require_disjoint(const ByteRange& range, const WrittenRanges& written);
 
-// An owned snapshot of a sequence: its items stay alive whatever other threads do to the sequence.
+// Copies a sequence into a tuple, which owns the items even if another thread changes the sequence.
 // @throws py::type_error  not a sequence
 py::tuple snapshot(const py::handle& sequence, const char* name);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What every way into a step shares: arrays that were checked once are compared at each call, and
-// gradients are attached to them.
+// Shared by all entry points to a step: checks parameters once, compares them in each later call,
+// and attaches gradients to the plan's tensors.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,7 +16,7 @@
 
 namespace fusedadam::python {
 
-// The items of a list or a tuple, borrowed.
+// Borrowed items of a list or tuple.
 using Items = std::span<PyObject* const>;
 
 inline Items items_of(const py::handle& list_or_tuple) {
@@ -24,17 +24,17 @@ inline Items items_of(const py::handle& list_or_tuple) {
           static_cast<std::size_t>(PySequence_Fast_GET_SIZE(list_or_tuple.ptr()))};
 }
 
-// A plan and the parameters that it steps. Not for use by two threads at once.
+// A plan and the parameters it steps. Not thread-safe.
 class Binder {
  public:
   AdamPlan plan;
   ArrayReader reader;
 
-  // What is bound at a position; empty for a parameter that takes no part.
+  // By position; empty for a parameter that takes no part.
   const std::vector<BoundArray>& params() const noexcept { return params_; }
   const WrittenRanges& written() const noexcept { return written_; }
 
-  // Whether these are the very arrays bound, as far as they take part.
+  // Whether these are the bound arrays. Ignores parameters that take no part.
   bool holds(Items params) {
     if (params_.size() != params.size()) return false;
     for (std::size_t i = 0; i < params.size(); ++i) {
@@ -43,8 +43,8 @@ class Binder {
     return true;
   }
 
-  // From now on the tensors of the plan are of these parameters. Gradients were found to be apart
-  // from those before, and are looked for anew.
+  // Points the plan's tensors to these parameters. Clears the gradients: they were checked for
+  // overlap with the previous arrays only. The arguments receive the previous values.
   void bind(std::vector<BoundArray>& params, WrittenRanges& written) noexcept {
     params_.swap(params);
     std::swap(written_, written);
@@ -55,7 +55,7 @@ class Binder {
     }
   }
 
-  // Attaches the gradients of those that are not None; `zero(i)` says whether one is to be zeroed.
+  // Attaches all gradients that are not None. `zero(i)`: whether the step zeroes grads[i].
   // @throws py::type_error, py::value_error  naming grads[i]
   template <class Zero>
   void attach(Gradients& gradients, Items params, Items grads, const Zero& zero) {
@@ -76,8 +76,8 @@ class Binder {
   WrittenRanges written_;
 };
 
-// Runs `work(counts)` on so many elements without the GIL: it must touch raw memory alone, of
-// arrays that the caller keeps alive. Counts change only when it is over.
+// Runs `work(counts)`, a pass over this many elements, without the GIL. It may only access raw
+// memory of arrays that the caller keeps alive. `progress` changes only if it returns.
 template <class Work>
 StepOutcome run(std::int64_t elements, AdamProgress& progress, const Work& work) {
   AdamProgress counts = progress;

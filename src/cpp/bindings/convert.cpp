@@ -12,35 +12,31 @@ std::string received(const py::handle& value, const char* name) {
   const auto repr = py::reinterpret_steal<py::str>(
       or_wait_for_the_end([&] { return PyObject_Repr(value.ptr()); }));
   if (!repr) throw py::error_already_set();
-  return std::string(name) + '=' + utf8(repr) + " (" +
-         py::str(py::type::handle_of(value).attr("__name__")).cast<std::string>() + ')';
+  return std::string(name) + '=' + utf8(repr) + " (" + type_name(value) + ')';
 }
 
 std::string utf8(const py::str& text) {
   return text.attr("encode")("utf-8", "backslashreplace").cast<std::string>();
 }
 
+std::string type_name(const py::handle& object) {
+  return utf8(py::str(py::type::handle_of(object).attr("__name__")));
+}
+
 namespace {
 
-// Of an array, a tensor or a scalar of theirs: "float32", "torch.bool"; empty for other objects.
+// The dtype of an array, tensor or NumPy scalar: "float32", "torch.bool"; empty for other objects.
 std::string dtype_of(const py::handle& value) {
   const py::object dtype = py::getattr(value, "dtype", py::none());
   return dtype.is_none() ? "" : utf8(py::str(py::getattr(dtype, "name", dtype)));
 }
 
-// NumPy reads a number out of an array of one element, but not in its later versions.
+// Excludes arrays of one element, which only older versions of NumPy convert to a number.
 bool has_dimensions(const py::handle& value) {
   return py::isinstance<py::array>(value) && py::reinterpret_borrow<py::array>(value).ndim() > 0;
 }
 
-bool is_boolean(const py::handle& value) {
-  if (PyBool_Check(value.ptr())) return true;
-  const std::string dtype = dtype_of(value);
-  return dtype == "bool" || dtype == "torch.bool";
-}
-
-// float() takes more than numbers: truth values, the text in an array, the real part of a complex
-// number.
+// Stricter than float(), which also accepts bools, text in an array and complex NumPy scalars.
 bool may_be_number(const py::handle& value) {
   if (PyFloat_Check(value.ptr())) return true;
   if (PyLong_Check(value.ptr())) return !PyBool_Check(value.ptr());
@@ -69,11 +65,6 @@ double to_double(const py::handle& value, const char* name) {
       broken_rule(std::string(name) + " must be a real number", received(value, name)));
 }
 
-std::optional<double> to_optional_double(const py::handle& value, const char* name) {
-  if (value.is_none()) return std::nullopt;
-  return to_double(value, name);
-}
-
 std::int64_t to_int64(const py::handle& value, const char* name) {
   py::object index;
   if (may_be_number(value)) {
@@ -92,7 +83,8 @@ std::int64_t to_int64(const py::handle& value, const char* name) {
 }
 
 bool to_bool(const py::handle& value, const char* name) {
-  if (is_boolean(value) && !has_dimensions(value)) {
+  const std::string dtype = PyBool_Check(value.ptr()) ? "bool" : dtype_of(value);
+  if ((dtype == "bool" || dtype == "torch.bool") && !has_dimensions(value)) {
     const int truth = PyObject_IsTrue(value.ptr());
     if (truth >= 0) return truth != 0;
     PyErr_Clear();

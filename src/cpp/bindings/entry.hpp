@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Functions of the package that users call: their errors end at the user's own line.
+// A decorator for public Python functions: tracebacks of argument errors end at the caller's line.
 #pragma once
 
 #include <pybind11/pybind11.h>

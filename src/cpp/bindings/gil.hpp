@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// When other Python threads may run during a pass, and what becomes of a thread that would go on
-// after the interpreter's end.
+// Releasing the GIL during a pass, and threads that are still running at interpreter shutdown.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,28 +15,27 @@ namespace fusedadam::python {
 
 namespace py = pybind11;
 
-// Makes a call of Python's C interface that may take the GIL. Where the interpreter is ending,
-// CPython before 3.14 ends a thread that takes it, by pthread_exit(): frames are then left as by an
-// exception. Ours would let go of Python objects without the GIL, and one that is noexcept, as
-// destructors are, would end the process. So the thread waits here for the process to end, which is
-// what CPython 3.14 does.
+// Makes a call of the Python C API that may take the GIL. During interpreter shutdown, CPython
+// before 3.14 ends such a thread with pthread_exit(), which unwinds the stack like an exception.
+// Our destructors would then release Python objects without the GIL, and a noexcept frame would
+// abort the process. So the thread waits here until the process ends, as in CPython 3.14.
 template <class Call>
 auto or_wait_for_the_end(const Call& call) {
   try {
     return call();
-  } catch (...) {  // pthread_exit(): the C interface throws nothing
+  } catch (...) {  // pthread_exit(): the C API itself throws nothing
     while (true) std::this_thread::sleep_for(std::chrono::hours(1));
   }
 }
 
-// Lets go of the GIL while a pass over so many elements runs, where that is worth it. Handing it
-// over and getting it back takes longer than a small pass: threads that step small optimizers at
-// once would be slower than one that steps them one after the other.
+// Releases the GIL while a pass over this many elements runs, unless the pass is small: then a
+// handover takes longer than the pass, and concurrent small optimizers would run slower than one
+// after another.
 class ReleasedGil {
  public:
   explicit ReleasedGil(std::int64_t elements) {
-    // Below, some 10 us on one core, where Python lets a thread keep the GIL for 5 ms. What enters
-    // a parallel region lets go: nobody waits for threads with the GIL.
+    // A smaller pass takes about 10 us on one core; Python's switch interval is 5 ms. Passes in a
+    // parallel region always release the GIL, so no thread waits for others while it holds it.
     if (elements >= smallest_shared) thread_ = PyEval_SaveThread();
   }
   ~ReleasedGil() {

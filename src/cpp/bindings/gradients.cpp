@@ -10,21 +10,8 @@
 namespace fusedadam::python {
 namespace {
 
-constexpr const char* list_name = "grads";
-
-std::int64_t as_index(std::size_t index) { return static_cast<std::int64_t>(index); }
-
 [[noreturn]] void refuse(const std::string& rule, const py::handle& grad, std::size_t index) {
-  throw py::value_error(
-      broken_rule(element_name(list_name, as_index(index)) + ' ' + rule, describe(grad)));
-}
-
-bool is_sparse_tensor(const py::handle& grad) {
-  return py::getattr(grad, "is_sparse", py::bool_(false)).ptr() == Py_True;
-}
-
-bool is_conjugated(const py::handle& grad) {
-  return py::hasattr(grad, "is_conj") && grad.attr("is_conj")().cast<bool>();
+  python::refuse("grads", as_index(index), rule, grad);
 }
 
 }  // namespace
@@ -33,7 +20,7 @@ void require_gradients(const py::handle& grads) {
   const py::tuple items = snapshot(grads, "grads");
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (PyTuple_GET_ITEM(items.ptr(), as_index(i)) != Py_None) continue;
-    // Keras' own words.
+    // Begins like Keras' message.
     throw py::value_error(broken_rule(
         "An operation has `None` for gradient. Make sure that the loss depends on every parameter "
         "through differentiable operations, or leave out the parameters that it does not depend on",
@@ -54,7 +41,7 @@ void Gradients::attach(const py::handle& grad, const py::handle& param, const Bo
   }
 }
 
-bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Name& name,
+bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Match& name,
                                 const TensorRef& tensor) {
   const bool alike = same_layout(grad, like) && grad.is_aligned;
   bool apart = alike && grad.data == tensor.data[kind::grad];
@@ -66,9 +53,9 @@ bool Gradients::serves_as_it_is(const ArrayView& grad, const ArrayView& like, co
   return alike && apart;
 }
 
-// ---- numbers of any dtype
+// ---- gradients of any dtype
 
-void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const Name& name,
+void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const Match& name,
                             bool zero, bool casts_halves, TensorRef& tensor) {
   const auto text = [&] { return element_name(name.list, name.index); };
   py::object source = py::reinterpret_borrow<py::object>(grad);
@@ -79,7 +66,7 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
     if (zero && !py::hasattr(source, "data_ptr")) {
       throw py::type_error(broken_rule(
           text() + " must be a numpy.ndarray or a torch.Tensor, so that it can be zeroed in place",
-          utf8(py::str(py::type::handle_of(source).attr("__name__")))));
+          type_name(source)));
     }
     source = converted(grad, py::str(text()));
     view = reader_.read(source);
@@ -87,12 +74,11 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
   if (zero) {
     view = writeable_array(reader_, source, name.list, name.index, to_zero);
     if (!steps_without_copy(view->storage, like.storage)) {
-      throw py::type_error(dtype_mismatch(source, like, name.list, name.other, name.index));
+      throw py::type_error(dtype_mismatch(source, like, name));
     }
   }
-  // Of another dtype than ours, an array has a shape all the same.
-  require_shape_of(view ? *view : array_view(source, like.storage), like, name.list, name.other,
-                   name.index);
+  // A dtype that reader_ does not support has no view, but the array has a shape.
+  require_shape_of(view ? *view : array_view(source, like.storage), like, name);
   const bool is_readable =
       view && (view->storage == like.storage ||
                (!casts_halves && steps_without_copy(view->storage, like.storage)));
@@ -122,24 +108,25 @@ Gradients::RowGradients Gradients::attach_table(const py::handle& indices,
   like.shape = shape;
   like.size = element_count(shape);
   TensorRef grads(table.storage, like.size);
-  attach_cast(grad_rows, like, {"grad_rows", no_index, "the named rows of param"}, zeroes_, true,
+  attach_cast(grad_rows, like, {"grad_rows", no_index, "the indexed rows of param"}, zeroes_, true,
               grads);
   check_indices(rows.indices, table.shape.front());
   return {rows.indices, grads.stream(kind::grad), element_count(table.shape.subspan(1)), like.size};
 }
 
-// ---- tensors like their parameters
+// ---- tensors of the parameter's dtype
 
 void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
                               const ArrayView& like, std::size_t index, bool zero,
                               TensorRef& tensor) {
   std::optional<ArrayView> view = reader_.read(grad);
-  const bool conjugated = !view && is_conjugated(grad);
-  py::object memory;  // of what is still to be conjugated
+  const bool conjugated =
+      !view && py::hasattr(grad, "is_conj") && grad.attr("is_conj")().cast<bool>();
+  py::object memory;  // the same memory, read without the conjugate bit
   if (conjugated) {
     memory = grad.attr("conj")();
     view = reader_.read(memory);
-  } else if (!view && is_sparse_tensor(grad)) {
+  } else if (!view && py::getattr(grad, "is_sparse", py::none()).ptr() == Py_True) {
     tensor.data[kind::grad] = nullptr;
     attach_rows(grad, like, index);
     if (zero) to_zero_.push_back(py::reinterpret_borrow<py::object>(grad));
@@ -167,11 +154,11 @@ void Gradients::attach_strict(const py::handle& grad, const py::handle& param,
 
 void Gradients::attach_rows(const py::handle& grad, const ArrayView& param, std::size_t index) {
   if (grad.attr("sparse_dim")().cast<std::int64_t>() != 1 || param.shape.empty()) {
-    refuse("must be of whole rows, with one sparse dimension", grad, index);
+    refuse("must have exactly one sparse dimension", grad, index);
   }
-  if (param.is_complex) refuse("must be dense, since its parameter is complex", grad, index);
+  if (param.is_complex) refuse("must be dense, because its parameter is complex", grad, index);
   if (!is_contiguous(param)) {
-    refuse("must be dense, since its parameter is not contiguous", grad, index);
+    refuse("must be dense, because its parameter is not contiguous", grad, index);
   }
   kept_.push_back(grad.attr("_values")().attr("contiguous")());
   const std::optional<ArrayView> values = reader_.read(kept_.back());

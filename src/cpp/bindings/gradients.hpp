@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The gradients of a step, of NumPy or torch, dense or of some rows: checked against what they
-// belong to, and where their elements can be read.
+// The gradients of a step: NumPy arrays or torch tensors, dense or row-sparse. Checks them against
+// their parameters and provides memory that the kernels can read.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,83 +16,76 @@
 
 namespace fusedadam::python {
 
-// @throws py::value_error  naming the first that is None
+// @throws py::value_error  a gradient is None; naming the first
 void require_gradients(const py::handle& grads);
 
-// What becomes of a gradient that is not read as it is.
+// How to convert gradients that cannot be read in place.
 struct GradientRules {
-  // True: `convert(gradient, name)` makes an array of whatever is not one, and numbers of any dtype
-  // are cast by NumPy's rule same_kind. False: a gradient has the shape and the dtype of its
-  // parameter, or is of float16 or bfloat16, or it is a sparse tensor of torch;
-  // `convert(gradient, parameter)` copies it into the layout of its parameter.
+  // True: `convert(gradient, name)` makes an array of any other object, and all dtypes are cast by
+  // NumPy's rule same_kind. False: a gradient is a tensor of its parameter's shape and of its dtype
+  // or float16 or bfloat16, or a sparse tensor; `convert(gradient, parameter)` copies it into the
+  // layout of its parameter.
   bool casts = true;
-  py::object convert;  // null: nothing but arrays
-  // Whether gradients of float16 and bfloat16 are cast like others.
+  py::object convert;  // null: only arrays are accepted
+  // Casts float16 and bfloat16 too, which the kernels can read for float32 parameters.
   bool casts_halves = false;
 };
 
-// Keeps alive what a step reads.
+// Attaches gradients to a plan. Keeps alive what it converts or copies; the caller keeps the
+// gradients themselves alive.
 class Gradients {
  public:
-  // `written` is what the step updates; `zeroes`, whether some of the gradients are to be zeroed.
+  // `written`: the memory that the step updates. `zeroes`: whether it zeroes any gradient.
   Gradients(ArrayReader& reader, const GradientRules& rules, const WrittenRanges& written,
             bool zeroes)
       : reader_(reader), rules_(rules), written_(written), zeroes_(zeroes) {}
 
-  // Points `tensor`, of the parameter at this position, to its gradient: in its own memory, or in
-  // that of a copy where it has another layout than its parameter or shares memory with what is
-  // written. What `tensor` points to already must be apart from that: gradients that come in the
-  // same memory step after step are not looked for there again. One that is zeroed shares memory
-  // with nothing that is written.
+  // Points `tensor` to the gradient of parameter `index`, or to a copy if the gradient's layout
+  // differs or it overlaps `written`. A gradient at the address that `tensor` already points to is
+  // not checked for overlap again, so that address must not overlap `written`. A gradient that is
+  // zeroed must never overlap it.
   // @throws py::type_error, py::value_error  naming grads[index]
   void attach(const py::handle& grad, const py::handle& param, const BoundArray& like,
               std::size_t index, bool zero, TensorRef& tensor);
 
-  // Gradients of rows of a table: one row for each of the indices.
-  // @throws py::type_error, py::value_error  naming indices or grad_rows
+  // Gradients of some rows of a table, one for each index.
   struct RowGradients {
     RowIndices indices;
     Stream grads;
     std::int64_t row_size;
     std::int64_t size;  // elements of `grads`
   };
+  // @throws py::type_error, py::value_error  naming indices or grad_rows
   RowGradients attach_table(const py::handle& indices, const py::handle& grad_rows,
                             const ArrayView& table);
 
-  // Those that are zeroed share no memory with others. @throws py::value_error  naming both
+  // @throws py::value_error  gradients overlap and the step zeroes some; naming both
   void require_zeroed_apart() const;
 
   bool any_of_rows() const noexcept { return !rows_.empty(); }
   bool is_of_rows(std::size_t index) const noexcept;
 
-  // The tensors of a step, those with gradients of rows cut down to these rows. Call it in the
-  // default floating-point environment; it needs no GIL. Valid as long as this object.
+  // Returns the tensors, with each that has a row-sparse gradient reduced to these rows. Needs the
+  // default floating-point environment, not the GIL. Valid as long as this object.
   // @throws std::bad_alloc
   std::vector<TensorRef> with_rows(std::span<const TensorRef> tensors);
 
-  // Zeroes what the step itself did not: gradients that were copied, and those of rows.
+  // Zeroes the gradients that the step itself could not: copied and row-sparse ones.
   void zero_the_rest() const;
 
-  // Positions of gradients that were cast to another dtype, and what they were cast to.
+  // Positions and copies of the gradients that were cast to another dtype.
   const std::vector<std::pair<std::int64_t, py::object>>& casts() const noexcept { return cast_; }
 
  private:
-  // What messages call a gradient, and what it belongs to.
-  struct Name {
-    const char* list = "grads";
-    std::int64_t index = no_index;
-    const char* other = "params";
-  };
-
-  void attach_cast(const py::handle& grad, const ArrayView& like, const Name& name, bool zero,
+  void attach_cast(const py::handle& grad, const ArrayView& like, const Match& name, bool zero,
                    bool casts_halves, TensorRef& tensor);
   void attach_strict(const py::handle& grad, const py::handle& param, const ArrayView& like,
                      std::size_t index, bool zero, TensorRef& tensor);
   void attach_rows(const py::handle& grad, const ArrayView& param, std::size_t index);
   py::object converted(const py::handle& grad, const py::handle& argument) const;
-  // Whether a step reads this gradient where it is. It is looked for among what is written, unless
-  // `tensor` points to it already.
-  bool serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Name& name,
+  // Whether the step can read this gradient in place: it has the layout of `like` and does not
+  // overlap `written_`, which is checked only if `tensor` does not point to it already.
+  bool serves_as_it_is(const ArrayView& grad, const ArrayView& like, const Match& name,
                        const TensorRef& tensor);
 
   ArrayReader& reader_;
@@ -102,9 +95,9 @@ class Gradients {
   std::vector<py::object> kept_;
   std::vector<py::object> to_zero_;
   std::vector<std::pair<std::int64_t, py::object>> cast_;
-  std::vector<ByteRange> ranges_;                           // where some are zeroed, of all of them
+  std::vector<ByteRange> ranges_;                           // of all gradients, if any is zeroed
   std::vector<std::pair<std::size_t, RowGradients>> rows_;  // by position
-  std::deque<Rows> summed_;                                 // TensorRefs point to them
+  std::deque<Rows> summed_;                                 // a deque: TensorRefs point into it
 };
 
 }  // namespace fusedadam::python

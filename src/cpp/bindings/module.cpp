@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The extension module fusedadam._core: convert, check, release the GIL, call. No arithmetic. Its
-// Python side is documented in _core.pyi.
+// The extension module fusedadam._core. It converts and checks arguments and calls the C++ core.
+// _core.pyi documents it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -21,14 +21,13 @@
 namespace fusedadam::python {
 namespace {
 
-void set_isa_by_name(const py::handle& name) {
-  if (!py::isinstance<py::str>(name)) {
-    throw py::type_error(broken_rule("name must be a string", received(name, "name")));
-  }
-  set_isa(utf8(py::reinterpret_borrow<py::str>(name)));
+py::list names_of(std::span<const StateKind> kinds) {
+  py::list names;
+  for (const StateKind& state : kinds) names.append(state.name);
+  return names;
 }
 
-// Whether two lists hold the very same objects, which Python asks of each by a call.
+// Whether two lists hold the same objects. Faster than `is` in a Python loop.
 bool same_objects(const py::list& a, const py::list& b) {
   if (a.size() != b.size()) return false;
   for (py::ssize_t i = 0; i < PyList_GET_SIZE(a.ptr()); ++i) {
@@ -37,12 +36,12 @@ bool same_objects(const py::list& a, const py::list& b) {
   return true;
 }
 
-// The attribute `grad` of each of these tensors.
+// Returns [tensor.grad for tensor in tensors].
 py::list gradients_of(const py::list& tensors) {
   py::list grads(tensors.size());
   const py::str name("grad");
   PyTypeObject* type = nullptr;
-  const PyGetSetDef* known = nullptr;  // of that type: to look it up takes as long as to call it
+  const PyGetSetDef* known = nullptr;  // of `type`; the lookup takes as long as the call
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const py::object tensor = tensors[i];
     if (Py_TYPE(tensor.ptr()) != type) {
@@ -63,8 +62,7 @@ py::list gradients_of(const py::list& tensors) {
 }  // namespace
 }  // namespace fusedadam::python
 
-// The GIL need not be on: the only mutable globals are atomic, and fusedadam.Optimizer locks its
-// state.
+// Does not need the GIL: all mutable globals are atomic, and fusedadam.Optimizer locks its state.
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   using namespace fusedadam;
   using namespace fusedadam::python;
@@ -81,8 +79,8 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.attr("threading_runtime") = threading_runtime();
   module.attr("max_iterations") = max_iterations;
 
-  // The first use of NumPy's C interface reads NumPy's version, which raises exception flags: not
-  // in a step.
+  // Loads NumPy's C API now: that reads NumPy's version, which raises floating-point exception
+  // flags, and a step must not.
   py::dtype::of<float>();
 
   bind_public(module);
@@ -92,13 +90,14 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   bind_adam_state(module);
   bind_tensor_plan(module);
 
-  py::list kinds;
-  for (const StateKind& state : state_kinds) kinds.append(state.name);
-  module.attr("state_kinds") = py::tuple(kinds);
+  module.attr("state_kinds") = py::tuple(names_of(state_kinds));
 
   module.def("same_objects", &same_objects, arg("a"), arg("b"));
   module.def("gradients_of", &gradients_of, arg("tensors"));
-  module.def("needed_kinds", &needed_kinds, arg("options"));
+  module.def(
+      "needed_kinds",
+      [](const AdamOptions& options) { return names_of(needed_kinds(options.settings())); },
+      arg("options"));
   module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("options"));
 
   module.def("clip_gradients", &python::clip_gradients, arg("params"), arg("grads"), arg("options"),
@@ -127,7 +126,15 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.def("active_isa", &active_isa,
              "Return the instruction set in use: the best one, or what `FUSEDADAM_ISA` or\n"
              "`set_isa` asked for.");
-  module.def("set_isa", &set_isa_by_name, arg("name"),
-             "Use this one of `supported_isas()` from the next step on.\n\n"
-             "Results do not depend on it.");
+  module.def(
+      "set_isa",
+      [](const py::handle& name) {
+        if (!py::isinstance<py::str>(name)) {
+          throw py::type_error(broken_rule("name must be a string", received(name, "name")));
+        }
+        set_isa(utf8(py::reinterpret_borrow<py::str>(name)));
+      },
+      arg("name"),
+      "Use this one of `supported_isas()` from the next step on.\n\n"
+      "Results do not depend on it.");
 }

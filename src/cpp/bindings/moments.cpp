@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <map>
-#include <utility>
 
 #include "api/checks.hpp"
 #include "bindings/options.hpp"
@@ -13,13 +12,6 @@
 namespace fusedadam::python {
 namespace {
 
-std::vector<StateKind> kinds_for(const AdamSettings& settings) {
-  std::vector<StateKind> kinds;
-  std::ranges::copy_if(state_kinds, std::back_inserter(kinds),
-                       [&](const StateKind& state) { return state.needed(settings); });
-  return kinds;
-}
-
 std::string names_of(const std::vector<StateKind>& kinds) {
   std::string text;
   for (const StateKind& state : kinds) {
@@ -28,14 +20,15 @@ std::string names_of(const std::vector<StateKind>& kinds) {
   return text;
 }
 
-ArrayView require_reals(const ArrayView& param, const py::handle& object, std::int64_t index) {
-  if (!param.is_complex) return param;
+void require_real(const ArrayView& param, const py::handle& object, std::int64_t index) {
+  if (!param.is_complex) return;
   const std::string name = element_name("params", index);
-  throw py::type_error(broken_rule(name +
-                                       " must be float32 or float64; step the real view of "
-                                       "complex numbers, torch.view_as_real(" +
-                                       name + "), by such a view of its gradient",
-                                   describe(object)));
+  throw py::type_error(
+      broken_rule(name +
+                      " must be float32 or float64; for a complex tensor, step its real view, "
+                      "torch.view_as_real(" +
+                      name + "), with a real view of its gradient",
+                  describe(object)));
 }
 
 }  // namespace
@@ -45,33 +38,29 @@ Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_
   std::vector<BoundArray> bound;
   bool all_writeable = true;
   for (std::size_t i = 0; i < params.size(); ++i) {
-    const auto index = static_cast<std::int64_t>(i);
-    const ArrayView view =
-        require_reals(only_like ? float_array(binder_.reader, params[i], "params", index)
-                                : writeable_array(binder_.reader, params[i], "params", index),
-                      params[i], index);
+    const ArrayView view = only_like
+                               ? float_array(binder_.reader, params[i], "params", as_index(i))
+                               : writeable_array(binder_.reader, params[i], "params", as_index(i));
+    require_real(view, params[i], as_index(i));
     all_writeable = all_writeable && can_be_written(view);
     bound.emplace_back(params[i], view);
   }
-  std::vector<ArrayView> views;
-  for (const BoundArray& param : bound) views.push_back(param.view());
-  FreshState fresh = fresh_state(views, options.settings(), only_like);
+  FreshState fresh = fresh_state(bound, options.settings(), only_like);
   kinds_ = std::move(fresh.kinds);
   binder_.plan = std::move(fresh.plan);
-  for (std::size_t i = 0; i < views.size(); ++i) {
+  for (std::size_t i = 0; i < bound.size(); ++i) {
     Slot& slot = slots_.emplace_back();
-    slot.like = BoundArray::fresh_like(views[i]);
+    slot.like = BoundArray::fresh_like(bound[i].view());
     for (std::vector<py::array>& arrays : fresh.arrays) slot.arrays.push_back(arrays[i]);
   }
   if (!only_like || all_writeable) bind(params, true).keep();
 }
 
 void Moments::require_kinds(const AdamOptions& options) const {
-  const std::vector<StateKind> needed = kinds_for(options.settings());
+  const std::vector<StateKind> needed = needed_kinds(options.settings());
   if (std::ranges::equal(kinds_, needed, {}, &StateKind::kind, &StateKind::kind)) return;
   throw py::value_error(broken_rule(
-      "amsgrad, use_ema and gradient_accumulation_steps must stay as the state was built for, "
-      "with " +
+      "amsgrad, use_ema and gradient_accumulation_steps must match the state, which has " +
           names_of(kinds_),
       "options that need " + names_of(needed)));
 }
@@ -84,7 +73,7 @@ void Moments::require_position(std::size_t position, const char* what) const {
                                     std::to_string(position)));
 }
 
-// ---- settings and counts of each parameter
+// ---- per-parameter settings and counts
 
 std::vector<Moments::Group> Moments::group_of_each() {
   std::vector<Group> groups;
@@ -174,7 +163,7 @@ void Moments::let_take_part(const TakesPart& takes_part) {
 
 std::span<const StepGroup> Moments::step_groups(const AdamOptions& options) {
   if (own_settings_.size() > 1 && own_options_for_ != options.settings()) {
-    own_options_for_.reset();  // until all of them are made
+    own_options_for_.reset();  // in case changed_options() throws
     for (std::size_t i = 1; i < own_settings_.size(); ++i) {
       own_options_[i] = changed_options(options, own_settings_[i]);
     }
@@ -202,7 +191,7 @@ void Moments::require_right_places(Items params, Items grads) const {
   std::map<const void*, std::size_t> bound;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const BoundArray& param = binder_.params()[i];
-    // What a tensor has given up may be another array's by now.
+    // A moved tensor's old address may belong to another array by now.
     if (param.view().size > 0 && reader.is_unchanged(params_[i], param)) {
       bound.emplace(param.view().data, i);
     }
@@ -212,20 +201,18 @@ void Moments::require_right_places(Items params, Items grads) const {
     const auto found = view ? bound.find(view->data) : bound.end();
     return found == bound.end() ? std::nullopt : std::optional(found->second);
   };
-  const auto name = [](const char* list, std::size_t index) {
-    return element_name(list, static_cast<std::int64_t>(index));
-  };
   bool all_in_place = true;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     if (slots_[i].like.view().size == 0) continue;
-    if (!reader.read(params[i])) return;  // for the checks of each to refuse
+    if (!reader.read(params[i])) return;  // bind() reports it
     const std::optional<std::size_t> place = place_of(params[i]);
     all_in_place = all_in_place && place == i;
     if (!place || *place == i) continue;
     throw py::value_error(broken_rule(
-        "params must come in the order of the steps before, to which their moments belong; "
-        "build(params) starts new moments in another order",
-        name("params", i) + ", which was " + name("params", *place)));
+        "params must keep the order of the steps before, because moments belong to positions; "
+        "build(params) starts new moments in a new order",
+        element_name("params", as_index(i)) + ", which was " +
+            element_name("params", as_index(*place))));
   }
   if (all_in_place) return;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -234,7 +221,8 @@ void Moments::require_right_places(Items params, Items grads) const {
     throw py::value_error(
         broken_rule("gradients and parameters must not change places: pairs are (gradient, "
                     "parameter), and step(params, grads) takes parameters first",
-                    name("grads", i) + ", which was the parameter " + name("params", *place)));
+                    element_name("grads", as_index(i)) + ", which was the parameter " +
+                        element_name("params", as_index(*place))));
   }
 }
 
@@ -248,14 +236,14 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
   std::vector<ByteRange> ranges;
   ranges.reserve((1 + kinds_.size()) * slots_.size());
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    const std::int64_t index = is_list ? static_cast<std::int64_t>(i) : no_index;
+    const std::int64_t index = is_list ? as_index(i) : no_index;
     const py::handle object = items_of(params)[i];
     const ArrayView like = slots_[i].like.view();
     const ArrayView view = writeable_array(binder_.reader, object, list, index);
     if (view.storage != like.storage || view.is_complex) {
-      throw py::value_error(dtype_mismatch(object, like, list, "m", index, rebuild_hint));
+      throw py::value_error(dtype_mismatch(object, like, {list, index, "m", rebuild_hint}));
     }
-    require_shape_of(view, like, list, "m", index, rebuild_hint);
+    require_shape_of(view, like, {list, index, "m", rebuild_hint});
     next.arrays.emplace_back(object, view);
     next.params.push_back(py::reinterpret_borrow<py::object>(object));
     if (!same_layout(view, like)) next.slots.emplace_back(i, laid_out_like(view, slots_[i]));
@@ -267,8 +255,7 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
     const Slot& slot = is_relaid ? (relaid++)->second : slots_[i];
     for (std::size_t k = 0; k < kinds_.size(); ++k) {
       ranges.push_back(fusedadam::byte_range(slot.arrays[k].data(), slot.arrays[k].nbytes(),
-                                             kinds_[k].name,
-                                             is_list ? static_cast<std::int64_t>(i) : no_index));
+                                             kinds_[k].name, is_list ? as_index(i) : no_index));
     }
   }
   next.written = WrittenRanges(std::move(ranges));
@@ -351,7 +338,7 @@ void Moments::attach_accumulators(Items grads, bool completes) {
     accumulator = const_cast<void*>(slot.arrays.back().data());
     tensor.accumulator_is_empty = !slot.waits;
     if (!completes) continue;
-    // The mean of the gradients that there were: those of this call, those before, or both.
+    // The mean is over the gradient of this call, those in the accumulator, or both.
     if (grads[i] == Py_None) tensor.set(kind::grad, tensor.stream(kind::accumulator));
     if (grads[i] == Py_None || !slot.waits) accumulator = nullptr;
   }
@@ -365,8 +352,8 @@ void Moments::step_rows(const py::handle& indices, const py::handle& grad_rows,
   check_progress(progress, options.settings());
   if (slots_.size() != 1) {
     throw py::value_error(broken_rule(
-        "apply_sparse needs an optimizer whose only parameter is the table: give the others one of "
-        "their own",
+        "apply_sparse needs an optimizer whose only parameter is the table: use another optimizer "
+        "for other parameters",
         std::to_string(slots_.size()) + " parameters"));
   }
   Rebinding rebinding = bind(py::make_tuple(py::reinterpret_borrow<py::object>(param)), false);
@@ -397,7 +384,7 @@ void Moments::swap_averages() {
   }
   py::tuple params(params_.size());
   for (std::size_t i = 0; i < params_.size(); ++i) params[i] = params_[i];
-  // They may have been resized, moved or made read-only.
+  // Check again: they may have been resized, moved or made read-only.
   bind(params, true).keep();
   let_take_part([](std::size_t) { return true; });
   const ReleasedGil released(binder_.plan.elements());

@@ -14,77 +14,78 @@
 
 namespace fusedadam::python {
 
-// Positions of parameters and the settings that they have of their own.
+// Groups of parameters, by position, and the settings of each group.
 using OwnSettings = std::vector<std::pair<std::vector<std::size_t>, py::dict>>;
 
-// The arrays that an optimizer keeps for its parameters, and these as last seen.
+// The state arrays of an optimizer, and references to the parameters last seen.
 class Moments {
  public:
-  // Fresh ones for parameters of these shapes, dtypes and layouts, of the kinds that the options
-  // need. `only_like`: the parameters need not be writeable; averages do not begin as they are, and
-  // unless all of them can be updated in place, none is remembered.
+  // Creates the state that the options need, with the shapes, dtypes and layouts of these
+  // parameters. `only_like`: the parameters are templates. They need not be writeable, averages are
+  // not initialized from them, and they are kept only if all can be updated in place.
   Moments(const py::tuple& params, const AdamOptions& options, bool only_like);
 
   std::size_t size() const noexcept { return slots_.size(); }
 
-  // @throws py::value_error  these options need other kinds of arrays than there are
+  // @throws py::value_error  the options need other kinds of state than there are
   void require_kinds(const AdamOptions& options) const;
 
-  // From now on the parameters at some positions have settings of their own in place of the
-  // optimizer's, no position twice. @throws py::value_error  no such position
+  // Replaces all per-parameter settings. No position may occur twice.
+  // @throws py::value_error  no such position
   void set_own(const OwnSettings& own);
 
-  // One call, which takes a step, accumulates or skips. A gradient that is None leaves its
-  // parameter alone. @throws  before the first write.
+  // Takes, accumulates or skips a step. A parameter whose gradient is None does not change.
+  // @throws  before the first write.
   void step(const py::tuple& params, const py::handle& grads, const AdamOptions& options,
             AdamProgress& progress, const GradientRules& rules);
 
-  // The same from gradients of rows of the only parameter. @throws  before the first write.
+  // Like step(), for gradients of some rows of the only parameter.
+  // @throws  before the first write.
   void step_rows(const py::handle& indices, const py::handle& grad_rows, const py::handle& param,
                  const AdamOptions& options, AdamProgress& progress, bool lazy,
                  const GradientRules& rules);
 
-  // Exchanges the parameters last seen with their averages.
+  // Swaps the parameters last seen with their averages.
   // @throws py::value_error  no averages, or no parameters seen
   void swap_averages();
 
   // The parameters last seen; empty before that.
   const std::vector<py::object>& params() const noexcept { return params_; }
 
-  // Forgets them, not what is kept for them.
+  // Drops the references to the parameters and keeps their state.
   void forget_params() noexcept { bind({}); }
 
-  // {kind: [an array of each parameter]}, of the kinds that the options need.
+  // {kind: [one array per parameter]}
   py::dict slots() const;
 
-  // The number of steps that each parameter's moments have taken.
+  // The step count of each parameter.
   std::vector<std::int64_t> steps() const;
-  // @throws py::value_error  not one for each parameter, or not a count
+  // @throws py::value_error  the wrong number of counts, or an invalid one
   void set_steps(const std::vector<std::int64_t>& steps);
 
-  // Positions whose accumulators hold gradients of a mean that is not complete.
+  // Positions of parameters whose accumulator holds gradients of an incomplete mean.
   std::vector<std::size_t> waiting() const;
   // @throws py::value_error  no such position
   void set_waiting(const std::vector<std::size_t>& positions);
 
  private:
-  // A position in the list of parameters.
+  // The state of one parameter.
   struct Slot {
-    BoundArray like;                // the shape, storage and layout of its arrays
-    std::vector<py::array> arrays;  // of each kind
-    bool waits = false;             // its accumulator holds gradients
+    BoundArray like;                // shape, storage and layout of the arrays
+    std::vector<py::array> arrays;  // one per kind
+    bool waits = false;             // the accumulator holds gradients
   };
 
-  // Parameters that share their constants: a group of the plan.
+  // A group of the plan: parameters with the same settings and step count.
   struct Group {
-    std::size_t settings = 0;  // position in own_settings_
-    std::int64_t steps = 0;    // taken by their moments
+    std::size_t settings = 0;  // index into own_settings_
+    std::int64_t steps = 0;
     bool takes_part = true;
 
     auto operator<=>(const Group&) const = default;
   };
 
-  // Parameters that were checked, and slots in another layout than they had.
+  // Checked parameters, and the slots whose layout changes with them.
   struct Binding {
     std::vector<py::object> params;
     std::vector<BoundArray> arrays;
@@ -92,14 +93,13 @@ class Moments {
     std::vector<std::pair<std::size_t, Slot>> slots;
   };
 
-  // The binding before returns unless the work over the new one went well.
+  // Restores the previous binding on destruction, unless keep() was called.
   class Rebinding {
    public:
     Rebinding(Moments& moments, std::optional<Binding> before)
         : moments_(moments), before_(std::move(before)) {}
-    Rebinding(Rebinding&& other) noexcept
-        : moments_(other.moments_), before_(std::exchange(other.before_, std::nullopt)) {}
-    Rebinding& operator=(Rebinding&&) = delete;
+    Rebinding(const Rebinding&) = delete;
+    Rebinding& operator=(const Rebinding&) = delete;
     ~Rebinding() {
       if (before_) moments_.bind(std::move(*before_));
     }
@@ -110,40 +110,40 @@ class Moments {
     std::optional<Binding> before_;
   };
 
-  // @throws  with the binding as it was. `is_list`: whether errors name them as params[i], or the
-  // only one as param.
+  // Binds the parameters if they have changed. `is_list`: errors name params[i], else param.
+  // `grads` is only used to report swapped or reordered arguments.
+  // @throws  without changing the binding
   [[nodiscard]] Rebinding bind(const py::tuple& params, bool is_list,
                                const py::tuple* grads = nullptr);
-  // Binds, and returns what was bound.
+  // Returns the previous binding.
   Binding bind(Binding binding) noexcept;
-  // @throws py::value_error  these parameters are not those bound, and pairs are the wrong way
-  // round or in another order
+  // @throws py::value_error  gradients and parameters are swapped, or the parameters reordered
   void require_right_places(Items params, Items grads) const;
-  // A copy of a slot, in the layout of a parameter that came in another one.
+  // Returns a copy of a slot in the new layout of its parameter.
   Slot laid_out_like(const ArrayView& param, const Slot& slot) const;
   void require_position(std::size_t position, const char* what) const;
   Group& group_of(std::size_t position) { return groups_[binder_.plan.tensors()[position].group]; }
   std::vector<Group> group_of_each();
-  // Makes the plan for parameters of these groups. @throws std::bad_alloc  as it was
+  // Rebuilds the plan with these groups. @throws std::bad_alloc  without changing it
   void arrange(const std::vector<Group>& group_of_each);
-  // Arranges that those parameters take part that `takes_part(position)` names.
+  // Rebuilds the plan unless exactly the parameters with takes_part(i) take part already.
   template <class TakesPart>
   void let_take_part(const TakesPart& takes_part);
-  // Points each tensor to its accumulator, as far as there is anything in it.
+  // Points the plan's tensors to their accumulators, as the step reads or writes them.
   void attach_accumulators(Items grads, bool completes);
-  // The settings and counts of each group. Valid until the next call.
+  // Returns the settings and counts of each group. Valid until the next call.
   std::span<const StepGroup> step_groups(const AdamOptions& options);
   void count_step() noexcept;
 
   std::vector<StateKind> kinds_;
   std::vector<Slot> slots_;
   Binder binder_;
-  std::vector<py::object> params_;        // of the binding; keeps them alive
-  std::vector<Group> groups_;             // one at least
-  std::vector<py::dict> own_settings_;    // the first ones are none: those of the optimizer
-  std::vector<AdamOptions> own_options_;  // these settings, in place of those of the optimizer...
-  std::optional<AdamSettings> own_options_for_;  // ...as they were then
-  std::vector<StepGroup> step_groups_;           // of each group
+  std::vector<py::object> params_;        // the bound parameters, kept alive
+  std::vector<Group> groups_;             // at least one
+  std::vector<py::dict> own_settings_;    // [0] is unused: index 0 means the optimizer's settings
+  std::vector<AdamOptions> own_options_;  // own_options_for_ changed by own_settings_
+  std::optional<AdamSettings> own_options_for_;
+  std::vector<StepGroup> step_groups_;  // reused between steps
 };
 
 }  // namespace fusedadam::python

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "bindings/options.hpp"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <string>
 
@@ -8,7 +10,6 @@
 #include "api/messages.hpp"
 #include "api/settings_table.hpp"
 #include "bindings/convert.hpp"
-#include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 #include "step/progress.hpp"
 
@@ -18,26 +19,16 @@ namespace {
 void convert(double& field, const py::handle& value, const char* name) {
   field = to_double(value, name);
 }
-void convert(std::optional<double>& field, const py::handle& value, const char* name) {
-  field = to_optional_double(value, name);
-}
 void convert(std::int64_t& field, const py::handle& value, const char* name) {
   field = to_int64(value, name);
-}
-void convert(std::optional<std::int64_t>& field, const py::handle& value, const char* name) {
-  field = value.is_none() ? std::nullopt : std::optional(to_int64(value, name));
 }
 void convert(bool& field, const py::handle& value, const char* name) {
   field = to_bool(value, name);
 }
-
 template <class T>
-py::object to_python(const T& value) {
-  return py::cast(value);
-}
-template <class T>
-py::object to_python(const std::optional<T>& value) {
-  return value ? py::cast(*value) : py::none();
+void convert(std::optional<T>& field, const py::handle& value, const char* name) {
+  field.reset();
+  if (!value.is_none()) convert(field.emplace(), value, name);
 }
 
 // ---- settings
@@ -54,7 +45,7 @@ void set(AdamSettings& s, const Setting& setting, const py::handle& value) {
     }
   }
   if (value.is_none() && name == "epsilon") {
-    s.epsilon = 1e-7;  // Keras 2.1.3 to 2.3 wrote None for its own
+    s.epsilon = 1e-7;  // what None means in Keras 2.1.3 to 2.3
   } else if (value.is_none() && name == "gradient_accumulation_steps") {
     s.gradient_accumulation_steps = 1;
   } else {
@@ -68,7 +59,7 @@ py::object get(const AdamSettings& s, const Setting& setting) {
   if (name == "gradient_accumulation_steps" && s.gradient_accumulation_steps == 1) {
     return py::none();
   }
-  return std::visit([&](auto member) { return to_python(s.*member); }, setting.member);
+  return std::visit([&](auto member) -> py::object { return py::cast(s.*member); }, setting.member);
 }
 
 // ---- counts
@@ -90,16 +81,16 @@ void set(AdamProgress& p, const Count& count, const py::handle& value) {
 }
 
 py::object get(const AdamProgress& p, const Count& count) {
-  return std::visit([&](auto member) { return to_python(p.*member); }, count.member);
+  return std::visit([&](auto member) -> py::object { return py::cast(p.*member); }, count.member);
 }
 
-// ---- either by name
+// ---- settings or counts by name
 
-// In Keras' own words, and with the name that is most like it.
+// Keras' message, with the most similar name.
 [[noreturn]] void refuse_unknown(const auto& table, const py::str& name) {
   py::list names;
   for (const auto& entry : table) names.append(entry.name);
-  names.append("learning_rate");  // of Adam, for lr
+  names.append("learning_rate");  // Adam's alias for lr
   const py::list close =
       py::module_::import("difflib").attr("get_close_matches")(name.attr("lower")(), names, 1);
   std::string message = "Unexpected keyword argument passed to optimizer: " + utf8(name);
@@ -125,11 +116,9 @@ py::dict as_dict(const auto& table, const auto& fields) {
   return values;
 }
 
-AdamProgress make_progress(const py::dict& counts) {
-  const AdamProgress progress = changed(counts_table, AdamProgress{}, counts);
-  // How many gradients may wait depends on options that are not known here.
-  check_progress(progress, {.gradient_accumulation_steps = max_iterations});
-  return progress;
+// For pickle and copy. Not py::pickle(), which needs protocol 2 or higher.
+py::tuple reduced(const py::object& self) {
+  return py::make_tuple(py::type::of(self), py::make_tuple(self.attr("as_dict")()));
 }
 
 }  // namespace
@@ -148,12 +137,7 @@ void bind_options(py::module_& module) {
       .def("changed", &changed_options, py::arg("settings"))
       .def("as_dict",
            [](const AdamOptions& self) { return as_dict(settings_table(), self.settings()); })
-      // Not py::pickle(), which knows no protocol below 2.
-      .def("__reduce__", [](const py::object& self) {
-        const auto& settings = self.cast<const AdamOptions&>().settings();
-        return py::make_tuple(py::type::of(self),
-                              py::make_tuple(as_dict(settings_table(), settings)));
-      });
+      .def("__reduce__", &reduced);
   for (const Setting& setting : settings_table()) {
     options.def_property_readonly(setting.name, [&setting](const AdamOptions& self) {
       return get(self.settings(), setting);
@@ -163,7 +147,14 @@ void bind_options(py::module_& module) {
 
 void bind_progress(py::module_& module) {
   py::class_<AdamProgress> progress(module, "AdamProgress");
-  progress.def(py::init(&make_progress), py::arg("counts") = py::dict())
+  progress
+      .def(py::init([](const py::dict& counts) {
+             const AdamProgress made = changed(counts_table, AdamProgress{}, counts);
+             // The limit of `accumulated` depends on options that are not known here.
+             check_progress(made, {.gradient_accumulation_steps = max_iterations});
+             return made;
+           }),
+           py::arg("counts") = py::dict())
       .def_static(
           "before",
           [](const py::handle& step) {
@@ -179,12 +170,7 @@ void bind_progress(py::module_& module) {
             check_progress(self, for_options.settings());
           },
           py::arg("options"))
-      .def("__reduce__",
-           [](const py::object& self) {
-             const auto& counts = self.cast<const AdamProgress&>();
-             return py::make_tuple(py::type::of(self),
-                                   py::make_tuple(as_dict(counts_table, counts)));
-           })
+      .def("__reduce__", &reduced)
       .def(
           "current_loss_scale",
           [](const AdamProgress& self, const AdamOptions& options) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// AdamOptions and AdamProgress as Python classes: one table of the settings, one of the counts.
+// The Python classes AdamOptions and AdamProgress.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,7 +9,7 @@
 
 namespace fusedadam::python {
 
-// Options with some settings changed, by their names in Python.
+// Returns a copy with some settings changed, by their Python names.
 // @throws py::type_error, py::value_error, std::invalid_argument  naming a setting
 AdamOptions changed_options(const AdamOptions& options, const pybind11::dict& settings);
 

@@ -18,14 +18,21 @@ py::array state_array(const ArrayView& like, void* data, const py::capsule& owne
                    owner);
 }
 
-FreshState fresh_state(std::span<const ArrayView> params, const AdamSettings& settings,
+std::vector<StateKind> needed_kinds(const AdamSettings& settings) {
+  std::vector<StateKind> kinds;
+  std::ranges::copy_if(state_kinds, std::back_inserter(kinds),
+                       [&](const StateKind& state) { return state.needed(settings); });
+  return kinds;
+}
+
+FreshState fresh_state(std::span<const BoundArray> params, const AdamSettings& settings,
                        bool only_like) {
   FreshState fresh;
-  std::ranges::copy_if(state_kinds, std::back_inserter(fresh.kinds),
-                       [&](const StateKind& state) { return state.needed(settings); });
+  fresh.kinds = needed_kinds(settings);
   std::vector<TensorRef> refs;
   std::vector<ParamPlace> places;
-  for (const ArrayView& param : params) {
+  for (const BoundArray& bound : params) {
+    const ArrayView param = bound.view();
     refs.emplace_back(param.storage, param.size);
     if (!only_like) refs.back().data[kind::param] = param.data;
     places.push_back(
@@ -41,21 +48,13 @@ FreshState fresh_state(std::span<const ArrayView> params, const AdamSettings& se
     for (std::size_t i = 0; i < params.size(); ++i) {
       std::byte* const data = begin + k * layout.kind_distance + layout.offsets[i];
       refs[i].data[fresh.kinds[k].kind] = data;
-      arrays.push_back(state_array(BoundArray::fresh_like(params[i]).view(), data, owner));
+      arrays.push_back(state_array(BoundArray::fresh_like(params[i].view()).view(), data, owner));
     }
   }
   fresh.plan = AdamPlan(std::move(refs));
   const ReleasedGil released(fresh.plan.elements());
   fresh.plan.begin();
   return fresh;
-}
-
-py::list needed_kinds(const AdamOptions& options) {
-  py::list names;
-  for (const StateKind& state : state_kinds) {
-    if (state.needed(options.settings())) names.append(state.name);
-  }
-  return names;
 }
 
 py::dict allocate_state(const py::list& params, const py::list& positions,
@@ -68,9 +67,7 @@ py::dict allocate_state(const py::list& params, const py::list& positions,
     bound.emplace_back(param,
                        writeable_array(reader, param, "params", positions[i].cast<std::int64_t>()));
   }
-  std::vector<ArrayView> views;
-  for (const BoundArray& param : bound) views.push_back(param.view());
-  const FreshState fresh = fresh_state(views, options.settings());
+  const FreshState fresh = fresh_state(bound, options.settings());
   py::dict all;
   for (std::size_t k = 0; k < fresh.kinds.size(); ++k) {
     all[fresh.kinds[k].name] = py::cast(fresh.arrays[k]);

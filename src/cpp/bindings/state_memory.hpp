@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Fresh memory for the state of parameters.
+// Allocation of optimizer state.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,27 +13,27 @@
 
 namespace fusedadam::python {
 
-// The first state of parameters: zeros and averages that begin as the parameters.
+// Initial state: averages equal to the parameters, zeros elsewhere.
 struct FreshState {
-  AdamPlan plan;                               // of these parameters and their state
-  std::vector<StateKind> kinds;                // those that the settings need
-  std::vector<std::vector<py::array>> arrays;  // of each kind, one for each parameter
+  AdamPlan plan;
+  std::vector<StateKind> kinds;
+  std::vector<std::vector<py::array>> arrays;  // [kind][parameter]
 };
 
-// `only_like`: the parameters are a pattern, and averages do not begin as they are. Pages are
-// touched by the threads that will step them. @throws std::bad_alloc
-FreshState fresh_state(std::span<const ArrayView> params, const AdamSettings& settings,
+std::vector<StateKind> needed_kinds(const AdamSettings& settings);
+
+// `only_like`: the parameters are templates, and averages are zeros too. The threads that will step
+// a page are the first to touch it. @throws std::bad_alloc
+FreshState fresh_state(std::span<const BoundArray> params, const AdamSettings& settings,
                        bool only_like = false);
 
-// A view that keeps its memory alive, and that users cannot resize.
+// Returns a view of the memory that keeps `owner` alive. It does not own its data, so users cannot
+// resize it.
 py::array state_array(const ArrayView& like, void* data, const py::capsule& owner);
 
-// The names of the kinds of state that these options need.
-py::list needed_kinds(const AdamOptions& options);
-
-// The same for tensors of torch: {kind: [an array for each tensor, in its layout]}. `positions` are
-// those that errors name.
-// @throws py::value_error  a tensor that cannot be stepped
+// Returns initial state for torch tensors: {kind: [one array per tensor, in its layout]}. Errors
+// name params[positions[i]].
+// @throws py::type_error, py::value_error  a tensor that cannot be stepped
 py::dict allocate_state(const py::list& params, const py::list& positions,
                         const AdamOptions& options);
 

@@ -9,6 +9,7 @@
 #include "step/progress.hpp"
 
 namespace fusedadam::python {
+
 py::list clip_gradients(const py::handle& params, const py::handle& grads,
                         const AdamOptions& options, const AdamProgress& progress) {
   const py::tuple items = snapshot(params, "params");
@@ -22,8 +23,7 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
   py::list clipped;
   std::vector<TensorRef> tensors;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    const auto index = static_cast<std::int64_t>(i);
-    const ArrayView param = float_array(reader, items[i], "params", index);
+    const ArrayView param = float_array(reader, items[i], "params", as_index(i));
     py::array out = empty_like(param, param.storage);
     TensorRef& tensor = tensors.emplace_back(param.storage, param.size);
     gradients.attach(grad_items[i], items[i], BoundArray::fresh_like(param), i, false, tensor);
@@ -34,7 +34,7 @@ py::list clip_gradients(const py::handle& params, const py::handle& grads,
   const double loss_scale = current_loss_scale(progress, options.settings());
   bool changed = false;
   {
-    // Safe without the GIL: only raw memory is touched, of arrays that are kept alive.
+    // Safe without the GIL: accesses only raw memory of arrays that are kept alive.
     const ReleasedGil released(list.elements());
     changed = fusedadam::clip_gradients(list, options.settings(), loss_scale);
   }
@@ -52,8 +52,7 @@ double global_norm(const py::handle& arrays) {
   std::vector<py::object> copies;
   std::vector<TensorRef> tensors;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    const auto index = static_cast<std::int64_t>(i);
-    const ArrayView view = float_array(reader, items[i], "arrays", index, true);
+    const ArrayView view = float_array(reader, items[i], "arrays", as_index(i), true);
     TensorRef& tensor = tensors.emplace_back(compute_storage(view.storage), view.size);
     tensor.set(kind::grad, {view.data, view.storage});
     if (is_contiguous(view) && view.is_aligned) continue;

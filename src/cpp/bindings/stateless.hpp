@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Functions over arrays that the caller holds.
+// Functions without optimizer state.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,8 +12,8 @@ namespace fusedadam::python {
 
 namespace py = pybind11;
 
-// The gradients of these parameters as a step with these options would use them: new arrays if it
-// changes any, else those given.
+// Returns the gradients unscaled and clipped as in a step with these options: new arrays if any
+// value changes, else the given ones.
 py::list clip_gradients(const py::handle& params, const py::handle& grads,
                         const AdamOptions& options, const AdamProgress& progress);
 

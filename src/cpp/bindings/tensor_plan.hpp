@@ -10,42 +10,41 @@
 
 namespace fusedadam::python {
 
-// A step over arrays whose memory, state included, belongs to the caller. All of them are compared
-// at every step, and checked again where one has moved. Not for use by two threads at once.
+// A step over parameters and state that the caller owns. Each call compares all arrays with those
+// of the previous call and checks all of them again if any has changed. Not thread-safe.
 class TensorPlan {
  public:
-  // The arrays of a step; lists have an item for each parameter.
+  // The arguments of a step. Lists have one item per parameter.
   struct Tensors {
     py::list params;
     py::list grads;    // None: the parameter takes no part
-    py::object state;  // {"m": [an array, ...], ...} or [{"exp_avg": a tensor, ...}, ...]
-    py::list groups;   // positions in the list of options
+    py::object state;  // {"m": [array, ...], ...} or [{"exp_avg": tensor, ...}, ...]
+    py::list groups;   // indices into the options
   };
 
-  // `rules`: where they cast gradients, parameters and state are NumPy arrays, else tensors.
-  // `names` are those of kinds of state where a dict has the state of a parameter: {"m": "exp_avg",
-  // ...}, and "step".
+  // If `rules.casts`, parameters and state must be NumPy arrays. `names` maps kinds of state, and
+  // "step", to the keys of per-parameter dicts: {"m": "exp_avg", ...}.
   TensorPlan(GradientRules rules, py::dict names)
       : rules_(std::move(rules)), names_(std::move(names)) {}
 
-  // One call, which takes a step, accumulates or skips. @throws  before the first write.
+  // Takes, accumulates or skips a step. @throws  before the first write.
   void step(const Tensors& tensors, const std::vector<AdamOptions>& options,
             AdamProgress& progress);
 
-  // The same where each parameter counts its own steps, in a tensor of one element of its state
-  // that is raised by one. Gradients of rows step these alone, with "epsilon hat" as
+  // Takes a step in which each parameter has its own count: a one-element tensor in its state,
+  // which is incremented. Row-sparse gradients update only their rows, with "epsilon hat" as in
   // torch.optim.SparseAdam. Returns the number of parameters that took part.
   std::size_t step_counted(const Tensors& tensors, const std::vector<AdamOptions>& options);
 
  private:
   void find_groups(const Tensors& tensors, const std::vector<AdamOptions>& options);
-  // Points the tensors of the plan to the memory of everything; the result keeps alive what there
-  // is of gradients. `counts`: state has the numbers of steps.
+  // Points the plan's tensors to all memory of the step. The result owns copies of gradients and
+  // must outlive the step. `counts`: the state includes step counts.
   Gradients bind(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
-  // Whether all but the gradients is as it was.
+  // Whether parameters and state are the bound arrays.
   bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   void bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
-  // Checks an array of the state. @throws py::type_error, py::value_error  naming label[index]
+  // Checks a state array. @throws py::type_error, py::value_error  naming label[index]
   ArrayView state_of(const py::handle& array, const ArrayView& param, const char* label,
                      std::size_t index);
 
@@ -54,8 +53,8 @@ class TensorPlan {
   Binder binder_;
   ArrayReader state_reader_;
   std::vector<std::uint32_t> groups_;
-  std::vector<std::vector<BoundArray>> state_;  // of each kind
-  std::vector<BoundArray> counters_;            // the steps that each parameter has taken
+  std::vector<std::vector<BoundArray>> state_;  // [kind][parameter]
+  std::vector<BoundArray> counters_;            // step counts
 };
 
 void bind_tensor_plan(py::module_& module);
