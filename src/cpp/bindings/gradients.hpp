@@ -26,7 +26,7 @@ struct GradientRules {
   // or float16 or bfloat16, or a sparse tensor; `convert(gradient, parameter)` copies it into the
   // layout of its parameter.
   bool casts = true;
-  py::object convert;  // null: only arrays are accepted
+  py::object convert{};  // null: only arrays are accepted
   // Casts float16 and bfloat16 too, which the kernels can read for float32 parameters.
   bool casts_halves = false;
 };

@@ -34,7 +34,7 @@ void require_real(const ArrayView& param, const py::handle& object, std::int64_t
 }  // namespace
 
 Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_like)
-    : groups_(1), own_settings_(1), own_options_(1) {
+    : held_(needed_state(options.settings())), groups_(1), own_settings_(1), own_options_(1) {
   std::vector<BoundArray> bound;
   bool all_writeable = true;
   for (std::size_t i = 0; i < params.size(); ++i) {
@@ -57,12 +57,11 @@ Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_
 }
 
 void Moments::require_kinds(const AdamOptions& options) const {
-  const std::vector<StateKind> needed = needed_kinds(options.settings());
-  if (std::ranges::equal(kinds_, needed, {}, &StateKind::kind, &StateKind::kind)) return;
+  if (needed_state(options.settings()) == held_) return;
   throw py::value_error(broken_rule(
       "amsgrad, use_ema and gradient_accumulation_steps must match the state, which has " +
           names_of(kinds_),
-      "options that need " + names_of(needed)));
+      "options that need " + names_of(needed_kinds(options.settings()))));
 }
 
 void Moments::require_position(std::size_t position, const char* what) const {
@@ -260,7 +259,7 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
   }
   next.written = WrittenRanges(std::move(ranges));
   require_disjoint(next.written);
-  return {*this, bind(std::move(next))};
+  return {*this, exchange(std::move(next))};
 }
 
 Moments::Slot Moments::laid_out_like(const ArrayView& param, const Slot& slot) const {
@@ -277,7 +276,7 @@ Moments::Slot Moments::laid_out_like(const ArrayView& param, const Slot& slot) c
   return relaid;
 }
 
-Moments::Binding Moments::bind(Binding binding) noexcept {
+Moments::Binding Moments::exchange(Binding binding) noexcept {
   for (auto& [position, slot] : binding.slots) {
     std::swap(slots_[position].like, slot.like);
     std::swap(slots_[position].arrays, slot.arrays);
@@ -375,7 +374,7 @@ void Moments::step_rows(const py::handle& indices, const py::handle& grad_rows,
 }
 
 void Moments::swap_averages() {
-  if (std::ranges::find(kinds_, kind::ema, &StateKind::kind) == kinds_.end()) {
+  if (!has(held_, kind::ema)) {
     throw py::value_error(broken_rule("swap_ema needs averages", "use_ema=False"));
   }
   if (params_.size() != slots_.size()) {

@@ -53,7 +53,7 @@ class Moments {
   const std::vector<py::object>& params() const noexcept { return params_; }
 
   // Drops the references to the parameters and keeps their state.
-  void forget_params() noexcept { bind({}); }
+  void forget_params() noexcept { exchange({}); }
 
   // {kind: [one array per parameter]}
   py::dict slots() const;
@@ -101,7 +101,7 @@ class Moments {
     Rebinding(const Rebinding&) = delete;
     Rebinding& operator=(const Rebinding&) = delete;
     ~Rebinding() {
-      if (before_) moments_.bind(std::move(*before_));
+      if (before_) moments_.exchange(std::move(*before_));
     }
     void keep() noexcept { before_.reset(); }
 
@@ -116,7 +116,7 @@ class Moments {
   [[nodiscard]] Rebinding bind(const py::tuple& params, bool is_list,
                                const py::tuple* grads = nullptr);
   // Returns the previous binding.
-  Binding bind(Binding binding) noexcept;
+  Binding exchange(Binding binding) noexcept;
   // @throws py::value_error  gradients and parameters are swapped, or the parameters reordered
   void require_right_places(Items params, Items grads) const;
   // Returns a copy of a slot in the new layout of its parameter.
@@ -135,7 +135,8 @@ class Moments {
   std::span<const StepGroup> step_groups(const AdamOptions& options);
   void count_step() noexcept;
 
-  std::vector<StateKind> kinds_;
+  StateMask held_;
+  std::vector<StateKind> kinds_;  // those of held_
   std::vector<Slot> slots_;
   Binder binder_;
   std::vector<py::object> params_;        // the bound parameters, kept alive
