@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_SMALLEST_EPSILON_TO_FLUSH: Final = 1e-12
 
 
 def flushes(epsilon: float) -> bool:
@@ -18,7 +16,7 @@ def flushes(epsilon: float) -> bool:
     smallest normal float32 is 1e-19. With a smaller epsilon, a second moment flushed to zero could
     make the denominator tiny.
     """
-    return bool(epsilon >= _SMALLEST_EPSILON_TO_FLUSH)
+    return bool(epsilon >= 1e-12)
 
 
 def divides_by(loss_scale: float) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -58,14 +59,11 @@ def listed(values: Iterable[Any], name: str) -> Sequence[Any]:
     if isinstance(values, (list, tuple)):
         return values
     # Iterating over these would yield rows or characters, never parameters.
-    if isinstance(values, (np.ndarray, memoryview, str, bytes, bytearray)) or is_tensor(values):
-        raise TypeError(f"{name} must be a list or tuple. Received: {type(values).__name__}")
-    try:
-        return list(values)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a list or tuple. Received: {type(values).__name__}"
-        ) from None
+    not_lists = (np.ndarray, memoryview, str, bytes, bytearray)
+    if not isinstance(values, not_lists) and not is_tensor(values):
+        with contextlib.suppress(TypeError):
+            return list(values)
+    raise TypeError(f"{name} must be a list or tuple. Received: {type(values).__name__}")
 
 
 def parameter_arrays(params: Sequence[Any]) -> Sequence[Any]:

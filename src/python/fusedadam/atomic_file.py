@@ -12,14 +12,9 @@ import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 if sys.platform != "win32":
     import fcntl
-
-# The random part of the name of a temporary file, ".<name>.<token>.tmp".
-_TOKEN: Final = re.compile("[0-9a-f]{16}")
-_TEMPORARY_SUFFIX: Final = ".tmp"
 
 
 def replace_file(path: str, chunks: Iterable[bytes | memoryview]) -> None:
@@ -65,16 +60,11 @@ def _mode(target: Path) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _temporary_prefix(target: Path) -> str:
-    return f".{target.name}."
-
-
 def _new_temporary(target: Path, mode: int | None) -> tuple[int, Path]:
     """Create an empty, locked file beside `target`; return its descriptor and its path."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        token = secrets.token_hex(8)
-        temporary = target.parent / f"{_temporary_prefix(target)}{token}{_TEMPORARY_SUFFIX}"
+        temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
         # 0o666 less the umask, as with `open`.
         descriptor = os.open(temporary, flags, 0o666 if mode is None else mode)
         try:
@@ -84,20 +74,16 @@ def _new_temporary(target: Path, mode: int | None) -> tuple[int, Path]:
                 os.close(descriptor)
                 continue
             if mode is not None and stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
-                _set_mode(descriptor, temporary, mode)
+                # By descriptor where possible: the name could now be a link to another file.
+                if sys.platform == "win32":
+                    temporary.chmod(mode)
+                else:
+                    os.fchmod(descriptor, mode)
         except BaseException:
             os.close(descriptor)
             temporary.unlink()
             raise
         return descriptor, temporary
-
-
-def _set_mode(descriptor: int, path: Path, mode: int) -> None:
-    # By descriptor where possible: the name could now be a link to another file.
-    if sys.platform == "win32":
-        path.chmod(mode)
-    else:
-        os.fchmod(descriptor, mode)
 
 
 def _lock(descriptor: int) -> None:
@@ -109,12 +95,11 @@ def _lock(descriptor: int) -> None:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove the temporary files of killed processes; running processes hold locks on theirs."""
-    prefix = _temporary_prefix(target)
+    temporary = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp")
     # A directory may be writeable without being readable.
     with contextlib.suppress(OSError):
         for path in target.parent.iterdir():
-            token = path.name.removeprefix(prefix).removesuffix(_TEMPORARY_SUFFIX)
-            if _TOKEN.fullmatch(token) and path.name == f"{prefix}{token}{_TEMPORARY_SUFFIX}":
+            if temporary.fullmatch(path.name):
                 _remove_if_abandoned(path)
 
 

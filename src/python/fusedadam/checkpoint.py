@@ -10,7 +10,7 @@ import math
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -125,8 +125,7 @@ def load(
     if isinstance(lr, str):
         raise TypeError(f"lr must be a number or a callable. Received: {lr!r}")
     with TensorFile(path, _longest_header(arrays)) as file:
-        checkpoint = _read_metadata(path, file.metadata, cls.__name__)
-        config = checkpoint.config
+        config, progress, excluded, own = _read_metadata(path, file.metadata, cls.__name__)
         if isinstance(config.get("lr"), str):
             lr = schedule if lr is None else lr
             if not callable(lr):
@@ -143,30 +142,23 @@ def load(
         # A missing setting would silently take its default.
         if expected["config"] != config:
             raise refused(path, "this file is damaged: 'config' is not what get_config returns")
-        if expected["progress"].keys() != checkpoint.progress.keys():
+        if expected["progress"].keys() != progress.keys():
             raise refused(path, "this file is damaged: 'progress' has more or fewer counts")
         if lr is not None:
             cls.from_config(config | {"lr": lr})
         slots = _slots(path, file, list(expected["slots"]), arrays)
-        if not slots and arrays and checkpoint.progress.get("iterations"):
+        if not slots and arrays and progress.get("iterations"):
             # Only an optimizer that has not been built has no arrays, and it has taken no steps.
             raise _other_count(path, 0, len(arrays))
-        if any(position >= len(arrays) for position in checkpoint.excluded):
+        if any(position >= len(arrays) for position in excluded):
             raise refused(path, "this file is damaged: an excluded parameter does not exist")
-        if checkpoint.own != {} and not _is_own(checkpoint.own, len(arrays)):
+        if own != {} and not _is_own(own, len(arrays)):
             raise refused(
                 path, "this file is damaged: 'own' has something else than settings and counts"
             )
         with _refusing(path):
             optimizer: _Optimizer = restored(
-                cls,
-                config,
-                lr,
-                params,
-                checkpoint.progress,
-                checkpoint.excluded,
-                checkpoint.own,
-                slots,
+                cls, config, lr, params, progress, excluded, own, slots
             )
         return optimizer
 
@@ -191,14 +183,10 @@ def _refusing(path: str) -> Iterator[None]:
         raise ValueError(f"Cannot load {path!r}: {reason}") from error
 
 
-class _Metadata(NamedTuple):
-    config: dict[str, Any]
-    progress: dict[str, Any]
-    excluded: list[int]
-    own: dict[str, Any]
-
-
-def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Metadata:
+def _read_metadata(
+    path: str, metadata: dict[str, str], optimizer: str
+) -> tuple[dict[str, Any], dict[str, Any], list[int], dict[str, Any]]:
+    """Return config, progress, excluded and own; the last is not checked."""
     if metadata.get("format") != _FORMAT:
         raise refused(path, "this safetensors file is not a fusedadam checkpoint")
     version = metadata.get("version")
@@ -221,14 +209,10 @@ def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Meta
         raise refused(path, "this file is damaged: 'config' has something else than settings")
     if not isinstance(progress, dict) or not all(map(_is_count, progress.values())):
         raise refused(path, "this file is damaged: 'progress' has something else than counts")
-    if (
-        not isinstance(excluded, list)
-        or not all(map(_is_position, excluded))
-        or len(set(excluded)) < len(excluded)
-    ):
+    if not _are_positions(excluded, math.inf):
         raise refused(path, "this file is damaged: 'excluded' is not a list of distinct positions")
     own = {} if version == "1" else _parsed(path, metadata, "own")
-    return _Metadata(config, progress, excluded, own)
+    return config, progress, excluded, own
 
 
 def _parsed(path: str, metadata: dict[str, str], name: str) -> Any:
@@ -247,20 +231,19 @@ def _is_own(own: object, params: int) -> bool:
     steps = own.get("steps", [0] * params)
     if not isinstance(steps, list) or len(steps) != params or not all(map(_is_position, steps)):
         return False
-    with_settings: list[Any] = []
     overrides = own.get("overrides", [])
-    if not isinstance(overrides, list):
+    if not isinstance(overrides, list) or not all(
+        isinstance(entry, list)
+        and [type(item) for item in entry] == [list, dict]
+        and all(map(_is_setting, entry[1].values()))
+        for entry in overrides
+    ):
         return False
-    for entry in overrides:
-        if not isinstance(entry, list) or [type(item) for item in entry] != [list, dict]:
-            return False
-        if not all(map(_is_setting, entry[1].values())):
-            return False
-        with_settings += entry[0]
+    with_settings = [position for positions, _ in overrides for position in positions]
     return all(_are_positions(each, params) for each in (own.get("waiting", []), with_settings))
 
 
-def _are_positions(values: object, params: int) -> bool:
+def _are_positions(values: object, params: float) -> bool:
     return (
         isinstance(values, list)
         and all(_is_position(value) and value < params for value in values)

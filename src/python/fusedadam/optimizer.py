@@ -32,7 +32,7 @@ from fusedadam.gradients import (
 from fusedadam.locks import new_lock
 from fusedadam.methods import class_or_instance_method
 from fusedadam.own_settings import checked_override
-from fusedadam.schedules import either_name, require_not_negative, saved_config
+from fusedadam.schedules import either_name, require_not_negative
 from fusedadam.signals import assignments, without_interruption
 from fusedadam.snapshots import pickled, unpickled
 from fusedadam.structures import (
@@ -301,10 +301,6 @@ class Optimizer(ABC):
         restored: Self = into
         return restored
 
-    def _saved_config(self) -> dict[str, Any]:
-        """Return the configuration for a checkpoint."""
-        return saved_config(self.get_config)
-
     def __getstate__(self) -> dict[str, Any]:
         return pickled(self)
 
@@ -379,10 +375,8 @@ class Optimizer(ABC):
         with self._lock:
             self._step(params, grads, self._step_options(own_gradients=not are_given(loss)))
             m, v, *vhat = moments_of(self._state)
-            updates: list[Any] = [count_array(self._state)]
-            for group in zip(*vhat, m, v, params, strict=True):
-                updates.extend(group)
-            return updates
+            groups = zip(*vhat, m, v, params, strict=True)
+            return [count_array(self._state), *(array for group in groups for array in group)]
 
     @public
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
@@ -53,15 +54,11 @@ def configured(schedule: Schedule) -> str:
     if _for_checkpoint.get():
         named = schedule if hasattr(schedule, "__qualname__") else type(schedule)
         return f"{named.__module__}:{named.__qualname__}"
-    module = getattr(schedule, "__module__", None)
-    qualname = getattr(schedule, "__qualname__", None)
-    if module is not None and qualname is not None:
-        name = f"{module}:{qualname}"
-        try:
+    if hasattr(schedule, "__module__") and hasattr(schedule, "__qualname__"):
+        name = f"{schedule.__module__}:{schedule.__qualname__}"
+        with contextlib.suppress(ValueError):
             if by_name(name) is schedule:
                 return name
-        except (ImportError, AttributeError, ValueError):
-            pass
     raise ValueError(
         "lr must be a module-level function, importable by its name, to be part of a "
         f"configuration. Received: {schedule!r}"

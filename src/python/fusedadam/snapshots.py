@@ -10,6 +10,7 @@ from fusedadam._core import AdamProgress, AdamState
 from fusedadam.arrays import Array, as_array
 from fusedadam.locks import new_lock
 from fusedadam.own_settings import checked_override, grouped
+from fusedadam.schedules import saved_config
 
 if TYPE_CHECKING:
     from fusedadam.optimizer import Optimizer
@@ -33,7 +34,7 @@ def snapshot(optimizer: Optimizer) -> dict[str, Any]:
         )
     excluded, overrides = state.find_own(())  # applies removals since the last step
     return {
-        "config": optimizer._saved_config(),
+        "config": saved_config(optimizer.get_config),
         "progress": state.progress.as_dict(),
         "excluded": sorted(excluded),
         "own": _own(state, overrides),

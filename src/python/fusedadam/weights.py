@@ -105,7 +105,8 @@ def taken_weights(
     rate = reading.arrays.get(_LEARNING_RATE)
     return TakenWeights(
         _step_count(reading.arrays[_ITERATIONS]),
-        None if rate is None else _shortest_decimal(rate),
+        # The shortest decimal: 0.001 for float32's 0.0010000000474974513.
+        None if rate is None else float(str(rate[()])),
         [(slots[kind][i], w) for (kind, i), w in reading.arrays.items() if kind in slots],
     )
 
@@ -292,11 +293,6 @@ def _real_array(weight: Any, index: int) -> Array:
             f"weights[{index}] must be an array of real numbers. Received: dtype={array.dtype}"
         )
     return array
-
-
-def _shortest_decimal(value: Array) -> float:
-    """Return the shortest decimal of this value: 0.001 for float32's 0.0010000000474974513."""
-    return float(str(value[()]))
 
 
 def _step_count(array: Array) -> int:
