@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Adam for CPU memory: fused, in place, with the same bits on every machine."""
+"""Fused, in-place Adam on the CPU, with bitwise identical results on every machine."""
 
 from __future__ import annotations
 

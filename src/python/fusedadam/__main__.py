@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python -m fusedadam`: what a bug report needs."""
+"""`python -m fusedadam`: print the information that a bug report needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _cpu() -> str:
 
 
 def main() -> None:
-    """Print the facts, one a line."""
+    """Print versions, CPU and settings, one per line."""
     quota = _core.cpu_quota()
     facts = {
         "fusedadam": __version__,

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The compiled step: convert, check, release the GIL, call.
-
-Use it through the package, whose classes own the state and hold the locks.
-"""
+"""The compiled part of fusedadam; private, use the classes of the package."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, final
@@ -20,24 +17,24 @@ max_iterations: int
 state_kinds: tuple[str, ...]
 
 def public(function: _Function) -> _Function:
-    """Make the traceback of what `function` refuses end at its caller's line.
+    """Decorate `function` so that tracebacks of its errors end at the caller's line.
 
-    A `TypeError`, `ValueError` or `OverflowError` whose traceback lies wholly inside of this
-    package loses it, and those of its `__context__` that do as well. What has passed through
-    another's code, such as a loss, keeps all. With `FUSEDADAM_TRACEBACK=full` in the environment
-    at import, returns the function as it is.
+    A `TypeError`, `ValueError` or `OverflowError` whose traceback is entirely within this package
+    loses it, as do such errors in its `__context__`. An error that passed through other code, such
+    as a loss, keeps its traceback. If the environment has `FUSEDADAM_TRACEBACK=full` at import,
+    returns `function` unchanged.
     """
 
 @final
 class AdamOptions:
-    """Checked hyper-parameters: the arguments of `Adam`, but for a schedule of `lr`.
+    """Validated hyper-parameters: the arguments of `Adam`, except that `lr` is a number.
 
     Raises
     ------
     TypeError
-        A setting is unknown, or not of its type; named.
+        A setting is unknown, or has the wrong type.
     ValueError
-        A setting is out of range, or two exclude each other; named.
+        A setting is out of range, or two exclude each other.
     """
 
     def __init__(self, settings: dict[str, Any] = ...) -> None: ...
@@ -88,20 +85,20 @@ class AdamOptions:
 
 @final
 class AdamProgress:
-    """What an optimizer counts; only steps change it.
+    """The counts of an optimizer; only steps change them.
 
     Raises
     ------
     TypeError
-        A count is unknown, or no number; named.
+        A count is unknown, or is not a number.
     ValueError
-        A count is out of range; named.
+        A count is out of range.
     """
 
     def __init__(self, counts: dict[str, Any] = ...) -> None: ...
     @staticmethod
     def before(step: SupportsIndex) -> AdamProgress:
-        """Return the counts before this step, the first of which is 1."""
+        """Return the counts before this step, where the first step is 1."""
 
     def as_dict(self) -> dict[str, Any]: ...
     def require_valid_for(self, options: AdamOptions) -> None: ...
@@ -119,14 +116,14 @@ class AdamProgress:
 
 @final
 class AdamState:
-    """All that an optimizer changes from call to call. Not for two threads.
+    """The mutable state of an optimizer. Not thread-safe.
 
-    Its moments, its counts, the settings that some parameters have of their own, and whether the
-    averages are swapped in. A call changes all that it has to change, or raises and changes nothing.
-    `as_array(gradient, name)` makes a NumPy array of a gradient that is neither one nor a tensor.
-    `own` are the positions excluded from weight decay and the settings by position; `pending` are
-    lists of arrays that are still to be found among the parameters: those to exclude, and those with
-    settings of their own (None for all parameters).
+    It has the moments, the counts, the settings of single parameters, and whether the averages are
+    swapped in. Each call either succeeds, or raises and changes nothing.
+    `as_array(gradient, name)` converts a gradient that is neither a NumPy array nor a tensor.
+    `own` has the positions excluded from weight decay, and the settings by position. `pending` has
+    the arrays not yet looked up among the parameters: those to exclude, and those with settings
+    (None for all parameters).
     """
 
     def __init__(
@@ -145,7 +142,7 @@ class AdamState:
         steps: Sequence[int],
         waiting: Sequence[int],
     ) -> None:
-        """Make moments for parameters such as these, which are only looked at."""
+        """Allocate moments for parameters such as these, which are not modified."""
 
     def step(
         self,
@@ -154,13 +151,13 @@ class AdamState:
         options: AdamOptions,
         structure: tuple[Any, ...] = ...,
     ) -> int:
-        """Step all parameters with a gradient and return the number of steps taken.
+        """Step all parameters that have a gradient, and return `iterations`.
 
-        Remembers `structure`, how the parameters are nested, unless it is empty.
+        Stores `structure`, the nesting of the parameters, unless it is empty.
         """
 
     def step_pairs(self, pairs: Sequence[Any], options: AdamOptions) -> int | None:
-        """Step pairs (gradient, parameter) of plain arrays; None, and do nothing, for any others."""
+        """Step (gradient, parameter) pairs of plain arrays; for others return None, do nothing."""
 
     def step_rows(
         self, indices: _Array, grad_rows: Any, param: Any, options: AdamOptions, lazy: bool
@@ -168,11 +165,11 @@ class AdamState:
     def exclude(self, arrays: list[Any]) -> None: ...
     def override(self, arrays: list[Any] | None, settings: dict[str, Any]) -> None: ...
     def find_own(self, params: Sequence[Any]) -> tuple[set[int], dict[int, dict[str, Any]]]:
-        """Return `own` with what is pending, found among these parameters."""
+        """Return `own` updated by `pending`, looked up among these parameters."""
 
     def swap_ema(self) -> None: ...
     def set_weights(self, values: list[tuple[_Array, _Array]], iterations: int) -> None:
-        """Write new values into live arrays, and count all steps anew."""
+        """Write new values into live arrays, and set the step counts to `iterations`."""
 
     def require_not_swapped(self) -> None: ...
     def forget_params(self) -> None: ...
@@ -203,19 +200,19 @@ class AdamState:
 
 @final
 class TensorPlan:
-    """A step over arrays whose memory, state included, others own. Not for two threads.
+    """A step over arrays that the caller owns, including the state. Not thread-safe.
 
-    Every list has an item for each parameter. A gradient that is None leaves its parameter alone.
-    `state` has lists of arrays by kind; or it is a list with a dict for each parameter, whose keys
-    `names` tells. `groups` has positions in `options`. With `casts`, all are NumPy arrays,
-    gradients are cast, and `convert(gradient, name)` makes an array of a gradient that is not one;
-    without, they are CPU tensors of torch, and `convert(gradient, parameter)` copies a gradient
-    into the parameter's layout.
+    Every list has one item per parameter. A parameter whose gradient is None is not updated.
+    `state` has lists of arrays by kind, or is a list with a dict per parameter; `names` maps kinds
+    to its keys. `groups` has indices into `options`. With `casts`, all are NumPy arrays, gradients
+    are cast, and `convert(gradient, name)` converts a gradient that is not an array. Otherwise they
+    are torch CPU tensors, and `convert(gradient, parameter)` copies a gradient into the parameter's
+    layout.
 
     Raises
     ------
     TypeError, ValueError
-        An array is not what it must be; named by its list and index. Nothing has changed.
+        An array cannot be used, named by its list and index. Nothing has changed.
     """
 
     def __init__(
@@ -238,9 +235,9 @@ class TensorPlan:
         groups: list[int],
         options: Sequence[AdamOptions],
     ) -> int:
-        """Step, and count it in the state "step" of each parameter, a tensor of one element.
+        """Step, and increment "step" in the state of each parameter, a one-element tensor.
 
-        Returns the number of parameters that had a gradient.
+        Returns the number of parameters with a gradient.
         """
 
 def same_objects(a: list[Any], b: list[Any]) -> bool: ...
@@ -249,7 +246,7 @@ def needed_kinds(options: AdamOptions) -> list[str]: ...
 def allocate_state(
     params: list[Any], positions: list[int], options: AdamOptions
 ) -> dict[str, list[_Array]]:
-    """Return the first state of tensors of torch, flat arrays by kind. Errors name `positions`."""
+    """Return initial state for torch tensors, flat arrays by kind. Errors name `positions`."""
 
 def clip_gradients(
     params: Sequence[_Array],
@@ -260,7 +257,7 @@ def clip_gradients(
 def require_gradients(grads: Sequence[Any]) -> None: ...
 def global_norm(arrays: Sequence[_Array]) -> float: ...
 def cpu_quota() -> float | None:
-    """The CPUs that the control groups of this process let it use at a time; None: all."""
+    """Return the number of CPUs that the control groups of this process allow; None if all."""
 
 def get_num_threads() -> int: ...
 def set_num_threads(threads: SupportsIndex) -> None: ...

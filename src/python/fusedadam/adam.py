@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Adam: its hyper-parameters, and the way into the compiled step."""
+"""The Adam optimizer, and its step as a function."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _DEFAULTS: Final = _core.AdamOptions().as_dict()
-# Recognised by identity: `learning_rate` may stand in for `lr`, but not beside it. No constant of
-# this module, which Python without a GIL would share with equal ones.
+# Compared by identity, to detect that both `lr` and `learning_rate` are given. Not a literal, since
+# Python without a GIL interns constants.
 _DEFAULT_LR: Final[float] = _DEFAULTS["lr"]
 
-# Settings that a configuration always names. The others it leaves out while they are off.
+# Settings that a configuration always includes; others are left out at their defaults.
 _ALWAYS: Final = ("lr", "beta_1", "beta_2", "decay", "epsilon")
 
 _Value = TypeVar("_Value")
 
 
 class _HyperParameter(Generic[_Value]):
-    """An attribute of `Adam`, kept in its checked options; a refused value leaves the old one."""
+    """A descriptor that reads and sets a setting in the checked options of `Adam`."""
 
     def __init__(self, option: str, doc: str) -> None:
         self._option = option
@@ -58,9 +58,9 @@ class _HyperParameter(Generic[_Value]):
 
 
 class Adam(Optimizer):
-    """Adam with fused, in-place, multi-threaded steps, shaped like `tf.keras.optimizers.Adam`.
+    """Adam with fused, in-place, multi-threaded steps and the API of `tf.keras.optimizers.Adam`.
 
-    Step t = 1, 2, ... is, with the scalars in float64 and the powers of beta correctly rounded::
+    Step t = 1, 2, ... computes, with scalars in float64 and correctly rounded powers of beta::
 
         lr'  = lr * (1 / (1 + decay * (t - 1)))
         lr_t = lr' * sqrt(1 - beta_2**t) / (1 - beta_1**t)
@@ -68,84 +68,84 @@ class Adam(Optimizer):
         v = beta_2 * v + (1 - beta_2) * g**2
         p = p - lr_t * m / (sqrt(v) + epsilon)
 
-    elementwise, in the parameter's own precision. `epsilon` is the "epsilon hat" of [1]_, in the
-    formula just before its section 2.1: it is not divided by the bias correction. PyTorch and optax
-    use the paper's Algorithm 1; `bias_corrected_epsilon` gives their results.
+    elementwise, in the precision of the parameter. `epsilon` is the "epsilon hat" of [1]_, in the
+    formula just before section 2.1. PyTorch and optax use Algorithm 1 of the paper instead, where
+    epsilon is added after bias correction; set `bias_corrected_epsilon` for their results.
 
-    The options add stages to this in the same pass over memory; their formulas, and the order of
-    the stages, are in `docs/numerics.md`. Each option is an attribute too, and may be set between
-    steps.
+    The options add stages to the same pass over memory; `docs/numerics.md` has their formulas and
+    their order. Each option is also an attribute that may be set between steps.
 
     Parameters
     ----------
     lr : float or callable, default 0.001
         Step size, >= 0; or a schedule, a function of `iterations` (the number of steps already
-        taken) that returns it. `current_lr` is that of the next step.
+        taken) that returns it. See `current_lr`.
     beta_1 : float, default 0.9
         Decay rate of the first moment, >= 0 and < 1.
     beta_2 : float, default 0.999
         Decay rate of the second moment, >= 0 and < 1.
     epsilon : float, default 1e-8
-        Added to the root, >= 0. None is 1e-7, as in Keras 2.1.3 to 2.3.
+        Added to the square root, >= 0. None means 1e-7, as in Keras 2.1.3 to 2.3.
     decay : float, default 0.0
-        Inverse-time decay of `lr`, per step, >= 0. The first step takes `lr` whole.
+        Inverse-time decay of `lr` per step, >= 0. The first step uses `lr` without decay.
     bias_corrected_epsilon : bool, default False
-        `epsilon` is that of Algorithm 1 of [1]_: step t adds ``epsilon * sqrt(1 - beta_2**t)`` to
-        the root.
+        Use epsilon as in Algorithm 1 of [1]_: step t adds ``epsilon * sqrt(1 - beta_2**t)`` to the
+        square root.
     amsgrad : bool, default False
-        Divide by the root of the largest v so far, ``vhat = max(vhat, v)``.
+        Divide by the square root of the largest v so far, ``vhat = max(vhat, v)``.
     weight_decay : float, optional
         Decoupled weight decay (AdamW), before the update: ``p = p - lr' * weight_decay * p``. >= 0.
     l2 : float, default 0.0
-        Classic weight decay: ``g = g + l2 * p``, after clipping. >= 0.
+        L2 regularization: ``g = g + l2 * p``, after clipping. >= 0.
     clipnorm : float, optional
-        Upper bound of the norm of all gradients together (later versions of Keras bound the norm of
-        each gradient by itself under this name): where `global_norm` of the gradients is at least
-        `clipnorm`, every gradient is multiplied by ``clipnorm / norm``. 0 clips nothing.
+        Upper bound of the norm of all gradients together: if `global_norm` of the gradients is at
+        least `clipnorm`, every gradient is multiplied by ``clipnorm / norm``. 0 disables clipping.
+        (In later versions of Keras, `clipnorm` bounds the norm of each gradient.)
     clipnorm_per_tensor : float, optional
-        The same with the norm of each gradient by itself. Not beside `clipnorm`.
+        Likewise for the norm of each gradient separately. Cannot be combined with `clipnorm`.
     clipvalue : float, optional
-        Gradients are clamped to ``[-clipvalue, clipvalue]``, after the norm. 0 clips nothing.
+        Clip gradients to ``[-clipvalue, clipvalue]``, after clipping by norm. 0 disables clipping.
     use_ema : bool, default False
-        Keep the exponential moving average of each parameter, as Keras 3: after a step,
-        ``ema = ema_momentum * ema + (1 - ema_momentum) * p``; the first step takes p itself. See
+        Keep an exponential moving average of each parameter, as in Keras 3: after a step,
+        ``ema = ema_momentum * ema + (1 - ema_momentum) * p``; the first step sets it to p. See
         `ema` and `swap_ema`.
     ema_momentum : float, default 0.99
-        >= 0 and <= 1. Only with `use_ema`.
+        >= 0 and <= 1. Requires `use_ema`.
     ema_overwrite_frequency : int, optional
-        Every so many steps, the parameters become their averages. >= 1. Only with `use_ema`.
+        Overwrite the parameters by their averages every this many steps. >= 1. Requires `use_ema`.
     loss_scale : float or "dynamic", optional
-        What the loss was multiplied by; the gradients are unscaled in the step. "dynamic" finds it:
-        it starts at 2**15, doubles after 2,000 good steps in a row, and halves when a gradient is
-        not finite, which skips the step. A number is >= 2**-127 and <= 2**127.
+        Factor by which the loss was multiplied, >= 2**-127 and <= 2**127; the step unscales the
+        gradients. "dynamic" is dynamic loss scaling: the factor starts at 2**15, doubles after
+        2,000 consecutive finite steps, and halves if a gradient is not finite, which skips the
+        step.
     skip_nonfinite : bool, default False
-        A step with a gradient that is not finite is skipped whole, and counted in `skipped_steps`.
+        Skip steps with a gradient that is not finite, and count them in `skipped_steps`.
     gradient_accumulation_steps : int, optional
-        Step once every so many calls, with the mean of their gradients. >= 1.
+        Step once every this many calls, with the mean of their gradients. >= 1.
     zero_grad : bool, default False
-        Set the gradients to zero in the same pass, also where a call accumulates or skips. They are
-        then arrays that can be written in place.
+        Set the gradients to zero in the same pass, even if the call only accumulates or skips the
+        step. The gradients must then be writeable arrays.
     maximize : bool, default False
-        Ascend.
+        Maximize the objective instead of minimizing it.
     flush_denormals : bool, default True
-        Store moments smaller in magnitude than the smallest normal number as zero. With False, the
-        moments decay into the subnormal range, where many CPUs are a hundred times slower. With
-        ``epsilon=0``, a flushed second moment divides by zero.
+        Flush subnormal moments to zero. With False, moments can decay into the subnormal range,
+        where many CPUs are a hundred times slower. With ``epsilon=0``, a second moment flushed to
+        zero causes a division by zero.
     learning_rate : float or callable
-        Another name of `lr`. Not beside it.
+        Alias of `lr`; give only one of them.
     **kwargs
-        Refused, as in Keras; for subclasses that pass on what they are given.
+        Refused, as in Keras; lets subclasses pass on unknown arguments.
 
     Raises
     ------
     ValueError
         A hyper-parameter is out of range, or two of them exclude each other.
     TypeError
-        A hyper-parameter is no number, or an argument is unknown.
+        A hyper-parameter is not a number, or an argument is unknown.
 
     Notes
     -----
-    Results are the same to the last bit for every instruction set and thread count.
+    Results are bitwise identical for every instruction set and thread count.
 
     References
     ----------
@@ -169,34 +169,34 @@ class Adam(Optimizer):
     epsilon = _HyperParameter[float]("epsilon", "Added to the root of the second moment.")
     decay = _HyperParameter[float]("decay", "Inverse-time decay of `lr`, per step.")
     bias_corrected_epsilon = _HyperParameter[bool](
-        "bias_corrected_epsilon", "Whether epsilon is that of the paper's Algorithm 1."
+        "bias_corrected_epsilon", "Whether epsilon is used as in Algorithm 1 of the paper."
     )
     amsgrad = _HyperParameter[bool]("amsgrad", "Whether the largest v so far is used.")
     weight_decay = _HyperParameter["float | None"]("weight_decay", "Decoupled weight decay.")
-    l2 = _HyperParameter[float]("l2", "Classic weight decay.")
+    l2 = _HyperParameter[float]("l2", "L2 regularization.")
     clipnorm = _HyperParameter["float | None"]("clipnorm", "Bound of the global gradient norm.")
     clipnorm_per_tensor = _HyperParameter["float | None"](
         "clipnorm_per_tensor", "Bound of the norm of each gradient."
     )
     clipvalue = _HyperParameter["float | None"]("clipvalue", "Bound of each gradient element.")
-    use_ema = _HyperParameter[bool]("use_ema", "Whether averages of the parameters are kept.")
+    use_ema = _HyperParameter[bool]("use_ema", "Whether moving averages are kept.")
     ema_momentum = _HyperParameter[float]("ema_momentum", "Decay rate of the averages.")
     ema_overwrite_frequency = _HyperParameter["int | None"](
-        "ema_overwrite_frequency", "Steps between overwriting parameters by averages."
+        "ema_overwrite_frequency", "Number of steps between overwriting parameters by averages."
     )
     loss_scale = _HyperParameter["float | Literal['dynamic'] | None"](
-        "loss_scale", "What losses are multiplied by."
+        "loss_scale", "Factor by which losses are multiplied."
     )
     skip_nonfinite = _HyperParameter[bool](
         "skip_nonfinite", "Whether steps with a gradient that is not finite are skipped."
     )
     gradient_accumulation_steps = _HyperParameter["int | None"](
-        "gradient_accumulation_steps", "Calls of which one steps."
+        "gradient_accumulation_steps", "Number of calls per step."
     )
-    zero_grad = _HyperParameter[bool]("zero_grad", "Whether a step zeroes the gradients.")
-    maximize = _HyperParameter[bool]("maximize", "Whether steps ascend.")
+    zero_grad = _HyperParameter[bool]("zero_grad", "Whether gradients are set to zero.")
+    maximize = _HyperParameter[bool]("maximize", "Whether the objective is maximized.")
     flush_denormals = _HyperParameter[bool](
-        "flush_denormals", "Whether subnormal moments are zero."
+        "flush_denormals", "Whether subnormal moments are flushed to zero."
     )
 
     @public
@@ -236,7 +236,7 @@ class Adam(Optimizer):
 
     @property
     def lr(self) -> float | Schedule:
-        """Step size, or the schedule that gives it."""
+        """Step size, or the schedule that returns it."""
         return self._options.lr if self._schedule is None else self._schedule
 
     @lr.setter
@@ -250,7 +250,7 @@ class Adam(Optimizer):
 
     @property
     def learning_rate(self) -> float | Schedule:
-        """Another name of `lr`."""
+        """Alias of `lr`."""
         return self.lr
 
     @learning_rate.setter
@@ -261,17 +261,17 @@ class Adam(Optimizer):
     @property
     @public
     def current_lr(self) -> float:
-        """Learning rate of the next step: `lr`, or what the schedule returns, after `decay`."""
+        """Learning rate of the next step, after the schedule and `decay`."""
         options = self._step_options()
         return options.lr * (1 / (1 + options.decay * self.iterations))
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration as plain Python values; options that are off are left out.
+        """Return the configuration as plain Python values, without options at their defaults.
 
         Raises
         ------
         ValueError
-            `lr` is a schedule that no name imports.
+            `lr` is a schedule that cannot be imported by name.
         """
         config = self._plain_config()
         if self._schedule is not None:
@@ -281,9 +281,9 @@ class Adam(Optimizer):
     @classmethod
     @public
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Make an optimizer from the result of `get_config`; its state starts empty.
+        """Make an optimizer with an empty state from the result of `get_config`.
 
-        A schedule is imported by its name.
+        A schedule is imported by name.
         """
         config = dict(config)
         lr = config.get("lr")
@@ -297,7 +297,7 @@ class Adam(Optimizer):
         return f"{type(self).__name__}({settings})"
 
     def _plain_config(self) -> dict[str, Any]:
-        """The configuration without a schedule."""
+        """Return the configuration without a schedule."""
         return {
             name: value
             for name, value in self._options.as_dict().items()
@@ -310,7 +310,7 @@ class Adam(Optimizer):
             old, new = (getattr(o, option) for o in (self._options, options))
             if old != new:
                 raise ValueError(
-                    f"{option} must stay as it is once the moments exist: make a new optimizer. "
+                    f"{option} must not change once the state exists: make a new optimizer. "
                     f"Received: {option}={new!r} in place of {old!r}"
                 )
         self._options = options
@@ -350,7 +350,7 @@ def adam_step(
     maximize: bool = False,
     flush_denormals: bool = True,
 ) -> None:
-    """Take one step of `Adam` in place, over moments that the caller holds.
+    """Take one step of `Adam` in place, with the moments held by the caller.
 
     Parameters
     ----------
@@ -359,22 +359,22 @@ def adam_step(
     grads : numpy.ndarray or sequence of numpy.ndarray
         Gradients, of the shapes and dtypes of `params`.
     m, v : numpy.ndarray or sequence of numpy.ndarray
-        First and second moments, zeros before the first step; like `params`. Updated in place.
+        First and second moments, like `params`; zeros before the first step. Updated in place.
     step : int
         t, 1 for the first step.
     vhat : numpy.ndarray or sequence of numpy.ndarray, optional
-        Largest second moments, zeros before the first step: turns `amsgrad` on. Updated in place.
+        Largest second moments; zeros before the first step. Enables `amsgrad`. Updated in place.
     ema : numpy.ndarray or sequence of numpy.ndarray, optional
-        Averages of the parameters: turns `use_ema` on. Updated in place.
+        Moving averages of the parameters. Enables `use_ema`. Updated in place.
     lr, beta_1, beta_2, epsilon, bias_corrected_epsilon, decay, ema_momentum, weight_decay
-        As for `Adam`; `lr` is a number, and `ema_momentum` needs `ema`.
+        As for `Adam`; `lr` is a number, and `ema_momentum` requires `ema`.
     l2, clipnorm, clipnorm_per_tensor, clipvalue, zero_grad, maximize, flush_denormals
         As for `Adam`.
 
     Raises
     ------
     TypeError
-        An array is none, or of another dtype; a hyper-parameter is no number.
+        An item is not an array or has another dtype; a hyper-parameter is not a number.
     ValueError
         An array cannot be updated in place, shapes or counts do not match, arrays that are written
         share memory, or a number is out of range. Nothing has changed.

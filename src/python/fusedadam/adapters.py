@@ -1,32 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""What the adapters of frameworks share."""
+"""Helpers shared by the Keras and PyTorch adapters."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SMALLEST_EPSILON_TO_FLUSH: Final = 1e-12
-
 
 def flushes(epsilon: float) -> bool:
-    """Whether subnormal moments may become zero, in place of a framework that keeps them.
+    """Whether to flush subnormal moments to zero, which the frameworks do not.
 
-    From an epsilon of 1e-12 on, it makes no difference to an update: the root of the smallest
-    normal float32 is 1e-19. Below, a second moment of zero might divide by next to nothing.
+    With an epsilon of at least 1e-12 this does not change an update: the square root of the
+    smallest normal float32 is 1e-19. With a smaller epsilon, a second moment flushed to zero could
+    make the denominator tiny.
     """
-    return bool(epsilon >= _SMALLEST_EPSILON_TO_FLUSH)
+    return bool(epsilon >= 1e-12)
 
 
 def divides_by(loss_scale: float) -> bool:
-    """Whether the kernel divides gradients by this scale; beyond, its inverse is no float32."""
+    """Whether the kernel can unscale by this loss scale: its inverse must be a float32."""
     return 2.0**-127 <= loss_scale <= 2.0**127
 
 
 def copy_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Copy a gradient, or the state of a parameter, into the memory layout of the parameter."""
+    """Copy a gradient or state tensor into the memory layout of its parameter."""
     import torch
 
     return torch.empty_like(like, requires_grad=False).copy_(tensor)

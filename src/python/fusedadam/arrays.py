@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What users hand over, as NumPy arrays: never a copy of what is to be written."""
+"""Convert user input to NumPy arrays, without copying what will be written."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,12 +26,12 @@ def is_tensor(value: object) -> bool:
 
 
 def are_plain_arrays(values: Iterable[object]) -> bool:
-    """Whether all of these are `numpy.ndarray` itself, and so carry no attributes of a user's."""
+    """Whether all of these are exactly `numpy.ndarray`, whose instances have no `__dict__`."""
     return set(map(type, values)) <= _PLAIN
 
 
 def tensor_view(tensor: torch.Tensor, name: str) -> Array:
-    """The memory of a dense CPU tensor of float32 or float64 as an array."""
+    """Return a float32 or float64 dense CPU tensor as an array that shares its memory."""
     import torch
 
     view = _read_tensor(tensor, name)
@@ -40,7 +41,7 @@ def tensor_view(tensor: torch.Tensor, name: str) -> Array:
 
 
 def _read_tensor(tensor: torch.Tensor, name: str) -> Array:
-    """A dense CPU tensor as an array: its memory, or a copy where NumPy has no such dtype."""
+    """Return a dense CPU tensor as an array; bfloat16, which NumPy lacks, as a float32 copy."""
     import torch
 
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -54,22 +55,19 @@ def _read_tensor(tensor: torch.Tensor, name: str) -> Array:
 
 
 def listed(values: Iterable[Any], name: str) -> Sequence[Any]:
-    """Values that may be iterated over more than once."""
+    """Return an iterable as a list or tuple."""
     if isinstance(values, (list, tuple)):
         return values
-    # These iterate over their first axis, or over characters, which is never what is meant.
-    if isinstance(values, (np.ndarray, memoryview, str, bytes, bytearray)) or is_tensor(values):
-        raise TypeError(f"{name} must be a list or tuple. Received: {type(values).__name__}")
-    try:
-        return list(values)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a list or tuple. Received: {type(values).__name__}"
-        ) from None
+    # Iterating over these would yield rows or characters, never parameters.
+    not_lists = (np.ndarray, memoryview, str, bytes, bytearray)
+    if not isinstance(values, not_lists) and not is_tensor(values):
+        with contextlib.suppress(TypeError):
+            return list(values)
+    raise TypeError(f"{name} must be a list or tuple. Received: {type(values).__name__}")
 
 
 def parameter_arrays(params: Sequence[Any]) -> Sequence[Any]:
-    """Parameters as arrays, torch tensors as views; the rest is for the core to refuse."""
+    """Return torch tensors as views and everything else as it is, for the core to check."""
     if are_plain_arrays(params):
         return params
     return [
@@ -79,7 +77,7 @@ def parameter_arrays(params: Sequence[Any]) -> Sequence[Any]:
 
 
 def mark_as_changed(values: Iterable[Any]) -> None:
-    """Tell torch of writes to tensors, so that a graph that needs the old values refuses to run."""
+    """Increment the version of tensors, so that a graph that saved their old values raises."""
     tensors = [value for value in values if is_tensor(value)]
     if tensors:
         import torch
@@ -89,47 +87,33 @@ def mark_as_changed(values: Iterable[Any]) -> None:
 
 
 def gradient_arrays(grads: Sequence[Any]) -> Sequence[Any]:
-    """Gradients as arrays, of whatever NumPy can read. None stays None.
-
-    Raises
-    ------
-    TypeError
-        A gradient is not an array.
-    """
+    """Return gradients as arrays, by `as_array`; None stays None."""
     if are_plain_arrays(grads):
         return grads
     return [None if grad is None else as_array(grad, f"grads[{i}]") for i, grad in enumerate(grads)]
 
 
 def index_array(indices: Any) -> Any:
-    """Row numbers as an array: a tensor's own memory, a list as int64."""
+    """Return a tensor as a view, a list of integers as int64, anything else as it is."""
     if is_tensor(indices):
         return indices.detach().numpy()
-    return np.array(indices, dtype=np.int64) if _is_list_of_ints(indices) else indices
-
-
-def _is_list_of_ints(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(
-        isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in value
-    )
+    if isinstance(indices, (list, tuple)) and all(
+        isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in indices
+    ):
+        return np.array(indices, dtype=np.int64)
+    return indices
 
 
 def as_array(value: Any, name: str) -> Array:
-    """Whatever NumPy can read as an array, without a copy where it needs none.
-
-    Raises
-    ------
-    TypeError
-        It is not an array, or has a mask.
-    """
+    """Return anything that NumPy can convert to an array of numbers, without a copy if possible."""
     if type(value) is np.ndarray:
         return value
     if is_tensor(value):
         return _read_tensor(value, name)
-    # NumPy would drop the mask without a word. It imports np.ma at its first use.
+    # np.asarray would drop the mask silently. The first test avoids importing np.ma.
     if isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} must have no mask, which a step would not see: fill it by .filled(value). "
+            f"{name} must have no mask, since a step would ignore it: use .filled(value). "
             f"Received: {type(value).__name__}"
         )
     if isinstance(value, (str, bytes)):
@@ -138,7 +122,7 @@ def as_array(value: Any, name: str) -> Array:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:  # ragged lists, tensors of other frameworks
         raise TypeError(
-            f"{name} must be an array; NumPy cannot read it as one ({error}). "
+            f"{name} must be an array; NumPy cannot convert it to one ({error}). "
             f"Received: {type(value).__name__}"
         ) from error
     if array.dtype == object and array is not value:

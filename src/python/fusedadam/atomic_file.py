@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files that are replaced whole or not at all, whatever interrupts the writing."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -12,24 +12,19 @@ import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 if sys.platform != "win32":
     import fcntl
 
-# Between the hidden name and the suffix of a temporary file.
-_TOKEN: Final = re.compile("[0-9a-f]{16}")
-_TEMPORARY_SUFFIX: Final = ".tmp"
-
 
 def replace_file(path: str, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a new file in the place of `path`: at any instant there is the old one or the new one.
+    """Replace `path` atomically by a file with these contents.
 
-    Flushed to disk before it gets its name. What a killed process left behind, the next call for the
-    same path removes.
+    The new file is flushed to disk before the rename. Temporary files that killed processes left
+    are removed by the next call for the same path.
     """
-    # A symbolic link stays one, as with `open`: what it points to is replaced, in whose directory
-    # the temporary file then is, since only there a rename is atomic.
+    # As with `open`, follow a symbolic link and replace its target. The temporary file must be in
+    # the target's directory for the rename to be atomic.
     target = Path(os.path.realpath(path))
     mode = _mode(target)
     _remove_abandoned(target)
@@ -39,10 +34,10 @@ def replace_file(path: str, chunks: Iterable[bytes | memoryview]) -> None:
             opened.callback(os.close, descriptor)
             with open(descriptor, "wb", closefd=False) as file:
                 file.writelines(chunks)
-            # Before the rename: else a loss of power could leave the new name on missing data.
+            # Otherwise the rename could reach the disk before the data, and power be lost between.
             os.fsync(descriptor)
             if sys.platform == "win32":
-                opened.close()  # No open file is renamed there; elsewhere it is locked till then.
+                opened.close()  # Windows cannot rename open files; elsewhere, keep the lock.
             temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -52,7 +47,7 @@ def replace_file(path: str, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def _mode(target: Path) -> int | None:
-    """The permissions of the file that is to be replaced; None where there is none."""
+    """Return the permissions of the file to replace; None if it does not exist."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
@@ -60,31 +55,30 @@ def _mode(target: Path) -> int | None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     if not stat.S_ISREG(mode):
-        # The rename would put a file in the place of a device.
+        # The rename would replace a device by a file.
         raise ValueError(f"path must be that of a regular file. Received: {str(target)!r}")
     return stat.S_IMODE(mode)
 
 
-def _temporary_prefix(target: Path) -> str:
-    return f".{target.name}."
-
-
 def _new_temporary(target: Path, mode: int | None) -> tuple[int, Path]:
-    """A new file beside `target`, empty, open and locked, and its path."""
+    """Create an empty, locked file beside `target`; return its descriptor and its path."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        token = secrets.token_hex(8)
-        temporary = target.parent / f"{_temporary_prefix(target)}{token}{_TEMPORARY_SUFFIX}"
-        # 0o666, as `open` does: the user's umask takes away from it.
+        temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+        # 0o666 less the umask, as with `open`.
         descriptor = os.open(temporary, flags, 0o666 if mode is None else mode)
         try:
             _lock(descriptor)
             if os.fstat(descriptor).st_nlink == 0:
-                # Taken for abandoned by another process before it was locked.
+                # Another process removed it as abandoned before it was locked.
                 os.close(descriptor)
                 continue
             if mode is not None and stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
-                _set_mode(descriptor, temporary, mode)
+                # By descriptor where possible: the name could now be a link to another file.
+                if sys.platform == "win32":
+                    temporary.chmod(mode)
+                else:
+                    os.fchmod(descriptor, mode)
         except BaseException:
             os.close(descriptor)
             temporary.unlink()
@@ -92,29 +86,20 @@ def _new_temporary(target: Path, mode: int | None) -> tuple[int, Path]:
         return descriptor, temporary
 
 
-def _set_mode(descriptor: int, path: Path, mode: int) -> None:
-    # Of the file itself where possible: its name may have become a link to another one.
-    if sys.platform == "win32":
-        path.chmod(mode)
-    else:
-        os.fchmod(descriptor, mode)
-
-
 def _lock(descriptor: int) -> None:
-    # The system lets go of this lock when the process ends, however it ends.
+    # The system releases this lock when the process ends for any reason.
     if sys.platform != "win32":
-        with contextlib.suppress(OSError):  # file systems without locks
+        with contextlib.suppress(OSError):  # not supported by every file system
             fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove the temporary files of killed processes; those of living ones are locked."""
-    prefix = _temporary_prefix(target)
-    # A directory that cannot be listed can still be written to.
+    """Remove the temporary files of killed processes; running processes hold locks on theirs."""
+    temporary = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp")
+    # A directory may be writeable without being readable.
     with contextlib.suppress(OSError):
         for path in target.parent.iterdir():
-            token = path.name.removeprefix(prefix).removesuffix(_TEMPORARY_SUFFIX)
-            if _TOKEN.fullmatch(token) and path.name == f"{prefix}{token}{_TEMPORARY_SUFFIX}":
+            if temporary.fullmatch(path.name):
                 _remove_if_abandoned(path)
 
 
@@ -124,7 +109,7 @@ def _remove_if_abandoned(temporary: Path) -> None:
             descriptor = _open_to_lock(temporary)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Its writer may have renamed it meanwhile; no other file ever gets this name.
+                # The name is unique, so if its writer has renamed it, no other file has it.
                 temporary.unlink()
             finally:
                 os.close(descriptor)
@@ -133,15 +118,15 @@ def _remove_if_abandoned(temporary: Path) -> None:
 def _open_to_lock(path: Path) -> int:
     flags = os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        # NFS gives this lock only to those who may write.
+        # NFS needs write access for an exclusive lock.
         return os.open(path, os.O_WRONLY | flags)
     except PermissionError:
-        # It has the permissions of the file that it was to replace, which may be read-only.
+        # It has the permissions of the file it was to replace, which may be read-only.
         return os.open(path, os.O_RDONLY | flags)
 
 
 def _flush_directory(directory: Path) -> None:
-    """Flush the rename too. Where that is not possible, power loss may bring back the old file."""
+    """Flush the rename. Where this is not supported, power loss may bring back the old file."""
     if sys.platform != "win32":
         with contextlib.suppress(OSError):
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An optimizer's whole state in one safetensors file; docs/checkpoints.md has the format.
-
-Files are read and written here, and no formula is known.
-"""
+"""Save and load the whole state of an optimizer; docs/checkpoints.md describes the format."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import math
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -27,11 +24,11 @@ if TYPE_CHECKING:
     from fusedadam.optimizer import Optimizer
 
 _FORMAT: Final = "fusedadam"
-# Files of version 1 lack what parameters have of their own; a file that needs none of it is one.
+# Version 2 adds counts and settings of single parameters; files without any are of version 1.
 _VERSIONS: Final = ("1", "2")
 
-# What a header may have: configuration and counts; for each parameter some arrays (a class has 2 to
-# 5 kinds); for an array its name, dtype and offsets; for a dimension a number and a comma.
+# Limits on the parts of a header: the configuration and counts; the kinds of arrays (a class has 2
+# to 5); the name, dtype and offsets of an array; the number and comma of a dimension.
 _MAX_METADATA_BYTES: Final = 1_000_000
 _MAX_KINDS: Final = 16
 _MAX_ENTRY_BYTES: Final = 200
@@ -42,7 +39,6 @@ _MAX_COUNT: Final = 2**63 - 1
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-
 _Optimizer = TypeVar("_Optimizer", bound="Optimizer")
 
 
@@ -50,10 +46,15 @@ _Optimizer = TypeVar("_Optimizer", bound="Optimizer")
 
 
 def save(optimizer: Optimizer, path: PathLike) -> None:
-    """Write the whole state to `path`: at any instant there is the old file or the new one."""
+    """Write the whole state to `path`, atomically; refuse a state that `load` would refuse."""
     with optimizer._lock:
         snapshot = snapshot_of(optimizer)
-        _check_flat(snapshot["config"])
+        for name, value in snapshot["config"].items():
+            if not (value is None or isinstance(value, (bool, int, float, str))):
+                raise TypeError(
+                    f"The configuration must consist of numbers, strings and None to be saved. "
+                    f"Received: {name}={reprlib.repr(value)}"
+                )
         metadata = {
             "format": _FORMAT,
             "version": _VERSIONS[bool(snapshot["own"])],
@@ -69,33 +70,18 @@ def save(optimizer: Optimizer, path: PathLike) -> None:
             for kind, arrays in snapshot["slots"].items()
             for i, array in enumerate(arrays)
         }
-        # The wider first, so that every array in the file is aligned to its elements.
+        # Sort by item size, descending, so that every array in the file is aligned.
         names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
         header = _header(metadata, {name: tensors[name] for name in names})
-        _check_length(header, next(iter(snapshot["slots"].values()), []))
-        # Not by safetensors' own writer: version 0.8 writes to a temporary file of its own, which a
-        # kill leaves behind under a name that is nobody's, with mode 0600, and renames it unflushed.
+        if len(header) > 8 + _longest_header(next(iter(snapshot["slots"].values()), [])):
+            raise ValueError(
+                f"The configuration must be of less than {_MAX_METADATA_BYTES} bytes to be saved. "
+                f"Received: a header of {len(header)} bytes"
+            )
+        # The writer of safetensors 0.8 uses a temporary file with mode 0600, leaves it behind if it
+        # is killed, and renames it without a flush to disk.
         contents = (np.ascontiguousarray(tensors[name]).data for name in names)
         replace_file(os.fsdecode(path), itertools.chain([header], contents))
-
-
-def _check_flat(config: dict[str, Any]) -> None:
-    """Refuse to write a configuration that `load` would refuse."""
-    for name, value in config.items():
-        if not (value is None or isinstance(value, (bool, int, float, str))):
-            raise TypeError(
-                f"The configuration must consist of numbers, strings and None to be saved. "
-                f"Received: {name}={reprlib.repr(value)}"
-            )
-
-
-def _check_length(header: bytes, arrays: Sequence[Array]) -> None:
-    """Refuse to write a header that `load` would refuse: that of a huge text in a configuration."""
-    if len(header) > 8 + _longest_header(arrays):
-        raise ValueError(
-            f"The configuration must be of less than {_MAX_METADATA_BYTES} bytes to be saved. "
-            f"Received: a header of {len(header)} bytes"
-        )
 
 
 def _header(metadata: dict[str, str], tensors: dict[str, Array]) -> bytes:
@@ -123,91 +109,58 @@ def load(
     lr: Any = None,
     schedule: Any = None,
 ) -> _Optimizer:
-    """Make the optimizer that was saved, for these parameters, which are not written to.
+    """Return the saved optimizer for these parameters, which are not modified.
 
-    Parameters
-    ----------
-    cls : type
-        The class of the optimizer that was saved.
-    path : str or os.PathLike
-        A file that `save` wrote.
-    params : iterable of numpy.ndarray or torch.Tensor
-        Parameters of the number, shapes and dtypes of those that were saved.
-    lr : float or callable, optional
-        Replaces the saved one; needed where that is a schedule, since no file may name code to run.
-    schedule : callable, optional
-        In place of `lr` where a schedule was saved and `lr` is None.
-
-    Raises
-    ------
-    ValueError
-        The file is truncated, of another origin or of a later version, or does not fit `params`.
-    TypeError
-        A parameter is no array, or `lr` neither a number nor a callable.
-    OSError
-        The file cannot be read; FileNotFoundError where there is none.
+    `lr` replaces the saved one, and `schedule` replaces a saved schedule if `lr` is None.
     """
     path = os.fsdecode(path)
     params = listed(params, "params")
-    arrays = _checked_arrays(params)
+    arrays: Sequence[Array] = parameter_arrays(params)
+    for i, array in enumerate(arrays):
+        as_array(array, f"params[{i}]")  # refuses masked arrays
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(
+                f"params[{i}] must be float32 or float64. Received: dtype={array.dtype}"
+            )
     if isinstance(lr, str):
         raise TypeError(f"lr must be a number or a callable. Received: {lr!r}")
     with TensorFile(path, _longest_header(arrays)) as file:
-        checkpoint = _read_metadata(path, file.metadata, cls.__name__)
-        config = checkpoint.config
+        config, progress, excluded, own = _read_metadata(path, file.metadata, cls.__name__)
         if isinstance(config.get("lr"), str):
             lr = schedule if lr is None else lr
             if not callable(lr):
-                raise ValueError(  # noqa: TRY004 (the file asks for it, not the type of lr)
+                raise ValueError(  # noqa: TRY004 (the file needs it, whatever the type of lr)
                     "lr must be given as a callable where a schedule was saved, "
                     f"load(path, params, lr=schedule): {path!r} names "
                     f"{reprlib.repr(config['lr'])}, which is not imported. Received: lr={lr!r}"
                 )
-            config["lr"] = 0.0  # any number: `lr` takes its place
+            config["lr"] = 0.0  # a placeholder: `lr` replaces it
         with _refusing(path):
             blank = cls.from_config(config)
             blank.build([])
             expected = snapshot_of(blank)
-        # What is missing would be a default, without a word.
+        # A missing setting would silently take its default.
         if expected["config"] != config:
             raise refused(path, "this file is damaged: 'config' is not what get_config returns")
-        if expected["progress"].keys() != checkpoint.progress.keys():
+        if expected["progress"].keys() != progress.keys():
             raise refused(path, "this file is damaged: 'progress' has more or fewer counts")
         if lr is not None:
             cls.from_config(config | {"lr": lr})
         slots = _slots(path, file, list(expected["slots"]), arrays)
-        if not slots and arrays and checkpoint.progress.get("iterations"):
-            # Not the file of an optimizer that was yet to be built: that would have no steps.
+        if not slots and arrays and progress.get("iterations"):
+            # Only an optimizer that has not been built has no arrays, and it has taken no steps.
             raise _other_count(path, 0, len(arrays))
-        if any(position >= len(arrays) for position in checkpoint.excluded):
+        if any(position >= len(arrays) for position in excluded):
             raise refused(path, "this file is damaged: an excluded parameter does not exist")
-        if checkpoint.own != {} and not _is_own(checkpoint.own, len(arrays)):
+        if own != {} and not _is_own(own, len(arrays)):
             raise refused(
                 path, "this file is damaged: 'own' has something else than settings and counts"
             )
         with _refusing(path):
             optimizer: _Optimizer = restored(
-                cls,
-                config,
-                lr,
-                params,
-                checkpoint.progress,
-                checkpoint.excluded,
-                checkpoint.own,
-                slots,
+                cls, config, lr, params, progress, excluded, own, slots
             )
         return optimizer
-
-
-def _checked_arrays(params: Sequence[Any]) -> Sequence[Array]:
-    arrays: Sequence[Array] = parameter_arrays(params)
-    for i, array in enumerate(arrays):
-        as_array(array, f"params[{i}]")  # has no mask
-        if array.dtype not in (np.float32, np.float64):
-            raise TypeError(
-                f"params[{i}] must be float32 or float64. Received: dtype={array.dtype}"
-            )
-    return arrays
 
 
 def _longest_header(arrays: Sequence[Array]) -> int:
@@ -218,34 +171,30 @@ def _longest_header(arrays: Sequence[Array]) -> int:
 
 @contextlib.contextmanager
 def _refusing(path: str) -> Iterator[None]:
-    """Blame the file for what is refused."""
+    """Re-raise errors as a ValueError that names the file."""
     try:
         yield
     except (TypeError, ValueError, OverflowError) as error:
         reason = str(error)
-        if len(reason) > _MAX_REASON:  # It may quote the file.
+        if len(reason) > _MAX_REASON:  # it may quote a long text in the file
             reason = f"{reason[:_MAX_REASON]}..."
         if "Received: " not in reason:
             reason = f"{reason}. Received: {path!r}"
         raise ValueError(f"Cannot load {path!r}: {reason}") from error
 
 
-class _Metadata(NamedTuple):
-    config: dict[str, Any]
-    progress: dict[str, Any]
-    excluded: list[int]
-    own: dict[str, Any]
-
-
-def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Metadata:
+def _read_metadata(
+    path: str, metadata: dict[str, str], optimizer: str
+) -> tuple[dict[str, Any], dict[str, Any], list[int], dict[str, Any]]:
+    """Return config, progress, excluded and own; the last is not checked."""
     if metadata.get("format") != _FORMAT:
         raise refused(path, "this safetensors file is not a fusedadam checkpoint")
     version = metadata.get("version")
     if version not in _VERSIONS:
         raise refused(
             path,
-            f"this file is of format version {reprlib.repr(version)}, of a later fusedadam than "
-            f"this one, which reads versions {' and '.join(_VERSIONS)}",
+            f"this file has format version {reprlib.repr(version)}, of a later release of "
+            f"fusedadam; this one reads versions {' and '.join(_VERSIONS)}",
         )
     if metadata.get("optimizer") != optimizer:
         raise refused(
@@ -260,14 +209,10 @@ def _read_metadata(path: str, metadata: dict[str, str], optimizer: str) -> _Meta
         raise refused(path, "this file is damaged: 'config' has something else than settings")
     if not isinstance(progress, dict) or not all(map(_is_count, progress.values())):
         raise refused(path, "this file is damaged: 'progress' has something else than counts")
-    if (
-        not isinstance(excluded, list)
-        or not all(map(_is_position, excluded))
-        or len(set(excluded)) < len(excluded)
-    ):
-        raise refused(path, "this file is damaged: 'excluded' has something else than positions")
+    if not _are_positions(excluded, math.inf):
+        raise refused(path, "this file is damaged: 'excluded' is not a list of distinct positions")
     own = {} if version == "1" else _parsed(path, metadata, "own")
-    return _Metadata(config, progress, excluded, own)
+    return config, progress, excluded, own
 
 
 def _parsed(path: str, metadata: dict[str, str], name: str) -> Any:
@@ -280,26 +225,25 @@ def _parsed(path: str, metadata: dict[str, str], name: str) -> Any:
 
 
 def _is_own(own: object, params: int) -> bool:
-    """Whether this is what `_snapshot` gives as `own` for so many parameters."""
+    """Whether this can be the `own` of a snapshot for this number of parameters."""
     if not isinstance(own, dict) or not own.keys() <= {"steps", "waiting", "overrides"}:
         return False
     steps = own.get("steps", [0] * params)
     if not isinstance(steps, list) or len(steps) != params or not all(map(_is_position, steps)):
         return False
-    with_settings: list[Any] = []
     overrides = own.get("overrides", [])
-    if not isinstance(overrides, list):
+    if not isinstance(overrides, list) or not all(
+        isinstance(entry, list)
+        and [type(item) for item in entry] == [list, dict]
+        and all(map(_is_setting, entry[1].values()))
+        for entry in overrides
+    ):
         return False
-    for entry in overrides:
-        if not isinstance(entry, list) or [type(item) for item in entry] != [list, dict]:
-            return False
-        if not all(map(_is_setting, entry[1].values())):
-            return False
-        with_settings += entry[0]
+    with_settings = [position for positions, _ in overrides for position in positions]
     return all(_are_positions(each, params) for each in (own.get("waiting", []), with_settings))
 
 
-def _are_positions(values: object, params: int) -> bool:
+def _are_positions(values: object, params: float) -> bool:
     return (
         isinstance(values, list)
         and all(_is_position(value) and value < params for value in values)
@@ -324,18 +268,18 @@ def _is_position(value: object) -> bool:
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
-    # bool is an int too. Integers of JSON have no limit; those of the core do.
+    # bool is a subclass of int. JSON does not limit integers; the core does.
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_COUNT
 
 
 def _slots(
     path: str, file: TensorFile, kinds: list[str], params: Sequence[Array]
 ) -> dict[str, Iterable[Array]]:
-    """The arrays of each kind, each read when it is asked for; checked against the parameters."""
+    """Return the arrays of each kind, checked against the parameters and read one at a time."""
     names = file.entries.keys()
     if not names:
         return {}
-    # Not by the numbers in the names, which may be of any size.
+    # Count the names instead of parsing their numbers, which may be huge.
     count = max((sum(name.startswith(f"{kind}.") for name in names) for kind in kinds), default=0)
     odd = names ^ {f"{kind}.{i}" for kind in kinds for i in range(count)}
     if odd:
@@ -358,7 +302,7 @@ def _slots(
                     f"params[{i}] must have the dtype of {name} in {path!r}, {dtype}. "
                     f"Received: dtype={param.dtype}"
                 )
-    return {kind: _Tensors(file, kind, count) for kind in kinds}
+    return {kind: map(file.read, [f"{kind}.{i}" for i in range(count)]) for kind in kinds}
 
 
 def _other_count(path: str, saved: int, given: int) -> ValueError:
@@ -366,15 +310,3 @@ def _other_count(path: str, saved: int, given: int) -> ValueError:
         f"params must be as many as were saved: {path!r} has the state of {saved}. "
         f"Received: {given}"
     )
-
-
-class _Tensors(Iterable[Array]):
-    """The arrays of one kind in an open file. Reading one at a time, memory holds no second state."""
-
-    def __init__(self, file: TensorFile, kind: str, count: int) -> None:
-        self._file = file
-        self._kind = kind
-        self._count = count
-
-    def __iter__(self) -> Iterator[Array]:
-        return (self._file.read(f"{self._kind}.{i}") for i in range(self._count))

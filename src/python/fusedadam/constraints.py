@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Constraints of parameters, as Keras' variables have them: applied after each step."""
+"""Parameter constraints, as on Keras variables; applied after each step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from fusedadam.arrays import are_plain_arrays, as_array, is_tensor, tensor_view
 
 
 def constraints_of(params: Sequence[Any], grads: Sequence[Any]) -> list[tuple[int, Any]]:
-    """Return the constraints of the parameters that have a gradient, with their positions.
-
-    Raises
-    ------
-    TypeError
-        The attribute `constraint` of a parameter is not callable.
-    """
+    """Return (position, constraint) for each parameter that has a gradient and a constraint."""
     if are_plain_arrays(params):
         return []
     constraints = []
@@ -33,13 +27,7 @@ def constraints_of(params: Sequence[Any], grads: Sequence[Any]) -> list[tuple[in
 
 
 def constrain(params: Sequence[Any], constraints: Sequence[tuple[int, Any]]) -> None:
-    """Write what each constraint returns into its parameter.
-
-    Raises
-    ------
-    ValueError
-        A constraint returned an array of another shape. The step has been taken.
-    """
+    """Write the result of each constraint into its parameter."""
     for i, constraint in constraints:
         value = as_array(constraint(params[i]), f"params[{i}].constraint(...)")
         array = tensor_view(params[i], f"params[{i}]") if is_tensor(params[i]) else params[i]

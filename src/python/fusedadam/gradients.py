@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gradients of a loss: as given, by autograd from a callable, or by torch from a tensor."""
+"""Gradients of a loss: given, or computed by autograd (callable) or torch (tensor)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fusedadam.structures import rebuilt
 if TYPE_CHECKING:
     import torch
 
-# Settings that change what a step makes of the gradients.
+# Settings that clip gradients.
 _CLIPS: Final = frozenset(("clipnorm", "clipnorm_per_tensor", "clipvalue"))
 
 
 def are_given(loss: Any) -> TypeGuard[Sequence[Any]]:
-    """Whether a loss is the gradients themselves, and not something to take them of."""
+    """Whether the argument `loss` holds the gradients themselves."""
     return isinstance(loss, Sequence) and not isinstance(loss, (str, bytes))
 
 
 def scaled(loss: Any, scale: float) -> Any:
-    """A loss multiplied by `scale`: a function for a function, a product for what is a value."""
+    """Return a loss multiplied by `scale`; for a function, a function."""
     if callable(loss) and not is_tensor(loss):
         return lambda *args, **kwargs: scale * loss(*args, **kwargs)
     return scale * loss
@@ -40,10 +40,7 @@ def clipped(
     *,
     overrides: Mapping[int, Mapping[str, Any]],
 ) -> list[Array]:
-    """Gradients as a step uses them: new arrays where they are clipped.
-
-    `overrides` are the settings that parameters have of their own, by position.
-    """
+    """Return unscaled and clipped gradients; `overrides` has the settings of single parameters."""
     changed = clip_gradients(params, grads, options, progress)
     clips = {
         i: {name: value for name, value in own.items() if name in _CLIPS}
@@ -51,7 +48,7 @@ def clipped(
     }
     for positions, settings in grouped(clips):
         if settings:
-            # The norm is that of all gradients.
+            # Pass all gradients, since the norm for `clipnorm` is that of all.
             by_own = clip_gradients(params, grads, options.changed(settings), progress)
             for i in set(positions).intersection(range(len(by_own))):
                 changed[i] = by_own[i]
@@ -59,15 +56,7 @@ def clipped(
 
 
 def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
-    """Gradients of `loss` by each of `params`; None for a torch parameter out of its reach.
-
-    Raises
-    ------
-    TypeError
-        `loss` is none of the three kinds.
-    ValueError
-        A torch loss is no scalar, or a torch parameter requires no gradient.
-    """
+    """Return the gradient of `loss` for each parameter; by torch, None for an unused one."""
     if is_tensor(loss):
         return _by_torch(loss, params)
     if callable(loss):
@@ -83,21 +72,10 @@ def gradients(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
 def value_and_gradients(
     loss: Any, tree: Any, params: Sequence[Any], scale: float
 ) -> tuple[float, Sequence[Any]]:
-    """The value of a loss, and the gradients of `scale` times the loss.
+    """Return the value of a loss, and the gradients of `scale` times the loss.
 
-    Parameters
-    ----------
-    loss : callable or torch.Tensor
-        A callable gets `tree` with its arrays as autograd traces them.
-    tree
-        The parameters as they are nested, and `params` the same in one list.
-
-    Raises
-    ------
-    TypeError
-        `loss` is none of the two kinds.
-    ValueError
-        A torch loss is no scalar, or a torch parameter requires no gradient.
+    A callable loss is called with the nested parameters, `tree`; `params` is the same as a flat
+    list.
     """
     if is_tensor(loss):
         grads = _by_torch(loss if scale == 1 else scaled(loss, scale), params)
@@ -105,7 +83,7 @@ def value_and_gradients(
     if not callable(loss):
         raise TypeError(
             "loss must be a callable loss(params) written with autograd.numpy, or a scalar "
-            "torch.Tensor; with gradients at hand, call step(params, grads). "
+            "torch.Tensor; if you have the gradients, call step(params, grads). "
             f"Received: {type(loss).__name__}"
         )
     from autograd.tracer import getval
@@ -119,7 +97,7 @@ def value_and_gradients(
 
     grads = _by_autograd(of_list, params)
     value = values[0]
-    while value is not getval(value):  # one box for each trace of autograd
+    while value is not getval(value):  # autograd adds one box per nested trace
         value = getval(value)
     return float(value), grads
 
@@ -130,13 +108,12 @@ def _by_autograd(loss: Any, params: Sequence[Any]) -> Sequence[Any]:
     for i, param in enumerate(params):
         if not isinstance(param, np.ndarray):
             raise TypeError(
-                f"params[{i}] must be a numpy.ndarray where the loss is a callable. "
+                f"params[{i}] must be a numpy.ndarray if the loss is a callable. "
                 f"Received: {type(param).__name__}"
             )
-    # autograd knows ndarray itself and none of its subclasses.
+    # autograd supports ndarray but not its subclasses.
     grads = autograd.grad(loss)([np.asarray(param) for param in params])
-    # NumPy's promotion inside the loss decides the dtype of these, not the user, who means the
-    # parameter's.
+    # NumPy's type promotion within the loss may have changed the dtype.
     return [np.asarray(g, dtype=p.dtype) for g, p in zip(grads, params, strict=True)]
 
 
@@ -148,7 +125,7 @@ def _by_torch(loss: torch.Tensor, params: Sequence[Any]) -> Sequence[Any]:
     for i, param in enumerate(params):
         if not is_tensor(param):
             raise TypeError(
-                f"params[{i}] must be a torch.Tensor where the loss is one. "
+                f"params[{i}] must be a torch.Tensor if the loss is one. "
                 f"Received: {type(param).__name__}"
             )
         if not param.requires_grad:
@@ -160,7 +137,7 @@ def _by_torch(loss: torch.Tensor, params: Sequence[Any]) -> Sequence[Any]:
 
 
 def unzipped(pairs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Gradients and parameters, each in a sequence of its own."""
+    """Split pairs into a sequence of gradients and a sequence of parameters."""
     if not pairs:
         return (), ()
     try:

@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""Adam and AdamW for Keras 3 on its torch backend: Keras' own classes, stepped by the fused kernel.
+"""Adam and AdamW for Keras 3 with the torch backend, stepped by the fused kernel.
 
-Import `Adam` or `AdamW` from here in place of `keras.optimizers`; `model.compile`, `model.fit`,
-callbacks, schedules, `get_config` and `.keras` files go on working. Variables are updated where they
-lie, all of them in one call. These are subclasses of Keras' classes, with their arguments, their
-meaning and their variables in their order, so that states are interchangeable both ways:
+Import `Adam` or `AdamW` from here instead of `keras.optimizers`; `model.compile`, `model.fit`,
+callbacks, schedules, `get_config` and `.keras` files keep working. One call updates all variables
+in place. The classes are subclasses of Keras' classes, with the same arguments and the same
+variables in the same order, so either optimizer can load the other's state:
 
-- A file saved with this optimizer loads in a program that has imported `fusedadam.keras`, and, by
-  `custom_objects={"fusedadam>Adam": keras.optimizers.Adam}`, in one that has not.
-- A file saved with Keras' optimizer, which names Keras' class, is loaded in four lines::
+- A file saved with this optimizer loads in a program that imports `fusedadam.keras`. Elsewhere,
+  pass `custom_objects={"fusedadam>Adam": keras.optimizers.Adam}`.
+- A file saved with Keras' optimizer names Keras' class. Load it in four lines::
 
       model = keras.saving.load_model("model.keras", compile=False)
       model.compile(optimizer=fusedadam.keras.Adam(), loss="mse")
       model.optimizer.build(model.trainable_variables)
-      model.load_weights("model.keras")  # the optimizer's state, and its learning rate, too
+      model.load_weights("model.keras")  # also the optimizer's state and its learning rate
 
-Where Keras' meaning is not that of the kernel, Keras' own code runs: the averages (`use_ema`) in
-calls that only accumulate or that lack a gradient, a step whose clipped gradients are not finite,
-and the unscaling of gradients that are accumulated, or by a factor beyond 2**-127 to 2**127.
+Where Keras and the kernel differ, Keras' own code runs: for the moving averages (`use_ema`) in
+calls that only accumulate or lack a gradient, for a step whose norm for clipping is not finite, and
+for unscaling gradients that are accumulated or whose scale is outside of 2**-127 to 2**127.
 
-Other backends are refused: a compiled step of TensorFlow or JAX can leave it by a callback only, and
-arrays that a callback is given must not be written (on TensorFlow fresh moments even share memory), so
-that all of the state is copied at every step. That takes longer than Keras' own step, which
-`docs/benchmarks.md` has the figures of.
+Other backends are refused. A compiled TensorFlow or JAX step can reach the kernel only through a
+callback, whose arguments must not be modified, so every step would copy the whole state. That is
+slower than Keras' own step; `docs/benchmarks.md` has the figures.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ if keras.backend.backend() == "torch":
 
 __all__ = ["Adam", "AdamW"]
 
-# Up to Keras 3.9, `_backend_apply_gradients` counts the call, too.
+# Up to Keras 3.9, `_backend_apply_gradients` also increments `iterations`.
 _COUNTS_CALLS: Final = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10)
 
 _Function = TypeVar("_Function")
 
-# Where Keras keeps what the kernel knows under these names.
+# Keras' attributes for the kernel's kinds of state.
 _STATE: Final = {
     "m": "_momentums",
     "v": "_velocities",
@@ -63,7 +62,7 @@ _STATE: Final = {
 
 
 def _not_traced(function: _Function) -> _Function:
-    """Keep out torch.compile, which `jit_compile=True` asks for: it cannot look into the kernel."""
+    """Exclude a function from torch.compile (`jit_compile=True`), which cannot trace the kernel."""
     if keras.backend.backend() != "torch":
         return function
     disable: Any = torch.compiler.disable
@@ -72,7 +71,7 @@ def _not_traced(function: _Function) -> _Function:
 
 
 class _Bound:
-    """Some variables and what the optimizer keeps for them, and the plan of their steps."""
+    """A list of variables, their optimizer state, and the plan for stepping them."""
 
     def __init__(self, optimizer: Adam, variables: Sequence[Any], *, stateless: bool) -> None:
         self.variables = variables
@@ -86,14 +85,14 @@ class _Bound:
         self.plan = TensorPlan(copy_like)
 
     def tensors(self, variables: Sequence[Any]) -> list[Any]:
-        """What these variables hold now: Keras and users may replace it between steps."""
-        # `value` looks for scopes at every access, which costs more than to step the tensor.
+        """Return the current tensors; Keras and users may replace them between steps."""
+        # `value` checks for scopes at every access, which takes longer than stepping the tensor.
         name = "value" if self.stateless else "_value"
         return [None if v is None else getattr(v, name) for v in variables]
 
 
 class _Prepared:
-    """What is kept from step to step. An object of its own, into which Keras does not look."""
+    """Data cached between steps, in a separate object so that Keras does not track it."""
 
     def __init__(self) -> None:
         self.lock = new_lock()
@@ -105,16 +104,16 @@ class _Prepared:
 
 @keras.saving.register_keras_serializable(package="fusedadam")
 class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
-    """`keras.optimizers.Adam` by the fused kernel, in place, on the torch backend.
+    """`keras.optimizers.Adam` with the fused kernel, in place, for the torch backend.
 
-    The arguments are those of `keras.optimizers.Adam`. Variables are float32 or float64, and on the
-    CPU.
+    The arguments are those of `keras.optimizers.Adam`. Variables must be float32 or float64, and on
+    the CPU.
 
     Raises
     ------
     ValueError
-        The backend of Keras is not torch, or a setting is out of range; when it is built, a
-        variable is not on the CPU, or of another dtype.
+        The Keras backend is not torch, or a setting is out of range. From `build`: a variable is
+        not on the CPU, or has another dtype.
     """
 
     loss_scale_factor: float | None
@@ -124,9 +123,10 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
         name = type(self).__name__
         if keras.backend.backend() != "torch":
             raise ValueError(
-                f"fusedadam.keras.{name} must run on the torch backend of Keras: set the environment "
-                "variable KERAS_BACKEND=torch before keras is imported. From other backends, a call "
-                f"of this kernel copies all state and is slower than keras.optimizers.{name}. "
+                f"fusedadam.keras.{name} must run on the torch backend of Keras: set the "
+                "environment variable KERAS_BACKEND=torch before importing keras. On other "
+                "backends, each step would copy the whole state and be slower than "
+                f"keras.optimizers.{name}. "
                 f"Received: backend={keras.backend.backend()!r}"
             )
         super().__init__(*args, **kwargs)
@@ -144,30 +144,30 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
         self._prepared.bound = None
         for name in _STATE.values():
             for own, variable in zip(getattr(self, name, None) or (), var_list, strict=False):
-                # Keras makes them contiguous, and some initializers make variables that are not.
+                # Keras makes state contiguous, but some initializers return strided variables.
                 if own is not None and own._value.stride() != variable._value.stride():
                     own._value.data = copy_like(own._value, variable._value)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
-        """Leave variables out of weight decay, as in Keras."""
+        """Exclude variables from weight decay, as in Keras."""
         super().exclude_from_weight_decay(var_list, var_names)
         self._prepared.bound = None
 
     @_not_traced
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Take one step with these gradients, as in Keras; from several threads, one after the other."""
+        """Take one step with these gradients, as in Keras; thread-safe."""
         with self._prepared.lock:
             self._apply(grads, trainable_variables)
 
     def _apply(self, grads: Any, trainable_variables: Any) -> None:
         scale = self.loss_scale_factor
-        # Accumulators hold gradients that are unscaled already.
+        # Accumulators hold unscaled gradients.
         if scale is None or self.gradient_accumulation_steps or not divides_by(float(scale)):
             super().apply(grads, trainable_variables)
             return
-        # Keras would make unscaled copies of all gradients.
+        # Let the kernel unscale the gradients: Keras would copy all of them.
         hand_over = together(
             *assignments(self, loss_scale_factor=None),
             *assignments(self._prepared, loss_scale=scale),
@@ -198,7 +198,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
         progress = AdamProgress({"iterations": iterations, "accumulated": accumulated})
         bound.plan.step(params, grads, state, bound.groups, options, progress)
         if progress.skipped_steps:
-            # A norm that is not finite: Keras clips by it nevertheless.
+            # The norm is not finite. The kernel skips such a step; Keras still clips and steps.
             scale = self._prepared.loss_scale
             if scale is not None:
                 grads = [g / scale for g in grads]
@@ -234,7 +234,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
         return bound
 
     def _core_options(self, *, lr: float, use_ema: bool) -> list[AdamOptions]:
-        """Keras' settings under the core's names: with weight decay, and without."""
+        """Return the core's options for variables with weight decay, and for those without."""
         settings = {
             "lr": lr,
             "beta_1": self.beta_1,
@@ -250,7 +250,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
         if use_ema:
             settings["ema_momentum"] = self.ema_momentum
             settings["ema_overwrite_frequency"] = self.ema_overwrite_frequency or None
-        # The first of them that is on, as in Keras; negative ones are off there.
+        # As in Keras, only the first of these that is on applies, and negative values are off.
         if self.clipnorm and self.clipnorm > 0:
             settings |= {"clipnorm_per_tensor": self.clipnorm, "skip_nonfinite": True}
         elif self.global_clipnorm and self.global_clipnorm > 0:
@@ -267,9 +267,9 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
 
 @keras.saving.register_keras_serializable(package="fusedadam")
 class AdamW(Adam, keras.optimizers.AdamW):  # type: ignore[misc] # Keras has no types
-    """`keras.optimizers.AdamW` by the fused kernel, in place, on the torch backend.
+    """`keras.optimizers.AdamW` with the fused kernel, in place, for the torch backend.
 
-    The arguments are those of `keras.optimizers.AdamW`; for the rest see `Adam`.
+    The arguments are those of `keras.optimizers.AdamW`. Otherwise as `Adam`.
     """
 
     @functools.wraps(keras.optimizers.AdamW.__init__)  # type: ignore[misc] # as above
@@ -282,12 +282,12 @@ def _require_steppable(variable: Any) -> None:
     if tensor.device.type != "cpu":
         raise ValueError(
             f"variable {variable.path!r} must be on the CPU: set the environment variable "
-            "KERAS_TORCH_DEVICE=cpu, or make the model within keras.device('cpu'). "
+            "KERAS_TORCH_DEVICE=cpu, or create the model within keras.device('cpu'). "
             f"Received: device={tensor.device.type!r}"
         )
     if tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"variable {variable.path!r} must be of float32 or float64; a policy such as "
-            "'mixed_bfloat16' keeps variables in float32 and computes in less. "
+            f"variable {variable.path!r} must be float32 or float64; a policy such as "
+            "'mixed_bfloat16' keeps variables in float32 and computes in bfloat16. "
             f"Received: dtype={variable.dtype!r}"
         )

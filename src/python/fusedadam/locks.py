@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Locks that `os.fork` waits for: a child must not inherit one whose holder it does not have."""
+"""Locks that `os.fork` acquires first, so that no child inherits a lock held by another thread."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from fusedadam.signals import without_interruption
 
-# Held while `_locks` changes, and from before a fork until after it. Reentrant: a garbage collection
-# can come in between, and what it frees may make or use an optimizer.
+# Held while `_locks` changes, and from before a fork until after it. Reentrant, because garbage
+# collection may run meanwhile, and a finalizer may create or use an optimizer.
 _registry = threading.RLock()
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class _Held(threading.local):
-    """What the thread that forks holds."""
+    """The locks that the forking thread holds."""
 
     def __init__(self) -> None:
         self.locks: list[Any] = []
@@ -29,7 +29,7 @@ _held = _Held()
 
 
 def new_lock() -> threading.RLock:
-    """Return a reentrant lock that nobody holds when a process forks, but the thread that forks."""
+    """Return a reentrant lock that no other thread holds while this process forks."""
     lock = threading.RLock()
     with _registry:
         _locks.add(lock)
@@ -37,11 +37,11 @@ def new_lock() -> threading.RLock:
 
 
 def _acquire_all() -> None:
-    # A thread that has one of the locks may need another of them, or the registry's, before it lets
-    # go. So what is held is given up when a lock is not free for some time, twice as long each time
-    # since a step can be long; then it begins with that lock.
+    # To avoid a deadlock with a thread that holds one lock and waits for another: if a lock is not
+    # free in time, release all and start again with that lock. The timeout doubles at each attempt,
+    # since a step can take long.
     if _held.locks:
-        return  # by the first of the two hooks
+        return  # acquired by the first of the two hooks
     first: Any = _registry
     patience_s = 0.1
     interruption = None
@@ -49,8 +49,8 @@ def _acquire_all() -> None:
         try:
             first = _acquire_or_give_up(first, patience_s)
         except BaseException as error:  # noqa: BLE001
-            # Of a signal. There is no stopping a fork from here: Python reports what a hook raises,
-            # and forks.
+            # From a signal handler. A hook cannot stop the fork: Python reports its exception and
+            # forks anyway.
             interruption = error
             _release_all()
         patience_s *= 2
@@ -58,11 +58,12 @@ def _acquire_all() -> None:
         try:
             raise interruption
         finally:
-            del interruption  # it refers to this frame
+            del interruption  # breaks the reference cycle with this frame
 
 
 def _acquire_or_give_up(first: Any, patience_s: float) -> Any:
-    """Hold all locks, the registry's before it is read; or none, and return one that is not free."""
+    """Acquire all locks and return None, or acquire none and return one that is not free."""
+    # The registry's lock must be held while `_locks` is read.
     missed = _acquire([first], -1) or _acquire([_registry], patience_s)
     missed = missed or _acquire(list(_locks), patience_s)
     if missed:
@@ -72,10 +73,10 @@ def _acquire_or_give_up(first: Any, patience_s: float) -> Any:
 
 
 def _acquire(locks: list[Any], patience_s: float) -> list[Any]:
-    """Add these locks to those held, up to one that is not free; return the others."""
+    """Acquire these locks up to the first that is not free; return that one and the rest."""
     before = len(_held.locks)
     free = itertools.takewhile(bool, map(operator.methodcaller("acquire", True, patience_s), locks))
-    # In one call of compiled code: no signal comes between a lock and its place in the list.
+    # One call of compiled code: no signal handler runs between acquiring a lock and recording it.
     _held.locks.extend(itertools.compress(locks, free))
     return locks[len(_held.locks) - before :]
 
@@ -86,7 +87,8 @@ def _release_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # Twice: what a signal raises in the first instruction of a hook makes Python pass over it.
+    # Registered twice: if a signal handler raises at the first instruction of a hook, Python skips
+    # that hook.
     for _ in range(2):
         os.register_at_fork(
             before=_acquire_all, after_in_parent=_release_all, after_in_child=_release_all

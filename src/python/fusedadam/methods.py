@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Kinds of methods."""
+"""A descriptor for methods of a class and of its instances."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
 
     class class_or_instance_method:
-        """A method whose first argument is the instance where there is one, else the class."""
+        """A method whose first argument is the instance, or the class if called on the class."""
 
         def __init__(self, function: Callable[..., Any]) -> None:
             self.__wrapped__ = function

@@ -13,10 +13,11 @@ from fusedadam.arrays import as_array, listed
 
 @public
 def global_norm(arrays: Iterable[Any]) -> float:
-    """Return the Euclidean norm of all arrays together, the root of the sum of all squares.
+    """Return the Euclidean norm of all arrays together: the square root of the sum of squares.
 
-    Summed in float64, in an order that depends on nothing but the sizes: the same bits for every
-    thread count and instruction set. Squares of float32 neither overflow nor underflow.
+    The sum is in float64, in an order that depends only on the sizes, so the result is bitwise
+    identical for every thread count and instruction set. Squares of float32 cannot overflow or
+    underflow.
 
     Parameters
     ----------
@@ -26,12 +27,12 @@ def global_norm(arrays: Iterable[Any]) -> float:
     Returns
     -------
     float
-        NaN if an element is; infinite if one is, or if a float64 is beyond 1e154.
+        NaN if an element is NaN; infinite if an element is, or if a float64 exceeds 1e154.
 
     Raises
     ------
     TypeError
-        An array is none, or of another dtype.
+        An item is not an array, or has another dtype.
 
     Examples
     --------

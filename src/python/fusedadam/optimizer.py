@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The base of optimizers: it owns the state and the order of events, and knows no formula."""
+"""The base class of optimizers: state and interface, but no formula."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fusedadam.gradients import (
 from fusedadam.locks import new_lock
 from fusedadam.methods import class_or_instance_method
 from fusedadam.own_settings import checked_override
-from fusedadam.schedules import either_name, require_not_negative, saved_config
+from fusedadam.schedules import either_name, require_not_negative
 from fusedadam.signals import assignments, without_interruption
 from fusedadam.snapshots import pickled, unpickled
 from fusedadam.structures import (
@@ -52,43 +52,41 @@ if TYPE_CHECKING:
 
 
 class Optimizer(ABC):
-    """Base class of optimizers over arrays that are updated in place.
+    """Base class of optimizers that update arrays in place.
 
     It owns the number of steps taken and the state of each parameter; a subclass adds its
     hyper-parameters and its formula. The interface is that of `tf.keras.optimizers.Optimizer` in
     TensorFlow 1.4, with `build` and `apply_gradients` of later versions.
 
-    The state belongs to a position in the list of parameters: every later call must bring
-    parameters that match in number, shape and dtype those that the state was built for. Two models
-    of the same shapes can thus share one optimizer, and its moments.
+    The state is kept by position in the list of parameters. The parameters of every later call must
+    match those that the state was built for in number, shape and dtype. Two models of the same
+    shapes can therefore share one optimizer and its moments.
 
-    An optimizer may be used from several threads: its steps then happen one after the other.
-    Different optimizers step at the same time.
+    An optimizer is thread-safe: steps from several threads are serialized. Different optimizers
+    step concurrently.
     """
 
     _lock: Any
-    # Counts, moments and settings of some parameters' own.
-    _state: AdamState
-    # The hyper-parameters, but for a schedule.
-    _options: AdamOptions
+    _state: AdamState  # counts, moments, and settings of single parameters
+    _options: AdamOptions  # the hyper-parameters without a schedule
 
     def __init__(self) -> None:
         self._lock = new_lock()
         self._state = AdamState(as_array)
 
-    # ---- what a subclass adds
+    # ---- subclasses
 
     @abstractmethod
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration as plain Python numbers, for `from_config`."""
+        """Return the configuration as plain Python values, for `from_config`."""
 
     @abstractmethod
     def _step_options(self, *, own_gradients: bool = False) -> AdamOptions:
-        """The hyper-parameters of the next step; `own_gradients` need not be zeroed after it."""
+        """Return the options of the next step; `own_gradients` need not be zeroed after it."""
 
     @property
     def current_loss_scale(self) -> float:
-        """What the next loss is to be multiplied by; 1.0 without `loss_scale`."""
+        """Factor by which to multiply the next loss; 1.0 without `loss_scale`."""
         return self._state.progress.current_loss_scale(self._options)
 
     # ---- configuration
@@ -111,42 +109,42 @@ class Optimizer(ABC):
 
     @property
     def skipped_steps(self) -> int:
-        """Number of steps that were skipped because a gradient was not finite."""
+        """Number of steps skipped because a gradient was not finite."""
         return self._state.progress.skipped_steps
 
     @property
     def ema(self) -> list[Array]:
-        """The averages of the parameters: the live arrays; empty without `use_ema` or state."""
+        """Moving averages of the parameters (live arrays); empty without `use_ema` or state."""
         return self._state.slots.get("ema", [])
 
     @property
     def weights(self) -> list[Array]:
-        """The state: `[iterations]` and then the moments, kind by kind.
+        """The state: `iterations`, then each m, each v and, with `amsgrad`, each vhat.
 
-        `iterations` is a read-only 0-d int64 array, the count now; the moments are the live arrays:
-        each m, each v and, with `amsgrad`, each vhat. Empty before the state exists.
+        `iterations` is the current count as a read-only 0-d int64 array; the moments are the live
+        arrays. Empty before the state exists.
         """
         return weights_of(self._state)
 
     @public
     def build(self, params: Iterable[Any]) -> None:
-        """Start fresh moments, all zeros, for these parameters; `iterations` counts on.
+        """Reset the moments to zero for these parameters; `iterations` is kept.
 
-        Averages start as the parameters, and gradients that were accumulated are forgotten.
+        Moving averages start at the parameters, and accumulated gradients are discarded.
 
-        The first step does this by itself. Call it to change the parameters' number, shapes or
-        dtypes, or to pay for the memory ahead of the first step.
+        The first step builds the state if needed. Call `build` to change the number, shapes or
+        dtypes of the parameters, or to allocate the memory before the first step.
 
         Parameters
         ----------
         params : array, or list, tuple, dict or iterable of arrays
             numpy.ndarray or torch.Tensor, nested as for `step`; float32 or float64, aligned,
-            writeable, of any strides without gaps or overlaps, no two sharing memory.
+            writeable, with any strides that leave no gaps or overlaps, no two sharing memory.
 
         Raises
         ------
         TypeError, ValueError
-            A parameter that cannot be updated in place, named by its index. The state is unchanged.
+            A parameter cannot be updated in place. The state is unchanged.
         """
         params, structure = leaves_of(params)
         with self._lock, Naming(structure):
@@ -155,42 +153,42 @@ class Optimizer(ABC):
     def get_weights(self) -> list[Array]:
         """Return copies of `weights`.
 
-        The list is of a type of its own, by which `set_weights` knows it, also after a copy or a
-        pickle; in all else it is a list.
+        The result is a subclass of list, by which `set_weights` recognizes its layout, also after a
+        copy or a pickle.
         """
         with self._lock:
             return Weights(weight.copy() for weight in self.weights)
 
     @public
     def set_weights(self, weights: Iterable[Any], layout: str | None = None) -> None:
-        """Take over a state, as `get_weights` or a version of Keras returns it.
+        """Set the state from a list of `get_weights` or of a version of Keras.
 
-        What `get_weights` returns is known for what it is. Lists of Keras 1.0.8 to 3, of tf_keras
-        and of TensorFlow are told apart by their lengths, shapes, signs and the dtype of the count;
-        one that fits several layouts, with other values in each, is refused until `layout` names
-        the right one. That can be the case where all parameters have one shape.
+        Lists of `get_weights` are recognized by their type. Those of Keras 1.0.8 to 3, tf_keras and
+        TensorFlow are told apart by their lengths, shapes, signs and the dtype of the count. A list
+        that fits several layouts with different values is refused unless `layout` is given; this
+        can happen if all parameters have the same shape.
 
         The list must be of an optimizer with the same `amsgrad`. A learning rate in it becomes
-        `lr`, unless that is a schedule. Averages in a list of Keras 3 are taken over with
-        `use_ema`; a list without leaves the averages alone.
+        `lr`, unless that is a schedule. Moving averages in a list of Keras 3 are used with
+        `use_ema`; a list without any leaves the averages unchanged.
 
         Parameters
         ----------
         weights : iterable of array_like
             Cast to the dtypes of the moments.
         layout : str, optional
-            "fusedadam" or "keras-2": `[iterations, m0, m1, ..., v0, v1, ...]` and with `amsgrad`
-            each `vhat`, of this package, TensorFlow 1.4, and Keras 1 and 2; in Keras 2.1.3 to 2.15
-            there is an unused array of shape `(1,)` more for each parameter, which is dropped.
+            "fusedadam" or "keras-2": `[iterations, m0, m1, ..., v0, v1, ...]`, then each `vhat`
+            with `amsgrad`; of this package, TensorFlow 1.4, and Keras 1 and 2. The unused arrays of
+            shape `(1,)` that Keras 2.1.3 to 2.15 appends are dropped.
             "keras-3": `[iteration, learning_rate, m0, v0, m1, v1, ...]`, then each `vhat`.
-            "keras-3-schedule": the same without the rate, of Keras 3 with a schedule, and of
-            tf_keras from 2.11 on.
+            "keras-3-schedule": the same without the learning rate; of Keras 3 with a schedule, and
+            of tf_keras from 2.11 on.
 
         Raises
         ------
         ValueError
-            The number of arrays or a shape does not match, `iterations` is no count, the list is
-            ambiguous, or it cannot be of the layout named. Nothing has changed.
+            The number of arrays or a shape does not match, `iterations` is not a valid count, or
+            the list is ambiguous or contradicts `layout`. Nothing has changed.
         TypeError
             An array is not of real numbers, or is masked. Nothing has changed.
         """
@@ -200,8 +198,8 @@ class Optimizer(ABC):
             taken = taken_weights(weights, state.slots if state.is_built else None, layout)
             if taken is None:
                 return
-            # Converted here, where a warning of an overflow may be an exception. What does not own
-            # its memory may be another of these very moments.
+            # Convert before writing, since an overflow raises if warnings are errors. Copy views,
+            # which may share memory with the moments.
             values = [
                 (live, new.astype(live.dtype, copy=not new.flags.owndata))
                 for live, new in taken.arrays
@@ -216,10 +214,10 @@ class Optimizer(ABC):
 
     @public
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one file: configuration, state, averages, accumulators, counts.
+        """Write the configuration and the whole state to one file, atomically.
 
-        A crash at any instant leaves the old file or the new one. The parameters are not in it, nor
-        is a schedule, which `load` asks for.
+        The state includes moments, moving averages, accumulated gradients and counts. Parameters
+        and schedules are not saved. A crash leaves either the old file or the new one.
 
         Parameters
         ----------
@@ -229,12 +227,12 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            The averages are swapped in, or parameters with settings of their own are still to be
-            found by a step or by `build`.
+            The averages are swapped in, or neither a step nor `build` has followed
+            `exclude_from_weight_decay` or `override`.
         TypeError
-            The configuration of a subclass holds more than numbers, strings and None.
+            The configuration of a subclass contains anything other than numbers, strings and None.
         OSError
-            The file cannot be written; an old one is as it was.
+            The file cannot be written; an existing one is unchanged.
         """
         from fusedadam import checkpoint
 
@@ -250,10 +248,10 @@ class Optimizer(ABC):
         lr: Any = None,
         learning_rate: Any = None,
     ) -> Self:
-        """Go on where a file of `save` left off.
+        """Restore an optimizer from a file of `save`.
 
-        `Adam.load(path, params)` makes an optimizer; `adam.load(path, params)` makes `adam` the one
-        that was saved, configuration included, and returns it.
+        `Adam.load(path, params)` makes a new optimizer. `adam.load(path, params)` replaces the
+        configuration and state of `adam`, and returns it.
 
         Parameters
         ----------
@@ -261,10 +259,10 @@ class Optimizer(ABC):
             The file.
         params : array, or list, tuple, dict or iterable of arrays
             The parameters, nested as for `step`, of the shapes and dtypes that the state was built
-            for. Only looked at.
+            for. They are not modified.
         lr : float or callable, optional
-            In place of the one in the file. Needed where that is a schedule, unless `adam` has one:
-            a file is never trusted to name code to run.
+            Replaces the saved one. Required if that is a schedule, unless `adam` has one: code
+            named by a file is never imported.
         learning_rate : float or callable, optional
             Another name of `lr`.
 
@@ -276,13 +274,13 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            The file is truncated, is not a checkpoint of this class, is of a future version, or
+            The file is damaged, is not a checkpoint of this class, has a later format version, or
             does not fit these parameters; or the averages of `adam` are swapped in. Nothing has
             changed.
         TypeError
-            A parameter is not an array, or `lr` neither a number nor a callable.
+            A parameter is not an array, or `lr` is neither a number nor a callable.
         OSError
-            The file cannot be read; FileNotFoundError where there is none.
+            The file cannot be read; FileNotFoundError if it does not exist.
         """
         from fusedadam import checkpoint
 
@@ -303,10 +301,6 @@ class Optimizer(ABC):
         restored: Self = into
         return restored
 
-    def _saved_config(self) -> dict[str, Any]:
-        """The configuration as a checkpoint holds it."""
-        return saved_config(self.get_config)
-
     def __getstate__(self) -> dict[str, Any]:
         return pickled(self)
 
@@ -317,32 +311,30 @@ class Optimizer(ABC):
 
     @public
     def get_gradients(self, loss: Any, params: Iterable[Any]) -> list[Array]:
-        """Return the gradients of a loss with respect to the parameters, as a step uses them.
-
-        They are unscaled (`loss_scale`) and clipped.
+        """Return the gradients of a loss with respect to the parameters, unscaled and clipped.
 
         Parameters
         ----------
         loss : callable, torch.Tensor or sequence of arrays
             A function `loss(params)` written with `autograd.numpy` that returns a scalar; a scalar
-            tensor whose graph reaches `params`, which are then torch tensors; or the gradients
-            themselves, one per parameter, such as those of `jax.grad`. The first two are multiplied
-            by `current_loss_scale` here; gradients must be those of `scale_loss(loss)`.
+            tensor computed from `params`, which are then torch tensors; or the gradients
+            themselves, one per parameter, such as those of `jax.grad`. The method multiplies the
+            first two by `current_loss_scale`; gradients must be those of `scale_loss(loss)`.
         params : iterable of numpy.ndarray or torch.Tensor
             The parameters.
 
         Returns
         -------
         list of numpy.ndarray
-            One per parameter, of its shape and dtype. New arrays where they are clipped; the
-            gradients given are never changed.
+            One per parameter, of its shape and dtype. Clipped gradients are new arrays; the
+            gradients passed in are never modified.
 
         Raises
         ------
         TypeError
-            `loss` is none of the three, or a gradient has another dtype than its parameter.
+            `loss` is none of the three, or the dtype of a gradient does not match its parameter.
         ValueError
-            A gradient is None, or has another shape than its parameter.
+            A gradient is None, or its shape does not match its parameter.
         """
         params = listed(params, "params")
         grads = self._gradients(loss, params)
@@ -369,9 +361,8 @@ class Optimizer(ABC):
         Returns
         -------
         list
-            `iterations` (0-d int64), then for each parameter in turn its moments (`vhat` first,
-            where there is one) and the parameter, all after the step. The live arrays (or tensors),
-            not copies.
+            `iterations` (0-d int64), then for each parameter its moments (with `amsgrad`, `vhat`
+            first) and the parameter itself, all after the step. Live arrays or tensors, not copies.
 
         Raises
         ------
@@ -384,10 +375,8 @@ class Optimizer(ABC):
         with self._lock:
             self._step(params, grads, self._step_options(own_gradients=not are_given(loss)))
             m, v, *vhat = moments_of(self._state)
-            updates: list[Any] = [count_array(self._state)]
-            for group in zip(*vhat, m, v, params, strict=True):
-                updates.extend(group)
-            return updates
+            groups = zip(*vhat, m, v, params, strict=True)
+            return [count_array(self._state), *(array for group in groups for array in group)]
 
     @public
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
@@ -396,14 +385,14 @@ class Optimizer(ABC):
         Parameters
         ----------
         grads_and_vars : iterable of (gradient, parameter)
-            In the same order at every step. A gradient of None leaves its parameter, its moments and
-            their count of steps alone; not all may be None.
+            In the same order at every step. If a gradient is None, its parameter, the moments and
+            their step count are unchanged; not all gradients may be None.
 
         Returns
         -------
         int
-            The number of steps taken. A call that only accumulates, or whose step is skipped, takes
-            none.
+            `iterations`, which does not change if the call only accumulates gradients or skips the
+            step.
 
         Raises
         ------
@@ -413,7 +402,7 @@ class Optimizer(ABC):
         pairs = listed(grads_and_vars, "grads_and_vars")
         with self._lock:
             options = self._step_options()
-            # What most steps are: no work in Python for each tensor.
+            # The fast path, without per-tensor work in Python; None if it does not apply.
             taken = self._state.step_pairs(pairs, options)
             if taken is None:
                 grads, params = unzipped(pairs)
@@ -427,25 +416,25 @@ class Optimizer(ABC):
         Parameters
         ----------
         params : array, or list, tuple or dict of arrays
-            numpy.ndarray or torch.Tensor, nested in lists, tuples and dicts as you like, in the same
-            way at every step; a dict in the order of its insertion.
+            numpy.ndarray or torch.Tensor, nested in lists, tuples and dicts in any way, but in the
+            same way and with dicts in the same order at every step.
         grads : array, or list, tuple or dict of arrays
-            Nested likewise; the keys of a dict may come in another order. A gradient is an array, a
-            number or a list of numbers, cast to the parameter's dtype where NumPy's `same_kind`
-            allows it. None leaves its parameter, its moments and their count of steps alone; not
-            all may be None.
+            Nested like `params`; the order of dicts does not matter. A gradient is an array, a
+            number or a list of numbers, cast to the parameter's dtype by NumPy's `same_kind` rule.
+            If it is None, its parameter, the moments and their step count are unchanged; not all
+            gradients may be None.
 
         Returns
         -------
         int
-            The number of steps taken. A call that only accumulates, or whose step is skipped, takes
-            none.
+            `iterations`, which does not change if the call only accumulates gradients or skips the
+            step.
 
         Raises
         ------
         TypeError, ValueError
-            As for `get_gradients` and `build`, or `params` are nested otherwise than before.
-            Nothing has changed.
+            As for `get_gradients` and `build`, or `params` are nested differently than at the first
+            step. Nothing has changed.
 
         Examples
         --------
@@ -465,25 +454,25 @@ class Optimizer(ABC):
 
     @public
     def minimize(self, loss: Any, params: Any) -> float:
-        """Take one step down the gradient of a loss, and return the loss before it.
+        """Compute the gradients of a loss, take one step, and return the loss before it.
 
         Parameters
         ----------
         loss : callable or torch.Tensor
             A function `loss(params)` written with `autograd.numpy` that returns a scalar; or a
-            scalar tensor whose graph reaches `params`, which are then torch tensors.
+            scalar tensor computed from `params`, which are then torch tensors.
         params : array, or list, tuple or dict of arrays
-            The parameters, as for `step`; `loss` gets them nested in the same way.
+            The parameters, as for `step`; passed to `loss` with the same nesting.
 
         Returns
         -------
         float
-            The loss of the parameters before the step, not multiplied by `loss_scale`.
+            The loss before the step, not multiplied by `loss_scale`.
 
         Raises
         ------
         TypeError, ValueError
-            As for `step`, and where the loss does not depend on a parameter. Nothing has changed.
+            As for `step`, or the loss does not depend on a parameter. Nothing has changed.
 
         Examples
         --------
@@ -507,35 +496,35 @@ class Optimizer(ABC):
 
     @public
     def apply_sparse(self, indices: Any, grad_rows: Any, param: Any, *, lazy: bool = True) -> int:
-        """Take one step of a table from the gradients of some of its rows.
+        """Take one step of a table, given the gradients of some of its rows.
 
-        Gradients of the same row are added up first, in the order in which they come.
+        Gradients of a repeated row are summed, in the order given.
 
         Parameters
         ----------
         indices : numpy.ndarray or torch.Tensor
-            Row numbers, int32 or int64, of one dimension; in any order, repeated or not.
+            Row numbers, 1-d, int32 or int64; in any order, with or without repetitions.
         grad_rows : numpy.ndarray or torch.Tensor
-            A gradient for each, of the shape `indices.shape + param.shape[1:]`.
+            Their gradients, of shape `indices.shape + param.shape[1:]`.
         param : numpy.ndarray or torch.Tensor
             The table, the only parameter of this optimizer.
         lazy : bool, default True
-            Touch only the rows named: parameters, moments and averages of the others stay as they
-            are, and the cost grows with the rows named (as LazyAdam of TensorFlow Addons and
-            `torch.optim.SparseAdam`). With False, all rows are stepped, those not named with a
-            gradient of zero: bit for bit the dense step, at its cost, without a dense gradient in
-            memory.
+            Update only the rows in `indices`, with their moments and averages, at a cost
+            proportional to their number (as LazyAdam of TensorFlow Addons and
+            `torch.optim.SparseAdam`). With False, update all rows, the others with a gradient of
+            zero: the same bits and time as a dense step, but without a dense gradient in memory.
 
         Returns
         -------
         int
-            The number of steps taken.
+            `iterations`, the total number of steps taken.
 
         Raises
         ------
         TypeError, ValueError
-            An index out of range or of another dtype, rows that do not fit, an optimizer of several
-            parameters or one that accumulates gradients; and as for `build`. Nothing has changed.
+            An index is out of range or of another dtype, a shape does not match, or the optimizer
+            has several parameters or accumulates gradients; and as for `build`. Nothing has
+            changed.
         """
         with self._lock:
             constraints = constraints_of([param], [grad_rows])
@@ -549,21 +538,21 @@ class Optimizer(ABC):
 
     @public
     def exclude_from_weight_decay(self, params: Iterable[Any]) -> None:
-        """Leave these parameters out of `weight_decay` and `l2`: biases and scales of norms.
+        """Exclude parameters, such as biases and norm scales, from `weight_decay` and `l2`.
 
-        The arrays are looked for among the parameters of the next step, or of `build`; like the
-        moments, the exclusion then belongs to their positions in that list. A later call replaces
-        an earlier one; an empty list excludes nothing.
+        The next step or `build` looks these arrays up among its parameters; like the moments, the
+        exclusion is then kept by position. A later call replaces an earlier one; an empty list
+        excludes nothing.
 
         Parameters
         ----------
         params : array, or list, tuple, dict or iterable of arrays
-            The very arrays, or views of the same memory, nested as for `step`.
+            The same arrays, or views of the same memory, nested as for `step`.
 
         Raises
         ------
         TypeError
-            Something in `params` is not an array. Nothing has changed.
+            An item of `params` is not an array. Nothing has changed.
         """
         arrays = list(leaves_of(params)[0])
         with self._lock:
@@ -571,32 +560,32 @@ class Optimizer(ABC):
 
     @public
     def override(self, params: Any = None, **settings: Any) -> None:
-        """Give these parameters settings of their own, in place of the optimizer's.
+        """Override settings of the optimizer for these parameters.
 
-        One optimizer, one step and one norm: `adam.override(head, lr=0.01, weight_decay=None)`. Like
-        the moments, the settings then belong to the parameters' positions, and are saved with them.
-        A later call changes the settings that it names; without any, it takes all of them back, and
-        `override()` those of all parameters.
+        All parameters still share one step and one gradient norm. Like the moments, the settings
+        are kept by position, and are saved. A later call changes only the settings that it names;
+        without settings, it removes all of those of `params`, and `override()` those of all
+        parameters.
 
         Parameters
         ----------
         params : array, or list, tuple, dict or iterable of arrays
-            The very arrays, or views of the same memory, nested as for `step`; looked for among the
-            parameters of the next step, or of `build`. None stands for all parameters, and needs no
+            The same arrays, or views of the same memory, nested as for `step`; the next step or
+            `build` looks them up among its parameters. None means all parameters, and allows no
             settings.
         **settings
             Any of `lr` (or `learning_rate`, a number), `beta_1`, `beta_2`, `epsilon`, `decay`,
-            `bias_corrected_epsilon`, `weight_decay`, `l2`, `clipnorm` (its bound of the one norm of
-            all gradients), `clipnorm_per_tensor`, `clipvalue`, `ema_momentum`,
+            `bias_corrected_epsilon`, `weight_decay`, `l2`, `clipnorm` (a bound on the norm of all
+            gradients), `clipnorm_per_tensor`, `clipvalue`, `ema_momentum`,
             `ema_overwrite_frequency`, `maximize`, `flush_denormals`.
 
         Raises
         ------
         TypeError
-            A setting is unknown or of another type, or something in `params` is not an array.
+            A setting is unknown or has another type, or an item of `params` is not an array.
             Nothing has changed.
         ValueError
-            A setting is out of range, or concerns the step as a whole. Nothing has changed.
+            A setting is out of range or concerns the whole step. Nothing has changed.
 
         Examples
         --------
@@ -612,7 +601,7 @@ class Optimizer(ABC):
         if params is None:
             if settings:
                 raise TypeError(
-                    "params must be given with settings of their own; those of all parameters are "
+                    "params must be given if there are settings; for all parameters, set "
                     f"attributes of the optimizer. Received: {', '.join(settings)}"
                 )
             with self._lock:
@@ -624,15 +613,15 @@ class Optimizer(ABC):
 
     @public
     def swap_ema(self) -> None:
-        """Exchange the parameters with their averages, in place; a second call exchanges them back.
+        """Swap the parameters with their moving averages in place; a second call swaps them back.
 
-        For an evaluation with the averages. Until they are swapped back, whatever steps, builds,
-        copies or saves is refused.
+        Use it to evaluate a model with the averages. Until they are swapped back, methods that
+        step, build, copy or save raise an error.
 
         Raises
         ------
         ValueError
-            There are no averages, or no parameters yet.
+            There are no averages or no parameters yet.
         """
         with self._lock:
             self._state.swap_ema()
@@ -642,13 +631,13 @@ class Optimizer(ABC):
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss multiplied by `current_loss_scale`.
 
-        For those who take gradients themselves and hand them over: they are unscaled in the step. A
-        loss handed to `get_updates` or `get_gradients` is scaled there.
+        Use it if you compute the gradients yourself; the step unscales them. `get_updates`,
+        `get_gradients` and `minimize` scale the loss themselves.
 
         Parameters
         ----------
         loss : float, array, tensor or callable
-            A callable gives a callable.
+            For a callable, the result is a callable.
         """
         return scaled(loss, self.current_loss_scale)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Learning-rate schedules in a configuration: by the name that imports them."""
+"""Learning rates and schedules: their names in a configuration, and checks."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
@@ -12,27 +13,28 @@ from fusedadam._core import AdamOptions
 
 Schedule: TypeAlias = Callable[[int], float]
 
-# Whether a configuration is for a checkpoint, which need not name a schedule: `load` asks for it.
+# Whether the configuration is for a checkpoint. A schedule in it need not be importable, because
+# `load` takes the schedule from the caller.
 _for_checkpoint: Final = ContextVar("for_checkpoint", default=False)
 
 
 def saved_config(get_config: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return a configuration in which schedules need not be importable."""
-    # In a copy of the context: an interrupt cannot leave the variable set in this one.
+    # In a copy of the context, so that an interrupt cannot leave the variable set in this one.
     context = copy_context()
     context.run(_for_checkpoint.set, True)
     return context.run(get_config)
 
 
 def require_not_negative(options: AdamOptions) -> AdamOptions:
-    """Return these options, unless `lr` is below 0, with which only schedules of PyTorch end."""
+    """Return these options, or raise if `lr` < 0: the core allows it for PyTorch's schedulers."""
     if options.lr < 0:
         raise ValueError(f"lr must be finite and >= 0. Received: lr={options.lr!r}")
     return options
 
 
 def either_name(lr: Any, learning_rate: Any, *, absent: Any) -> Any:
-    """Return the learning rate, which was given under one of its two names at most."""
+    """Return the learning rate, given under at most one of its two names."""
     if learning_rate is absent:
         return lr
     if lr is absent:
@@ -44,38 +46,30 @@ def either_name(lr: Any, learning_rate: Any, *, absent: Any) -> Any:
 
 
 def configured(schedule: Schedule) -> str:
-    """Return what a configuration calls a schedule: "module:qualname", which imports it.
+    """Return the name of a schedule in a configuration, "module:qualname".
 
-    In a checkpoint, the name need not be importable.
-
-    Raises
-    ------
-    ValueError
-        There is no such name: a lambda, a local function, an instance.
+    It must be importable (not a lambda, a local function or an instance), unless the configuration
+    is for a checkpoint.
     """
     if _for_checkpoint.get():
         named = schedule if hasattr(schedule, "__qualname__") else type(schedule)
         return f"{named.__module__}:{named.__qualname__}"
-    module = getattr(schedule, "__module__", None)
-    qualname = getattr(schedule, "__qualname__", None)
-    if module is not None and qualname is not None:
-        name = f"{module}:{qualname}"
-        try:
+    if hasattr(schedule, "__module__") and hasattr(schedule, "__qualname__"):
+        name = f"{schedule.__module__}:{schedule.__qualname__}"
+        with contextlib.suppress(ValueError):
             if by_name(name) is schedule:
                 return name
-        except (ImportError, AttributeError, ValueError):
-            pass
     raise ValueError(
-        "lr must be a function of a module, importable by its name, to be written into a "
+        "lr must be a module-level function, importable by its name, to be part of a "
         f"configuration. Received: {schedule!r}"
     )
 
 
 def by_name(name: str) -> Any:
-    """Import what `configured` names."""
+    """Import a schedule by its name from `configured`."""
     module, _, qualname = name.partition(":")
     if not (module and qualname):
-        raise ValueError(f"lr must be a number, or named as 'module:function'. Received: {name!r}")
+        raise ValueError(f"lr must be a number or a name 'module:function'. Received: {name!r}")
     try:
         found: Any = importlib.import_module(module)
         for part in qualname.split("."):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Calls that belong together, whatever signal comes."""
+"""Sequences of calls that no Python signal handler can interrupt."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from functools import partial
 
 
 def without_interruption(*calls: Callable[[], object]) -> None:
-    """Make these calls one after the other; what one of them raises ends it.
+    """Make these calls in order, stopping at the first that raises.
 
-    Python runs the handlers of signals between two of its instructions, and where one raises, as
-    that of Ctrl-C does, a function ends there. These calls must be of compiled functions, with their
-    arguments by `functools.partial`: then nothing of Python's comes between them, and what a signal
-    raises meanwhile comes when all are done.
+    Python runs signal handlers between bytecode instructions, and a handler that raises, such as
+    that of Ctrl-C, ends the function there. The calls must be of compiled functions, with arguments
+    bound by `functools.partial`. Then no bytecode runs between them, and handlers run after the
+    last.
     """
     together(*calls)()
 
 
 def together(*calls: Callable[[], object]) -> Callable[[], object]:
-    """Return what makes these calls as `without_interruption` does, once.
+    """Return a callable that makes these calls once, as `without_interruption` does.
 
-    For a `finally`, where a signal may end a function of Python's before it has begun.
+    For use in `finally`, where a signal handler may raise before a Python function has started.
     """
     return partial(collections.deque, map(operator.methodcaller("__call__"), calls), maxlen=0)
 
 
 def assignments(instance: object, **values: object) -> list[Callable[[], object]]:
-    """Calls for `without_interruption` that set these attributes."""
-    # Not by the dictionary of the instance: once it was asked for, CPython 3.11 looks up each
-    # attribute in it, and a step of a small array takes a sixth longer.
+    """Return calls for `without_interruption` that set these attributes."""
+    # Not through `__dict__`: once it has been accessed, CPython 3.11 looks up attributes more
+    # slowly, and a step of a small array takes a sixth longer.
     return [partial(object.__setattr__, instance, name, value) for name, value in values.items()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An optimizer as plain data: for a checkpoint, and for pickles and copies."""
+"""An optimizer as plain data, for checkpoints, pickles and copies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fusedadam._core import AdamProgress, AdamState
 from fusedadam.arrays import Array, as_array
 from fusedadam.locks import new_lock
 from fusedadam.own_settings import checked_override, grouped
+from fusedadam.schedules import saved_config
 
 if TYPE_CHECKING:
     from fusedadam.optimizer import Optimizer
@@ -19,26 +20,21 @@ if TYPE_CHECKING:
 
 
 def snapshot(optimizer: Optimizer) -> dict[str, Any]:
-    """Return what a checkpoint holds: config, progress, excluded, own, slots.
+    """Return the contents of a checkpoint: config, progress, excluded, own, slots.
 
-    The arrays are live: the optimizer's lock must be held while they are used.
-
-    Raises
-    ------
-    ValueError
-        The averages are swapped in, or parameters with settings of their own are still to be found.
+    The arrays are live, so the caller must hold the optimizer's lock while it uses them.
     """
     state = optimizer._state
     state.require_not_swapped()
     if state.arrays_to_find:
         raise ValueError(
-            "exclude_from_weight_decay(params) and override(params) must be followed by a step "
-            "or by build(params), which find their positions, before save. "
-            f"Received: {state.arrays_to_find} parameters still to be found"
+            "exclude_from_weight_decay(params) and override(params) need a step or build(params), "
+            "which look up the parameters, before save. "
+            f"Received: {state.arrays_to_find} parameters not looked up yet"
         )
-    excluded, overrides = state.find_own(())  # without what was taken back since the last step
+    excluded, overrides = state.find_own(())  # applies removals since the last step
     return {
-        "config": optimizer._saved_config(),
+        "config": saved_config(optimizer.get_config),
         "progress": state.progress.as_dict(),
         "excluded": sorted(excluded),
         "own": _own(state, overrides),
@@ -47,7 +43,7 @@ def snapshot(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _own(state: AdamState, overrides: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """What is not the same for all parameters, and not by `excluded`; by kind."""
+    """Return counts and settings that differ between parameters, other than `excluded`."""
     own: dict[str, Any] = {}
     steps, waiting = state.steps, state.waiting
     if any(count != state.iterations for count in steps):
@@ -69,7 +65,7 @@ def restored(
     own: Mapping[str, Any],
     slots: Mapping[str, Iterable[Array]],
 ) -> Any:
-    """Make an optimizer from what `snapshot` gave; `lr` replaces that of `config` unless None."""
+    """Make an optimizer from the result of `snapshot`; an `lr` replaces that of `config`."""
     optimizer: Any = cls(**(config if lr is None else config | {"lr": lr}))
     counts = AdamProgress(progress)
     counts.require_valid_for(optimizer._options)
@@ -90,7 +86,7 @@ def _restore_moments(
     slots: Mapping[str, Iterable[Array]],
     own: Mapping[str, Any],
 ) -> None:
-    """Moments for such parameters, with these values, and counts of their own where given."""
+    """Allocate the moments of parameters such as `like`, and set them and the counts."""
     state, positions = optimizer._state, range(len(like))
     steps = own.get("steps", [state.iterations for _ in positions])
     waiting = own.get("waiting", positions) if state.progress.accumulated else ()
@@ -104,13 +100,13 @@ def _restore_moments(
 
 
 def pickled(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the attributes of an optimizer, its state in plain ones."""
+    """Return the attributes of an optimizer, with its state as plain data."""
     with optimizer._lock:
         state = optimizer._state
         state.require_not_swapped()
         attributes = optimizer.__dict__.copy()
         del attributes["_lock"]
-        # Copies, also where the caller copies shallowly: two optimizers never share moments.
+        # Copy the moments even for a shallow copy: two optimizers never share them.
         slots = {kind: [a.copy() for a in arrays] for kind, arrays in state.slots.items()}
         attributes["_state"] = slots if state.is_built else None
         attributes["_counts"] = {"steps": state.steps, "waiting": state.waiting}
@@ -122,7 +118,7 @@ def pickled(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def unpickled(optimizer: Optimizer, attributes: dict[str, Any]) -> None:
-    """Set the attributes of an optimizer from what `pickled` gave."""
+    """Set the attributes of an optimizer from the result of `pickled`."""
     slots, counts, *state = map(
         attributes.pop, ("_state", "_counts", "_progress", "_own", "_to_find", "_structure")
     )

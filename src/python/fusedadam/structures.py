@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parameters as people nest them: an array, or lists, tuples and dicts of arrays."""
+"""Nested parameters: an array, or lists, tuples and dicts of arrays."""
 
 from __future__ import annotations
 
@@ -13,53 +13,34 @@ import numpy as np
 
 from fusedadam.arrays import is_tensor, listed
 
-# Far beyond any model, and far below where Python ends a recursion.
+# Far deeper than any model, and well below Python's recursion limit.
 _DEEPEST = 100
 
 _PLAIN = {np.ndarray}
 _CONTAINERS = (list, tuple, dict)
 
-# A name, and then the kind and the key of each step: text is made of it for errors alone.
+# A name, then the kind and the key of each level; formatted only for an error message.
 _Path: TypeAlias = tuple[Any, ...]
 
 
 class Node(NamedTuple):
-    """A list, a tuple or a dict: what its children are called, and what they are."""
+    """A list, tuple or dict: the keys of its children, and their structures."""
 
     kind: str
     keys: Sequence[Any]
     children: tuple[Structure, ...]
 
 
-# None is an array. Equal where names and nesting are, dicts' order included; hashable.
+# None stands for an array. Hashable; equal if keys, nesting and the order of dicts are equal.
 Structure: TypeAlias = Node | None
 
 _LIST, _NAMED, _DICT = "list or tuple", "namedtuple", "dict"
 
 
 def flatten(tree: Any, name: str) -> tuple[list[Any], Structure]:
-    """Arrays of a tree of parameters, in the order of lists and of the insertion into dicts.
+    """Return the arrays of nested parameters, dicts in insertion order, and their structure.
 
-    Parameters
-    ----------
-    tree : numpy.ndarray, torch.Tensor, list, tuple or dict
-        An array, or arrays nested in lists, tuples (also named) and dicts.
-    name : str
-        What errors call it.
-
-    Returns
-    -------
-    list of numpy.ndarray or torch.Tensor
-        The arrays themselves.
-    Structure
-        How they are nested.
-
-    Raises
-    ------
-    TypeError
-        There is something else in it; named by its path.
-    ValueError
-        It is nested too deeply, as is a list that contains itself.
+    Error messages call the tree `name`.
     """
     if _are_arrays({type(tree)}):
         return [tree], None
@@ -68,7 +49,7 @@ def flatten(tree: Any, name: str) -> tuple[list[Any], Structure]:
 
 
 def leaves_of(params: Any) -> tuple[list[Any], Structure]:
-    """Parameters as by `flatten`; an iterable of them counts as a list."""
+    """Flatten parameters; an iterable of them counts as a list."""
     if not isinstance(params, (*_CONTAINERS, np.ndarray)) and not is_tensor(params):
         params = listed(params, "params")
     return flatten(params, "params")
@@ -92,7 +73,7 @@ def _flatten(tree: Any, path: _Path, leaves: list[Any]) -> Node:
             f"{_text(path)} must be nested at most {_DEEPEST} deep, and no list can contain "
             f"itself. Received: {type(tree).__name__}"
         )
-    # Most often all are, which is seen without a look at each.
+    # The common case, without a loop over the values.
     if _are_arrays(set(map(type, values))):
         leaves.extend(values)
         return Node(kind, keys, (None,) * len(values))
@@ -107,32 +88,15 @@ def _flatten(tree: Any, path: _Path, leaves: list[Any]) -> Node:
 
 
 def flatten_like(tree: Any, structure: Structure, name: str) -> list[Any]:
-    """Gradients in the order of the parameters that they belong to.
+    """Return the gradients of nested parameters, in the order of the parameters.
 
-    Parameters
-    ----------
-    tree
-        Nested as the parameters are. Dicts have the same keys, in any order; a list stands for a
-        tuple and the other way round. Whatever is where the parameters have an array is its
-        gradient, None included.
-    structure : Structure
-        That of the parameters, by `flatten`.
-    name : str
-        What errors call it.
-
-    Returns
-    -------
-    list
-        One for each parameter.
-
-    Raises
-    ------
-    TypeError, ValueError
-        It is nested otherwise; the first difference is named by its path.
+    The gradients are nested like the parameters, but the order of dicts does not matter, and lists
+    and tuples are interchangeable. Whatever stands in the place of an array is its gradient, even
+    None or a list. Error messages call the tree `name`.
     """
-    leaves: list[Any] = []
     if structure is None:
         return [tree]
+    leaves: list[Any] = []
     _flatten_like(tree, structure, (name,), leaves)
     return leaves
 
@@ -194,20 +158,7 @@ def _require_type(tree: Any, types: Any, node: Node, path: _Path) -> None:
 
 
 def require_same(structure: Structure, known: Structure, name: str) -> None:
-    """Refuse parameters that are nested otherwise than at the first step.
-
-    Parameters
-    ----------
-    structure, known : Structure
-        Of these parameters, and of those that there is a state for.
-    name : str
-        What errors call them.
-
-    Raises
-    ------
-    ValueError
-        They differ, the order of dicts included; the first difference is named by its path.
-    """
+    """Raise, naming the first difference, unless parameters are nested as those of the state."""
     if structure != known:
         path, expected, received = _difference(structure, known, name)
         raise ValueError(
@@ -236,7 +187,7 @@ def _described(structure: Structure) -> str:
 
 
 def paths(structure: Structure, name: str) -> list[str]:
-    """Where each array is: `params['layer1']['w']`, `params[0][1]`, `params.bias`, `params`."""
+    """Return the path of each array: `params['layer1']['w']`, `params[0][1]`, `params.bias`."""
     if structure is None:
         return [name]
     return [
@@ -247,15 +198,7 @@ def paths(structure: Structure, name: str) -> list[str]:
 
 
 def named(message: str, structure: Structure) -> str:
-    """Put paths of the tree in place of positions in the flat list, in the text of an error.
-
-    Parameters
-    ----------
-    message : str
-        Of the core: it names `params[3]` and `grads[3]`.
-    structure : Structure
-        That of the parameters.
-    """
+    """Replace positions such as `params[3]` and `grads[3]` in a message by paths in the tree."""
     known: dict[str, list[str]] = {}
 
     def path(match: re.Match[str]) -> str:
@@ -268,7 +211,7 @@ def named(message: str, structure: Structure) -> str:
 
 
 class Naming:
-    """A `with` block whose TypeError and ValueError name the arrays of a tree by their paths."""
+    """Context manager: TypeError and ValueError name arrays by their paths in the tree."""
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
@@ -284,7 +227,7 @@ class Naming:
 
 
 def rebuilt(tree: Any, arrays: Iterator[Any]) -> Any:
-    """Return the same nesting with other arrays, in the order of `flatten`."""
+    """Return the same nesting of other arrays, which are in the order of `flatten`."""
     if isinstance(tree, dict):
         items = {key: rebuilt(value, arrays) for key, value in tree.items()}
         if isinstance(tree, defaultdict):
@@ -309,7 +252,7 @@ def _text(path: _Path) -> str:
 
 
 def _are_arrays(types: set[type]) -> bool:
-    """Whether all of these are types of arrays and tensors; torch need not be imported."""
+    """Whether all of these are types of arrays or tensors; does not import torch."""
     if types <= _PLAIN:
         return True
     torch = sys.modules.get("torch")

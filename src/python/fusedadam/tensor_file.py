@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Reading a safetensors file that anybody may have made.
+"""Read safetensors files from untrusted sources.
 
-Not by the safetensors library, which maps files into memory: where one is cut off meanwhile, or its
-disk fails, the process dies by a signal. It also reads whatever header a file has, and a short text
-in JSON can be a hundred times its length in memory. Here all bytes come by `read` from one
-descriptor, nothing is believed that was not checked, and the caller limits the header.
+The safetensors library maps files into memory, so a file that is truncated while mapped, or a disk
+error, kills the process with a signal. It also parses a header of any size, and parsed JSON can
+take a hundred times the memory of its text. This module reads from a single descriptor, validates
+everything it uses, and lets the caller limit the size of the header.
 """
 
 from __future__ import annotations
@@ -30,23 +30,20 @@ if TYPE_CHECKING:
 DTYPES: Final = {"float32": "F32", "float64": "F64"}
 _NUMPY_DTYPES: Final = {named: np.dtype(name) for name, named in DTYPES.items()}
 
-# The limit of the format; more is no header.
-_MAX_HEADER_BYTES: Final = 100_000_000
-# Those of 2**64, or of -2**63.
-_MAX_DIGITS: Final = 20
-# NumPy's limit.
-_MAX_DIMENSIONS: Final = 64
+_MAX_HEADER_BYTES: Final = 100_000_000  # the limit of the format
+_MAX_DIGITS: Final = 20  # of 2**64 - 1, and of -2**63 with its sign
+_MAX_DIMENSIONS: Final = 64  # NumPy's limit
 
 
 def refused(path: str, reason: str) -> ValueError:
-    """What to raise where a file is no checkpoint, or no whole one."""
+    """Return the error for a file that is not a complete checkpoint."""
     return ValueError(
-        f"path must be that of a whole checkpoint of fusedadam; {reason}. Received: {path!r}"
+        f"path must be that of a complete fusedadam checkpoint; {reason}. Received: {path!r}"
     )
 
 
 class Entry(NamedTuple):
-    """What the header says of one tensor. The bytes are there, and as many as it needs."""
+    """The header's entry for one tensor; its offsets lie within the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,15 +52,7 @@ class Entry(NamedTuple):
 
 
 class TensorFile:
-    """An open file whose header was read and checked.
-
-    Parameters
-    ----------
-    path : str
-        The file.
-    max_header_bytes : int
-        Longer headers are not read: the caller knows how many tensors to expect.
-    """
+    """An open file with a validated header; a header beyond `max_header_bytes` is not read."""
 
     metadata: dict[str, str]
     entries: dict[str, Entry]
@@ -85,7 +74,7 @@ class TensorFile:
             if size < whole:
                 raise refused(path, f"this file is truncated: it has {size} bytes of {whole}")
             if size > whole:
-                raise refused(path, "this file is damaged: something follows its last tensor")
+                raise refused(path, "this file is damaged: it has data after its last tensor")
         except BaseException:
             self._file.close()
             raise
@@ -102,7 +91,7 @@ class TensorFile:
         self._file.close()
 
     def read(self, name: str) -> Array:
-        """A new array of what the file has under this name; only float32 and float64."""
+        """Read the float32 or float64 tensor of this name into a new array."""
         entry = self.entries[name]
         array: Array = np.empty(entry.shape, _NUMPY_DTYPES[entry.dtype])
         self._file.seek(self._data + entry.begin)
@@ -110,7 +99,7 @@ class TensorFile:
         return array
 
     def _header_length(self, size: int, max_header_bytes: int) -> int:
-        # By its size, before anything is read: some files of the system's have none, and block.
+        # Check the size before reading: some system files report a size of 0, and block on read.
         start = self._file.read(9) if size >= 9 else b""
         length = int.from_bytes(start[:8], "little")
         if start and (length > _MAX_HEADER_BYTES or start[8:] != b"{"):
@@ -120,7 +109,7 @@ class TensorFile:
         if length > max_header_bytes:
             raise refused(
                 self._path,
-                f"its header, of {length} bytes, is longer than the state of these params makes it",
+                f"its header, of {length} bytes, is longer than the state of these params needs",
             )
         self._file.seek(8)
         return length
@@ -131,8 +120,8 @@ class TensorFile:
 
 
 def _opened(path: str) -> BufferedReader:
-    """Open a regular file and nothing else: a pipe may never end."""
-    # The descriptor is looked at, not the path, which may get another file meanwhile.
+    """Open a regular file and refuse anything else: a pipe may never end."""
+    # Check the descriptor and not the path, which could be replaced in between.
     file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -141,56 +130,50 @@ def _opened(path: str) -> BufferedReader:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # Where the system has them: not for the other end of a pipe; and no terminal becomes ours.
+    # O_NONBLOCK: do not wait for the writer of a pipe. O_NOCTTY: do not acquire a terminal.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def _parsed_header(header: bytes) -> tuple[dict[str, str], dict[str, Entry], int]:
-    """The metadata, the tensors by name, and the number of bytes of all of them."""
+    """Return the metadata, the entries by name, and the total size of the tensors in bytes."""
     parsed = strict_json(header.decode())
     metadata = parsed.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("'__metadata__' has something else than texts")
+        raise ValueError("'__metadata__' contains a value that is not a string")
     entries = {name: _entry(described) for name, described in parsed.items()}
-    spans = sorted((entry.begin, entry.end) for entry in entries.values())
-    _require_no_gap(spans)
-    return metadata, entries, spans[-1][1] if spans else 0
-
-
-def _require_no_gap(spans: list[tuple[int, int]]) -> None:
-    """One after the other, without a byte twice or unused."""
     end = 0
-    for begin, next_end in spans:
-        if begin != end:
-            raise ValueError("its tensors overlap, or leave a hole")
-        end = next_end
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != end:
+            raise ValueError("its tensors overlap or leave gaps")
+        end = entry.end
+    return metadata, entries, end
 
 
 def _entry(described: Any) -> Entry:
     if not isinstance(described, dict) or described.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError("its header has something else than tensors")
+        raise ValueError("its header has an entry that is not a tensor")
     dtype, shape, offsets = (described[key] for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(dtype, str) and _are_sizes(shape) and _are_sizes(offsets)):
-        raise ValueError("its header has something else than tensors")
+        raise ValueError("its header has an entry that is not a tensor")
     if len(shape) > _MAX_DIMENSIONS or len(offsets) != 2 or offsets[1] < offsets[0]:
-        raise ValueError("its header has a tensor that cannot be")
+        raise ValueError("its header has a tensor with an invalid shape or invalid offsets")
     entry = Entry(dtype, tuple(shape), *offsets)
-    # Of other dtypes none is ever read.
+    # Tensors of other dtypes are never read.
     if dtype in _NUMPY_DTYPES:
         nbytes = math.prod(entry.shape) * _NUMPY_DTYPES[dtype].itemsize
         if nbytes != entry.end - entry.begin:
-            raise ValueError("its header has a tensor of other bytes than its shape needs")
+            raise ValueError("its header has a tensor whose size does not match its shape")
     return entry
 
 
 def _are_sizes(values: Any) -> bool:
-    # bool is an int too.
+    # bool is a subclass of int.
     return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
 
 def strict_json(text: str) -> Any:
-    """As `json.loads`, but of objects whose names stand once, texts of whole characters, and finite numbers."""
+    """Parse JSON; refuse duplicate names, lone surrogates and numbers that are not finite."""
     return json.loads(
         text,
         object_pairs_hook=_unique,
@@ -201,7 +184,7 @@ def strict_json(text: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # An escape of JSON can be half a character, which no other program would take.
+    # Encoding fails on a lone surrogate, which JSON can write as an escape.
     "".join(text for pair in pairs for text in pair if isinstance(text, str)).encode()
     unique = dict(pairs)
     if len(unique) < len(pairs):
@@ -216,7 +199,7 @@ def _integer(digits: str) -> int:
 
 
 def _nearest_float(digits: str) -> float:
-    # Python reads by arithmetic in the caller's rounding mode, which may end beside the nearest one.
+    # Python's parser depends on the caller's rounding mode: its result may not be the nearest.
     read = float(digits)
     if read == 0 or math.isinf(read):
         return read

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Lists of weights: which library saved one is told by what is certain, or asked for.
+"""Lists of weights, and detection of the library that saved one.
 
-For n parameters; `vhat` is of amsgrad, the averages of `use_ema`:
+The layouts (`vhat` with `amsgrad`, averages with `use_ema`), and the dtypes of their counts:
 
-| the list | the count | saved by |
-|---|---|---|
-| `m..., v...` | none | Keras 1.0.0 to 1.0.5 |
-| `iterations, m..., v...` | float32 | Keras 1.0.8 to 2.0.7 |
-| `iterations, m..., v...(, vhat...)` | int64 | this package, TensorFlow 1.4 to 2.10, Keras from 2.0.9 on, `optimizers.legacy` of tf_keras |
-| `iterations, m..., v...`, n zeros of shape (1,) | int64 | Keras 2.1.3 to 2.15 without amsgrad, where it has `get_updates` |
-| `iteration, learning_rate(, average...), m0, v0, m1, v1, ...(, vhat...)` | int32; int64 on TensorFlow | Keras 3 |
-| `iteration(, average...), m0, v0, m1, v1, ...(, vhat...)` | int32; int64 on TensorFlow | Keras 3 with a schedule, tf_keras from 2.11 on |
+- `m..., v...`, no count: Keras 1.0.0 to 1.0.5.
+- `iterations, m..., v...`, float32: Keras 1.0.8 to 2.0.7.
+- `iterations, m..., v...(, vhat...)`, int64: this package, TensorFlow 1.4 to 2.10, Keras from 2.0.9
+  on, and `optimizers.legacy` of tf_keras.
+- `iterations, m..., v...`, then a zero of shape (1,) per parameter, int64: Keras 2.1.3 to 2.15
+  without amsgrad, if it has `get_updates`.
+- `iteration, learning_rate(, average...), m0, v0, m1, v1, ...(, vhat...)`, int32, or int64 on
+  TensorFlow: Keras 3.
+- The same without `learning_rate`: Keras 3 with a schedule, and tf_keras from 2.11 on.
 
-As in Keras, a list belongs to an optimizer of the same `amsgrad` and, where it holds averages,
-`use_ema`. Keras 3 with `gradient_accumulation_steps` has its accumulators after the averages; such
-a list is refused, since its count is one of calls.
+As in Keras, a list needs an optimizer with the same `amsgrad` and, if it holds averages, with
+`use_ema`. Keras 3 with `gradient_accumulation_steps` puts its accumulators after the averages; such
+a list is refused, because it counts calls instead of steps.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 from fusedadam._core import AdamState, max_iterations
 from fusedadam.arrays import Array, as_array, listed
 
-# What each layout is, for whoever has to choose.
+# The layouts, described for the error message about an ambiguous list.
 LAYOUTS = {
     "fusedadam": "[iterations, m0, m1, ..., v0, v1, ...]: this package",
     "keras-2": "[iterations, m0, m1, ..., v0, v1, ...]: TensorFlow 1.4, Keras 1 and 2",
@@ -38,81 +39,58 @@ LAYOUTS = {
 }
 _GROUPED = ("fusedadam", "keras-2")
 
-# What an array of a list is: a kind, and the number of its parameter.
+# The role of an array in a list: its kind and the index of its parameter.
 _Place: TypeAlias = tuple[str, int]
 _Form: TypeAlias = list[_Place]
 _ITERATIONS, _LEARNING_RATE = ("iterations", 0), ("learning_rate", 0)
 
 
 class Weights(list[Array]):
-    """A list of weights of this package, which `set_weights` takes for nothing else."""
+    """A list from `get_weights`; its type tells `set_weights` its layout."""
 
 
 def moments_of(state: AdamState) -> list[list[Array]]:
-    """Return the live arrays of a list of weights by kind. Averages and accumulators are no part.
-
-    As in Keras up to 2.10.
-    """
+    """Return the live moments by kind; as in Keras up to 2.10, without averages or accumulators."""
     slots = state.slots or {}
     return [slots[kind] for kind in ("m", "v", "vhat") if kind in slots]
 
 
 def weights_of(state: AdamState) -> list[Array]:
-    """Return the list of weights of a state, with the live arrays; empty before it is built."""
+    """Return the count and the live moments; an empty list before the state is built."""
     if not state.is_built:
         return []
     return Weights([count_array(state), *(array for kind in moments_of(state) for array in kind)])
 
 
 def count_array(state: AdamState) -> Array:
-    """Return the number of steps taken as a read-only array without dimensions."""
+    """Return the number of steps taken as a read-only 0-d array."""
     array = np.array(state.iterations, dtype=np.int64)
     array.flags.writeable = False
     return array
 
 
 class _Reading(NamedTuple):
-    """A list as it is in one layout."""
+    """A list of weights, read in one layout."""
 
     layout: str
     arrays: dict[_Place, Array]
 
 
 class TakenWeights(NamedTuple):
-    """What a list of weights holds."""
+    """The contents of a list of weights; `arrays` has pairs of a live array and its new values."""
 
     iterations: int
     learning_rate: float | None
-    # Each live array with its new values.
     arrays: list[tuple[Array, Array]]
 
 
 def taken_weights(
     weights: Iterable[Any], slots: Mapping[str, Sequence[Array]] | None, layout: str | None
 ) -> TakenWeights | None:
-    """Read a list of weights.
+    """Read a list of weights in one of `LAYOUTS`, or detect its layout if None.
 
-    Parameters
-    ----------
-    weights
-        The list.
-    slots
-        The live arrays of an optimizer, "m", "v" and, where it has them, "vhat" and "ema"; None
-        before there are any.
-    layout
-        One of `LAYOUTS`, or None to find it out.
-
-    Returns
-    -------
-    TakenWeights or None
-        None where there are no live arrays and an empty list was given.
-
-    Raises
-    ------
-    ValueError
-        The list does not fit these arrays, fits them in several ways, or contradicts `layout`.
-    TypeError
-        An array is not of real numbers.
+    `slots` has the live arrays by kind, or is None before the state is built; an empty list is then
+    valid, and the result is None.
     """
     if layout is not None and layout not in tuple(LAYOUTS):
         raise ValueError(
@@ -127,7 +105,8 @@ def taken_weights(
     rate = reading.arrays.get(_LEARNING_RATE)
     return TakenWeights(
         _step_count(reading.arrays[_ITERATIONS]),
-        None if rate is None else _shortest_decimal(rate),
+        # The shortest decimal: 0.001 for float32's 0.0010000000474974513.
+        None if rate is None else float(str(rate[()])),
         [(slots[kind][i], w) for (kind, i), w in reading.arrays.items() if kind in slots],
     )
 
@@ -156,14 +135,14 @@ def _reading(
         names = dict.fromkeys(reading.layout for reading in readings)
         choices = ", or ".join(f'layout="{name}" ({LAYOUTS[name]})' for name in names)
         raise ValueError(
-            "weights could be a list of more than one layout, and nothing in it decides: name the "
-            f"one that it was saved in, {choices}. Received: layout=None"
+            "weights could be a list of more than one layout: pass the one that it was saved in, "
+            f"{choices}. Received: layout=None"
         )
     return readings[0]
 
 
 def _forms(count: int, *, vhat: bool, ema: bool) -> Iterator[tuple[str, _Form]]:
-    """Every list that there may be for so many parameters, this package's own first."""
+    """Yield each possible form of a list for this number of parameters, this package's first."""
     each = range(count)
     last = [("vhat", i) for i in each if vhat]
     grouped = [_ITERATIONS, *(("m", i) for i in each), *(("v", i) for i in each), *last]
@@ -183,14 +162,10 @@ def _interleaved(count: int, rate: _Form, extra: Iterable[str], last: _Form) -> 
 
 
 def _shape(place: _Place, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    if place in (_ITERATIONS, _LEARNING_RATE):
+        return ()
     kind, i = place
-    return (
-        ()
-        if place in (_ITERATIONS, _LEARNING_RATE)
-        else (1,)
-        if kind == "placeholder"
-        else shapes[i]
-    )
+    return (1,) if kind == "placeholder" else shapes[i]
 
 
 def _fits(given: list[Array], form: _Form, shapes: Sequence[tuple[int, ...]]) -> bool:
@@ -200,7 +175,7 @@ def _fits(given: list[Array], form: _Form, shapes: Sequence[tuple[int, ...]]) ->
 
 
 def _may_be(given: list[Array], form: _Form) -> bool:
-    """Whether the length fits, and those arrays whose shapes no parameter decides."""
+    """Whether the length, the learning rate and the placeholders fit; other shapes may not."""
     return len(given) == len(form) and all(
         w.shape == () if kind == "learning_rate" else w.shape == (1,) and not w.any()
         for w, (kind, _) in zip(given, form, strict=True)
@@ -209,7 +184,7 @@ def _may_be(given: list[Array], form: _Form) -> bool:
 
 
 def _distinct(readings: Iterable[_Reading]) -> list[_Reading]:
-    """Those that differ in a value."""
+    """Return the readings without those that equal an earlier one in all values."""
     kept: list[_Reading] = []
     for reading in readings:
         if not any(_same(reading.arrays, other.arrays) for other in kept):
@@ -240,13 +215,13 @@ def _without_contradictions(readings: list[_Reading], *, own: bool) -> list[_Rea
 
 
 def _contradiction(reading: _Reading, *, own: bool) -> str | None:
-    """What no list of this layout can be; sums and maxima of squares have no sign."""
+    """Return why the list cannot be in this layout, or None; v and vhat are never negative."""
     if own and reading.layout not in _GROUPED:
         return "the list is of get_weights"
     for (kind, i), w in reading.arrays.items():
         if kind == "learning_rate" and not 0 <= w < math.inf:
             return f"a learning rate of {w}"
-        # A NaN may have any sign.
+        # The sign bit of a NaN is arbitrary.
         if kind in ("v", "vhat") and np.any(np.signbit(w) & ~np.isnan(w)):
             return f"{kind} of params[{i}] would be negative"
         if kind == "vhat" and np.any(w < reading.arrays["v", i]):
@@ -255,10 +230,10 @@ def _contradiction(reading: _Reading, *, own: bool) -> str | None:
 
 
 def _by_count(dtype: np.dtype[Any], readings: list[_Reading]) -> list[_Reading]:
-    """Those that save a count of this dtype, or all where that does not decide."""
+    """Return the readings whose layouts save a count of this dtype; all if there are none."""
     if dtype.kind == "f":
         left = [r for r in readings if r.layout in _GROUPED]
-    # With NumPy 1 on Windows every count written by hand is an int32.
+    # With NumPy 1 on Windows, int32 is the default integer and does not tell the layout.
     elif dtype == np.int32 != np.array(0).dtype:
         left = [r for r in readings if r.layout not in _GROUPED]
     else:
@@ -296,17 +271,17 @@ def _length_error(given: list[Array], expected: int, hint: str) -> ValueError:
 
 
 def _hint(given: list[Array], shapes: Sequence[tuple[int, ...]], *, vhat: bool) -> str:
-    """What a list that cannot be taken seems to be."""
+    """Describe what a list that does not fit seems to be."""
     last = [("vhat", i) for i in range(len(shapes)) if vhat]
     if shapes and [w.shape for w in given] == [*shapes, *shapes]:
-        return "; Keras 1.0 saved no count of steps: put it before the rest"
+        return "; Keras 1.0 saved no count of steps: insert it as the first item"
     for rate in ([_LEARNING_RATE], []):
         for extra in (["average or accumulator"], ["average", "accumulator"]):
             if shapes and _fits(given, _interleaved(len(shapes), rate, extra, last), shapes):
                 return (
-                    "; it seems to hold averages or accumulated gradients of Keras. Averages are "
-                    "taken with use_ema=True; accumulated gradients are not, since Keras then "
-                    "counts calls and not steps"
+                    "; it seems to hold averages or accumulated gradients of Keras. Averages need "
+                    "use_ema=True; accumulated gradients are not supported, since Keras then "
+                    "counts calls instead of steps"
                 )
     return ""
 
@@ -318,11 +293,6 @@ def _real_array(weight: Any, index: int) -> Array:
             f"weights[{index}] must be an array of real numbers. Received: dtype={array.dtype}"
         )
     return array
-
-
-def _shortest_decimal(value: Array) -> float:
-    """A number as it was written: 0.001, where float32 holds 0.0010000000474974513."""
-    return float(str(value[()]))
 
 
 def _step_count(array: Array) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The kernel behind PyTorch's own interface: `torch.optim.Adam` and `AdamW` for CPU tensors.
+"""Drop-in replacements for `torch.optim.Adam` and `AdamW` on CPU tensors.
 
-Change the import, and everything around the optimizer goes on working: parameter groups, learning
-rate schedulers, gradient scalers, hooks, checkpoints in both directions. Needs torch 2.6 or later.
+Parameter groups, learning rate schedulers, gradient scalers, hooks, and checkpoints of either
+optimizer keep working. Requires torch 2.6 or later.
 
 Examples
 --------

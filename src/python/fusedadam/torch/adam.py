@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`torch.optim.Adam` and `AdamW`, stepped by the kernel."""
+"""Subclasses of `torch.optim.Adam` and `AdamW` that step with the fused kernel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fusedadam.torch.fused_step import FusedStep
 
 
 class Adam(FusedStep, torch.optim.Adam):
-    r"""`torch.optim.Adam` for CPU tensors, all of them stepped in one pass over their memory.
+    r"""`torch.optim.Adam` for CPU tensors, stepped in one pass over their memory.
 
-    Settings, state and checkpoints are those of `torch.optim.Adam`, of which this is a subclass:
+    A subclass of `torch.optim.Adam` with the same settings, state and checkpoints. It implements
     Algorithm 1 of [1]_, where step :math:`t` of a parameter is
 
     .. math::
@@ -27,39 +27,38 @@ class Adam(FusedStep, torch.optim.Adam):
     Parameters
     ----------
     params : iterable
-        float32 or float64 tensors on the CPU, or complex ones as pairs of these; named tensors; or
-        groups with settings of their own. They may have any strides that leave neither gaps nor
-        overlaps.
+        float32 or float64 CPU tensors, or complex ones, which are treated as pairs of these; named
+        tensors; or groups with their own settings. Any strides without gaps or overlaps are valid.
     lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay
         As for `torch.optim.Adam`.
     foreach, fused, capturable : bool, optional
-        Accepted, without influence.
+        Accepted, but ignored.
     differentiable : bool, default False
         Must be False.
     max_grad_norm : float, optional
-        Bound of the norm of all gradients of the step that this process holds: where the norm is
-        not below it, they are multiplied by `max_grad_norm / norm` as they are used. The gradients
-        themselves stay as they are. 0 bounds nothing.
+        Upper bound of the norm of all gradients that this process steps: if the norm is at least
+        `max_grad_norm`, the step uses the gradients times `max_grad_norm / norm`. The gradients
+        themselves are not modified. 0 disables clipping.
     ema_decay : float, optional
-        Keep an average of each parameter, `ema` in its state: after a step,
-        :math:`ema = ema\_decay \cdot ema + (1 - ema\_decay) \, p`; the first step takes p itself.
+        Keep a moving average of each parameter, `ema` in its state: after a step,
+        :math:`ema = ema\_decay \cdot ema + (1 - ema\_decay) \, p`; the first step sets it to p.
         See `swap_ema`.
     zero_grad_in_step : bool, default False
-        Set the gradients to zero as they are used.
+        Set the gradients to zero during the step.
 
     Raises
     ------
     TypeError, ValueError
-        A setting is no number or out of range, or one that must be False is not; or a parameter is
-        in a group twice.
+        A setting is not a number or out of range, `differentiable` is set, or a group has the same
+        parameter twice.
 
     Notes
     -----
-    A sparse gradient, as `torch.nn.Embedding(sparse=True)` has them, steps the rows that it names
-    alone, as `torch.optim.SparseAdam` does (whose `eps` has no bias correction).
+    With a sparse gradient, such as from `torch.nn.Embedding(sparse=True)`, only the rows in it are
+    stepped, as in `torch.optim.SparseAdam` (which has no bias correction for `eps`).
 
-    Results have the same bits for every instruction set and thread count. Moments smaller in
-    magnitude than the smallest normal number become zero, unless `eps` is below 1e-12.
+    Results are bitwise identical for every instruction set and thread count. Subnormal moments are
+    flushed to zero, unless `eps` is below 1e-12.
 
     References
     ----------
@@ -89,7 +88,7 @@ class Adam(FusedStep, torch.optim.Adam):
         self._use_extras(
             max_grad_norm=max_grad_norm, ema_decay=ema_decay, zero_grad_in_step=zero_grad_in_step
         )
-        # decoupled_weight_decay, and whatever else is newer than torch 2.6, is torch's to know.
+        # `later` has arguments newer than torch 2.6, such as decoupled_weight_decay.
         super().__init__(
             params,
             lr,
@@ -108,9 +107,9 @@ class Adam(FusedStep, torch.optim.Adam):
 
 
 class AdamW(FusedStep, torch.optim.AdamW):
-    r"""`torch.optim.AdamW` for CPU tensors, all of them stepped in one pass over their memory.
+    r"""`torch.optim.AdamW` for CPU tensors, stepped in one pass over their memory.
 
-    As `Adam`, but for the weight decay, which leaves the gradient alone [1]_: before the update,
+    As `Adam`, but with decoupled weight decay [1]_: before the update,
     :math:`p = p - lr \cdot weight\_decay \cdot p`.
 
     Parameters
@@ -125,8 +124,7 @@ class AdamW(FusedStep, torch.optim.AdamW):
     Raises
     ------
     TypeError, ValueError
-        A setting is no number or out of range, or one that must be False is not; or a parameter is
-        in a group twice.
+        As for `Adam`.
 
     References
     ----------

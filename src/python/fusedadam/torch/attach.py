@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Steps inside of the backward pass, each parameter as soon as its gradient is complete."""
+"""Stepping during the backward pass: each parameter as soon as its gradient is complete."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Attachment:
-    """What `attach` returns: `remove()` ends it, and so does leaving its `with` block."""
+    """The result of `attach`; `remove()` or the end of its `with` block detaches the optimizer."""
 
     def __init__(self) -> None:
         self._undo = contextlib.ExitStack()
 
     def remove(self) -> None:
-        """Leave gradients and steps to the caller again."""
+        """Detach: `backward` keeps the gradients and takes no steps again."""
         self._undo.close()
 
     def __enter__(self) -> Self:
@@ -35,36 +35,36 @@ class Attachment:
 
 
 def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
-    """Let `backward` step each parameter once its gradient is complete, and free the gradient.
+    """Make `backward` step each parameter once its gradient is complete, and free the gradient.
 
-    No more than a few gradients are then in memory at a time. The results are those of
-    `optimizer.step()` after `backward`; that call, if it stays in the loop, finds no gradients and
-    does nothing. Settings and learning rates are read at each step, so schedulers work. Each
-    `backward` is a step: gradients do not accumulate. Step hooks of the optimizer are not called.
-    The state of all these parameters begins with this call. Not for a loss that an enabled
-    `torch.amp.GradScaler` has scaled: its backward pass is refused before the first step.
+    Only a few gradients are then in memory at a time. The results are those of `optimizer.step()`
+    after `backward`; such a call finds no gradients and does nothing. Settings are read at each
+    step, so schedulers work. Each `backward` takes a step: gradients do not accumulate. Step hooks
+    of the optimizer are not called. This call allocates the state of all these parameters. A
+    backward pass of a loss scaled by an enabled `torch.amp.GradScaler` raises before its first
+    step.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Its parameters that the optimizer has, and that require gradients, are stepped.
+        Its parameters that require gradients and belong to the optimizer are stepped.
     optimizer : Adam or AdamW
-        Of this module.
+        An optimizer of `fusedadam.torch`.
 
     Returns
     -------
     Attachment
-        Its `remove()` ends it.
+        Call its `remove()` to detach.
 
     Raises
     ------
     TypeError
-        The optimizer is none of this module; or a module of the model is a DistributedDataParallel,
-        which averages the gradients of all ranks only after these steps.
+        The optimizer is not one of `fusedadam.torch`; or the model contains a
+        DistributedDataParallel, which averages the gradients of the ranks only after these steps.
     ValueError
-        A parameter cannot be stepped in place, or is attached already; no parameter of the model is
-        one of the optimizer; the averages are swapped in; or `max_grad_norm` is on: the norm of all
-        gradients is known after the backward pass only.
+        A parameter cannot be stepped in place, or is already attached; the model and the optimizer
+        share no parameter that requires a gradient; the averages are swapped in; or `max_grad_norm`
+        is set, since the norm of all gradients is known only after the backward pass.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module. Received: {type(model).__name__}")
@@ -76,8 +76,8 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
             raise TypeError(
-                "model must have no DistributedDataParallel in it: the ranks would step by gradients "
-                "of their own, before these are averaged. Received: one "
+                "model must contain no DistributedDataParallel: each rank would step with its own "
+                "gradients, before they are averaged. Received: one "
                 + (f"as module {name!r}" if name else "as the model itself")
             )
     group_of = {
@@ -91,27 +91,27 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
     params = list(names)
     if not params:
         raise ValueError(
-            "model must have parameters that require gradients and are the optimizer's. "
+            "model must have parameters that require gradients and belong to the optimizer. "
             f"Received: a {type(model).__name__} with none"
         )
     for param, name in names.items():
         hooks = getattr(param, "_post_accumulate_grad_hooks", None) or {}
         if any(isinstance(hook, _Hook) for hook in hooks.values()):
             raise ValueError(
-                "a parameter must be attached once, since its gradient is gone after the first "
-                f"step: call remove() of the attachment before. Received: {name!r} again"
+                "a parameter can only be attached once, since the first step frees its gradient: "
+                f"call remove() of the other attachment. Received: {name!r} again"
             )
     optimizer._require_not_swapped()
     for index in range(len(optimizer.param_groups)):
         _require_no_norm(optimizer, index)
 
-    # Now, in one piece: for each parameter by itself, pages would be rounded up.
+    # Allocate all state at once: for each parameter separately, it would be rounded up to pages.
     with contextlib.ExitStack() as undo, torch.no_grad():
         groups = [group_of[param] for param in params]
         without = [i for i, param in enumerate(params) if not optimizer.state.get(param)]
         optimizer._begin(params, groups, without, undo)
         undo.pop_all()
-    register: Any = torch.Tensor.register_post_accumulate_grad_hook  # without annotations in torch
+    register: Any = torch.Tensor.register_post_accumulate_grad_hook  # not annotated in torch
     attachment = Attachment()
     try:
         attachment._undo.callback(unwatch)
@@ -126,7 +126,7 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
 
 
 class _Hook:
-    """Steps a parameter whose gradient is complete."""
+    """A hook that steps a parameter and frees its gradient."""
 
     def __init__(self, optimizer: FusedStep, group: int, name: str) -> None:
         self._optimizer = optimizer
@@ -141,13 +141,13 @@ class _Hook:
             self._optimizer._step([param], [self._group], self._plan)
         except Exception as error:
             name_tensors(error, [self._name])
-            raise  # and the gradient stays, as nothing has been stepped
+            raise  # nothing has been stepped, so keep the gradient
         except BaseException:
-            # An interrupt may come when the step is over: its gradient must not be added to.
+            # An interrupt may come after the step; the next backward must not add to this gradient.
             param.grad = None
             raise
         param.grad = None
-        # Without it, a learning rate scheduler warns that nobody has called step().
+        # Otherwise a learning rate scheduler warns that step() has not been called.
         self._optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
@@ -155,6 +155,6 @@ def _require_no_norm(optimizer: FusedStep, index: int) -> None:
     bound = optimizer.param_groups[index].get("max_grad_norm")
     if bound:
         raise ValueError(
-            "max_grad_norm must be None where steps are taken before all gradients are known. "
+            "max_grad_norm must be None if steps are taken before all gradients are known. "
             f"Received: max_grad_norm={bound!r}"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The step behind `Adam` and `AdamW`: from torch's groups and state to one call of the kernel."""
+"""The step of `Adam` and `AdamW`: from torch's groups and state to one call of the kernel."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from fusedadam.torch.state import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Settings of a group beside torch's own, and what they are when off. A group has those that are on:
-# torch's tools compare the keys of groups with those of torch's own optimizers.
+# Settings that torch lacks, and their values when off. Groups contain only those that are on,
+# because torch's tools compare the keys of groups with those of torch's own optimizers.
 _EXTRAS: Final[dict[str, Any]] = {
     "max_grad_norm": None,
     "ema_decay": None,
     "zero_grad_in_step": False,
 }
 
-# How a message of the kernel names a tensor.
+# The names of tensors in the kernel's error messages.
 _NAMED_TENSOR: Final = re.compile(rf"\b(?:params|grads|{'|'.join(NAMES.values())})\[(\d+)\]")
 
 
 class FusedStep(torch.optim.Optimizer):
-    """What `Adam` and `AdamW` add to torch's own classes, which keep settings and state."""
+    """Mixin that `Adam` and `AdamW` add to torch's own classes, which keep settings and state."""
 
     _extras: Mapping[str, Any] = {}
 
     def _use_extras(self, **extras: Any) -> None:
-        """Settings of groups that name none; to be called before torch's own `__init__`."""
+        """Set the defaults of groups for `_EXTRAS`; call before torch's own `__init__`."""
         self._extras = extras
         _drop_what_is_off(extras)
         self._prepare()
@@ -60,23 +60,23 @@ class FusedStep(torch.optim.Optimizer):
         self._plan = new_plan()
         self._options: dict[int, tuple[tuple[Any, ...], _core.AdamOptions]] = {}
         self._swapped = False
-        # All parameters, where all have state and in the order of `state`; and that state.
+        # Cache for `_states`: the parameters and their states, if all have state in this order.
         self._known_params: list[Tensor] = []
         self._known_states: list[dict[str, Any]] = []
         self._known_averages: list[bool] = []
         self._known_distributed = False
-        # Of each group the number of parameters; of each parameter the group.
+        # Cache for `step`: the number of parameters of each group, and the group of each parameter.
         self._known_sizes: list[int] = []
         self._known_groups: list[int] = []
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with settings of their own; those not named are the optimizer's.
+        """Add parameters with their own settings; missing ones are those of the optimizer.
 
         Raises
         ------
         TypeError, ValueError
-            As torch's own; or a setting of fusedadam's is out of range or misspelt, or a parameter
-            is there twice. The optimizer has not changed.
+            As in torch; or a setting of fusedadam is out of range or misspelt, or a parameter
+            occurs twice. The optimizer has not changed.
         """
         if isinstance(param_group, dict):
             params = param_group.get("params")
@@ -95,7 +95,7 @@ class FusedStep(torch.optim.Optimizer):
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """Return settings and state, as torch's own."""
+        """Return settings and state, as in torch."""
         with self._lock:
             self._require_not_swapped()
             for group in self.param_groups:
@@ -103,7 +103,7 @@ class FusedStep(torch.optim.Optimizer):
             return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load settings and state, as torch's own. Settings that torch lacks may be missing."""
+        """Load settings and state, as in torch. Settings that torch lacks may be missing."""
         self._require_not_swapped()
         super().load_state_dict(state_dict)
 
@@ -112,7 +112,7 @@ class FusedStep(torch.optim.Optimizer):
         return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # For a pickle, and by load_state_dict with what may come from torch's own optimizer.
+        # Called by pickle, and by load_state_dict, whose state may be of torch's own optimizer.
         groups_before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         _drop_what_is_off(self.defaults)
@@ -121,7 +121,7 @@ class FusedStep(torch.optim.Optimizer):
             extras = groups_before[index] if index < len(groups_before) else self._extras
             for name in _EXTRAS:
                 group.setdefault(name, extras.get(name))
-            # In a checkpoint of an earlier version they may be there though they are off.
+            # Checkpoints of earlier versions may contain settings that are off.
             _drop_what_is_off(group)
         counters: set[int] = set()
         for param, own in self.state.items():
@@ -132,9 +132,10 @@ class FusedStep(torch.optim.Optimizer):
 
     @torch.no_grad()
     def swap_ema(self) -> None:
-        """Exchange parameters and their averages: before an evaluation, and after it once more.
+        """Swap the parameters with their moving averages in place; a second call swaps them back.
 
-        Until they are exchanged back, whatever steps, saves, loads or copies is refused.
+        Use it to evaluate a model with the averages. Until they are swapped back, methods that
+        step, save, load or copy raise an error.
 
         Raises
         ------
@@ -142,7 +143,8 @@ class FusedStep(torch.optim.Optimizer):
             There are no averages, or one does not fit its parameter. Nothing has changed.
         """
         with self._lock:
-            # Those of the groups first, as a step counts them: a state may outlive its group.
+            # Parameters of groups come first, so that errors have the same positions as those of a
+            # step. `state` may have entries of removed groups.
             lists = [group["params"] for group in self.param_groups]
             params = dict.fromkeys(itertools.chain(*lists, self.state))
             pairs = {
@@ -165,7 +167,7 @@ class FusedStep(torch.optim.Optimizer):
                     )
                     self._name_tensors(error)
                     raise error
-            # Bytes for one of them at a time.
+            # One buffer for all swaps, of the size of the largest parameter.
             most = max(param.nbytes for param, _ in pairs.values())
             scratch = torch.empty(most, dtype=torch.uint8, device="cpu")
             calls: list[Callable[[], object]] = []
@@ -198,7 +200,7 @@ class FusedStep(torch.optim.Optimizer):
         Returns
         -------
         object
-            What `closure` returned; None without one.
+            The result of `closure`; None without one.
 
         Raises
         ------
@@ -215,7 +217,7 @@ class FusedStep(torch.optim.Optimizer):
         sizes = list(map(len, lists))
         if sizes != self._known_sizes:
             self._known_groups = [i for i, size in enumerate(sizes) for _ in range(size)]
-            self._known_sizes = sizes  # last: an interrupt may come in between
+            self._known_sizes = sizes  # set last, in case of an interrupt
         try:
             self._step(list(itertools.chain(*lists)), self._known_groups, self._plan)
         except ValueError as error:
@@ -232,14 +234,13 @@ class FusedStep(torch.optim.Optimizer):
         """Step these parameters, each with the settings of its group."""
         with self._lock, contextlib.ExitStack() as undo:
             self._require_not_swapped()
-            # Both are set by torch.amp.GradScaler: tensors, or the number 0 where it met no
-            # gradient.
+            # torch.amp.GradScaler sets both attributes, to tensors, or to 0 without any gradient.
             found_inf = getattr(self, "found_inf", None)
             if found_inf is not None and float(found_inf):
                 return
             grad_scale = getattr(self, "grad_scale", None)
             scale = None if grad_scale is None else float(grad_scale)
-            # What the kernel cannot divide by, torch does, into copies.
+            # If the kernel does not support this scale, torch divides copies of the gradients.
             copy_scale = None if scale is None or divides_by(scale) else scale
             loss_scale = scale if copy_scale is None else None
             options = [self._options_of(i, loss_scale) for i in range(len(self.param_groups))]
@@ -247,12 +248,12 @@ class FusedStep(torch.optim.Optimizer):
             states = self._states(params, grads, groups, undo)
             known = states is self._known_states
             distributed = self._known_distributed if known else any_distributed(params)
-            # No branch before `try`: CPython 3.11 leaves the start of such a block out of the `with`.
+            # No branch before `try`: CPython 3.11 would then leave its start outside of the `with`.
             used = grads if copy_scale is None else _divided(grads, copy_scale)
             try:
                 stepped = _call(plan, params, used, states, groups, options, distributed)
             except ValueError:
-                # Somebody gave a parameter or its state another layout: torch's steps allow that.
+                # As in torch, the strides of a parameter or its state may change between steps.
                 changed = [conform(s, p) for s, p in zip(states, params, strict=True) if s]
                 if not any(changed):
                     raise
@@ -269,10 +270,10 @@ class FusedStep(torch.optim.Optimizer):
         groups: list[int],
         undo: contextlib.ExitStack,
     ) -> list[dict[str, Any]]:
-        """The state of each parameter with a gradient, begun where there is none yet."""
+        """Return the state of each parameter with a gradient, initialized if missing."""
         own = self.state
         averages = [group.get("ema_decay") is not None for group in self.param_groups]
-        # To look a tensor up in a dict calls its __hash__, in Python: the most expensive thing here.
+        # Use the cache: looking up tensors in a dict calls Tensor.__hash__, which is slow.
         if (
             averages == self._known_averages
             and all(self._known_states)
@@ -288,7 +289,7 @@ class FusedStep(torch.optim.Optimizer):
         self._begin(params, groups, [i for i, state in enumerate(states) if not state], undo)
         for i, state in enumerate(states):
             if averages[groups[i]] and state is not ABSENT and "ema" not in state:
-                # State of an optimizer that kept no averages.
+                # The state is of an optimizer without averages.
                 undo.callback(_forget_average, state, _steps(state))
                 state["ema"] = new_average(params[i])
         if len(own) == len(params) and _core.same_objects(list(own), params):
@@ -304,7 +305,7 @@ class FusedStep(torch.optim.Optimizer):
         positions: list[int],
         undo: contextlib.ExitStack,
     ) -> None:
-        """Begin the state of the parameters at these positions, all in one piece of memory."""
+        """Initialize the state of the parameters at these positions, one group at a time."""
         by_group: dict[int, list[int]] = {}
         for i in positions:
             by_group.setdefault(groups[i], []).append(i)
@@ -315,18 +316,18 @@ class FusedStep(torch.optim.Optimizer):
                 self.state[params[i]].update(state)
 
     def _forget_known(self) -> None:
-        """Look at all state again: some of it may not have been begun after all."""
+        """Drop the cache, since some of the state may be removed again."""
         self._known_params, self._known_states = [], []
 
     def _forget_unless_stepped(self, param: Tensor) -> None:
-        """Undo the beginning of its state. An interrupt may come when the step is over."""
+        """Remove the new state of a parameter, unless it was stepped before an interrupt."""
         if not _steps(self.state.get(param, {})):
             self.state.pop(param, None)
 
     # ---- settings
 
     def _options_of(self, index: int, loss_scale: float | None = None) -> _core.AdamOptions:
-        """The settings of a group as the kernel takes them."""
+        """Return the settings of a group as options of the kernel."""
         group = self.param_groups[index]
         try:
             lr, (beta_1, beta_2) = float(group["lr"]), map(float, group["betas"])
@@ -364,7 +365,7 @@ def _forget_average(state: dict[str, Any], steps: float) -> None:
         state.pop("ema", None)
 
 
-# The greatest value of each number of a group, but betas.
+# The maximum of each numeric setting of a group, except betas.
 _GREATEST: Final = {
     "lr": math.inf,
     "eps": math.inf,
@@ -375,10 +376,10 @@ _GREATEST: Final = {
 
 
 def _require_valid(group: Mapping[str, Any], index: int) -> None:
-    """Check the numbers of a group, under torch's names, and the flags that are not torch's."""
+    """Check the numeric settings of a group and the flags that torch does not check."""
     rules: dict[str, str] = {}
     if group["differentiable"]:
-        rules["differentiable"] = "must be False: autograd does not see into the step"
+        rules["differentiable"] = "must be False: autograd cannot differentiate through the step"
     betas = group["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         rules["betas"] = "must be two numbers"
@@ -396,7 +397,7 @@ def _require_valid(group: Mapping[str, Any], index: int) -> None:
         if name.startswith("betas") and not 0 <= number < 1:
             rules[name] = "must be >= 0 and < 1"
         elif not math.isfinite(number) or number > greatest or (number < 0 and name != "lr"):
-            # Schedules may end with an lr below 0.
+            # Schedulers may end with lr < 0.
             limits = " and >= 0" if math.isinf(greatest) else f", >= 0 and <= {greatest:g}"
             rules[name] = "must be finite" + ("" if name == "lr" else limits)
     if group.get("zero_grad_in_step", False) not in (True, False):
@@ -408,7 +409,7 @@ def _require_valid(group: Mapping[str, Any], index: int) -> None:
 
 
 def _is_no_number(value: Any) -> bool:
-    # float() takes strings, and truth values as 0 and 1.
+    # float() also accepts strings and booleans.
     return (
         isinstance(value, (str, bytes, bool))
         or not hasattr(value, "__float__")
@@ -439,27 +440,27 @@ def _core_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
 
 
 def _drop_what_is_off(settings: dict[str, Any]) -> None:
-    """Take out settings of ours that are off, from a group or from the defaults."""
+    """Delete `_EXTRAS` that are off from a group or from the defaults."""
     for name, off in _EXTRAS.items():
         if name in settings and settings[name] in (None, off):
             del settings[name]
 
 
 def _require_once(params: Sequence[Any]) -> None:
-    """Refuse a parameter that is there twice; with or without a name."""
+    """Raise if a parameter, named or not, occurs twice."""
     first: dict[int, int] = {}
     for i, item in enumerate(params):
         param = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if id(param) in first:
             raise ValueError(
-                "params must have each parameter once. "
+                "params must contain each parameter once. "
                 f"Received: params[{first[id(param)]}] again as params[{i}]"
             )
         first[id(param)] = i
 
 
 def _require_no_misspelt(group: Mapping[str, Any]) -> None:
-    """Refuse a key that is nearly one of ours: torch takes any, and nobody would look at it."""
+    """Raise if a key is nearly one of `_EXTRAS`: torch would accept and ignore it."""
     for key in group:
         for name in difflib.get_close_matches(str(key), _EXTRAS, 1, 0.85):
             if key != name:
@@ -470,7 +471,7 @@ def _require_no_misspelt(group: Mapping[str, Any]) -> None:
 
 
 def name_tensors(error: Exception, names: Sequence[str]) -> None:
-    """Add the names of parameters to what the message of an error calls by an index."""
+    """Add parameter names to the indices in an error message."""
 
     def named(match: re.Match[str]) -> str:
         index = int(match[1])
@@ -492,11 +493,11 @@ def _call(
     options: list[_core.AdamOptions],
     distributed: bool,
 ) -> list[Any]:
-    """Call the kernel, and return the tensors whose memory it has changed."""
+    """Call the kernel, and return the tensors that it has modified."""
     if distributed:
         if any(option.clipnorm for option in options):
             raise ValueError(
-                "max_grad_norm must be None for DTensors, whose norm no process knows alone: use "
+                "max_grad_norm must be None for DTensors, whose norm spans several processes: use "
                 "torch.nn.utils.clip_grad_norm_. Received: "
                 f"max_grad_norm={max(option.clipnorm or 0 for option in options)!r}"
             )
@@ -519,7 +520,7 @@ def _divided(grads: list[Tensor | None], scale: float) -> list[Tensor | None]:
 def _leave_gradients(
     grads: list[Tensor | None], used: list[Tensor | None], zeroed: list[bool], scale: float | None
 ) -> None:
-    """Leave gradients unscaled, as torch's own fused step does, and tell of those zeroed."""
+    """Unscale gradients in place, as torch's fused step does, or mark them as zeroed."""
     for grad, copied, is_zeroed in zip(grads, used, zeroed, strict=True):
         if grad is None:
             continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The memory of this process behind distributed tensors."""
+"""The local shards of distributed tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def any_distributed(tensors: Sequence[Any]) -> bool:
-    """Whether one of these is a DTensor, without importing torch.distributed."""
+    """Whether one of these is a DTensor; does not import torch.distributed."""
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return False
@@ -17,16 +17,16 @@ def any_distributed(tensors: Sequence[Any]) -> bool:
 
 
 def local_tensor(tensor: Any) -> Any:
-    """The shard of a DTensor that lies in this process; anything else as it is."""
+    """Return the local shard of a DTensor; anything else as it is."""
     if not any_distributed([tensor]):
         return tensor
     local = tensor.to_local()
-    # What a collective is still to deliver.
+    # The result of a collective that may still be running.
     return local.wait() if hasattr(local, "wait") else local
 
 
 def local_gradient(grad: Any, param: Any) -> Any:
-    """The part of a gradient that belongs to the shard of its parameter."""
+    """Return the part of a gradient for the local shard of its parameter."""
     both = any_distributed([param]) and type(grad) is type(param)
     if both and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which backward passes are those of a loss that a gradient scaler has multiplied."""
+"""Detection of backward passes of losses that a GradScaler has scaled."""
 
 from __future__ import annotations
 
@@ -11,65 +11,59 @@ from typing import Any, Final
 
 import torch
 
-# While something watches, `scale` of torch's scalers marks what it returns. What their own `scale`
-# was, by class; and how many watch.
+# While there are watchers, `scale` of torch's GradScaler classes is replaced by one that marks its
+# results. `_originals` has the replaced methods by class.
 _originals: dict[Any, Callable[..., Any]] = {}
 _watchers = 0
 _lock: Final = threading.Lock()
 
 
 class _ScaledPass:
-    """A backward pass through a scaled loss. Alive as long as it: autograd alone refers to it."""
+    """A running backward pass of a scaled loss; only autograd refers to it, until the pass ends."""
 
     def __init__(self, scaler: Any) -> None:
         self.scaler = scaler
-        # Checkpoints start passes in a pass, of other numbers, on the same thread; GPUs' parts of a
-        # pass run on threads of their own, under the same number.
+        # Activation checkpointing runs nested passes, with other IDs but on the same thread. GPU
+        # parts of a pass run on other threads, but with the same ID.
         self.task = torch._C._current_graph_task_id()
         self.thread = threading.get_ident()
 
     def __call__(self) -> None:
-        """Do nothing when the pass is over."""
+        """Do nothing; autograd calls this at the end of the pass."""
 
 
 _passes: weakref.WeakSet[_ScaledPass] = weakref.WeakSet()
 
 
 def require_unscaled() -> None:
-    """Refuse to step in a backward pass of a scaled loss.
-
-    Raises
-    ------
-    ValueError
-        This is one.
-    """
+    """Raise ValueError within a backward pass of a scaled loss."""
     if not _passes:
         return
     task, thread = torch._C._current_graph_task_id(), threading.get_ident()
     for scaled in list(_passes):
         if task == scaled.task or thread == scaled.thread:
             raise ValueError(
-                "steps in the backward pass need a loss that no GradScaler has scaled, since they "
-                "come before it can unscale the gradients: compute in bfloat16, which needs no "
+                "steps in the backward pass need a loss that no GradScaler has scaled, since it "
+                "unscales gradients only after the pass: compute in bfloat16, which needs no "
                 "GradScaler, or call remove() of the attachment and scaler.step(optimizer). "
                 f"Received: a loss scaled by {scaled.scaler.get_scale():g}"
             )
 
 
 def watch() -> None:
-    """Recognise the passes of losses that are scaled from now on, until `unwatch`."""
+    """Detect passes of losses that are scaled from now on, until `unwatch`."""
     global _watchers
     with _lock:
         _watchers += 1
         for scaler in _classes(torch.amp.GradScaler):
-            # ShardedGradScaler has a method of its own.
+            # Subclasses such as ShardedGradScaler may override `scale`.
             if "scale" in vars(scaler) and scaler not in _originals:
                 _originals[scaler] = scaler.scale
                 scaler.scale = _marking(scaler.scale)
 
 
 def unwatch() -> None:
-    """End what one call of `watch` began."""
+    """Undo one call of `watch`."""
     global _watchers
     with _lock:
         _watchers -= 1
@@ -97,7 +91,7 @@ def _marking(scale: Callable[..., Any]) -> Callable[..., Any]:
 def _marked(outputs: Any, scaler: Any) -> Any:
     if isinstance(outputs, torch.Tensor):
         if outputs.requires_grad:
-            register: Any = outputs.register_hook  # without annotations in torch
+            register: Any = outputs.register_hook  # not annotated in torch
             register(lambda _: _note_pass(scaler))
         return outputs
     if isinstance(outputs, (list, tuple)):

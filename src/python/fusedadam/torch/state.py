@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the optimizer keeps for a parameter, under the names that torch's own Adam uses."""
+"""The state of a parameter, with the names of `torch.optim.Adam`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusedadam.torch.local import any_distributed
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The kernel's kinds of state as torch calls them. "ema" is ours.
+# torch's names of the kernel's kinds of state. torch has no "ema".
 NAMES: Final = {
     "m": "exp_avg",
     "v": "exp_avg_sq",
@@ -24,27 +24,19 @@ NAMES: Final = {
     "step": "step",
 }
 
-# Of a parameter that has no gradient, and so takes no part in a step.
+# Placeholder for the state of a parameter without a gradient, which is not stepped.
 ABSENT: Final[dict[str, Any]] = {"step": None}
 
 
 def new_plan() -> _core.TensorPlan:
-    """Return a plan for steps over such state."""
+    """Return a plan for steps with such state."""
     return _core.TensorPlan(copy_like, NAMES)
 
 
 def new_states(
     params: Sequence[Tensor], positions: Sequence[int], options: _core.AdamOptions
 ) -> list[dict[str, Tensor]]:
-    """Return the state of parameters of one group before their first step.
-
-    `positions` are those that an error names them by.
-
-    Raises
-    ------
-    ValueError
-        A parameter that cannot be updated in place.
-    """
+    """Return the initial state of parameters of one group; errors name them by `positions`."""
     states: list[dict[str, Tensor]] = [{"step": _counter(0)} for _ in params]
     if any_distributed(params):
         for state, param in zip(states, params, strict=True):
@@ -56,7 +48,7 @@ def new_states(
         return states
     for kind, arrays in _core.allocate_state(list(params), list(positions), options).items():
         for state, param, array in zip(states, params, arrays, strict=True):
-            # In the memory layout of the parameter, and no view of another tensor.
+            # With the strides of the parameter, and not a view of another tensor.
             storage = torch.from_numpy(array).untyped_storage()
             state[NAMES[kind]] = torch.empty(0, dtype=param.dtype, device="cpu").set_(
                 storage, 0, param.shape, param.stride()
@@ -65,15 +57,12 @@ def new_states(
 
 
 def new_average(param: Tensor) -> Tensor:
-    """Return an average that begins as its parameter."""
+    """Return the initial moving average of a parameter."""
     return param.detach().clone()
 
 
 def conform(state: dict[str, Any], param: Tensor) -> bool:
-    """Give state that came from elsewhere the form that steps work on; whether it had another.
-
-    That is the memory layout of the parameter, and a count of steps in a tensor on the CPU.
-    """
+    """Give foreign state its parameter's strides and a CPU step count; return if it changed."""
     changed = False
     step = state.get("step")
     if step is not None and not (
@@ -94,9 +83,9 @@ def conform(state: dict[str, Any], param: Tensor) -> bool:
 
 
 def separate_counter(state: dict[str, Any], seen: set[int]) -> None:
-    """Give state a count of its own, where its memory is among those `seen`, and add it to these.
+    """Copy the step count if its memory is in `seen`, and add its memory to `seen`.
 
-    Some formats keep one count for all parameters.
+    In some checkpoint formats, all parameters share one count.
     """
     step = state.get("step")
     if not isinstance(step, torch.Tensor):
