@@ -142,12 +142,17 @@ def _parsed_header(header: bytes) -> tuple[dict[str, str], dict[str, Entry], int
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("'__metadata__' contains a value that is not a string")
     entries = {name: _entry(described) for name, described in parsed.items()}
+    spans = sorted((entry.begin, entry.end) for entry in entries.values())
+    _require_no_gap(spans)
+    return metadata, entries, spans[-1][1] if spans else 0
+
+
+def _require_no_gap(spans: list[tuple[int, int]]) -> None:
     end = 0
-    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
-        if entry.begin != end:
+    for begin, next_end in spans:
+        if begin != end:
             raise ValueError("its tensors overlap or leave gaps")
-        end = entry.end
-    return metadata, entries, end
+        end = next_end
 
 
 def _entry(described: Any) -> Entry:
