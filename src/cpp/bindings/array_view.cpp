@@ -204,7 +204,7 @@ ArrayView BoundArray::view() const noexcept {
 
 // Compares without creating a view, which would take longer. Can return false for a match: the
 // caller then reads the tensor.
-bool ArrayReader::is_tensor_at(const py::handle& object, const Stream& at, const BoundArray& like) {
+bool ArrayReader::is_tensor_at(const py::handle& object, Stream at, const BoundArray& like) {
   if (!like.is_tensor_ || Py_TYPE(object.ptr()) != type_ || describe_ == nullptr) return false;
   DlpackTensor tensor{};
   if (describe_(object.ptr(), &tensor) != 0) {
@@ -220,38 +220,42 @@ bool ArrayReader::is_tensor_at(const py::handle& object, const Stream& at, const
          std::equal(extents + ndim, extents + 2 * ndim, tensor.strides);
 }
 
-bool ArrayReader::is_unchanged(const py::handle& object, const BoundArray& bound) {
-  if (bound.is_tensor_) {
-    if (is_tensor_at(object, {bound.data_, bound.storage_}, bound)) return true;
-    const std::optional<ArrayView> view = read(object);
-    return view && view->data == bound.data_ && view->storage == bound.storage_ &&
-           view->is_complex == bound.is_complex_ && bound.has_shape(view->shape) &&
-           std::ranges::equal(view->strides, bound.view().strides);
-  }
-  if (object.ptr() != bound.object_) return false;
-  const auto* array = array_proxy(object.ptr());
-  constexpr int in_place = npy_api::NPY_ARRAY_ALIGNED_ | npy_api::NPY_ARRAY_WRITEABLE_;
-  if (array->data != bound.data_ || array->descr != bound.dtype_ ||
-      (array->flags & in_place) != in_place ||
-      !bound.has_shape(as_span(array->dimensions, array->nd))) {
+bool ArrayReader::is_array_at(PyObject* object, Stream at, const BoundArray& like, int flags) {
+  const auto* array = array_proxy(object);
+  if (array->data != at.data || (array->flags & flags) != flags ||
+      !like.has_shape(as_span(array->dimensions, array->nd))) {
     return false;
   }
+  const bool has_dtype = array->descr == like.dtype_ && like.storage_ == at.storage;
+  if (!has_dtype && storage_of_array(object) != at.storage) return false;
   const bool c_contiguous = (array->flags & npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0;
-  if (c_contiguous || bound.c_contiguous_) return c_contiguous == bound.c_contiguous_;
-  return same_layout(array_view(object, bound.storage_), bound.view());
+  if (c_contiguous || like.c_contiguous_) return c_contiguous == like.c_contiguous_;
+  return same_layout(array_view(object, at.storage), like.view());
 }
 
-bool ArrayReader::is_at(const py::handle& object, const Stream& at, const BoundArray& like) {
+bool ArrayReader::is_unchanged(const py::handle& object, const BoundArray& bound) {
+  if (bound.is_tensor_) return is_unchanged_tensor(object, bound);
+  constexpr int in_place = npy_api::NPY_ARRAY_ALIGNED_ | npy_api::NPY_ARRAY_WRITEABLE_;
+  return object.ptr() == bound.object_ &&
+         is_array_at(object.ptr(), {bound.data_, bound.storage_}, bound, in_place);
+}
+
+bool ArrayReader::is_at(const py::handle& object, Stream at, const BoundArray& like) {
   if (Py_TYPE(object.ptr()) == array_type_) {
-    const auto* array = array_proxy(object.ptr());
-    if (array->data != at.data || storage_of_array(object.ptr()) != at.storage ||
-        (array->flags & npy_api::NPY_ARRAY_ALIGNED_) == 0 ||
-        !like.has_shape(as_span(array->dimensions, array->nd))) {
-      return false;
-    }
-    if (like.c_contiguous_ && (array->flags & npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0) return true;
-    return same_layout(array_view(object, at.storage), like.view());
+    return is_array_at(object.ptr(), at, like, npy_api::NPY_ARRAY_ALIGNED_);
   }
+  return is_other_at(object, at, like);
+}
+
+bool ArrayReader::is_unchanged_tensor(const py::handle& object, const BoundArray& bound) {
+  if (is_tensor_at(object, {bound.data_, bound.storage_}, bound)) return true;
+  const std::optional<ArrayView> view = read(object);
+  return view && view->data == bound.data_ && view->storage == bound.storage_ &&
+         view->is_complex == bound.is_complex_ && bound.has_shape(view->shape) &&
+         std::ranges::equal(view->strides, bound.view().strides);
+}
+
+bool ArrayReader::is_other_at(const py::handle& object, Stream at, const BoundArray& like) {
   // A tensor of one element may have its negative bit set. Larger negated views are not dense.
   if (like.size_ != 1 && is_tensor_at(object, at, like)) return true;
   // Tensors only: a subclass of numpy.ndarray may have a mask.

@@ -82,8 +82,12 @@ class BoundArray {
   ArrayView view() const noexcept;
 
   bool has_shape(std::span<const std::int64_t> shape) const noexcept {
-    return 2 * shape.size() == extents_.size() &&
-           std::equal(shape.begin(), shape.end(), extents_.begin());
+    if (2 * shape.size() != extents_.size()) return false;
+    // std::equal() would call memcmp() for one or two numbers.
+    for (std::size_t i = 0; i < shape.size(); ++i) {
+      if (shape[i] != extents_[i]) return false;
+    }
+    return true;
   }
 
   void* data() const noexcept { return data_; }
@@ -120,7 +124,7 @@ class ArrayReader {
 
   // Whether the object is a tensor or exactly a numpy.ndarray, with its elements at `at` and the
   // shape and layout of `like`.
-  bool is_at(const py::handle& object, const Stream& at, const BoundArray& like);
+  bool is_at(const py::handle& object, Stream at, const BoundArray& like);
 
  private:
   // `dltensor_from_py_object_no_sync` of the DLPack C exchange API (dmlc.github.io/dlpack, version
@@ -128,7 +132,10 @@ class ArrayReader {
   using Describe = int (*)(void* object, void* tensor);
 
   std::optional<Storage> storage_of_array(PyObject* array);
-  bool is_tensor_at(const py::handle& object, const Stream& at, const BoundArray& like);
+  bool is_array_at(PyObject* object, Stream at, const BoundArray& like, int flags);
+  bool is_tensor_at(const py::handle& object, Stream at, const BoundArray& like);
+  bool is_unchanged_tensor(const py::handle& object, const BoundArray& bound);
+  bool is_other_at(const py::handle& object, Stream at, const BoundArray& like);
   std::optional<ArrayView> read_tensor(const py::handle& object);
   std::optional<ArrayView> read_attributes(const py::handle& object);
   std::optional<ArrayView> completed(const py::handle& tensor, ArrayView view);

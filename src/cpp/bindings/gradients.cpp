@@ -28,16 +28,12 @@ void require_gradients(const py::handle& grads) {
   }
 }
 
-void Gradients::attach(const py::handle& grad, const py::handle& param, const BoundArray& like,
-                       std::size_t index, bool zero, TensorRef& tensor) {
-  tensor.zero_grad = false;
-  const Stream stream = tensor.stream(kind::grad);
-  if (!zeroes_ && stream.data != nullptr && reader_.is_at(grad, stream, like)) return;
-  const ArrayView view = like.view();
+void Gradients::attach_anew(const py::handle& grad, const py::handle& param, const ArrayView& like,
+                            std::size_t index, bool zero, TensorRef& tensor) {
   if (rules_.casts) {
-    attach_cast(grad, view, {.index = as_index(index)}, zero, rules_.casts_halves, tensor);
+    attach_cast(grad, like, {.index = as_index(index)}, zero, rules_.casts_halves, tensor);
   } else {
-    attach_strict(grad, param, view, index, zero, tensor);
+    attach_strict(grad, param, like, index, zero, tensor);
   }
 }
 

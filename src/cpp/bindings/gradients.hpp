@@ -46,7 +46,12 @@ class Gradients {
   // zeroed must never overlap it.
   // @throws py::type_error, py::value_error  naming grads[index]
   void attach(const py::handle& grad, const py::handle& param, const BoundArray& like,
-              std::size_t index, bool zero, TensorRef& tensor);
+              std::size_t index, bool zero, TensorRef& tensor) {
+    tensor.zero_grad = false;
+    const Stream at = tensor.stream(kind::grad);
+    if (!zeroes_ && at.data != nullptr && reader_.is_at(grad, at, like)) return;
+    attach_anew(grad, param, like.view(), index, zero, tensor);
+  }
 
   // Gradients of some rows of a table, one for each index.
   struct RowGradients {
@@ -77,6 +82,8 @@ class Gradients {
   const std::vector<std::pair<std::int64_t, py::object>>& casts() const noexcept { return cast_; }
 
  private:
+  void attach_anew(const py::handle& grad, const py::handle& param, const ArrayView& like,
+                   std::size_t index, bool zero, TensorRef& tensor);
   void attach_cast(const py::handle& grad, const ArrayView& like, const Match& name, bool zero,
                    bool casts_halves, TensorRef& tensor);
   void attach_strict(const py::handle& grad, const py::handle& param, const ArrayView& like,
