@@ -261,7 +261,7 @@ def verdict(rows: Sequence[Row], compiler: str, record: Record) -> tuple[int, st
     above = [row for row in rows if row.change is not None and row.fails]
     if above:
         lines.append(
-            f"Above the record by more than the margin: {len(above)}. Does a loop not vectorise any more?"
+            f"Above the record by more than the margin: {len(above)}. Is a loop no longer vectorized?"
             " Where the instructions are worth it, --update records them, and the commit says why."
         )
     if unmatched:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Side by side with tf_keras in graph mode, the maintained descendant of the class behind `Adam`.
 
-Both sides minimise the same noisy quadratic for 100 steps, each with its own gradients. m, v and p
+Both sides minimize the same noisy quadratic for 100 steps, each with its own gradients. m, v and p
 are compared after every step. The tolerance is the bound of `rounding.Divergence` plus the
 differences between the two implementations (u is the unit roundoff of the dtype):
 
@@ -61,7 +61,7 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class SideBySide:
-    """One noisy quadratic, minimised by both implementations."""
+    """One noisy quadratic, minimized by both implementations."""
 
     def __init__(self, dtype: str, shapes: list[tuple[int, ...]], **options: Any) -> None:
         self._rng = np.random.default_rng(6)

@@ -501,7 +501,7 @@ def test_parameter_is_refused(make: Callable[[], Any], rule: str, kind: Any, aft
 
 # torch's quantized tensors are deprecated.
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_quantised_parameter_is_refused() -> None:
+def test_quantized_parameter_is_refused() -> None:
     q = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     good = torch.nn.Parameter(torch.ones(3))
     optimizer = Adam([good, q])

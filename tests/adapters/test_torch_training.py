@@ -238,7 +238,7 @@ def test_grad_scaler(kind: Any, fused: bool | None, unscale: bool) -> None:
         counts = [s.get("step", 0.0) for s in everything(ours.optimizer)]
         assert counts == [s.get("step", 0.0) for s in everything(theirs.optimizer)], i
         if factor == HUGE:
-            # Skipped: at most, zero-initialised state was created.
+            # Skipped: at most, zero-initialized state was created.
             for state, old in zip(everything(ours.optimizer), before, strict=True):
                 for name, kept in old.items():
                     assert np.array_equal(state[name], kept), name

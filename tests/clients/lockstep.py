@@ -2,7 +2,7 @@
 """Train with a client of torch's optimizers, once with torch's own optimizer and once with ours.
 
 Two such trainings in float32 do not stay close. If a gradient is zero up to rounding, as for a bias
-before a normalisation, Adam turns the roundings into full-size steps. So the second training steps
+before a normalization, Adam turns the roundings into full-size steps. So the second training steps
 with the gradients of the first, after checking that its own are close to them. Then `Drift` bounds
 every parameter and all state after every step.
 """

@@ -5,7 +5,7 @@ Each kernel object is given with the instruction set for which it was compiled:
 
     python check_objects.py baseline=adam_baseline.o avx2=adam_avx2.o avx512=adam_avx512.o
 
-Needs an optimised build without sanitizers, which add calls of their own.
+Needs an optimized build without sanitizers, which add calls of their own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ INSTRUCTION_SETS = {
 }
 
 # Each precision has four variants of the update: with and without flushed moments, with and without
-# AMSGrad. Some share a function, where one vectorised loop could hide another that is not.
+# AMSGrad. Some share a function, where one vectorized loop could hide another that is not.
 UPDATE_VARIANTS = 4
 
 # The program that links a kernel supplies these. Other undefined symbols are errors: a library
@@ -128,7 +128,7 @@ def check_instructions(path: Path, isa: InstructionSet, objdump: str) -> Iterato
             yield f"{count} {name} of full width, for {UPDATE_VARIANTS} variants of the update"
     packed_sqrt = "|".join(pattern for name, pattern in isa.packed.items() if "sqrt" in name)
     for function, code in listing.items():
-        # Every variant of the kernel must be vectorised, not only the first.
+        # Every variant of the kernel must be vectorized, not only the first.
         if any(re.match(isa.other_sqrt, i) for i in code) and not any(
             re.match(packed_sqrt, i) for i in code
         ):

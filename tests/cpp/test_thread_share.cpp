@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The division of passes into parts, and of the threads among concurrent steps.
-#include "parallel/thread_share.hpp"
+#include "parallel/shared_pass.hpp"
 
 #include <gtest/gtest.h>
 

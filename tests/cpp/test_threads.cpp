@@ -220,7 +220,7 @@ Outcome outcome_of_every_pass(std::uint64_t seed) {
   }
 
   // The state starts over.
-  AdamPlan(references_of(outcome.tensors, {.use_ema = true})).begin();
+  AdamPlan(references_of(outcome.tensors, {.use_ema = true})).initialize_state();
   return outcome;
 }
 

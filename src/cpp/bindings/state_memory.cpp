@@ -53,7 +53,7 @@ FreshState fresh_state(std::span<const BoundArray> params, const AdamSettings& s
   }
   fresh.plan = AdamPlan(std::move(refs));
   const ReleasedGil released(fresh.plan.elements());
-  fresh.plan.begin();
+  fresh.plan.initialize_state();
   return fresh;
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "fusedadam/half.hpp"
 #include "kernels/kernel_table.hpp"
@@ -19,25 +20,12 @@ constexpr std::int64_t item_size(Storage storage) noexcept {
 
 // The storage of a C++ type. Unsupported types do not compile.
 template <class T>
-struct StorageOf;
-template <>
-struct StorageOf<float> {
-  static constexpr Storage value = Storage::f32;
-};
-template <>
-struct StorageOf<double> {
-  static constexpr Storage value = Storage::f64;
-};
-template <>
-struct StorageOf<float16> {
-  static constexpr Storage value = Storage::f16;
-};
-template <>
-struct StorageOf<bfloat16> {
-  static constexpr Storage value = Storage::bf16;
-};
-template <class T>
-inline constexpr Storage storage_of = StorageOf<T>::value;
+inline constexpr Storage storage_of = [] {
+  if constexpr (std::is_same_v<T, float>) return Storage::f32;
+  if constexpr (std::is_same_v<T, double>) return Storage::f64;
+  if constexpr (std::is_same_v<T, float16>) return Storage::f16;
+  if constexpr (std::is_same_v<T, bfloat16>) return Storage::bf16;
+}();
 
 // The storage of the compute type.
 constexpr Storage compute_storage(Storage storage) noexcept {

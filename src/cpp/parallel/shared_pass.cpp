@@ -7,7 +7,6 @@
 #include "parallel/float_environment.hpp"
 #include "parallel/parallel.hpp"
 #include "parallel/thread_policy.hpp"
-#include "parallel/thread_share.hpp"
 
 namespace fusedadam {
 namespace {

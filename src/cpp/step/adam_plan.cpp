@@ -10,7 +10,6 @@
 #include "cpu/dispatch.hpp"
 #include "parallel/float_environment.hpp"
 #include "step/passes.hpp"
-#include "step/pieces.hpp"
 #include "step/progress.hpp"
 
 namespace fusedadam {
@@ -144,7 +143,7 @@ StepOutcome AdamPlan::take(std::span<const StepGroup> groups,
   return StepOutcome::taken;
 }
 
-void AdamPlan::begin() const {
+void AdamPlan::initialize_state() const {
   pass_over(
       list_, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
         const TensorRef& tensor = list_.tensors()[index];

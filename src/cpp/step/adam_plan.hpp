@@ -45,9 +45,9 @@ class AdamPlan {
   // @throws std::bad_alloc  before anything is written.
   StepOutcome step(std::span<const StepGroup> groups);
 
-  // Initializes the state: first touch of each page by the thread that will step it. The state must
-  // be zeros. Averages become copies of their parameters, unless those are null.
-  void begin() const;
+  // First touch of each page of the state by the thread that will step it. The state must be zeros.
+  // Averages become copies of their parameters, unless those are null.
+  void initialize_state() const;
 
   // Swaps parameters and averages.
   void swap_averages() const;

@@ -8,7 +8,6 @@
 #include "cpu/dispatch.hpp"
 #include "parallel/float_environment.hpp"
 #include "step/passes.hpp"
-#include "step/pieces.hpp"
 
 namespace fusedadam {
 namespace {

@@ -10,7 +10,7 @@
 
 #include "fusedadam/sparse.hpp"
 #include "step/adam_plan.hpp"
-#include "step/pieces.hpp"
+#include "step/passes.hpp"
 
 namespace fusedadam {
 
