@@ -162,9 +162,15 @@ class Model:
         params.expected = self.oracle.params
         return left
 
+    @property
+    def can_swap(self) -> bool:
+        """Whether there are averages, and parameters to swap them with if there are any."""
+        is_bound = self.bound is not None or not self.oracle.params
+        return self.is_built and self.oracle.use_ema and is_bound
+
     def swap_ema(self) -> None:
-        assert self.bound is not None
-        self.bound.expected, self.oracle.ema = self.oracle.ema, self.bound.expected
+        if self.bound is not None:
+            self.bound.expected, self.oracle.ema = self.oracle.ema, self.bound.expected
         self.is_swapped = not self.is_swapped
 
     def copied(self, *, is_deep: bool) -> None:

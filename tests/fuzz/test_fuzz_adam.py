@@ -528,7 +528,7 @@ class AdamMachine(RuleBasedStateMachine):
 
     @rule()
     def swap_ema(self) -> None:
-        if not self.model.is_built or not self.model.oracle.use_ema or self.model.bound is None:
+        if not self.model.can_swap:
             self._refused(self.adam.swap_ema)
             return
         TALLY["calls"] += 1
