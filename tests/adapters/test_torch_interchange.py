@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,20 @@ def test_extras_stay_on_when_a_checkpoint_of_torch_is_loaded() -> None:
     assert ours.param_groups[1]["max_grad_norm"] == 7.0
     train(ours, 2)
     assert not any(p.grad.any() for p in params_of(ours))
+
+
+@pytest.mark.parametrize("count", [math.nan, -1.0])
+def test_average_of_a_refused_step_is_dropped(count: float) -> None:
+    (param,) = leaves([(3,)])
+    optimizer = Adam([param])
+    train(optimizer, 1)
+    optimizer.param_groups[0]["ema_decay"] = 0.5
+    state = optimizer.state[param]
+    state["step"].fill_(count)
+    names = sorted(state)
+    with pytest.raises(ValueError, match=r"must be a whole number >= 0.*Received: .+"):
+        optimizer.step()
+    assert sorted(state) == names
 
 
 def test_averages_begin_where_a_checkpoint_has_none() -> None:

@@ -361,7 +361,7 @@ def _steps(state: Mapping[str, Any]) -> float:
 
 
 def _forget_average(state: dict[str, Any], steps: float) -> None:
-    if _steps(state) == steps:
+    if not _steps(state) > steps:  # also if the count is NaN
         state.pop("ema", None)
 
 
