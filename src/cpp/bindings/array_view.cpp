@@ -329,31 +329,35 @@ std::optional<ArrayView> ArrayReader::completed(const py::handle& tensor, ArrayV
 std::optional<ArrayView> ArrayReader::read_attributes(const py::handle& object) {
   if (!py::hasattr(object, "data_ptr")) return std::nullopt;
   const auto text = [&](const char* name) {
-    return py::str(py::getattr(object, name, py::none())).cast<std::string>();
+    return utf8(py::str(py::getattr(object, name, py::none())));
   };
-  constexpr std::pair<const char*, Storage> dtypes[] = {
-      {"torch.float32", Storage::f32},   {"torch.float64", Storage::f64},
-      {"torch.float16", Storage::f16},   {"torch.bfloat16", Storage::bf16},
-      {"torch.complex64", Storage::f32}, {"torch.complex128", Storage::f64}};
-  const std::string dtype = text("dtype");
-  const auto* known =
-      std::ranges::find_if(dtypes, [&](const auto& entry) { return dtype == entry.first; });
-  if (text("layout") != "torch.strided" || text("device") != "cpu" || known == std::end(dtypes)) {
-    return std::nullopt;
-  }
+  const std::optional<Storage> storage = storage_of_tensor(object);
+  if (text("layout") != "torch.strided" || text("device") != "cpu" || !storage) return std::nullopt;
   const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
   const auto strides = object.attr("stride")().cast<std::vector<std::int64_t>>();
   extents_ = shape;
   extents_.insert(extents_.end(), strides.begin(), strides.end());
   ArrayView view{.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>()),
-                 .storage = known->second,
+                 .storage = *storage,
                  .is_tensor = true,
-                 .is_complex = dtype.starts_with("torch.complex"),
+                 .is_complex = text("dtype").starts_with("torch.complex"),
                  .shape = {extents_.data(), shape.size()},
                  .strides = {extents_.data() + shape.size(), strides.size()},
-                 .stride_unit = item_size(known->second)};
+                 .stride_unit = item_size(*storage)};
   if (view.data == nullptr && element_count(view.shape) != 0) return std::nullopt;
   return completed(object, view);
+}
+
+std::optional<Storage> storage_of_tensor(const py::handle& tensor) {
+  constexpr std::pair<const char*, Storage> dtypes[] = {
+      {"torch.float32", Storage::f32},   {"torch.float64", Storage::f64},
+      {"torch.float16", Storage::f16},   {"torch.bfloat16", Storage::bf16},
+      {"torch.complex64", Storage::f32}, {"torch.complex128", Storage::f64}};
+  const std::string name = utf8(py::str(py::getattr(tensor, "dtype", py::none())));
+  const auto* known =
+      std::ranges::find_if(dtypes, [&](const auto& entry) { return name == entry.first; });
+  if (known == std::end(dtypes)) return std::nullopt;
+  return known->second;
 }
 
 bool is_negated(const py::handle& tensor) {

@@ -81,15 +81,19 @@ ArrayView float_array(ArrayReader& reader, const py::handle& object, const char*
                       std::int64_t index, bool halves) {
   const bool is_tensor = !py::isinstance<py::array>(object) && py::hasattr(object, "data_ptr");
   if (!is_tensor) require_array(object, list, index);
+  const auto is_accepted = [&](Storage storage) {
+    return halves || compute_storage(storage) == storage;
+  };
   const std::optional<ArrayView> view = reader.read(object);
-  if (view && (halves || compute_storage(view->storage) == view->storage)) return *view;
-  if (is_tensor) {
-    refuse(list, index,
-           "must be a dense, strided CPU tensor of float32 or float64, or of complex64 or "
-           "complex128 and not a conjugated view",
-           object);
-  }
+  if (view && is_accepted(view->storage)) return *view;
   const std::string name = element_name(list, index);
+  if (is_tensor) {
+    const std::optional<Storage> storage = storage_of_tensor(object);
+    if (storage && is_accepted(*storage)) {
+      refuse(list, index, "must be a dense, strided CPU tensor, not a conjugated view", object);
+    }
+    throw py::type_error(broken_rule(name + " must be float32 or float64", describe(object)));
+  }
   const bool is_complex = py::reinterpret_borrow<py::array>(object).dtype().kind() == 'c';
   // Not converted, because JAX and PyTorch define the sign of a complex gradient differently.
   const std::string remedy =

@@ -20,15 +20,18 @@ std::string names_of(const std::vector<StateKind>& kinds) {
   return text;
 }
 
-void require_real(const ArrayView& param, const py::handle& object, std::int64_t index) {
-  if (!param.is_complex) return;
-  const std::string name = element_name("params", index);
+ArrayView real_array(ArrayReader& reader, const py::handle& param, const char* list,
+                     std::int64_t index, bool is_written = true) {
+  const ArrayView view = is_written ? writeable_array(reader, param, list, index)
+                                    : float_array(reader, param, list, index);
+  if (!view.is_complex) return view;
+  const std::string name = element_name(list, index);
   throw py::type_error(
       broken_rule(name +
                       " must be float32 or float64; for a complex tensor, step its real view, "
                       "torch.view_as_real(" +
                       name + "), with a real view of its gradient",
-                  describe(object)));
+                  describe(param)));
 }
 
 }  // namespace
@@ -38,10 +41,7 @@ Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_
   std::vector<BoundArray> bound;
   bool all_writeable = true;
   for (std::size_t i = 0; i < params.size(); ++i) {
-    const ArrayView view = only_like
-                               ? float_array(binder_.reader, params[i], "params", as_index(i))
-                               : writeable_array(binder_.reader, params[i], "params", as_index(i));
-    require_real(view, params[i], as_index(i));
+    const ArrayView view = real_array(binder_.reader, params[i], "params", as_index(i), !only_like);
     all_writeable = all_writeable && can_be_written(view);
     bound.emplace_back(params[i], view);
   }
@@ -238,8 +238,8 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
     const std::int64_t index = is_list ? as_index(i) : no_index;
     const py::handle object = items_of(params)[i];
     const ArrayView like = slots_[i].like.view();
-    const ArrayView view = writeable_array(binder_.reader, object, list, index);
-    if (view.storage != like.storage || view.is_complex) {
+    const ArrayView view = real_array(binder_.reader, object, list, index);
+    if (view.storage != like.storage) {
       throw py::value_error(dtype_mismatch(object, like, {list, index, "m", rebuild_hint}));
     }
     require_shape_of(view, like, {list, index, "m", rebuild_hint});

@@ -137,17 +137,17 @@ def _by_torch(loss: torch.Tensor, params: Sequence[Any]) -> Sequence[Any]:
 
 
 def unzipped(pairs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Split pairs into a sequence of gradients and a sequence of parameters."""
-    if not pairs:
-        return (), ()
+    """Split one or more pairs into a sequence of gradients and a sequence of parameters."""
     try:
         grads, params = zip(*pairs, strict=True)
     except (TypeError, ValueError):
-        for i, pair in enumerate(pairs):
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise TypeError(
-                    f"grads_and_vars[{i}] must be a pair (gradient, parameter). "
-                    f"Received: {type(pair).__name__}"
-                ) from None
-        raise
+        i, pair = next(
+            (i, pair)
+            for i, pair in enumerate(pairs)
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2
+        )
+        raise TypeError(
+            f"grads_and_vars[{i}] must be a pair (gradient, parameter). "
+            f"Received: {type(pair).__name__}"
+        ) from None
     return grads, params
