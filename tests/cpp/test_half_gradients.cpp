@@ -65,8 +65,8 @@ TYPED_TEST(HalfGradient, StepsAsItsWidenedNumbers) {
   constexpr std::size_t n = 40003;
   std::vector<NamedSettings> all = step_settings();
   std::ranges::copy(progress_settings(), std::back_inserter(all));
-  for (const auto& [name, settings] : all) {
-    SCOPED_TRACE(name);
+  for (const NamedSettings& each : all) {
+    SCOPED_TRACE(each.name);
     reference::Arrays<float> before = trained_arrays<float>(n, 5);
     const std::vector<Half> grad = gradients<Half>(n, 7);
     before.grad = values_of(grad);
@@ -88,8 +88,8 @@ TYPED_TEST(HalfGradient, StepsAsItsWidenedNumbers) {
                                                        .vhat = whole.vhat,
                                                        .ema = whole.ema,
                                                        .accumulator = whole.accumulator};
-          ASSERT_EQ(adam_step(std::span(&tensor, 1), settings, progress),
-                    reference::step(expected, settings, expected_progress));
+          ASSERT_EQ(adam_step(std::span(&tensor, 1), each.settings, progress),
+                    reference::step(expected, each.settings, expected_progress));
           ASSERT_EQ(progress, expected_progress);
           actual.grad = values_of(halves);
           ASSERT_TRUE(same_bits(actual, expected)) << threads << " threads, call " << call;
