@@ -11,22 +11,19 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Measured on Linux: 10 to 40 us on an idle core, milliseconds where the scheduler has to take a
-// core from another thread.
-constexpr auto longest_wait = std::chrono::microseconds(100);
-
 // Trivially destroyed: a thread that is scheduled late may still write to them.
 std::atomic<bool> under_way{false};
 std::atomic<Result> result{Result::none};
 
 }  // namespace
 
-void start() noexcept {
+void start(std::chrono::nanoseconds longest_wait) noexcept {
   if (under_way.exchange(true)) return;
   try {
-    std::thread([begin = Clock::now()] {
-      result = Clock::now() - begin <= longest_wait ? Result::free : Result::busy;
+    std::thread([longest_wait, begin = Clock::now()] {
+      const auto wait = Clock::now() - begin;
       under_way = false;
+      result = wait <= longest_wait ? Result::free : Result::busy;
     }).detach();
   } catch (const std::exception&) {  // no thread can be started, and none would help
     under_way = false;
