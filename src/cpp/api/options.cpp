@@ -29,8 +29,6 @@ constexpr Setting table[] = {
     {"use_ema", &S::use_ema},
     {"ema_momentum", &S::ema_momentum, Rule::closed_fraction},
     {"ema_overwrite_frequency", &S::ema_overwrite_frequency, Rule::count},
-    // The powers of two of which both they and their inverse are float32 numbers; up to the
-    // largest, torch's GradScaler grows. The inverse of that is subnormal, and exact.
     {"loss_scale", &S::loss_scale, Rule::scale},
     {"skip_nonfinite", &S::skip_nonfinite},
     {"gradient_accumulation_steps", &S::gradient_accumulation_steps, Rule::count},
@@ -42,7 +40,7 @@ constexpr Setting table[] = {
 std::string text(double value) { return format_number(value); }
 std::string text(std::int64_t value) { return std::to_string(value); }
 
-// What this rule asks for; null where the value keeps it. NaN keeps none.
+// Returns the text of the rule if the value breaks it, else null. NaN breaks each of them.
 const char* broken(Rule rule, double value) {
   const auto unless = [](bool holds, const char* rule_text) { return holds ? nullptr : rule_text; };
   switch (rule) {
@@ -56,6 +54,8 @@ const char* broken(Rule rule, double value) {
     case Rule::closed_fraction:
       return unless(value >= 0 && value <= 1, "must be >= 0 and <= 1");
     case Rule::scale:
+      // In this range, powers of two and their inverses are exact float32 numbers; 2^-127 is
+      // subnormal. 2^127 is also the upper limit of torch's GradScaler.
       return unless(value >= 0x1p-127 && value <= 0x1p127, "must be >= 2**-127 and <= 2**127");
     case Rule::count:
       return unless(value >= 1, "must be >= 1");
@@ -70,7 +70,7 @@ void check(const Setting& /*setting*/, bool /*value*/) {}
 template <class Number>
 void check(const Setting& setting, Number value) {
   const std::string name = setting.name;
-  // Keras' own words, which programs may look for.
+  // Keras' wording, which programs may look for.
   if (setting.rule == Rule::clip && value < 0) {
     throw std::invalid_argument("Expected " + name + " >= 0, received: " + text(value));
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The settings by name, with their rules. AdamOptions checks them, and bindings read and write
-// them, by this table.
+// The table of settings: names, members and rules. AdamOptions checks settings by it, and the
+// bindings read and write them.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,14 @@
 
 namespace fusedadam {
 
-// What a number must be.
+// The valid values of a setting.
 enum class Rule : std::uint8_t {
   any,
   finite,
   not_negative,     // and finite
   fraction,         // >= 0 and < 1
   closed_fraction,  // >= 0 and <= 1
-  clip,             // not_negative, in Keras' words
+  clip,             // not_negative, with Keras' message
   scale,            // 2^-127 to 2^127
   count,            // >= 1
 };
@@ -34,8 +34,8 @@ struct Setting {
   Rule rule = Rule::any;
 };
 
-// In the order in which a configuration names them. dynamic_loss_scale is not among them: in Python
-// it is a value of loss_scale.
+// In the order of a configuration. Without dynamic_loss_scale, which in Python is a value of
+// loss_scale.
 std::span<const Setting> settings_table() noexcept;
 
 }  // namespace fusedadam

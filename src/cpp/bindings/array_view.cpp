@@ -331,28 +331,28 @@ std::optional<ArrayView> ArrayReader::read_attributes(const py::handle& object) 
   const auto text = [&](const char* name) {
     return utf8(py::str(py::getattr(object, name, py::none())));
   };
-  const std::optional<Storage> storage = storage_of_tensor(object);
-  if (text("layout") != "torch.strided" || text("device") != "cpu" || !storage) return std::nullopt;
+  const std::optional<TensorDtype> dtype = tensor_dtype(object);
+  if (text("layout") != "torch.strided" || text("device") != "cpu" || !dtype) return std::nullopt;
   const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
   const auto strides = object.attr("stride")().cast<std::vector<std::int64_t>>();
   extents_ = shape;
   extents_.insert(extents_.end(), strides.begin(), strides.end());
   ArrayView view{.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>()),
-                 .storage = *storage,
+                 .storage = dtype->storage,
                  .is_tensor = true,
-                 .is_complex = text("dtype").starts_with("torch.complex"),
+                 .is_complex = dtype->is_complex,
                  .shape = {extents_.data(), shape.size()},
                  .strides = {extents_.data() + shape.size(), strides.size()},
-                 .stride_unit = item_size(*storage)};
+                 .stride_unit = item_size(dtype->storage)};
   if (view.data == nullptr && element_count(view.shape) != 0) return std::nullopt;
   return completed(object, view);
 }
 
-std::optional<Storage> storage_of_tensor(const py::handle& tensor) {
-  constexpr std::pair<const char*, Storage> dtypes[] = {
-      {"torch.float32", Storage::f32},   {"torch.float64", Storage::f64},
-      {"torch.float16", Storage::f16},   {"torch.bfloat16", Storage::bf16},
-      {"torch.complex64", Storage::f32}, {"torch.complex128", Storage::f64}};
+std::optional<TensorDtype> tensor_dtype(const py::handle& tensor) {
+  constexpr std::pair<const char*, TensorDtype> dtypes[] = {
+      {"torch.float32", {Storage::f32, false}},  {"torch.float64", {Storage::f64, false}},
+      {"torch.float16", {Storage::f16, false}},  {"torch.bfloat16", {Storage::bf16, false}},
+      {"torch.complex64", {Storage::f32, true}}, {"torch.complex128", {Storage::f64, true}}};
   const std::string name = utf8(py::str(py::getattr(tensor, "dtype", py::none())));
   const auto* known =
       std::ranges::find_if(dtypes, [&](const auto& entry) { return name == entry.first; });

@@ -148,8 +148,12 @@ class ArrayReader {
   std::vector<std::int64_t> extents_;
 };
 
-// How a tensor of this dtype stores its elements. A complex number is two of them.
-std::optional<Storage> storage_of_tensor(const py::handle& tensor);
+// The dtype of a tensor, read from its Python attribute. A complex number is two elements.
+struct TensorDtype {
+  Storage storage;
+  bool is_complex;
+};
+std::optional<TensorDtype> tensor_dtype(const py::handle& tensor);
 
 // Whether the negative bit of a tensor is set, so that its memory holds the negated values.
 bool is_negated(const py::handle& tensor);

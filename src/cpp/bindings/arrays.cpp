@@ -88,8 +88,8 @@ ArrayView float_array(ArrayReader& reader, const py::handle& object, const char*
   if (view && is_accepted(view->storage)) return *view;
   const std::string name = element_name(list, index);
   if (is_tensor) {
-    const std::optional<Storage> storage = storage_of_tensor(object);
-    if (storage && is_accepted(*storage)) {
+    const std::optional<TensorDtype> dtype = tensor_dtype(object);
+    if (dtype && is_accepted(dtype->storage)) {
       refuse(list, index, "must be a dense, strided CPU tensor, not a conjugated view", object);
     }
     throw py::type_error(broken_rule(name + " must be float32 or float64", describe(object)));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 
 #include "api/checks.hpp"
 #include "api/messages.hpp"
@@ -34,7 +35,7 @@ void convert(std::optional<T>& field, const py::handle& value, const char* name)
 // ---- settings
 
 void set(AdamSettings& s, const Setting& setting, const py::handle& value) {
-  const std::string name = setting.name;
+  const std::string_view name = setting.name;
   if (name == "loss_scale") {
     s.loss_scale.reset();
     s.dynamic_loss_scale = py::isinstance<py::str>(value) && value.equal(py::str("dynamic"));
@@ -54,7 +55,7 @@ void set(AdamSettings& s, const Setting& setting, const py::handle& value) {
 }
 
 py::object get(const AdamSettings& s, const Setting& setting) {
-  const std::string name = setting.name;
+  const std::string_view name = setting.name;
   if (name == "loss_scale" && s.dynamic_loss_scale) return py::str("dynamic");
   if (name == "gradient_accumulation_steps" && s.gradient_accumulation_steps == 1) {
     return py::none();

@@ -246,7 +246,7 @@ def needed_kinds(options: AdamOptions) -> list[str]: ...
 def allocate_state(
     params: list[Any], positions: list[int], options: AdamOptions
 ) -> dict[str, list[_Array]]:
-    """Return initial state for torch tensors, flat arrays by kind. Errors name `positions`."""
+    """Return initial state for torch tensors, lists of arrays by kind. Errors name `positions`."""
 
 def clip_gradients(
     params: Sequence[_Array],
