@@ -16,7 +16,7 @@ from fusedadam import Adam
 Array: TypeAlias = npt.NDArray[Any]
 
 FLOATS = ("float32", "float64")
-_BITS = {4: np.uint32, 8: np.uint64}
+_BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 _CANARY = 0xA5
 
 
@@ -34,7 +34,7 @@ def assert_same_bits(actual: Array, expected: Array, what: str = "array") -> Non
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype} != {expected.dtype}"
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape} != {expected.shape}"
-    if actual.dtype.kind != "f":
+    if actual.dtype.kind not in "fV":  # V: bfloat16
         np.testing.assert_array_equal(actual, expected, err_msg=what)
         return
     differs = np.flatnonzero(bits(actual) != bits(expected))

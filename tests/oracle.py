@@ -4,6 +4,8 @@
 Every operation is one IEEE operation in the dtype of the parameter, so a correct kernel agrees with
 this file to the last bit. Constants are first converted to scalars of that dtype: NumPy 1.26 and
 NumPy 2 promote Python floats and float64 scalars differently, but agree on operands of one dtype.
+
+What is stored in fewer bits is computed in float32. `storage_oracle` has its formats.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import storage_oracle as storage
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -93,11 +96,13 @@ def adam_step(
     weight_decay: float | None = None,
     l2: float = 0.0,
     flush_denormals: bool = True,
+    rests_without_v: bool = False,
 ) -> tuple[Array, ...]:
     """Step one tensor. Return ``(p, m, v)``, followed by `vhat` and `ema` if given.
 
     The gradient is already scaled and clipped by `clip`. `step` counts the steps of the moments.
-    `iterations` is the number of steps of the optimizer, if it differs.
+    `iterations` is the number of steps of the optimizer, if it differs. `rests_without_v` is the
+    rule of packed moments: where the root is zero, the parameter only decays.
     """
     T = p.dtype.type
     b1, one_minus_b1 = T(beta_1), T(1.0 - beta_1)
@@ -119,11 +124,58 @@ def adam_step(
     largest = v
     if vhat is not None:
         vhat = largest = np.where((v <= vhat) | np.isnan(vhat), vhat, v)
-    p = p - (rate * m) / (np.sqrt(largest) + eps)
+    root = np.sqrt(largest)
+    update = (rate * m) / (root + eps)
+    p = p - (np.where(root == 0, T(0), update) if rests_without_v else update)
     if ema is not None:
-        mu = 0.0 if step == 1 else ema_momentum
-        ema = (T(mu) * ema) + (T(1.0 - mu) * p)
+        ema = averaged(ema, p, step=step, ema_momentum=ema_momentum)
     return tuple(np.asarray(x) for x in (p, m, v, vhat, ema) if x is not None)
+
+
+@np.errstate(all="ignore")
+def averaged(ema: Array, p: Array, *, step: int, ema_momentum: float) -> Array:
+    """Return the moving average of a parameter after a step. The first one is the parameter."""
+    T = p.dtype.type
+    mu = 0.0 if step == 1 else ema_momentum
+    return np.asarray((T(mu) * ema) + (T(1.0 - mu) * p))
+
+
+def stored_step(
+    stored: Mapping[str, Array],
+    g: Array,
+    dither: storage.Dither | None = None,
+    *,
+    step: int,
+    ema_momentum: float = 0.99,
+    overwrites: bool = False,
+    **settings: Any,
+) -> dict[str, Array]:
+    """Step one tensor in its storage formats, which are those of the arrays for `storage.load`.
+
+    Without dithers, everything is rounded to nearest. The average is that of the stored weight, which
+    its rounding to nearest replaces if `overwrites`.
+    """
+    old = storage.load(stored)
+    p, m, v, *largest = adam_step(
+        old["params"],
+        storage.widen(g),
+        old["m"],
+        old["v"],
+        step=step,
+        vhat=old.get("vhat"),
+        rests_without_v="packed" in stored,
+        **settings,
+    )
+    values = {**old, "params": p, "m": m, "v": v}
+    if largest:
+        (values["vhat"],) = largest
+    new = storage.store(values, stored, dither)
+    if "ema" in old:
+        weight = storage.load(new)["params"]
+        new["ema"] = averaged(old["ema"], weight, step=step, ema_momentum=ema_momentum)
+        if overwrites:
+            new |= storage.store_weight_like(new["ema"].copy(), stored)
+    return new
 
 
 @np.errstate(all="ignore")
@@ -237,6 +289,11 @@ class OracleAdam:
     that do not decay, and `own` maps positions to settings. `transposed` has the positions of
     parameters in Fortran order, in which their norms are added up. Attributes may be set between
     steps.
+
+    Parameters may also be float16 or bfloat16. With moments="packed", the list `packed` has the
+    words of both moments, and `m` and `v` are empty. With `low_bits`, a list of that name has the
+    low bits of each bfloat16 parameter, and None for others. It is None without that setting.
+    `first_index` maps the positions of shards to the index of their first element.
     """
 
     def __init__(
@@ -264,11 +321,17 @@ class OracleAdam:
         zero_grad: bool = False,
         maximize: bool = False,
         flush_denormals: bool = True,
+        moments: str = "float32",
+        low_bits: str | None = None,
+        rounding: str = "stochastic",
+        seed: int = 0,
         excluded: Iterable[int] = (),
         own: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> None:
         self.amsgrad = amsgrad
         self.use_ema = use_ema
+        self.moments = moments
+        self.low_bits_dtype = low_bits
         self.build(params)
         self.iterations = 0
         self.skipped_steps = 0
@@ -293,9 +356,12 @@ class OracleAdam:
         self.zero_grad = zero_grad
         self.maximize = maximize
         self.flush_denormals = flush_denormals
+        self.rounding = rounding
+        self.seed = seed
         self.excluded = set(excluded)
         self.own: dict[int, dict[str, Any]] = {i: dict(each) for i, each in (own or {}).items()}
         self.transposed: set[int] = set()
+        self.first_index: dict[int, int] = {}
 
     def set_count(self, count: int) -> None:
         """Continue as if the optimizer and each parameter had taken this many steps."""
@@ -305,13 +371,26 @@ class OracleAdam:
     def build(self, params: Iterable[Array]) -> None:
         """Start new moments for these parameters."""
         self.params = [p.copy() for p in params]
-        self.m = [np.zeros_like(p) for p in self.params]
-        self.v = [np.zeros_like(p) for p in self.params]
-        self.vhat = [np.zeros_like(p) for p in self.params] if self.amsgrad else []
-        self.ema = [p.copy() for p in self.params] if self.use_ema else []
+        self.low_bits: Any = None
+        if self.low_bits_dtype:
+            self.low_bits = [
+                np.zeros_like(p, self.low_bits_dtype) if p.dtype == storage.BFLOAT16 else None
+                for p in self.params
+            ]
+        is_packed = self.moments == "packed"
+        assert not (is_packed and (self.amsgrad or any(p.dtype == np.float64 for p in self.params)))
+        self.packed = [np.zeros_like(p, np.int16) for p in self.params] if is_packed else []
+        self.m = [] if is_packed else self._zero_moments()
+        self.v = [] if is_packed else self._zero_moments()
+        self.vhat = self._zero_moments() if self.amsgrad else []
+        self.ema = [storage.widen(p).copy() for p in self.params] if self.use_ema else []
         self.steps = [0] * len(self.params)
         self.accumulators: list[Array | None] = []
         self.accumulated = 0
+        self._averages: list[Array] = []  # while they are swapped in
+
+    def _zero_moments(self) -> list[Array]:
+        return [np.zeros_like(p, storage.moment_dtype(p.dtype, self.moments)) for p in self.params]
 
     @property
     def current_loss_scale(self) -> float:
@@ -325,7 +404,7 @@ class OracleAdam:
 
         A gradient of None adds nothing to a mean. A parameter without any gradient does not change.
         """
-        given = [None if g is None else g.copy() for g in grads]
+        given = [None if g is None else storage.widen(g).copy() for g in grads]
         if self.accumulated:
             with np.errstate(all="ignore"):
                 given = [
@@ -343,11 +422,11 @@ class OracleAdam:
     def apply_sparse(self, indices: Array, grad_rows: Array, *, lazy: bool = True) -> Array:
         """Step the only parameter with sparse gradients and return them as the call leaves them."""
         (p,) = self.params
-        rows, summed = sum_rows(indices, grad_rows)
+        rows, summed = sum_rows(indices, storage.widen(grad_rows))
         if lazy:
             self._step_or_skip([summed], rows)
         else:
-            g = np.zeros_like(p)
+            g = np.zeros_like(p, storage.compute_dtype(p.dtype))
             g[rows] = summed
             self._step_or_skip([g])
         left: Array = self._after([grad_rows])[0]
@@ -357,13 +436,19 @@ class OracleAdam:
         """The result of `get_gradients`: unscaled and clipped, but neither averaged nor negated."""
         divisor = None if self.loss_scale is None else self.current_loss_scale
         positions = range(len(grads))
-        turned = self._turned(positions, grads)
+        turned = self._turned(positions, [storage.widen(g) for g in grads])
         clipped = [clip(turned, divisor=divisor, **self._clips(i))[i] for i in positions]
         return self._turned(positions, clipped)
 
     def swap_ema(self) -> None:
-        """Swap the parameters with their averages."""
-        self.params, self.ema = self.ema, self.params
+        """Swap the parameters with their averages, which are rounded to nearest, and back exactly."""
+        kept, self._averages = self._averages, list(self.ema)
+        for i, average in enumerate(list(self.ema)):
+            stored = self._stored(i)
+            self.ema[i] = storage.load(stored)["params"]
+            self._replace(i, storage.store_weight_like(average, stored))
+        if kept:
+            self.ema, self._averages = kept, []
 
     def weights(self) -> list[Array]:
         """Return ``[iterations] + m + v + vhat``, as in the `weights` of `Adam`."""
@@ -411,9 +496,7 @@ class OracleAdam:
                 sign=-1.0 if self._setting(i, "maximize") else 1.0,
                 **self._clips(i),
             )
-            stepped = self._stepped(i, self._turned(positions, clipped)[k], rows)
-            for name, array in zip(self._kinds(), stepped, strict=True):
-                getattr(self, name)[i] = array
+            self._replace(i, self._stepped(i, self._turned(positions, clipped)[k], rows))
             self.steps[i] = min(self.steps[i] + 1, LARGEST_COUNT)
         self.iterations = min(self.iterations + 1, LARGEST_COUNT)
         if is_dynamic:
@@ -422,30 +505,44 @@ class OracleAdam:
                 self.dynamic_loss_scale = min(2 * self.dynamic_loss_scale, LARGEST_LOSS_SCALE)
                 self.good_steps = 0
 
-    def _kinds(self) -> list[str]:
-        optional = {"vhat": self.amsgrad, "ema": self.use_ema}
-        return ["params", "m", "v", *(name for name, is_on in optional.items() if is_on)]
+    def _stored(self, i: int) -> dict[str, Array]:
+        """The arrays of tensor `i` by the names of their lists."""
+        lists = {
+            name: getattr(self, name)
+            for name in ("params", "low_bits", "packed", "m", "v", "vhat", "ema")
+        }
+        return {name: of[i] for name, of in lists.items() if of and of[i] is not None}
 
-    def _stepped(self, i: int, g: Array, rows: Any) -> list[Array]:
-        """Return the new arrays of tensor `i`, one per kind."""
-        olds = {name: getattr(self, name)[i] for name in self._kinds()}
-        arguments: dict[str, Any] = {name: np.asarray(old[rows]) for name, old in olds.items()}
+    def _replace(self, i: int, news: Mapping[str, Array]) -> None:
+        for name, array in news.items():
+            getattr(self, name)[i] = array
+
+    def _stepped(self, i: int, g: Array, rows: Any) -> dict[str, Array]:
+        """Return the new arrays of tensor `i`."""
+        olds = self._stored(i)
+        is_rounded = any(old.dtype.itemsize < 4 for old in olds.values())
         settings = (
             *("lr", "beta_1", "beta_2", "epsilon", "bias_corrected_epsilon", "decay"),
             *("ema_momentum", "weight_decay", "l2", "flush_denormals"),
         )
-        news = adam_step(
-            arguments.pop("params"),
+        frequency = self._setting(i, "ema_overwrite_frequency")
+        news = stored_step(
+            {name: np.asarray(old[rows]) for name, old in olds.items()},
             g,
-            **arguments,
+            self._dither(i, rows) if is_rounded and self.rounding == "stochastic" else None,
             step=self.steps[i] + 1,
             iterations=self.iterations,
+            overwrites=bool(frequency) and (self.iterations + 1) % frequency == 0,
             **{name: self._setting(i, name) for name in settings},
         )
-        frequency = self._setting(i, "ema_overwrite_frequency")
-        if frequency and (self.iterations + 1) % frequency == 0:
-            news = (news[-1].copy(), *news[1:])
-        whole = [old.copy() for old in olds.values()]
-        for array, new in zip(whole, news, strict=True):
-            array[rows] = new
+        whole = {name: old.copy() for name, old in olds.items()}
+        for name, new in news.items():
+            whole[name][rows] = new
         return whole
+
+    def _dither(self, i: int, rows: Any) -> storage.Dither:
+        """The dithers of these rows, by the indices of their elements in memory order."""
+        p = self.params[i]
+        index = self.first_index.get(i, 0) + np.arange(p.size)
+        index = index.reshape(p.shape, order="F" if i in self.transposed else "C")
+        return storage.dither(self.seed, self.steps[i] + 1, np.asarray(index[rows]))

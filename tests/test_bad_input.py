@@ -127,7 +127,7 @@ def cast(dtype: str) -> Callable[[Array], Array]:
     return lambda a: a.astype(dtype)
 
 
-FLOAT_DTYPE = "float32 or float64"
+FLOAT_DTYPE = "float32"
 GAPS = r"fill its memory without gaps or overlaps.*numpy\.ascontiguousarray\("
 WRITTEN_FAULTS = {
     "a list": Fault(lambda a: a.tolist(), TypeError, "ndarray"),
@@ -135,7 +135,7 @@ WRITTEN_FAULTS = {
     "a float": Fault(lambda _: 1.0, TypeError, "ndarray"),
     "None": Fault(lambda _: None, TypeError, "ndarray"),
     "a memoryview": Fault(lambda a: a.data, TypeError, "ndarray"),
-    "float16": Fault(cast("float16"), TypeError, FLOAT_DTYPE),
+    "int16": Fault(cast("int16"), TypeError, FLOAT_DTYPE),
     "longdouble": Fault(cast("longdouble"), TypeError, FLOAT_DTYPE),
     "int32": Fault(cast("int32"), TypeError, FLOAT_DTYPE),
     "bool": Fault(cast("bool"), TypeError, FLOAT_DTYPE),

@@ -350,7 +350,7 @@ UNFIT: dict[str, tuple[Callable[[list[Array]], Any], type[Exception], str]] = {
     "transposed": (lambda p: [p[0].T, *p[1:]], ValueError, "params.0. must have the shape of m.0"),
     "wider": (lambda p: [p[0].astype("f8"), *p[1:]], ValueError, "params.0. must have the dtype"),
     "swapped bytes": (lambda p: [p[0].astype(">f4")], TypeError, "params.0. must be float32"),
-    "half": (lambda p: [p[0].astype("f2")], TypeError, "params.0. must be float32"),
+    "integers": (lambda p: [p[0].astype("i2")], TypeError, "params.0. must be float32"),
     "lists": (
         lambda p: [p[0].tolist()],
         TypeError,

@@ -68,8 +68,8 @@ EDITS: dict[str, tuple[Callable[[Edited], None], str]] = {
     "no version": (metadata("version", None), "format version None"),
     "version 2": (metadata("version", "2"), "damaged: 'own' is missing"),
     "next version": (
-        metadata("version", "3"),
-        "format version '3', of a later .* reads versions 1 and 2",
+        metadata("version", "4"),
+        "format version '4', of a later .* reads versions 1, 2, 3",
     ),
     "empty version": (metadata("version", ""), "format version ''"),
     "long version": (metadata("version", "9" * 10_000), r"format version '9+\.\.\.9+'"),

@@ -182,7 +182,7 @@ def test_error_names_the_path(nest: Callable[[Sequence[Any]], Any], paths: list[
             with pytest.raises(TypeError, match=f"^{re.escape(f'grads{path} must be of numbers')}"):
                 training.optimizer.step(nest(training.params), nest(grads))
             params = list(training.params)
-            params[i] = training.params[i].astype("float16")
+            params[i] = training.params[i].astype("int16")
             with pytest.raises(
                 (TypeError, ValueError), match=f"^{re.escape(f'params{path} must ')}"
             ):

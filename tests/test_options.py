@@ -1056,7 +1056,7 @@ def test_signature_names_every_option_with_its_default() -> None:
 
 def test_signature_of_the_function_has_the_same_defaults() -> None:
     defaults = AdamOptions().as_dict()
-    of_arrays = {"params", "grads", "m", "v", "step", "vhat", "ema"}
+    of_arrays = {"params", "grads", "m", "v", "step", "vhat", "ema", "packed", "low_bits"}
     parameters = inspect.signature(adam_step).parameters
     for name in parameters.keys() - of_arrays:
         assert parameters[name].default == defaults[name], name

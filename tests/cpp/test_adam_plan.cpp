@@ -104,9 +104,9 @@ TEST(AdamPlan, SwapsParametersAndAverages) {
     set_num_threads(threads);
     std::vector<reference::AnyArrays> actual = before;
     const AdamPlan plan(references_of(actual, {.use_ema = true}));
-    plan.swap_averages();
+    plan.swap_averages({}, true);
     ASSERT_TRUE(same_bits(actual, swapped)) << threads;
-    plan.swap_averages();
+    plan.swap_averages({}, false);
     ASSERT_TRUE(same_bits(actual, before)) << threads;
   }
 }

@@ -149,7 +149,7 @@ TensorStreams streams_of(T* param, const T* grad, T* m, T* v, T* vhat = nullptr,
                          T* accumulator = nullptr, bool zero_grad = false) {
   TensorStreams streams{.zero_grad = zero_grad};
   T* const arrays[] = {param, const_cast<T*>(grad), m, v, vhat, ema, accumulator};
-  for (std::size_t i = 0; i < kind::count; ++i) {
+  for (std::size_t i = 0; i < std::size(arrays); ++i) {
     streams.data[i] = arrays[i];
     streams.storage[i] = storage_of<T>;
   }

@@ -146,7 +146,8 @@ constexpr StepScalars scalars{.lr_t = 0.0123,
                               .epsilon = 1e-7,
                               .weight_decay = 0.0007,
                               .ema_momentum = 0.9,
-                              .overwrite_param = true};
+                              .overwrite_param = true,
+                              .dither_key = 12345};
 
 TEST(MakeConstants, FormsInDoubleAndRoundsOnce) {
   const AdamSettings settings{

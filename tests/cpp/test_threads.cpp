@@ -194,7 +194,7 @@ void run_a_plan(Outcome& outcome) {
     std::ranges::copy(references_of(outcome.tensors, settings), plan.tensors().begin());
     const StepGroup group{&settings, outcome.progress.iterations};
     plan.step(std::span(&group, 1), outcome.progress);
-    plan.swap_averages();
+    plan.swap_averages({}, true);
   }
 }
 

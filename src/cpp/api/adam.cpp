@@ -17,11 +17,9 @@ namespace {
 template <class AnyKindOfTensor>
 void append(std::vector<TensorRef>& references, std::span<const AnyKindOfTensor> tensors,
             const AdamOptions& options, std::uint32_t group) {
-  const StateMask needed = needed_state(options.settings());
-  const bool zero_grad = options.settings().zero_grad;
   references.reserve(references.size() + tensors.size());
   for (const auto& tensor : tensors) {
-    append_reference(references, tensor, needed, zero_grad, group);
+    append_reference(references, tensor, options.settings(), group);
   }
 }
 
@@ -33,10 +31,9 @@ void check_tensors(std::span<const TensorRef> tensors, std::span<const StepGroup
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const TensorRef& tensor = tensors[i];
     const auto index = static_cast<std::int64_t>(i);
-    check_written(tensor, needed_state(*groups[tensor.group].settings), {"tensors", index},
-                  written);
+    check_written(tensor, *groups[tensor.group].settings, {"tensors", index}, written);
+    check_gradient(tensor, {"tensors", index, "grad"});
     const Stream grad = tensor.stream(kind::grad);
-    check_pointer(grad.data, tensor.size, item_size(grad.storage), {"tensors", index, "grad"});
     (tensor.zero_grad ? written : read).push_back(byte_range(grad, tensor.size, "grad", index));
   }
   require_no_overlap(std::move(written), read, [](const ByteRange& range) {
@@ -92,6 +89,22 @@ void check_agreement(const AdamSettings& first, const AdamSettings& other, std::
   require(&AdamSettings::gradient_accumulation_steps, "gradient_accumulation_steps");
 }
 
+// One tensor with the arrays of its settings, without a gradient.
+TensorList checked_tensor(const MixedTensor& tensor, const AdamOptions& options,
+                          const TensorValues& values, bool writes) {
+  const TensorRef ref = reference_of(tensor, options.settings());
+  std::vector<ByteRange> arrays;
+  check_written(ref, options.settings(), {"tensor"}, arrays);
+  const bool has_both = (values.m == nullptr) == (values.v == nullptr);
+  if (ref.param_storage() == Storage::f64 || (writes && !has_both)) {
+    throw std::invalid_argument(
+        ref.param_storage() == Storage::f64
+            ? broken_rule("tensor.param must not be double, which needs no conversion", "double")
+            : broken_rule("values.m and values.v must be given together", "one of them"));
+  }
+  return TensorList({ref});
+}
+
 }  // namespace
 
 StepOutcome adam_step(std::span<const Tensor<float>> tensors, const AdamOptions& options,
@@ -130,6 +143,16 @@ StepOutcome adam_step(std::span<const AnyTensor> tensors, const AdamOptions& opt
                       AdamProgress& progress) {
   const AdamGroup group{tensors, options};
   return adam_step(std::span(&group, 1), progress);
+}
+
+void read_values(const MixedTensor& tensor, const AdamOptions& options, const TensorValues& to) {
+  read_values(checked_tensor(tensor, options, to, false), {to.param, to.m, to.v, to.vhat});
+}
+
+void write_values(const MixedTensor& tensor, const AdamOptions& options,
+                  const TensorValues& values) {
+  write_values(checked_tensor(tensor, options, values, true),
+               {values.param, values.m, values.v, values.vhat});
 }
 
 }  // namespace fusedadam

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "api/messages.hpp"
+#include "api/settings_table.hpp"
 #include "step/progress.hpp"
 
 namespace fusedadam {
@@ -47,13 +48,34 @@ void check_pointer(const void* data, std::int64_t size, std::int64_t item, const
   }
 }
 
-void check_written(const TensorRef& tensor, StateMask needed, const ArrayName& name,
+void check_param_type(Storage param, const AdamSettings& settings, const std::string& name) {
+  const auto refuse_type = [&](const std::string& rule) {
+    throw std::invalid_argument(broken_rule(name + ' ' + rule, name_of(param)));
+  };
+  if (!is_float(param)) refuse_type("must be float32, float64, float16 or bfloat16");
+  if (param == Storage::f64 && settings.moments != Moments::float32) {
+    refuse_type(
+        "must not be float64, whose moments have its precision, with moments='" +
+        std::string(names_of(settings.moments)[static_cast<std::size_t>(settings.moments)]) + "'");
+  }
+  if (param == Storage::f16 && settings.low_bits != LowBits::none) {
+    refuse_type("must be bfloat16 to have low bits: a float16 is no upper half of a float32");
+  }
+}
+
+void check_written(const TensorRef& tensor, const AdamSettings& settings, const ArrayName& name,
                    std::vector<ByteRange>& written) {
-  const std::int64_t largest = INT64_MAX / item_size(tensor.param_storage());
+  const Storage param = tensor.param_storage();
+  check_param_type(param, settings, name.text() + ".param");
+  const std::int64_t largest = INT64_MAX / item_size(param);
   if (tensor.size < 0 || tensor.size > largest) {
     throw std::invalid_argument(
         broken_rule(name.text() + ".size must be a number of elements that fits in memory, >= 0",
                     std::to_string(tensor.size)));
+  }
+  if (tensor.first_index > static_cast<std::uint64_t>(INT64_MAX)) {
+    refuse(name.text() + ".first_index must be >= 0", "first_index",
+           std::to_string(static_cast<std::int64_t>(tensor.first_index)));
   }
   const auto check = [&](Kind kind, const char* member) {
     const Stream array = tensor.stream(kind);
@@ -62,9 +84,28 @@ void check_written(const TensorRef& tensor, StateMask needed, const ArrayName& n
     written.push_back(byte_range(array, tensor.size, member, name.index));
   };
   check(kind::param, "param");
-  for (const StateKind& state : state_kinds) {
-    if (has(needed, state.kind)) check(state.kind, state.name);
-  }
+  for_each_state_kind([&](const StateKind& state) {
+    if (!state.needed(settings, param)) return;
+    check(state.kind, state.name);
+    const Storage expected = state.storage(settings, param);
+    if (tensor.storage[state.kind] == expected || tensor.size == 0) return;
+    const ArrayName array{name.list, name.index, state.name};
+    throw std::invalid_argument(broken_rule(array.text() + " must be " + name_of(expected) +
+                                                " for a parameter in " + name_of(param) +
+                                                " with these settings",
+                                            name_of(tensor.storage[state.kind])));
+  });
+}
+
+void check_gradient(const TensorRef& tensor, const ArrayName& name,
+                    std::optional<std::int64_t> size) {
+  const Stream grad = tensor.stream(kind::grad);
+  check_pointer(grad.data, size.value_or(tensor.size), item_size(grad.storage), name);
+  if (steps_without_copy(grad.storage, tensor.param_storage())) return;
+  throw std::invalid_argument(
+      broken_rule(name.text() + " must be double for a double parameter; for others float, float16 "
+                                "or bfloat16",
+                  name_of(grad.storage)));
 }
 
 void require_no_overlap(std::vector<ByteRange> written, std::span<const ByteRange> read,

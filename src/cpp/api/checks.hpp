@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,11 +35,19 @@ struct ArrayName {
 //     misaligned
 void check_pointer(const void* data, std::int64_t size, std::int64_t item, const ArrayName& name);
 
+// @throws std::invalid_argument  a parameter of this type cannot be stepped with these settings
+void check_param_type(Storage param, const AdamSettings& settings, const std::string& name);
+
 // Checks the size of a tensor, its parameter and the state that it needs, and appends these arrays,
 // which a step writes, to `written`.
 // @throws std::invalid_argument  naming "TENSOR.member"
-void check_written(const TensorRef& tensor, StateMask needed, const ArrayName& name,
+void check_written(const TensorRef& tensor, const AdamSettings& settings, const ArrayName& name,
                    std::vector<ByteRange>& written);
+
+// Checks the gradient of a tensor, or `size` elements of gradients of its rows.
+// @throws std::invalid_argument
+void check_gradient(const TensorRef& tensor, const ArrayName& name,
+                    std::optional<std::int64_t> size = {});
 
 // @throws std::invalid_argument  an array that is written overlaps another array; names both
 void require_no_overlap(std::vector<ByteRange> written, std::span<const ByteRange> read,

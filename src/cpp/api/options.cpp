@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "api/messages.hpp"
 #include "api/settings_table.hpp"
@@ -35,7 +36,15 @@ constexpr Setting table[] = {
     {"zero_grad", &S::zero_grad},
     {"maximize", &S::maximize},
     {"flush_denormals", &S::flush_denormals},
+    {"moments", &S::moments},
+    {"low_bits", &S::low_bits},
+    {"rounding", &S::rounding},
+    {"seed", &S::seed, Rule::natural},
 };
+
+constexpr const char* moments_names[] = {"float32", "bfloat16", "packed"};
+constexpr const char* low_bits_names[] = {nullptr, "int8", "int16"};
+constexpr const char* rounding_names[] = {"stochastic", "nearest"};
 
 std::string text(double value) { return format_number(value); }
 std::string text(std::int64_t value) { return std::to_string(value); }
@@ -59,6 +68,8 @@ const char* broken(Rule rule, double value) {
       return unless(value >= 0x1p-127 && value <= 0x1p127, "must be >= 2**-127 and <= 2**127");
     case Rule::count:
       return unless(value >= 1, "must be >= 1");
+    case Rule::natural:
+      return unless(value >= 0, "must be >= 0");
     case Rule::any:
       break;
   }
@@ -67,7 +78,16 @@ const char* broken(Rule rule, double value) {
 
 void check(const Setting& /*setting*/, bool /*value*/) {}
 
+template <class Enum>
+requires std::is_enum_v<Enum>
+void check(const Setting& setting, Enum value) {
+  if (static_cast<std::size_t>(value) < names_of(value).size()) return;
+  throw std::invalid_argument(broken_rule(setting.name + std::string(" must be one of its values"),
+                                          std::to_string(static_cast<int>(value))));
+}
+
 template <class Number>
+requires std::is_arithmetic_v<Number>
 void check(const Setting& setting, Number value) {
   const std::string name = setting.name;
   // Keras' wording, which programs may look for.
@@ -91,6 +111,25 @@ void require_averages(const S& s, const std::string& name, const std::string& va
                   name + '=' + value + " without use_ema"));
 }
 
+// What would stand still or diverge (docs/storage.md has the measurements).
+void check_storage(const S& s) {
+  const auto require = [](bool holds, const char* rule, const std::string& received) {
+    if (!holds) throw std::invalid_argument(broken_rule(rule, received));
+  };
+  const std::string with_nearest = " with rounding='nearest'";
+  require(s.moments != Moments::packed || !s.amsgrad,
+          "moments='packed' has no room for the maximum of amsgrad: use 'float32' or 'bfloat16'",
+          "moments='packed' with amsgrad=True");
+  if (s.rounding != Rounding::nearest) return;
+  require(s.moments != Moments::packed,
+          "moments='packed' must be rounded stochastically, since v would stand still",
+          "moments='packed'" + with_nearest);
+  require(s.low_bits != LowBits::int8,
+          "low_bits='int8' must be rounded stochastically, since small updates would be lost; "
+          "'int16' needs no rounding",
+          "low_bits='int8'" + with_nearest);
+}
+
 void check_combinations(const S& s) {
   if (s.clipnorm && s.clipnorm_per_tensor) {
     throw std::invalid_argument(broken_rule(
@@ -110,11 +149,16 @@ void check_combinations(const S& s) {
         broken_rule("loss_scale and dynamic_loss_scale exclude each other",
                     "loss_scale=" + format_number(*s.loss_scale) + " with dynamic_loss_scale"));
   }
+  check_storage(s);
 }
 
 }  // namespace
 
 std::span<const Setting> settings_table() noexcept { return table; }
+
+std::span<const char* const> names_of(Moments) noexcept { return moments_names; }
+std::span<const char* const> names_of(LowBits) noexcept { return low_bits_names; }
+std::span<const char* const> names_of(Rounding) noexcept { return rounding_names; }
 
 AdamOptions::AdamOptions(const AdamSettings& settings) : settings_(settings) {
   for (const Setting& setting : table) {

@@ -24,12 +24,19 @@ enum class Rule : std::uint8_t {
   clip,             // not_negative, with Keras' message
   scale,            // 2^-127 to 2^127
   count,            // >= 1
+  natural,          // >= 0
 };
+
+// The names of the values of an enumeration, in order. Null: none, in Python None.
+std::span<const char* const> names_of(Moments) noexcept;
+std::span<const char* const> names_of(LowBits) noexcept;
+std::span<const char* const> names_of(Rounding) noexcept;
 
 struct Setting {
   const char* name;  // in Python and in messages
   std::variant<bool AdamSettings::*, double AdamSettings::*, std::optional<double> AdamSettings::*,
-               std::int64_t AdamSettings::*, std::optional<std::int64_t> AdamSettings::*>
+               std::int64_t AdamSettings::*, std::optional<std::int64_t> AdamSettings::*,
+               Moments AdamSettings::*, LowBits AdamSettings::*, Rounding AdamSettings::*>
       member;
   Rule rule = Rule::any;
 };

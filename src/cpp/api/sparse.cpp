@@ -13,16 +13,16 @@
 namespace fusedadam {
 namespace {
 
-template <class T>
-StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& options,
-                           AdamProgress& progress, SparseMode mode) {
+template <class AnyKindOfTensor>
+StepOutcome check_and_step(const AnyKindOfTensor& tensor, const Stream& grad_rows,
+                           const AdamOptions& options, AdamProgress& progress, SparseMode mode) {
   const AdamSettings& settings = options.settings();
   check_sparse_options(settings);
   check_progress(progress, settings);  // before reading and summing gradients
-  const TensorRef table = reference_of(tensor.table, settings);
+  TensorRef table = reference_of(tensor.table, settings);
   std::vector<ByteRange> written;
   std::vector<ByteRange> read;
-  check_written(table, needed_state(settings), {"table"}, written);
+  check_written(table, settings, {"table"}, written);
   if (tensor.row_size < 1 || table.size % tensor.row_size != 0) {
     throw std::invalid_argument(
         broken_rule("row_size must be >= 1 and divide table.size, " + std::to_string(table.size),
@@ -37,14 +37,14 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
       tensor.indices);
   check_indices(tensor.indices, table.size / tensor.row_size);
   // Rows may repeat without limit, so the product could overflow.
-  if (count > INT64_MAX / item_size(table.param_storage()) / tensor.row_size) {
+  if (count > INT64_MAX / item_size(grad_rows.storage) / tensor.row_size) {
     throw std::invalid_argument(
         broken_rule("grad_rows must fit in memory",
                     std::to_string(count) + " rows of " + std::to_string(tensor.row_size)));
   }
   const std::int64_t grads = count * tensor.row_size;
-  check_pointer(tensor.grad_rows, grads, sizeof(T), {"grad_rows"});
-  const Stream grad_rows{const_cast<T*>(tensor.grad_rows), storage_of<T>};
+  table.set(kind::grad, grad_rows);
+  check_gradient(table, {"grad_rows"}, grads);
   (settings.zero_grad ? written : read).push_back(byte_range(grad_rows, grads, "grad_rows", 0));
   require_no_overlap(std::move(written), read, [](const ByteRange& range) {
     const std::string name = range.list;
@@ -54,16 +54,27 @@ StepOutcome check_and_step(const SparseTensor<T>& tensor, const AdamOptions& opt
                    {&settings, progress.iterations}, progress, mode);
 }
 
+template <class T>
+Stream grads_of(const SparseTensor<T>& tensor) {
+  return {const_cast<T*>(tensor.grad_rows), storage_of<T>};
+}
+
 }  // namespace
 
 StepOutcome adam_step_sparse(const SparseTensor<float>& tensor, const AdamOptions& options,
                              AdamProgress& progress, SparseMode mode) {
-  return check_and_step(tensor, options, progress, mode);
+  return check_and_step(tensor, grads_of(tensor), options, progress, mode);
 }
 
 StepOutcome adam_step_sparse(const SparseTensor<double>& tensor, const AdamOptions& options,
                              AdamProgress& progress, SparseMode mode) {
-  return check_and_step(tensor, options, progress, mode);
+  return check_and_step(tensor, grads_of(tensor), options, progress, mode);
+}
+
+StepOutcome adam_step_sparse(const MixedSparseTensor& tensor, const AdamOptions& options,
+                             AdamProgress& progress, SparseMode mode) {
+  return check_and_step(tensor, {tensor.grad_rows.data, storage_of_type(tensor.grad_rows.type)},
+                        options, progress, mode);
 }
 
 }  // namespace fusedadam

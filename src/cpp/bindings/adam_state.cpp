@@ -339,6 +339,7 @@ void bind_adam_state(py::module_& module) {
       .def_property_readonly("params", of_moments([](const Moments& m) { return m.params(); }))
       .def_property_readonly("steps", of_moments([](const Moments& m) { return m.steps(); }))
       .def_property_readonly("waiting", of_moments([](const Moments& m) { return m.waiting(); }))
+      .def_property_readonly("dtypes", of_moments([](const Moments& m) { return m.dtypes(); }))
       .def_property_readonly("slots", of_moments([](const Moments& m) { return m.slots(); }));
 }
 

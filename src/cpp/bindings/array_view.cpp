@@ -35,6 +35,10 @@ std::optional<Storage> storage_of_dtype(const py::dtype& dtype) {
       return Storage::f64;
     case 23:  // NPY_HALF
       return Storage::f16;
+    case npy_api::NPY_BYTE_:
+      return Storage::i8;
+    case npy_api::NPY_SHORT_:
+      return Storage::i16;
     default:
       break;
   }
@@ -66,6 +70,7 @@ struct DlpackExchangeApi {
 };
 
 constexpr std::int32_t dlpack_cpu = 1;
+constexpr std::uint8_t dlpack_int = 0;
 constexpr std::uint8_t dlpack_float = 2;
 constexpr std::uint8_t dlpack_bfloat = 4;
 constexpr std::uint8_t dlpack_complex = 5;
@@ -73,6 +78,8 @@ constexpr std::uint8_t dlpack_complex = 5;
 std::optional<Storage> storage_of(const DlpackTensor& tensor) {
   if (tensor.dtype_lanes != 1) return std::nullopt;
   const int bits = tensor.dtype_code == dlpack_complex ? tensor.dtype_bits / 2 : tensor.dtype_bits;
+  if (tensor.dtype_code == dlpack_int && bits == 8) return Storage::i8;
+  if (tensor.dtype_code == dlpack_int && bits == 16) return Storage::i16;
   if (tensor.dtype_code == dlpack_bfloat && bits == 16) return Storage::bf16;
   if (tensor.dtype_code == dlpack_float && bits == 16) return Storage::f16;
   if (tensor.dtype_code != dlpack_float && tensor.dtype_code != dlpack_complex) return std::nullopt;
@@ -176,17 +183,18 @@ BoundArray::BoundArray(const py::handle& object, const ArrayView& view)
   if (!view.is_tensor && object) dtype_ = array_proxy(object.ptr())->descr;
 }
 
-BoundArray BoundArray::fresh_like(const ArrayView& view) {
+BoundArray BoundArray::fresh_like(const ArrayView& view, std::optional<Storage> storage) {
   std::vector<std::int64_t> strides(view.shape.size());
   std::int64_t next = 1;
   const bool is_c = is_contiguous(view) || !is_dense(view);
   for (std::size_t i = strides.size(); i-- > 0; next *= view.shape[i]) {
     strides[i] = is_c ? next : view.strides[i] * view.stride_unit / item_size(view.storage);
   }
-  return BoundArray(py::handle(), {.storage = view.storage,
+  const Storage own = storage.value_or(view.storage);
+  return BoundArray(py::handle(), {.storage = own,
                                    .shape = view.shape,
                                    .strides = strides,
-                                   .stride_unit = item_size(view.storage),
+                                   .stride_unit = item_size(own),
                                    .size = view.size});
 }
 
@@ -352,6 +360,7 @@ std::optional<TensorDtype> tensor_dtype(const py::handle& tensor) {
   constexpr std::pair<const char*, TensorDtype> dtypes[] = {
       {"torch.float32", {Storage::f32, false}},  {"torch.float64", {Storage::f64, false}},
       {"torch.float16", {Storage::f16, false}},  {"torch.bfloat16", {Storage::bf16, false}},
+      {"torch.int8", {Storage::i8, false}},      {"torch.int16", {Storage::i16, false}},
       {"torch.complex64", {Storage::f32, true}}, {"torch.complex128", {Storage::f64, true}}};
   const std::string name = utf8(py::str(py::getattr(tensor, "dtype", py::none())));
   const auto* known =
@@ -389,7 +398,14 @@ std::string describe(const py::handle& object) {
 // ---- new NumPy arrays
 
 py::dtype dtype_of(Storage storage) {
-  return storage == Storage::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
+  if (storage != Storage::bf16) return py::dtype(name_of(storage));
+  try {
+    return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_ImportError)) throw;
+    throw py::import_error(
+        "NumPy arrays in bfloat16 need the package ml_dtypes: pip install ml_dtypes");
+  }
 }
 
 py::array empty_like(const ArrayView& view, Storage storage) {

@@ -72,9 +72,9 @@ class BoundArray {
   BoundArray() = default;
   BoundArray(const py::handle& object, const ArrayView& view);
 
-  // Describes a new array of the shape and storage of `view`, in its layout if it is dense, else in
-  // C order. Has no data.
-  static BoundArray fresh_like(const ArrayView& view);
+  // Describes a new array of the shape of `view`, in its layout if it is dense, else in C order,
+  // and of its storage or another one. Has no data.
+  static BoundArray fresh_like(const ArrayView& view, std::optional<Storage> storage = {});
 
   bool is_empty() const noexcept { return !exists_; }
 
@@ -113,9 +113,9 @@ class BoundArray {
 // faster.
 class ArrayReader {
  public:
-  // Accepts a numpy.ndarray or a strided CPU tensor of float32, float64, float16 or bfloat16, or a
-  // tensor of complex64 or complex128 whose conjugate bit is not set. The view is valid until the
-  // next call and as long as the array.
+  // Accepts a numpy.ndarray or a strided CPU tensor of any Storage, or a tensor of complex64 or
+  // complex128 whose conjugate bit is not set. The view is valid until the next call and as long as
+  // the array.
   std::optional<ArrayView> read(const py::handle& object);
 
   // Whether the object is still the bound array, at the same address and writeable. Runs for every

@@ -4,6 +4,8 @@
 #include <cfenv>
 #include <string>
 
+#include "api/checks.hpp"
+
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
 #include "parallel/float_environment.hpp"
@@ -40,11 +42,6 @@ bool is_masked(const py::handle& object) {
   return py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"));
 }
 
-const char* name_of(Storage storage) {
-  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16"};
-  return names[static_cast<std::size_t>(storage)];
-}
-
 std::string shape_text(std::span<const std::int64_t> shape) {
   py::tuple tuple(shape.size());
   for (std::size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
@@ -78,21 +75,19 @@ void require_array(const py::handle& object, const char* list, std::int64_t inde
 }
 
 ArrayView float_array(ArrayReader& reader, const py::handle& object, const char* list,
-                      std::int64_t index, bool halves) {
+                      std::int64_t index) {
   const bool is_tensor = !py::isinstance<py::array>(object) && py::hasattr(object, "data_ptr");
   if (!is_tensor) require_array(object, list, index);
-  const auto is_accepted = [&](Storage storage) {
-    return halves || compute_storage(storage) == storage;
-  };
   const std::optional<ArrayView> view = reader.read(object);
-  if (view && is_accepted(view->storage)) return *view;
+  if (view && is_float(view->storage)) return *view;
   const std::string name = element_name(list, index);
+  const std::string rule = name + " must be float32, float64, float16 or bfloat16";
   if (is_tensor) {
     const std::optional<TensorDtype> dtype = tensor_dtype(object);
-    if (dtype && is_accepted(dtype->storage)) {
+    if (dtype && is_float(dtype->storage)) {
       refuse(list, index, "must be a dense, strided CPU tensor, not a conjugated view", object);
     }
-    throw py::type_error(broken_rule(name + " must be float32 or float64", describe(object)));
+    throw py::type_error(broken_rule(rule, describe(object)));
   }
   const bool is_complex = py::reinterpret_borrow<py::array>(object).dtype().kind() == 'c';
   // Not converted, because JAX and PyTorch define the sign of a complex gradient differently.
@@ -101,8 +96,16 @@ ArrayView float_array(ArrayReader& reader, const py::handle& object, const char*
                        ".view(numpy.float32 or numpy.float64), with a real view of its gradient"
                  : "";
   throw py::type_error(
-      broken_rule(name + " must be float32 or float64 in the native byte order" + remedy,
-                  attribute_text(object, "dtype")));
+      broken_rule(rule + ", in the native byte order" + remedy, attribute_text(object, "dtype")));
+}
+
+void check_param_type(const ArrayView& view, const AdamSettings& settings,
+                      const std::string& name) {
+  fusedadam::check_param_type(view.storage, settings, name);
+  if (view.is_complex && settings.moments != Moments::float32) {
+    throw py::value_error(broken_rule(name + " must not be complex, except with moments='float32'",
+                                      "complex numbers"));
+  }
 }
 
 bool can_be_written(const ArrayView& view) {
@@ -111,7 +114,13 @@ bool can_be_written(const ArrayView& view) {
 
 ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const char* list,
                           std::int64_t index, const char* purpose) {
-  const ArrayView view = float_array(reader, object, list, index, purpose == to_zero);
+  const ArrayView view = float_array(reader, object, list, index);
+  require_writeable(view, object, list, index, purpose);
+  return view;
+}
+
+void require_writeable(const ArrayView& view, const py::handle& object, const char* list,
+                       std::int64_t index, const char* purpose) {
   if (view.is_tensor) {
     if (!is_dense(view)) {
       refuse(list, index, "must fill its memory without gaps or overlaps, to be updated in place",
@@ -123,9 +132,9 @@ ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const c
     if (!is_within_storage(object, view)) {
       refuse(list, index, "must not be larger than its storage", object);
     }
-    return view;
+    return;
   }
-  if (can_be_written(view)) return view;
+  if (can_be_written(view)) return;
   std::string rule = "be writeable";
   std::string found = "a read-only array of " + attribute_text(object, "shape");
   if (!is_dense(view)) {
@@ -154,9 +163,9 @@ void require_shape_of(const ArrayView& view, const ArrayView& expected, const Ma
       "shape=" + shape_text(view.shape)));
 }
 
-std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const Match& name) {
+std::string dtype_mismatch(const py::handle& object, Storage expected, const Match& name) {
   return broken_rule(element_name(name.list, name.index) + " must have the dtype of " +
-                         element_name(name.other, name.index) + ", " + name_of(expected.storage) +
+                         element_name(name.other, name.index) + ", " + name_of(expected) +
                          name.hint,
                      attribute_text(object, "dtype"));
 }
@@ -172,15 +181,16 @@ void require_layout_of(const py::handle& object, const ArrayView& view, const Ar
 
 py::array cast_copy(const py::handle& array, const ArrayView& like, const char* list,
                     std::int64_t index) {
-  py::array copy = empty_like(like, like.storage);
+  const Storage storage = compute_storage(like.storage);
+  py::array copy = empty_like(like, storage);
   const py::object dtype = array.attr("dtype");
   if (!dtype.is(copy.dtype()) && !py::module_::import("numpy")
                                       .attr("can_cast")(dtype, copy.dtype(), "same_kind")
                                       .cast<bool>()) {
-    throw py::type_error(
-        broken_rule(element_name(list, index) + " must be of numbers that NumPy casts to " +
-                        name_of(like.storage) + " by the rule same_kind: use .astype()",
-                    attribute_text(array, "dtype")));
+    throw py::type_error(broken_rule(element_name(list, index) +
+                                         " must be of numbers that NumPy casts to " +
+                                         name_of(storage) + " by the rule same_kind: use .astype()",
+                                     attribute_text(array, "dtype")));
   }
   const CastEnvironment environment;
   assign(copy, array);

@@ -26,17 +26,23 @@ inline constexpr const char* to_zero = "zeroed";
 // @throws py::type_error  not a numpy.ndarray, or a masked one; naming list[index]
 void require_array(const py::handle& object, const char* list, std::int64_t index);
 
-// Returns a view of a float32 or float64 array of any layout; with `halves`, also of float16 or
-// bfloat16. Complex tensors are viewed as reals.
+// Returns a view of a float32, float64, float16 or bfloat16 array of any layout. Complex tensors
+// are viewed as reals.
 // @throws py::type_error, and for tensors py::value_error; naming list[index]
 ArrayView float_array(ArrayReader& reader, const py::handle& object, const char* list,
-                      std::int64_t index, bool halves = false);
+                      std::int64_t index);
 
-// Returns a view of an array that can be written in place: dense, aligned and writeable. With
-// `to_zero`, float16 and bfloat16 are allowed.
+// Returns a view of an array that can be written in place: dense, aligned and writeable.
 // @throws py::type_error, py::value_error  naming list[index]
 ArrayView writeable_array(ArrayReader& reader, const py::handle& object, const char* list,
                           std::int64_t index, const char* purpose = to_update);
+
+// @throws py::value_error  the array cannot be written in place; naming list[index]
+void require_writeable(const ArrayView& view, const py::handle& object, const char* list,
+                       std::int64_t index, const char* purpose = to_update);
+
+// @throws py::type_error  a parameter of this type cannot be stepped with these settings
+void check_param_type(const ArrayView& view, const AdamSettings& settings, const std::string& name);
 
 // Whether a NumPy array can be written in place.
 bool can_be_written(const ArrayView& view);
@@ -56,9 +62,9 @@ struct Match {
 void require_shape_of(const ArrayView& view, const ArrayView& expected, const Match& name);
 void require_layout_of(const py::handle& object, const ArrayView& view, const ArrayView& expected,
                        const Match& name);
-std::string dtype_mismatch(const py::handle& object, const ArrayView& expected, const Match& name);
+std::string dtype_mismatch(const py::handle& object, Storage expected, const Match& name);
 
-// Returns a copy with the storage and layout of `like`, which has the same shape. Values are
+// Returns a copy in the compute type and layout of `like`, which has the same shape. Values are
 // rounded once, to nearest.
 // @throws py::type_error  NumPy's casting rule same_kind forbids it; naming list[index]
 py::array cast_copy(const py::handle& array, const ArrayView& like, const char* list,

@@ -70,13 +70,13 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
   if (zero) {
     view = writeable_array(reader_, source, name.list, name.index, to_zero);
     if (!steps_without_copy(view->storage, like.storage)) {
-      throw py::type_error(dtype_mismatch(source, like, name));
+      throw py::type_error(dtype_mismatch(source, like.storage, name));
     }
   }
   // A dtype that reader_ does not support has no view, but the array has a shape.
   require_shape_of(view ? *view : array_view(source, like.storage), like, name);
   const bool is_readable =
-      view && (view->storage == like.storage ||
+      view && (view->storage == compute_storage(like.storage) ||
                (!casts_halves && steps_without_copy(view->storage, like.storage)));
   const bool serves = is_readable && serves_as_it_is(*view, like, name, tensor);
   if (zero) require_disjoint(byte_range(*view, name.list, name.index), written_);
@@ -89,7 +89,7 @@ void Gradients::attach_cast(const py::handle& grad, const ArrayView& like, const
   if (zero) to_zero_.push_back(source);
   if (!py::isinstance<py::array>(source)) source = converted(grad, py::str(text()));
   py::array copy = cast_copy(source, like, name.list, name.index);
-  tensor.set(kind::grad, {copy.mutable_data(), like.storage});
+  tensor.set(kind::grad, {copy.mutable_data(), compute_storage(like.storage)});
   if (!copy.dtype().is(source.attr("dtype"))) cast_.emplace_back(name.index, copy);
   kept_.push_back(std::move(copy));
 }
@@ -104,7 +104,7 @@ Gradients::RowGradients Gradients::attach_table(const py::handle& indices,
   like.shape = shape;
   like.size = element_count(shape);
   TensorRef grads(table.storage, like.size);
-  attach_cast(grad_rows, like, {"grad_rows", no_index, "the indexed rows of param"}, zeroes_, true,
+  attach_cast(grad_rows, like, {"grad_rows", no_index, "the indexed rows of param"}, zeroes_, false,
               grads);
   check_indices(rows.indices, table.shape.front());
   return {rows.indices, grads.stream(kind::grad), element_count(table.shape.subspan(1)), like.size};
@@ -158,7 +158,7 @@ void Gradients::attach_rows(const py::handle& grad, const ArrayView& param, std:
   }
   kept_.push_back(grad.attr("_values")().attr("contiguous")());
   const std::optional<ArrayView> values = reader_.read(kept_.back());
-  if (!values || values->storage != param.storage ||
+  if (!values || !steps_without_copy(values->storage, param.storage) ||
       !std::ranges::equal(values->shape.subspan(1), param.shape.subspan(1))) {
     refuse("must have the row shape and dtype of its parameter", grad, index);
   }

@@ -22,12 +22,12 @@ void require_gradients(const py::handle& grads);
 // How to convert gradients that cannot be read in place.
 struct GradientRules {
   // True: `convert(gradient, name)` makes an array of any other object, and all dtypes are cast by
-  // NumPy's rule same_kind. False: a gradient is a tensor of its parameter's shape and of its dtype
-  // or float16 or bfloat16, or a sparse tensor; `convert(gradient, parameter)` copies it into the
-  // layout of its parameter.
+  // NumPy's rule same_kind. False: a gradient is a tensor of its parameter's shape, of a dtype that
+  // is computed as its parameter is, or a sparse tensor; `convert(gradient, parameter)` copies it
+  // into the layout of its parameter.
   bool casts = true;
   py::object convert{};  // null: only arrays are accepted
-  // Casts float16 and bfloat16 too, which the kernels can read for float32 parameters.
+  // Casts float16 and bfloat16 too, which the kernels can read.
   bool casts_halves = false;
 };
 

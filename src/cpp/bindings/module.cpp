@@ -27,6 +27,20 @@ py::list names_of(std::span<const StateKind> kinds) {
   return names;
 }
 
+// Returns {kind: dtype} of the state that a parameter of this dtype needs.
+py::dict needed_state_of(const AdamOptions& options, const std::string& dtype) {
+  constexpr Storage floats[] = {Storage::f32, Storage::f64, Storage::f16, Storage::bf16};
+  py::dict needed;
+  for (const Storage param : floats) {
+    if (dtype != name_of(param)) continue;
+    for (const StateKind& state : state_kinds) {
+      if (!state.needed(options.settings(), param)) continue;
+      needed[state.name] = name_of(state.storage(options.settings(), param));
+    }
+  }
+  return needed;
+}
+
 // Whether two lists hold the same objects. Faster than `is` in a Python loop.
 bool same_objects(const py::list& a, const py::list& b) {
   if (a.size() != b.size()) return false;
@@ -94,14 +108,15 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
 
   module.def("same_objects", &same_objects, arg("a"), arg("b"));
   module.def("gradients_of", &gradients_of, arg("tensors"));
-  module.def(
-      "needed_kinds",
-      [](const AdamOptions& options) { return names_of(needed_kinds(options.settings())); },
-      arg("options"));
+  module.def("needed_state", &needed_state_of, arg("options"), arg("dtype"));
   module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("options"));
 
   module.def("clip_gradients", &python::clip_gradients, arg("params"), arg("grads"), arg("options"),
              arg("progress"));
+  module.def("join_weights", &join_weights, arg("param"), arg("low_bits"));
+  module.def("split_weights", &split_weights, arg("values"), arg("param"), arg("low_bits"));
+  module.def("unpack_moments", &unpack_moments, arg("packed"));
+  module.def("pack_moments", &pack_moments, arg("m"), arg("v"), arg("packed"));
   module.def("require_gradients", &require_gradients, arg("grads"));
   module.def("global_norm", &python::global_norm, arg("arrays"));
 

@@ -6,12 +6,23 @@
 
 #include "api/checks.hpp"
 #include "bindings/options.hpp"
-#include "bindings/state_memory.hpp"
 #include "step/progress.hpp"
 
 namespace fusedadam::python {
 namespace {
 
+// Whether two settings need the same state for a parameter.
+bool need_same_state(const AdamSettings& a, const AdamSettings& b, Storage param) {
+  bool same = true;
+  for_each_state_kind([&](const StateKind& state) {
+    const bool needed = state.needed(a, param);
+    same = same && needed == state.needed(b, param) &&
+           (!needed || state.storage(a, param) == state.storage(b, param));
+  });
+  return same;
+}
+
+// Describes the state that parameters need: "m, v (bfloat16)".
 std::string names_of(const std::vector<StateKind>& kinds) {
   std::string text;
   for (const StateKind& state : kinds) {
@@ -26,42 +37,51 @@ ArrayView real_array(ArrayReader& reader, const py::handle& param, const char* l
                                     : float_array(reader, param, list, index);
   if (!view.is_complex) return view;
   const std::string name = element_name(list, index);
-  throw py::type_error(
-      broken_rule(name +
-                      " must be float32 or float64; for a complex tensor, step its real view, "
-                      "torch.view_as_real(" +
-                      name + "), with a real view of its gradient",
-                  describe(param)));
+  throw py::type_error(broken_rule(name +
+                                       " must be real; for a complex tensor, step its real view, "
+                                       "torch.view_as_real(" +
+                                       name + "), with a real view of its gradient",
+                                   describe(param)));
 }
 
 }  // namespace
 
 Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_like)
-    : held_(needed_state(options.settings())), groups_(1), own_settings_(1), own_options_(1) {
+    : held_for_(options.settings()), groups_(1), own_settings_(1), own_options_(1) {
   std::vector<BoundArray> bound;
   bool all_writeable = true;
   for (std::size_t i = 0; i < params.size(); ++i) {
     const ArrayView view = real_array(binder_.reader, params[i], "params", as_index(i), !only_like);
+    check_param_type(view, options.settings(), element_name("params", as_index(i)));
     all_writeable = all_writeable && can_be_written(view);
     bound.emplace_back(params[i], view);
   }
-  FreshState fresh = fresh_state(bound, options.settings(), only_like);
+  FreshState fresh = fresh_state(bound, options.settings(), only_like, true);
   kinds_ = std::move(fresh.kinds);
   binder_.plan = std::move(fresh.plan);
   for (std::size_t i = 0; i < bound.size(); ++i) {
     Slot& slot = slots_.emplace_back();
     slot.like = BoundArray::fresh_like(bound[i].view());
-    for (std::vector<py::array>& arrays : fresh.arrays) slot.arrays.push_back(arrays[i]);
+    for (const std::vector<StateArray>& arrays : fresh.arrays) slot.arrays.push_back(arrays[i]);
   }
   if (!only_like || all_writeable) bind(params, true).keep();
 }
 
 void Moments::require_kinds(const AdamOptions& options) const {
-  if (needed_state(options.settings()) == held_) return;
-  throw py::value_error(broken_rule(
-      "amsgrad, use_ema and gradient_accumulation_steps must match the state, which has " +
-          names_of(kinds_),
-      "options that need " + names_of(needed_kinds(options.settings()))));
+  const AdamSettings& settings = options.settings();
+  if (settings == held_for_) return;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const Storage param = slots_[i].like.view().storage;
+    if (i > 0 && param == slots_[i - 1].like.view().storage) continue;
+    if (need_same_state(settings, held_for_, param)) continue;
+    std::vector<BoundArray> like;
+    for (const Slot& slot : slots_) like.push_back(slot.like);
+    throw py::value_error(broken_rule(
+        "amsgrad, use_ema, gradient_accumulation_steps, moments and low_bits must match the state, "
+        "which has " +
+            names_of(kinds_),
+        "options that need " + names_of(needed_kinds(settings, like))));
+  }
 }
 
 void Moments::require_position(std::size_t position, const char* what) const {
@@ -96,6 +116,12 @@ void Moments::set_own(const OwnSettings& own) {
   own_settings_ = std::move(settings);
   own_options_ = std::move(options);
   own_options_for_.reset();
+}
+
+std::vector<std::string> Moments::dtypes() const {
+  std::vector<std::string> names;
+  for (const Slot& slot : slots_) names.emplace_back(name_of(slot.like.view().storage));
+  return names;
 }
 
 std::vector<std::int64_t> Moments::steps() const {
@@ -240,7 +266,7 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
     const ArrayView like = slots_[i].like.view();
     const ArrayView view = real_array(binder_.reader, object, list, index);
     if (view.storage != like.storage) {
-      throw py::value_error(dtype_mismatch(object, like, {list, index, "m", rebuild_hint}));
+      throw py::value_error(dtype_mismatch(object, like.storage, {list, index, "m", rebuild_hint}));
     }
     require_shape_of(view, like, {list, index, "m", rebuild_hint});
     next.arrays.emplace_back(object, view);
@@ -253,7 +279,8 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
     const bool is_relaid = relaid != next.slots.end() && relaid->first == i;
     const Slot& slot = is_relaid ? (relaid++)->second : slots_[i];
     for (std::size_t k = 0; k < kinds_.size(); ++k) {
-      ranges.push_back(fusedadam::byte_range(slot.arrays[k].data(), slot.arrays[k].nbytes(),
+      if (!slot.arrays[k]) continue;
+      ranges.push_back(fusedadam::byte_range(slot.arrays[k]->data(), slot.arrays[k]->nbytes(),
                                              kinds_[k].name, is_list ? as_index(i) : no_index));
     }
   }
@@ -264,26 +291,36 @@ Moments::Rebinding Moments::bind(const py::tuple& params, bool is_list, const py
 
 Moments::Slot Moments::laid_out_like(const ArrayView& param, const Slot& slot) const {
   Slot relaid{BoundArray::fresh_like(param), {}, slot.waits};
-  for (const py::array& old : slot.arrays) {
-    py::array copy = empty_like(param, param.storage);
-    assign(copy, old);
+  for (std::size_t k = 0; k < kinds_.size(); ++k) {
+    const StateArray& old = slot.arrays[k];
+    StateArray& laid = relaid.arrays.emplace_back();
+    if (!old) continue;
+    const Storage storage = kinds_[k].storage(held_for_, param.storage);
+    const BoundArray like = BoundArray::fresh_like(param, storage);
+    py::array copy = empty_like(like.view(), storage);
+    assign(copy, *old);
     void* const data = copy.mutable_data();
     const py::capsule owner(static_cast<const void*>(copy.ptr()),
                             [](void* array) { Py_DECREF(static_cast<PyObject*>(array)); });
     copy.release();
-    relaid.arrays.push_back(state_array(relaid.like.view(), data, owner));
+    laid = state_array(like.view(), old->dtype(), data, owner);
   }
   return relaid;
+}
+
+void Moments::attach_slot(std::size_t position) noexcept {
+  TensorRef& tensor = binder_.plan.tensors()[position];
+  const std::vector<StateArray>& arrays = slots_[position].arrays;
+  for (std::size_t k = 0; k < kinds_.size(); ++k) {
+    if (arrays[k]) tensor.data[kinds_[k].kind] = const_cast<void*>(arrays[k]->data());
+  }
 }
 
 Moments::Binding Moments::exchange(Binding binding) noexcept {
   for (auto& [position, slot] : binding.slots) {
     std::swap(slots_[position].like, slot.like);
     std::swap(slots_[position].arrays, slot.arrays);
-    for (std::size_t k = 0; k < kinds_.size(); ++k) {
-      binder_.plan.tensors()[position].data[kinds_[k].kind] =
-          const_cast<void*>(slots_[position].arrays[k].data());
-    }
+    attach_slot(position);
   }
   std::swap(params_, binding.params);
   binder_.bind(binding.arrays, binding.written);
@@ -334,7 +371,7 @@ void Moments::attach_accumulators(Items grads, bool completes) {
     const Slot& slot = slots_[i];
     TensorRef& tensor = binder_.plan.tensors()[i];
     void*& accumulator = tensor.data[kind::accumulator];
-    accumulator = const_cast<void*>(slot.arrays.back().data());
+    accumulator = const_cast<void*>(slot.arrays.back()->data());
     tensor.accumulator_is_empty = !slot.waits;
     if (!completes) continue;
     // The mean is over the gradient of this call, those in the accumulator, or both.
@@ -374,7 +411,7 @@ void Moments::step_rows(const py::handle& indices, const py::handle& grad_rows,
 }
 
 void Moments::swap_averages() {
-  if (!has(held_, kind::ema)) {
+  if (!held_for_.use_ema) {
     throw py::value_error(broken_rule("swap_ema needs averages", "use_ema=False"));
   }
   if (params_.size() != slots_.size()) {
@@ -386,15 +423,26 @@ void Moments::swap_averages() {
   // Check again: they may have been resized, moved or made read-only.
   bind(params, true).keep();
   let_take_part([](std::size_t) { return true; });
+  const bool in = kept_averages_.empty();
+  std::vector<std::vector<float>> kept = std::move(kept_averages_);
+  std::vector<float*> places;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const ArrayView view = slots_[i].like.view();
+    if (in) kept.emplace_back(is_half(view.storage) ? static_cast<std::size_t>(view.size) : 0);
+    places.push_back(kept[i].data());
+  }
   const ReleasedGil released(binder_.plan.elements());
-  binder_.plan.swap_averages();
+  binder_.plan.swap_averages(places, in);
+  if (in) kept_averages_ = std::move(kept);
 }
 
 py::dict Moments::slots() const {
   py::dict slots;
   for (std::size_t k = 0; k < kinds_.size(); ++k) {
     py::list arrays;
-    for (const Slot& slot : slots_) arrays.append(slot.arrays[k]);
+    for (const Slot& slot : slots_) {
+      arrays.append(slot.arrays[k] ? py::object(*slot.arrays[k]) : py::none());
+    }
     slots[kinds_[k].name] = arrays;
   }
   return slots;

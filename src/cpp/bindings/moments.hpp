@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings/binder.hpp"
+#include "bindings/state_memory.hpp"
 
 namespace fusedadam::python {
 
@@ -55,8 +56,11 @@ class Moments {
   // Drops the references to the parameters and keeps their state.
   void forget_params() noexcept { exchange({}); }
 
-  // {kind: [one array per parameter]}
+  // {kind: [one array or None per parameter]}
   py::dict slots() const;
+
+  // The dtype of each parameter.
+  std::vector<std::string> dtypes() const;
 
   // The step count of each parameter.
   std::vector<std::int64_t> steps() const;
@@ -71,9 +75,9 @@ class Moments {
  private:
   // The state of one parameter.
   struct Slot {
-    BoundArray like;                // shape, storage and layout of the arrays
-    std::vector<py::array> arrays;  // one per kind
-    bool waits = false;             // the accumulator holds gradients
+    BoundArray like;                 // shape, storage and layout of the parameter
+    std::vector<StateArray> arrays;  // one per kind
+    bool waits = false;              // the accumulator holds gradients
   };
 
   // A group of the plan: parameters with the same settings and step count.
@@ -135,8 +139,11 @@ class Moments {
   std::span<const StepGroup> step_groups(const AdamOptions& options);
   void count_step() noexcept;
 
-  StateMask held_;
-  std::vector<StateKind> kinds_;  // those of held_
+  // Points a tensor of the plan to the state in its slot.
+  void attach_slot(std::size_t position) noexcept;
+
+  AdamSettings held_for_;         // settings that need the state there is
+  std::vector<StateKind> kinds_;  // those that any parameter has
   std::vector<Slot> slots_;
   Binder binder_;
   std::vector<py::object> params_;        // the bound parameters, kept alive
@@ -145,6 +152,8 @@ class Moments {
   std::vector<AdamOptions> own_options_;  // own_options_for_ changed by own_settings_
   std::optional<AdamSettings> own_options_for_;
   std::vector<StepGroup> step_groups_;  // reused between steps
+  // Averages of 16-bit parameters while these hold their roundings; else empty.
+  std::vector<std::vector<float>> kept_averages_;
 };
 
 }  // namespace fusedadam::python

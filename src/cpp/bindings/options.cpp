@@ -32,6 +32,34 @@ void convert(std::optional<T>& field, const py::handle& value, const char* name)
   if (!value.is_none()) convert(field.emplace(), value, name);
 }
 
+template <class Enum>
+requires std::is_enum_v<Enum>
+void convert(Enum& field, const py::handle& value, const char* name) {
+  const std::span<const char* const> names = names_of(Enum{});
+  std::string choices;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const py::object choice = names[i] == nullptr ? py::object(py::none()) : py::str(names[i]);
+    if (value.is_none() ? choice.is_none()
+                        : py::isinstance<py::str>(value) && choice.equal(value)) {
+      field = static_cast<Enum>(i);
+      return;
+    }
+    choices += (i == 0 ? "" : i + 1 < names.size() ? ", " : " or ") + utf8(py::repr(choice));
+  }
+  throw py::value_error(
+      broken_rule(std::string(name) + " must be " + choices, received(value, name)));
+}
+
+template <class Value>
+py::object as_python(const Value& value) {
+  if constexpr (std::is_enum_v<Value>) {
+    const char* const name = names_of(value)[static_cast<std::size_t>(value)];
+    return name == nullptr ? py::object(py::none()) : py::str(name);
+  } else {
+    return py::cast(value);
+  }
+}
+
 // ---- settings
 
 void set(AdamSettings& s, const Setting& setting, const py::handle& value) {
@@ -60,7 +88,7 @@ py::object get(const AdamSettings& s, const Setting& setting) {
   if (name == "gradient_accumulation_steps" && s.gradient_accumulation_steps == 1) {
     return py::none();
   }
-  return std::visit([&](auto member) -> py::object { return py::cast(s.*member); }, setting.member);
+  return std::visit([&](auto member) { return as_python(s.*member); }, setting.member);
 }
 
 // ---- counts

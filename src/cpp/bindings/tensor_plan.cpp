@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "api/checks.hpp"
+#include "bindings/convert.hpp"
 #include "parallel/float_environment.hpp"
 
 namespace fusedadam::python {
@@ -72,6 +73,10 @@ std::int64_t read_count(const BoundArray& array, std::size_t index) {
   return static_cast<std::int64_t>(count);
 }
 
+bool needs(const StateKind& kind, Storage param, const AdamOptions& options) {
+  return kind.needed(options.settings(), param);
+}
+
 // As in torch, a float32 count stops growing at 2^24.
 void write_count(const BoundArray& array, std::int64_t count) noexcept {
   const ArrayView view = array.view();
@@ -121,7 +126,7 @@ bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>
   };
   for (std::size_t k = 0; k < std::size(state_kinds); ++k) {
     const bool as_it_was = is_as_it_was(state_kinds[k].name, state_[k], [&](std::size_t i) {
-      return state_kinds[k].needed(options[groups_[i]].settings());
+      return needs(state_kinds[k], params[i].view().storage, options[groups_[i]]);
     });
     if (!as_it_was) return false;
   }
@@ -141,23 +146,29 @@ Gradients TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions
   return gradients;
 }
 
-ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, const char* label,
-                               std::size_t index) {
+ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, Storage expected,
+                               const char* label, std::size_t index) {
   const std::int64_t i = as_index(index);
   if (rules_.casts) {
     require_array(array, label, i);
-    const ArrayView view = writeable_array(state_reader_, array, label, i);
-    if (view.storage != param.storage) {
-      throw py::type_error(dtype_mismatch(array, param, {label, i}));
+    const std::optional<ArrayView> view = state_reader_.read(array);
+    if (!view && is_float(expected)) float_array(state_reader_, array, label, i);
+    if (!view || view->storage != expected) {
+      throw py::type_error(broken_rule(element_name(label, i) + " must be " + name_of(expected) +
+                                           " for a parameter in " + name_of(param.storage),
+                                       "dtype=" + utf8(py::str(array.attr("dtype")))));
     }
-    require_shape_of(view, param, {label, i});
-    require_layout_of(array, view, param, {label, i});
-    return view;
+    require_writeable(*view, array, label, i);
+    require_shape_of(*view, param, {label, i});
+    require_layout_of(array, *view, param, {label, i});
+    return *view;
   }
   const std::optional<ArrayView> view = state_reader_.read(array);
-  if (!view || view->storage != param.storage || view->is_complex != param.is_complex ||
+  if (!view || view->storage != expected || view->is_complex != param.is_complex ||
       !view->has_shape(param.shape) || !same_layout(*view, param)) {
-    refuse(label, i, "must be a CPU tensor of the shape, dtype and strides of its parameter",
+    refuse(label, i,
+           std::string("must be a CPU tensor of the shape and strides of its parameter, in ") +
+               name_of(expected),
            array);
   }
   if (view->is_tensor && !is_within_storage(array, *view)) {
@@ -179,7 +190,9 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
     if (rules_.casts) require_array(tensor, "params", as_index(i));
     const ArrayView view = writeable_array(binder_.reader, tensor, "params", as_index(i));
     params[i] = BoundArray(tensor, view);
-    refs[i] = TensorRef(view.storage, view.size);
+    const AdamSettings& settings = options[groups_[i]].settings();
+    check_param_type(view, settings, element_name("params", as_index(i)));
+    refs[i] = TensorRef(view.storage, view.size, settings);
     ranges.push_back(byte_range(view, "params", as_index(i)));
   }
 
@@ -198,8 +211,11 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
   std::vector<std::vector<BoundArray>> state;
   for (const StateKind& kind : state_kinds) {
     state.push_back(read_column(
-        kind.name, [&](std::size_t i) { return kind.needed(options[groups_[i]].settings()); },
-        [this](const auto&... arguments) { return state_of(arguments...); }));
+        kind.name,
+        [&](std::size_t i) { return needs(kind, refs[i].param_storage(), options[groups_[i]]); },
+        [&](const py::handle& array, const ArrayView& param, const char* label, std::size_t i) {
+          return state_of(array, param, refs[i].storage[kind.kind], label, i);
+        }));
     for (std::size_t i = 0; i < count; ++i) refs[i].data[kind.kind] = state.back()[i].data();
   }
   std::vector<BoundArray> counters(count);

@@ -45,8 +45,8 @@ class TensorPlan {
   bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   void bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   // Checks a state array. @throws py::type_error, py::value_error  naming label[index]
-  ArrayView state_of(const py::handle& array, const ArrayView& param, const char* label,
-                     std::size_t index);
+  ArrayView state_of(const py::handle& array, const ArrayView& param, Storage expected,
+                     const char* label, std::size_t index);
 
   GradientRules rules_;
   py::dict names_;

@@ -24,11 +24,22 @@ enum class Storage : std::uint8_t {
   f64,
   f16,   // IEEE binary16
   bf16,  // the upper 16 bits of a float32
+  i8,    // low bits of weights
+  i16,   // low bits of weights; both moments of an element in one word
 };
 
-// Indices of the arrays of a tensor.
+// Not inline: an object that is compiled for one instruction set exports nothing.
+constexpr std::uint8_t item_sizes[] = {4, 8, 2, 2, 1, 2};
+
+// Size of an element in bytes.
+static constexpr std::uint8_t item_size(Storage storage) {
+  return item_sizes[static_cast<std::size_t>(storage)];
+}
+
+// Indices of the arrays of a tensor. `low_bits` extends a parameter in bfloat16; `packed` takes the
+// place of m and v.
 namespace kind {
-enum Kind : std::uint8_t { param, grad, m, v, vhat, ema, accumulator, count };
+enum Kind : std::uint8_t { param, grad, m, v, vhat, ema, accumulator, packed, low_bits, count };
 }  // namespace kind
 using kind::Kind;
 
@@ -38,12 +49,25 @@ struct Stream {
   Storage storage = Storage::f32;
 };
 
-// The arrays of one tensor. The gradient may have any element type that widens exactly to the
-// parameter's; all others have the parameter's.
+// The arrays of one tensor.
+//
+// If the parameter is float64, all are float64. Otherwise the gradient, the parameter and m, v and
+// vhat may each be float32 or bfloat16, the first two also float16; ema and accumulator are
+// float32.
 struct TensorStreams {
   void* data[kind::count] = {};
   Storage storage[kind::count] = {};
   bool zero_grad = false;  // zero the gradient after reading it
+  // Index of the first element in the whole tensor, of which this may be a part.
+  std::uint64_t first_index = 0;
+};
+
+// Float32 values of the arrays of a tensor; null: absent.
+struct Values {
+  float* param = nullptr;
+  float* m = nullptr;
+  float* v = nullptr;
+  float* vhat = nullptr;
 };
 
 // The scalars of a step, computed in double and rounded once to the compute type of the tensor.
@@ -67,6 +91,8 @@ struct AdamConstants {
   bool decay_param;      // whether weight_decay applies
   bool overwrite_param;  // param = ema, after the step
   bool flush_denormals;
+  std::uint64_t dither_key = 0;   // of stochastic rounding: depends on seed and step
+  bool round_to_nearest = false;  // what is stored in 16 bits; else stochastically
 };
 
 template <class T>
@@ -88,7 +114,15 @@ struct Kernels {
   double (*sum_of_squares)(const Stream& grad, const T* accumulator, std::size_t n);
 };
 
+// Conversions of a tensor that is not float64, over n elements from `first` on.
+struct StoredKernels {
+  // Widens, joins and unpacks exactly.
+  void (*read)(const TensorStreams& tensor, std::size_t first, std::size_t n, const Values& to);
+  // Rounds to nearest. A packed tensor needs both moments.
+  void (*write)(const TensorStreams& tensor, std::size_t first, std::size_t n, const Values& from);
+};
+
 // All kernels of one instruction set. Converts to the kernels of float and to those of double.
-struct KernelTable : Kernels<float>, Kernels<double> {};
+struct KernelTable : Kernels<float>, Kernels<double>, StoredKernels {};
 
 }  // namespace fusedadam

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "fusedadam/options.hpp"
-#include "kernels/kernel_table.hpp"
+#include "memory/storage.hpp"
 
 namespace fusedadam {
 
@@ -18,27 +18,49 @@ enum class InitialValue : std::uint8_t { zeros, as_param };
 
 struct StateKind {
   Kind kind;
-  const char* name;                              // in messages, files and Python
-  bool (*needed)(const AdamSettings& settings);  // whether a step with these settings needs it
+  const char* name;  // in messages, files and Python
+  // Whether a step of a parameter with these settings needs it, and how it is stored.
+  bool (*needed)(const AdamSettings& settings, Storage param);
   InitialValue initial;
-  Storage (*storage)(Storage param);
+  Storage (*storage)(const AdamSettings& settings, Storage param);
 };
 
 namespace state_rules {
-inline bool always(const AdamSettings&) { return true; }
-inline bool amsgrad(const AdamSettings& s) { return s.amsgrad; }
-inline bool use_ema(const AdamSettings& s) { return s.use_ema; }
-inline bool accumulates(const AdamSettings& s) { return s.gradient_accumulation_steps > 1; }
-inline Storage as_param(Storage param) { return param; }
+
+inline bool separate_moments(const AdamSettings& s, Storage) {
+  return s.moments != Moments::packed;
+}
+inline bool packed_moments(const AdamSettings& s, Storage) { return s.moments == Moments::packed; }
+inline bool amsgrad(const AdamSettings& s, Storage) { return s.amsgrad; }
+inline bool use_ema(const AdamSettings& s, Storage) { return s.use_ema; }
+inline bool accumulates(const AdamSettings& s, Storage) {
+  return s.gradient_accumulation_steps > 1;
+}
+inline bool low_bits(const AdamSettings& s, Storage param) {
+  return s.low_bits != LowBits::none && param == Storage::bf16;
+}
+
+// In 16 bits, averages of decay 0.999 would stand still, and sums of gradients lose bits.
+inline Storage computed(const AdamSettings&, Storage param) { return compute_storage(param); }
+inline Storage moment(const AdamSettings& s, Storage param) {
+  return s.moments == Moments::bfloat16 ? Storage::bf16 : compute_storage(param);
+}
+inline Storage word(const AdamSettings&, Storage) { return Storage::i16; }
+inline Storage low(const AdamSettings& s, Storage) {
+  return s.low_bits == LowBits::int8 ? Storage::i8 : Storage::i16;
+}
+
 }  // namespace state_rules
 
 inline constexpr StateKind state_kinds[] = {
-    {kind::m, "m", &state_rules::always, InitialValue::zeros, &state_rules::as_param},
-    {kind::v, "v", &state_rules::always, InitialValue::zeros, &state_rules::as_param},
-    {kind::vhat, "vhat", &state_rules::amsgrad, InitialValue::zeros, &state_rules::as_param},
-    {kind::ema, "ema", &state_rules::use_ema, InitialValue::as_param, &state_rules::as_param},
+    {kind::m, "m", &state_rules::separate_moments, InitialValue::zeros, &state_rules::moment},
+    {kind::v, "v", &state_rules::separate_moments, InitialValue::zeros, &state_rules::moment},
+    {kind::vhat, "vhat", &state_rules::amsgrad, InitialValue::zeros, &state_rules::moment},
+    {kind::packed, "packed", &state_rules::packed_moments, InitialValue::zeros, &state_rules::word},
+    {kind::low_bits, "low_bits", &state_rules::low_bits, InitialValue::zeros, &state_rules::low},
+    {kind::ema, "ema", &state_rules::use_ema, InitialValue::as_param, &state_rules::computed},
     {kind::accumulator, "accumulator", &state_rules::accumulates, InitialValue::zeros,
-     &state_rules::as_param}};
+     &state_rules::computed}};
 
 // Calls body(state_kinds[i]) for each row, unrolled at compile time. A loop over the table would
 // call its functions through pointers, which is measurable in a step of one small tensor.
@@ -48,13 +70,13 @@ constexpr void for_each_state_kind(const Body& body) {
   (std::make_index_sequence<std::size(state_kinds)>());
 }
 
-// The state arrays that a step with these settings needs: bit k stands for kind k.
+// The state arrays that a step of a parameter needs: bit k stands for kind k.
 using StateMask = std::uint32_t;
 
-inline StateMask needed_state(const AdamSettings& settings) noexcept {
+inline StateMask needed_state(const AdamSettings& settings, Storage param) noexcept {
   StateMask needed = 0;
   for_each_state_kind([&](const StateKind& state) {
-    if (state.needed(settings)) needed |= StateMask{1} << state.kind;
+    if (state.needed(settings, param)) needed |= StateMask{1} << state.kind;
   });
   return needed;
 }

@@ -5,27 +5,19 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
-#include "fusedadam/half.hpp"
+#include "fusedadam/array.hpp"
 #include "kernels/kernel_table.hpp"
 
 namespace fusedadam {
 
-// Size of an element in bytes.
-constexpr std::int64_t item_size(Storage storage) noexcept {
-  constexpr std::int64_t sizes[] = {4, 8, 2, 2};
-  return sizes[static_cast<std::size_t>(storage)];
-}
+// The storage of a type. Both enumerations have the same order.
+constexpr Storage storage_of_type(ElementType type) noexcept { return static_cast<Storage>(type); }
+static_assert(storage_of_type(ElementType::int16) == Storage::i16);
+static_assert(storage_of_type(ElementType::float16) == Storage::f16);
 
-// The storage of a C++ type. Unsupported types do not compile.
 template <class T>
-inline constexpr Storage storage_of = [] {
-  if constexpr (std::is_same_v<T, float>) return Storage::f32;
-  if constexpr (std::is_same_v<T, double>) return Storage::f64;
-  if constexpr (std::is_same_v<T, float16>) return Storage::f16;
-  if constexpr (std::is_same_v<T, bfloat16>) return Storage::bf16;
-}();
+inline constexpr Storage storage_of = storage_of_type(element_type<T>);
 
 // The storage of the compute type.
 constexpr Storage compute_storage(Storage storage) noexcept {
@@ -39,10 +31,24 @@ decltype(auto) visit_compute_type(Storage storage, Body&& body) {
   return body.template operator()<float>();
 }
 
-// Whether the kernels can read gradients of this storage for parameters of that one: the same, or
-// widened exactly.
+// Whether the elements are numbers, not bits of numbers.
+constexpr bool is_float(Storage storage) noexcept {
+  return storage != Storage::i8 && storage != Storage::i16;
+}
+
+constexpr const char* name_of(Storage storage) noexcept {
+  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "int8", "int16"};
+  return names[static_cast<std::size_t>(storage)];
+}
+
+constexpr bool is_half(Storage storage) noexcept {
+  return storage == Storage::f16 || storage == Storage::bf16;
+}
+
+// Whether the kernels can read gradients of this storage for parameters of that one: the same
+// compute type, to which they are widened exactly.
 constexpr bool steps_without_copy(Storage grad, Storage param) noexcept {
-  return grad == param || (param == Storage::f32 && item_size(grad) == 2);
+  return is_float(grad) && compute_storage(grad) == compute_storage(param);
 }
 
 // Returns the stream from its element `i` on.

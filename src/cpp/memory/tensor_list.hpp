@@ -18,11 +18,15 @@ class Pieces;
 // A tensor of a step.
 struct TensorRef : TensorStreams {
   TensorRef() = default;
-  // Without arrays. state_kinds determines the storage of its state.
+  // Without arrays and state.
   TensorRef(Storage param, std::int64_t elements) noexcept : size(elements) {
     storage[kind::param] = storage[kind::grad] = param;
+  }
+  // Without arrays. state_kinds determines the storage of its state.
+  TensorRef(Storage param, std::int64_t elements, const AdamSettings& settings) noexcept
+      : TensorRef(param, elements) {
     for_each_state_kind(
-        [&](const StateKind& state) { storage[state.kind] = state.storage(param); });
+        [&](const StateKind& state) { storage[state.kind] = state.storage(settings, param); });
   }
 
   std::int64_t size = 0;    // elements

@@ -2,6 +2,7 @@
 #include "step/adam_plan.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 #include <tuple>
@@ -82,6 +83,33 @@ void touch(const Stream& stream, std::int64_t first, std::int64_t end) {
   for (std::int64_t i = first * item; i < end * item; i += page) bytes[i] = 0;
 }
 
+// Swaps float16 or bfloat16 weights with float32 averages. A weight has no room for an average:
+// `kept` holds the average until it is swapped back.
+void swap_stored(const StoredKernels& stored, const TensorRef& tensor, std::int64_t first,
+                 std::int64_t end, float* average, float* kept, bool in) {
+  std::array<float, tile_size> weights;
+  for (std::int64_t i = first; i < end; i += static_cast<std::int64_t>(tile_size)) {
+    const std::int64_t n = std::min(static_cast<std::int64_t>(tile_size), end - i);
+    const auto at = static_cast<std::size_t>(i);
+    const auto count = static_cast<std::size_t>(n);
+    if (in) stored.read(tensor, at, count, {.param = weights.data()});
+    stored.write(tensor, at, count, {.param = average});
+    if (in) {
+      std::copy_n(average, n, kept);
+      std::copy_n(weights.data(), n, average);
+    } else {
+      std::copy_n(kept, n, average);
+    }
+    average += n;
+    kept += n;
+  }
+}
+
+Values from(const Values& values, std::int64_t first) {
+  const auto at = [first](float* data) { return data == nullptr ? nullptr : data + first; };
+  return {at(values.param), at(values.m), at(values.v), at(values.vhat)};
+}
+
 }  // namespace
 
 AdamPlan::AdamPlan(std::vector<TensorRef> tensors) : list_(std::move(tensors)) {}
@@ -144,26 +172,59 @@ StepOutcome AdamPlan::take(std::span<const StepGroup> groups,
 }
 
 void AdamPlan::initialize_state() const {
-  pass_over(
-      list_, Edge::tile, [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
-        const TensorRef& tensor = list_.tensors()[index];
-        const T* param = tensor.array<const T>(kind::param, first);
-        for (const StateKind& state : state_kinds) {
-          touch(tensor.stream(state.kind), first, end);
-          T* const array = tensor.array<T>(state.kind, first);
-          if (state.initial == InitialValue::as_param && array != nullptr && param != nullptr) {
-            std::copy_n(param, end - first, array);
-          }
-        }
-      });
-}
-
-void AdamPlan::swap_averages() const {
+  const StoredKernels& stored = active_kernels();
   pass_over(list_, Edge::tile,
             [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
               const TensorRef& tensor = list_.tensors()[index];
+              for (const StateKind& state : state_kinds) {
+                touch(tensor.stream(state.kind), first, end);
+                if (state.initial != InitialValue::as_param || tensor.data[state.kind] == nullptr ||
+                    tensor.data[kind::param] == nullptr) {
+                  continue;
+                }
+                T* const array = tensor.array<T>(state.kind, first);
+                if constexpr (std::is_same_v<T, float>) {
+                  stored.read(tensor, static_cast<std::size_t>(first),
+                              static_cast<std::size_t>(end - first), {.param = array});
+                } else {
+                  std::copy_n(tensor.array<const T>(kind::param, first), end - first, array);
+                }
+              }
+            });
+}
+
+void AdamPlan::swap_averages(std::span<float* const> kept, bool in) const {
+  const StoredKernels& stored = active_kernels();
+  pass_over(list_, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              const TensorRef& tensor = list_.tensors()[index];
+              T* const average = tensor.array<T>(kind::ema, first);
+              if constexpr (std::is_same_v<T, float>) {
+                if (is_half(tensor.param_storage())) {
+                  swap_stored(stored, tensor, first, end, average, kept[index] + first, in);
+                  return;
+                }
+              }
               T* const param = tensor.array<T>(kind::param, first);
-              std::swap_ranges(param, param + (end - first), tensor.array<T>(kind::ema, first));
+              std::swap_ranges(param, param + (end - first), average);
+            });
+}
+
+void read_values(const TensorList& list, const Values& to) {
+  const StoredKernels& stored = active_kernels();
+  pass_over(list, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              stored.read(list.tensors()[index], static_cast<std::size_t>(first),
+                          static_cast<std::size_t>(end - first), from(to, first));
+            });
+}
+
+void write_values(const TensorList& list, const Values& values) {
+  const StoredKernels& stored = active_kernels();
+  pass_over(list, Edge::tile,
+            [&]<class T>(std::size_t index, std::int64_t first, std::int64_t end) {
+              stored.write(list.tensors()[index], static_cast<std::size_t>(first),
+                           static_cast<std::size_t>(end - first), from(values, first));
             });
 }
 

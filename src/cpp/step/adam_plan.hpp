@@ -49,8 +49,9 @@ class AdamPlan {
   // Averages become copies of their parameters, unless those are null.
   void initialize_state() const;
 
-  // Swaps parameters and averages.
-  void swap_averages() const;
+  // Swaps parameters and averages: `in` first, and later out again. `kept` has memory for a
+  // tensor's elements, by position, if the parameter is float16 or bfloat16; else null.
+  void swap_averages(std::span<float* const> kept, bool in) const;
 
  private:
   // `iterations` is the optimizer's count; if absent, each group's own count is used.
@@ -61,6 +62,11 @@ class AdamPlan {
   std::vector<BetaPowers> powers_;  // one per group
   GradientSums sums_;               // reused between steps; empty until one needs a norm
 };
+
+// Converts the arrays of one tensor, which is not float64, to float32; or from float32, rounded to
+// nearest. Null values are skipped; a packed tensor is written with both moments.
+void read_values(const TensorList& tensor, const Values& to);
+void write_values(const TensorList& tensor, const Values& values);
 
 // Writes the output of a step's gradient stage to the tensors' `param`: gradients unscaled by
 // `loss_scale` and clipped. Returns false and writes nothing if that would leave all gradients

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "cpu/dispatch.hpp"
 #include "parallel/float_environment.hpp"
 
 namespace fusedadam {
@@ -35,13 +36,20 @@ std::vector<Entry> sorted_by_row(std::vector<Entry> entries, std::int64_t larges
   return entries;
 }
 
-// Writes the sum of each row's gradients. `entries` must be sorted by row.
+// Writes the sum of each row's gradients, in the compute type. `entries` must be sorted by row.
 template <class T>
-void add_up(std::span<const Entry> entries, const T* grads, std::size_t width, T* out) {
+void add_up(std::span<const Entry> entries, const Stream& grads, std::size_t width, T* out) {
+  const Kernels<T>& kernels = active_kernels();
+  std::vector<T> staging(width);
   T* total = nullptr;  // sum of the current row
   std::int64_t row = -1;
   for (const Entry& entry : entries) {
-    const T* grad = grads + entry.place * width;
+    const Stream stored = stream_at(grads, static_cast<std::int64_t>(entry.place * width));
+    const auto* grad = static_cast<const T*>(stored.data);
+    if (grads.storage != storage_of<T>) {
+      kernels.clip(staging.data(), stored, width, {});
+      grad = staging.data();
+    }
     if (entry.row == row) {
       std::transform(total, total + width, grad, total, [](T a, T b) { return a + b; });
     } else {
@@ -78,12 +86,13 @@ Rows::Rows(const RowIndices& indices, const Stream& grad_rows, std::int64_t row_
   for (const Entry& entry : entries) {
     if (rows_.empty() || rows_.back() != entry.row) rows_.push_back(entry.row);
   }
-  sums_.resize(static_cast<std::size_t>(gradient_size() * item_size(grads_.storage)));
-  visit_compute_type(grads_.storage, [&]<class T>() {
-    add_up(std::span<const Entry>(entries), static_cast<const T*>(grads_.data),
-           static_cast<std::size_t>(row_size_), reinterpret_cast<T*>(sums_.data()));
+  const Storage storage = compute_storage(grads_.storage);
+  sums_.resize(static_cast<std::size_t>(gradient_size() * item_size(storage)));
+  visit_compute_type(storage, [&]<class T>() {
+    add_up(std::span<const Entry>(entries), grads_, static_cast<std::size_t>(row_size_),
+           reinterpret_cast<T*>(sums_.data()));
   });
-  grads_.data = sums_.data();
+  grads_ = {sums_.data(), storage};
 }
 
 void Rows::attach_to(TensorRef& table) const noexcept {

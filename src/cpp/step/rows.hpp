@@ -17,7 +17,7 @@ namespace fusedadam {
 // Gradients of some rows of a table. Those of the same row are added in list order.
 class Rows final : public Pieces {
  public:
-  // `grad_rows` has one row per index, in the table's storage, and must outlive this object. Must
+  // `grad_rows` has one row per index, and must outlive this object. Must
   // run in the default floating-point environment. @throws std::bad_alloc
   Rows(const RowIndices& indices, const Stream& grad_rows, std::int64_t row_size, SparseMode mode);
   Rows(const Rows&) = delete;

@@ -19,6 +19,8 @@ StepScalars step_scalars(const AdamSettings& s, std::int64_t step, std::int64_t 
       .weight_decay = lr * s.weight_decay.value_or(0),
       .ema_momentum = own_step == 1 ? 0 : s.ema_momentum,
       .overwrite_param = s.ema_overwrite_frequency && step % *s.ema_overwrite_frequency == 0,
+      .dither_key = static_cast<std::uint64_t>(s.seed) +
+                    static_cast<std::uint64_t>(own_step) * 0x9E3779B97F4A7C15U,
   };
 }
 
@@ -72,6 +74,8 @@ AdamConstants<T> make_constants(const AdamSettings& s, const StepScalars& scalar
       .decay_param = s.weight_decay.value_or(0) > 0,
       .overwrite_param = scalars.overwrite_param,
       .flush_denormals = s.flush_denormals,
+      .dither_key = scalars.dither_key,
+      .round_to_nearest = s.rounding == Rounding::nearest,
   };
 }
 

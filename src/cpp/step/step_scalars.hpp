@@ -20,6 +20,7 @@ struct StepScalars {
   double weight_decay;  // lr' * weight_decay
   double ema_momentum;  // 0 in the first step
   bool overwrite_param;
+  std::uint64_t dither_key;
 };
 
 // Powers of the betas, cached from step to step. They do not affect results.

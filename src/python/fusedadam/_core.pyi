@@ -82,6 +82,14 @@ class AdamOptions:
     def maximize(self) -> bool: ...
     @property
     def flush_denormals(self) -> bool: ...
+    @property
+    def moments(self) -> Literal["float32", "bfloat16", "packed"]: ...
+    @property
+    def low_bits(self) -> Literal["int8", "int16"] | None: ...
+    @property
+    def rounding(self) -> Literal["stochastic", "nearest"]: ...
+    @property
+    def seed(self) -> int: ...
 
 @final
 class AdamProgress:
@@ -196,7 +204,12 @@ class AdamState:
     @property
     def waiting(self) -> list[int]: ...
     @property
-    def slots(self) -> dict[str, list[_Array]]: ...
+    def slots(self) -> dict[str, list[_Array]]:
+        """The live arrays by kind; None instead of an array that a parameter does not have."""
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtype of each parameter."""
 
 @final
 class TensorPlan:
@@ -242,11 +255,28 @@ class TensorPlan:
 
 def same_objects(a: list[Any], b: list[Any]) -> bool: ...
 def gradients_of(tensors: list[Any]) -> list[Any]: ...
-def needed_kinds(options: AdamOptions) -> list[str]: ...
+def needed_state(options: AdamOptions, dtype: str) -> dict[str, str]:
+    """Return the dtypes of the state, by kind, that a parameter of this dtype needs."""
+
 def allocate_state(
     params: list[Any], positions: list[int], options: AdamOptions
-) -> dict[str, list[_Array]]:
-    """Return initial state for torch tensors, lists of arrays by kind. Errors name `positions`."""
+) -> dict[str, list[_Array | None]]:
+    """Return initial state for torch tensors, lists of arrays by kind. Errors name `positions`.
+
+    Arrays of bfloat16 are of int16, of the same size. None for a kind that a tensor does not need.
+    """
+
+def join_weights(param: Any, low_bits: Any) -> _Array:
+    """Return the weights in float32, from a parameter and its low bits or None."""
+
+def split_weights(values: Any, param: Any, low_bits: Any) -> None:
+    """Set a parameter and its low bits, or None, to float32 values, rounded to nearest."""
+
+def unpack_moments(packed: Any) -> tuple[_Array, _Array]:
+    """Return m and v in float32."""
+
+def pack_moments(m: Any, v: Any, packed: Any) -> None:
+    """Set packed moments to float32 values, rounded to nearest."""
 
 def clip_gradients(
     params: Sequence[_Array],

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
@@ -68,7 +68,8 @@ class Adam(Optimizer):
         v = beta_2 * v + (1 - beta_2) * g**2
         p = p - lr_t * m / (sqrt(v) + epsilon)
 
-    elementwise, in the precision of the parameter. `epsilon` is the "epsilon hat" of [1]_, in the
+    elementwise, in float64 for float64 parameters, and in float32 for those in float32, bfloat16
+    (of the package ml_dtypes) and float16. `epsilon` is the "epsilon hat" of [1]_, in the
     formula just before section 2.1. PyTorch and optax use Algorithm 1 of the paper instead, where
     epsilon is added after bias correction; set `bias_corrected_epsilon` for their results.
 
@@ -131,6 +132,21 @@ class Adam(Optimizer):
         Flush subnormal moments to zero. With False, moments can decay into the subnormal range,
         where many CPUs are a hundred times slower. With ``epsilon=0``, a second moment flushed to
         zero causes a division by zero.
+    moments : {"float32", "bfloat16", "packed"}, default "float32"
+        How m and v are stored: in the precision of the arithmetic (float64 for float64
+        parameters), in 2 bytes each, or both in one word of 2 bytes. `docs/storage.md` has the
+        formats, their cost and their evidence. "packed" excludes `amsgrad`.
+    low_bits : {None, "int8", "int16"}, default None
+        Keep this many more bits of each bfloat16 parameter in the state. With "int16", the
+        parameter is the upper half of an exact float32 weight. Without, parameters in bfloat16 and
+        float16 are rounded at each step. Parameters of other dtypes have none. See
+        `master_weights`.
+    rounding : {"stochastic", "nearest"}, default "stochastic"
+        Of what is stored in 16 bits. Nearest rounding loses updates that are small compared with
+        the parameter; it excludes `low_bits="int8"` and packed moments.
+    seed : int, default 0
+        Of stochastic rounding, >= 0. The random bits depend only on it, on the number of the step,
+        and on the index of an element in its parameter.
     learning_rate : float or callable
         Alias of `lr`; give only one of them.
     **kwargs
@@ -199,6 +215,17 @@ class Adam(Optimizer):
         "flush_denormals", "Whether subnormal moments are flushed to zero."
     )
 
+    moments = _HyperParameter["Literal['float32', 'bfloat16', 'packed']"](
+        "moments", "How m and v are stored."
+    )
+    low_bits = _HyperParameter["Literal['int8', 'int16'] | None"](
+        "low_bits", "Which further bits of bfloat16 parameters are kept."
+    )
+    rounding = _HyperParameter["Literal['stochastic', 'nearest']"](
+        "rounding", "How 16-bit weights and moments are rounded."
+    )
+    seed = _HyperParameter[int]("seed", "Seed of stochastic rounding.")
+
     @public
     def __init__(
         self,
@@ -224,6 +251,10 @@ class Adam(Optimizer):
         zero_grad: bool = False,
         maximize: bool = False,
         flush_denormals: bool = True,
+        moments: Literal["float32", "bfloat16", "packed"] = "float32",
+        low_bits: Literal["int8", "int16"] | None = None,
+        rounding: Literal["stochastic", "nearest"] = "stochastic",
+        seed: int = 0,
         learning_rate: float | Schedule = _DEFAULT_LR,
         **kwargs: NoReturn,
     ) -> None:
@@ -328,12 +359,14 @@ class Adam(Optimizer):
 def adam_step(
     params: Array | Sequence[Array],
     grads: Array | Sequence[Array],
-    m: Array | Sequence[Array],
-    v: Array | Sequence[Array],
+    m: Array | Sequence[Array] | None = None,
+    v: Array | Sequence[Array] | None = None,
     *,
     step: int,
     vhat: Array | Sequence[Array] | None = None,
     ema: Array | Sequence[Array] | None = None,
+    packed: Array | Sequence[Array] | None = None,
+    low_bits: Array | Sequence[Array | None] | None = None,
     lr: float = _DEFAULT_LR,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
@@ -349,26 +382,36 @@ def adam_step(
     zero_grad: bool = False,
     maximize: bool = False,
     flush_denormals: bool = True,
+    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    seed: int = 0,
 ) -> None:
     """Take one step of `Adam` in place, with the moments held by the caller.
 
     Parameters
     ----------
     params : numpy.ndarray or sequence of numpy.ndarray
-        float32 or float64; C-contiguous, aligned, writeable. Updated in place.
+        float32, float64, float16 or bfloat16; without gaps, aligned, writeable. Updated in place.
     grads : numpy.ndarray or sequence of numpy.ndarray
-        Gradients, of the shapes and dtypes of `params`.
-    m, v : numpy.ndarray or sequence of numpy.ndarray
-        First and second moments, like `params`; zeros before the first step. Updated in place.
+        Gradients, of the shapes of `params`; cast by NumPy's rule `same_kind`.
+    m, v : numpy.ndarray or sequence of numpy.ndarray, optional
+        First and second moments, in the shapes of `params`; zeros before the first step. float32,
+        or all in bfloat16; float64 for float64 parameters. Updated in place.
     step : int
         t, 1 for the first step.
     vhat : numpy.ndarray or sequence of numpy.ndarray, optional
         Largest second moments; zeros before the first step. Enables `amsgrad`. Updated in place.
     ema : numpy.ndarray or sequence of numpy.ndarray, optional
-        Moving averages of the parameters. Enables `use_ema`. Updated in place.
+        Moving averages of the parameters, in the dtypes of `params`, but in float32 for 16-bit
+        parameters. Enables `use_ema`. Updated in place.
+    packed : numpy.ndarray or sequence of numpy.ndarray, optional
+        Packed moments in place of `m` and `v`: int16, zeros before the first step. Updated in
+        place.
+    low_bits : numpy.ndarray or sequence of numpy.ndarray or None, optional
+        Low bits of bfloat16 parameters, int8 or int16; None for parameters of other dtypes. Updated
+        in place.
     lr, beta_1, beta_2, epsilon, bias_corrected_epsilon, decay, ema_momentum, weight_decay
         As for `Adam`; `lr` is a number, and `ema_momentum` requires `ema`.
-    l2, clipnorm, clipnorm_per_tensor, clipvalue, zero_grad, maximize, flush_denormals
+    l2, clipnorm, clipnorm_per_tensor, clipvalue, zero_grad, maximize, flush_denormals, rounding, seed
         As for `Adam`.
 
     Raises
@@ -389,17 +432,36 @@ def adam_step(
     array([0.999, 1.   , 1.001])
     """
     settings = {name: value for name, value in locals().items() if name in _DEFAULTS}
-    settings |= {"amsgrad": vhat is not None, "use_ema": ema is not None}
-    options = require_not_negative(_core.AdamOptions(settings))
     single = isinstance(params, np.ndarray)
 
     def items(arrays: Any, name: str) -> list[Any]:
         return [arrays] if single else list(listed(arrays, name))
 
-    progress = _core.AdamProgress.before(step)
     params, grads = items(params, "params"), items(grads, "grads")
-    named = {"m": m, "v": v, "vhat": vhat, "ema": ema}
+    named = {"m": m, "v": v, "vhat": vhat, "ema": ema, "packed": packed, "low_bits": low_bits}
     state = {name: items(arrays, name) for name, arrays in named.items() if arrays is not None}
+    if (packed is None) != ({"m", "v"} <= state.keys()) or (packed is not None and "m" in state):
+        raise TypeError(
+            "the moments must be given as m and v, or as packed. "
+            f"Received: {', '.join(state) or 'none'}"
+        )
+    settings |= {
+        "amsgrad": vhat is not None,
+        "use_ema": ema is not None,
+        "moments": "packed" if packed is not None else _moments_dtype(state["m"]),
+        "low_bits": _first_dtype(state.get("low_bits", ())),
+    }
+    options = require_not_negative(_core.AdamOptions(settings))
+    progress = _core.AdamProgress.before(step)
     _core.require_gradients(grads)
     plan = _core.TensorPlan(as_array, casts=True)
     plan.step(params, grads, state, [0] * len(params), [options], progress)
+
+
+def _first_dtype(arrays: Iterable[Any]) -> str | None:
+    """Return the name of the dtype of the first item that has one."""
+    return next((a.dtype.name for a in arrays if isinstance(a, np.ndarray)), None)
+
+
+def _moments_dtype(m: Iterable[Any]) -> str:
+    return "bfloat16" if _first_dtype(m) == "bfloat16" else "float32"

@@ -19,6 +19,15 @@ Array: TypeAlias = npt.NDArray[Any]
 _PLAIN = {np.ndarray}
 
 
+def dtype_named(name: Any) -> np.dtype[Any]:
+    """Return NumPy's dtype of this name; `ml_dtypes` has bfloat16."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
 def is_tensor(value: object) -> bool:
     """Whether this is a `torch.Tensor`, without importing torch."""
     torch = sys.modules.get("torch")
@@ -31,13 +40,17 @@ def are_plain_arrays(values: Iterable[object]) -> bool:
 
 
 def tensor_view(tensor: torch.Tensor, name: str) -> Array:
-    """Return a float32 or float64 dense CPU tensor as an array that shares its memory."""
+    """Return a dense CPU tensor of real numbers as an array that shares its memory."""
     import torch
 
-    view = _read_tensor(tensor, name)
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64. Received: dtype={tensor.dtype}")
-    return view
+    if tensor.dtype == torch.bfloat16:
+        words: Array = _read_tensor(tensor.detach().view(torch.int16), name)
+        return words.view(dtype_named("bfloat16"))
+    if tensor.dtype not in (torch.float32, torch.float64, torch.float16):
+        raise TypeError(
+            f"{name} must be float32, float64, float16 or bfloat16. Received: dtype={tensor.dtype}"
+        )
+    return _read_tensor(tensor, name)
 
 
 def _read_tensor(tensor: torch.Tensor, name: str) -> Array:

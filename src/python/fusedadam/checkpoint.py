@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
+from fusedadam._core import AdamOptions, needed_state
 from fusedadam.arrays import Array, as_array, listed, parameter_arrays
 from fusedadam.atomic_file import replace_file
 from fusedadam.snapshots import restored
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from fusedadam.optimizer import Optimizer
 
 _FORMAT: Final = "fusedadam"
-# Version 2 adds counts and settings of single parameters; files without any are of version 1.
-_VERSIONS: Final = ("1", "2")
+# Version 2 adds counts and settings of single parameters, version 3 state in 16 bits. A file has the
+# lowest version that suffices.
+_VERSIONS: Final = ("1", "2", "3")
 
 # Limits on the parts of a header: the configuration and counts; the kinds of arrays (a class has 2
 # to 5); the name, dtype and offsets of an array; the number and comma of a dimension.
@@ -34,6 +36,7 @@ _MAX_KINDS: Final = 16
 _MAX_ENTRY_BYTES: Final = 200
 _MAX_DIMENSION_BYTES: Final = 21
 
+_PARAM_DTYPES: Final = ("float32", "float64", "float16", "bfloat16")
 _MAX_REASON: Final = 400
 _MAX_COUNT: Final = 2**63 - 1
 
@@ -55,9 +58,16 @@ def save(optimizer: Optimizer, path: PathLike) -> None:
                     f"The configuration must consist of numbers, strings and None to be saved. "
                     f"Received: {name}={reprlib.repr(value)}"
                 )
+        tensors = {
+            f"{kind}.{i}": array
+            for kind, arrays in snapshot["slots"].items()
+            for i, array in enumerate(arrays)
+            if array is not None
+        }
+        stored = any(array.itemsize < 4 for array in tensors.values())
         metadata = {
             "format": _FORMAT,
-            "version": _VERSIONS[bool(snapshot["own"])],
+            "version": _VERSIONS[2 if stored else bool(snapshot["own"])],
             "optimizer": type(optimizer).__name__,
             "config": json.dumps(snapshot["config"], allow_nan=False),
             "progress": json.dumps(snapshot["progress"], allow_nan=False),
@@ -65,11 +75,6 @@ def save(optimizer: Optimizer, path: PathLike) -> None:
         }
         if snapshot["own"]:
             metadata["own"] = json.dumps(snapshot["own"], allow_nan=False)
-        tensors = {
-            f"{kind}.{i}": array
-            for kind, arrays in snapshot["slots"].items()
-            for i, array in enumerate(arrays)
-        }
         # Sort by item size, descending, so that every array in the file is aligned.
         names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
         header = _header(metadata, {name: tensors[name] for name in names})
@@ -118,9 +123,10 @@ def load(
     arrays: Sequence[Array] = parameter_arrays(params)
     for i, array in enumerate(arrays):
         as_array(array, f"params[{i}]")  # refuses masked arrays
-        if array.dtype not in (np.float32, np.float64):
+        if array.dtype.name not in _PARAM_DTYPES or not array.dtype.isnative:
             raise TypeError(
-                f"params[{i}] must be float32 or float64. Received: dtype={array.dtype}"
+                f"params[{i}] must be float32, float64, float16 or bfloat16. "
+                f"Received: dtype={array.dtype}"
             )
     if isinstance(lr, str):
         raise TypeError(f"lr must be a number or a callable. Received: {lr!r}")
@@ -146,7 +152,7 @@ def load(
             raise refused(path, "this file is damaged: 'progress' has more or fewer counts")
         if lr is not None:
             cls.from_config(config | {"lr": lr})
-        slots = _slots(path, file, list(expected["slots"]), arrays)
+        slots = _slots(path, file, blank._options, arrays)
         if not slots and arrays and progress.get("iterations"):
             # Only an optimizer that has not been built has no arrays, and it has taken no steps.
             raise _other_count(path, 0, len(arrays))
@@ -194,7 +200,7 @@ def _read_metadata(
         raise refused(
             path,
             f"this file has format version {reprlib.repr(version)}, of a later release of "
-            f"fusedadam; this one reads versions {' and '.join(_VERSIONS)}",
+            f"fusedadam; this one reads versions {', '.join(_VERSIONS)}",
         )
     if metadata.get("optimizer") != optimizer:
         raise refused(
@@ -211,7 +217,8 @@ def _read_metadata(
         raise refused(path, "this file is damaged: 'progress' has something else than counts")
     if not _are_positions(excluded, math.inf):
         raise refused(path, "this file is damaged: 'excluded' is not a list of distinct positions")
-    own = {} if version == "1" else _parsed(path, metadata, "own")
+    has_own = version == "2" or (version == "3" and "own" in metadata)
+    own = _parsed(path, metadata, "own") if has_own else {}
     return config, progress, excluded, own
 
 
@@ -273,23 +280,30 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 
 def _slots(
-    path: str, file: TensorFile, kinds: list[str], params: Sequence[Array]
-) -> dict[str, Iterable[Array]]:
+    path: str, file: TensorFile, options: AdamOptions, params: Sequence[Array]
+) -> dict[str, Iterable[Array | None]]:
     """Return the arrays of each kind, checked against the parameters and read one at a time."""
     names = file.entries.keys()
     if not names:
         return {}
+    needed = [needed_state(options, param.dtype.name) for param in params]
+    every = needed_state(options, "float32")  # without low bits, which only some parameters have
     # Count the names instead of parsing their numbers, which may be huge.
-    count = max((sum(name.startswith(f"{kind}.") for name in names) for kind in kinds), default=0)
-    odd = names ^ {f"{kind}.{i}" for kind in kinds for i in range(count)}
+    count = max((sum(name.startswith(f"{kind}.") for name in names) for kind in every), default=0)
+    expected = {f"{kind}.{i}" for kind in every for i in range(count)}
+    if count == len(params):
+        expected |= {f"{kind}.{i}" for i, kinds in enumerate(needed) for kind in kinds}
+    else:
+        expected |= {name for name in names if name.startswith("low_bits.")}
+    odd = names ^ expected
     if odd:
         name = min(odd)
         what = "should not be there" if name in names else "is missing"
         raise refused(path, f"this file is damaged: the tensor {reprlib.repr(name)} {what}")
     if count != len(params):
         raise _other_count(path, count, len(params))
-    for kind in kinds:
-        for i, param in enumerate(params):
+    for i, param in enumerate(params):
+        for kind, named in needed[i].items():
             name = f"{kind}.{i}"
             dtype, shape = file.entries[name][:2]
             if shape != param.shape:
@@ -297,12 +311,20 @@ def _slots(
                     f"params[{i}] must have the shape of {name} in {path!r}, {shape}. "
                     f"Received: shape={param.shape}"
                 )
-            if dtype != DTYPES[param.dtype.name]:
+            if dtype != DTYPES[named]:
                 raise ValueError(
                     f"params[{i}] must have the dtype of {name} in {path!r}, {dtype}. "
                     f"Received: dtype={param.dtype}"
                 )
-    return {kind: map(file.read, [f"{kind}.{i}" for i in range(count)]) for kind in kinds}
+    return {
+        kind: _read(file, kind, [kind in kinds for kinds in needed])
+        for kind in dict.fromkeys(kind for kinds in needed for kind in kinds)
+    }
+
+
+def _read(file: TensorFile, kind: str, has_kind: Sequence[bool]) -> Iterator[Array | None]:
+    for i, has in enumerate(has_kind):
+        yield file.read(f"{kind}.{i}") if has else None
 
 
 def _other_count(path: str, saved: int, given: int) -> ValueError:

@@ -43,7 +43,13 @@ from fusedadam.structures import (
     leaves_of,
     require_same,
 )
-from fusedadam.weights import Weights, count_array, moments_of, taken_weights, weights_of
+from fusedadam.weights import (
+    copied_weights,
+    count_array,
+    moments_of,
+    taken_weights,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     import os
@@ -122,7 +128,8 @@ class Optimizer(ABC):
         """The state: `iterations`, then each m, each v and, with `amsgrad`, each vhat.
 
         `iterations` is the current count as a read-only 0-d int64 array; the moments are the live
-        arrays. Empty before the state exists.
+        arrays, as they are stored: with `moments="packed"`, one array of words in place of m and v.
+        Empty before the state exists.
         """
         return weights_of(self._state)
 
@@ -138,8 +145,9 @@ class Optimizer(ABC):
         Parameters
         ----------
         params : array, or list, tuple, dict or iterable of arrays
-            numpy.ndarray or torch.Tensor, nested as for `step`; float32 or float64, aligned,
-            writeable, with any strides that leave no gaps or overlaps, no two sharing memory.
+            numpy.ndarray or torch.Tensor, nested as for `step`; float32, float64, float16 or
+            bfloat16, aligned, writeable, with any strides that leave no gaps or overlaps, no two
+            sharing memory.
 
         Raises
         ------
@@ -151,13 +159,13 @@ class Optimizer(ABC):
             self._state.build(params, self._options)
 
     def get_weights(self) -> list[Array]:
-        """Return copies of `weights`.
+        """Return copies of `weights`, with each m and v in float32 if they are stored in 16 bits.
 
         The result is a subclass of list, by which `set_weights` recognizes its layout, also after a
         copy or a pickle.
         """
         with self._lock:
-            return Weights(weight.copy() for weight in self.weights)
+            return copied_weights(self._state)
 
     @public
     def set_weights(self, weights: Iterable[Any], layout: str | None = None) -> None:
@@ -198,17 +206,11 @@ class Optimizer(ABC):
             taken = taken_weights(weights, state.slots if state.is_built else None, layout)
             if taken is None:
                 return
-            # Convert before writing, since an overflow raises if warnings are errors. Copy views,
-            # which may share memory with the moments.
-            values = [
-                (live, new.astype(live.dtype, copy=not new.flags.owndata))
-                for live, new in taken.arrays
-            ]
             options = self._options
             if taken.learning_rate is not None and not callable(getattr(self, "lr", None)):
                 options = require_not_negative(options.changed({"lr": taken.learning_rate}))
             without_interruption(
-                partial(state.set_weights, values, taken.iterations),
+                partial(state.set_weights, taken.arrays, taken.iterations),
                 *assignments(self, _options=options),
             )
 
@@ -326,8 +328,8 @@ class Optimizer(ABC):
         Returns
         -------
         list of numpy.ndarray
-            One per parameter, of its shape and dtype. Clipped gradients are new arrays; the
-            gradients passed in are never modified.
+            One per parameter, of its shape and dtype; float32 for 16-bit parameters. Clipped
+            gradients are new arrays; the gradients passed in are never modified.
 
         Raises
         ------
@@ -374,8 +376,10 @@ class Optimizer(ABC):
         require_gradients(grads)
         with self._lock:
             self._step(params, grads, self._step_options(own_gradients=not are_given(loss)))
-            m, v, *vhat = moments_of(self._state)
-            groups = zip(*vhat, m, v, params, strict=True)
+            *moments, last = moments_of(self._state)
+            if self._options.amsgrad:
+                moments, last = [last, *moments[:-1]], moments[-1]
+            groups = zip(*moments, last, params, strict=True)
             return [count_array(self._state), *(array for group in groups for array in group)]
 
     @public
@@ -577,7 +581,7 @@ class Optimizer(ABC):
             Any of `lr` (or `learning_rate`, a number), `beta_1`, `beta_2`, `epsilon`, `decay`,
             `bias_corrected_epsilon`, `weight_decay`, `l2`, `clipnorm` (a bound on the norm of all
             gradients), `clipnorm_per_tensor`, `clipvalue`, `ema_momentum`,
-            `ema_overwrite_frequency`, `maximize`, `flush_denormals`.
+            `ema_overwrite_frequency`, `maximize`, `flush_denormals`, `rounding`, `seed`.
 
         Raises
         ------

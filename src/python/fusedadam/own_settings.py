@@ -10,7 +10,7 @@ from fusedadam._core import AdamOptions
 from fusedadam.schedules import either_name, require_not_negative
 
 # Settings that determine which arrays the state has.
-STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
+STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps", "moments", "low_bits")
 
 # Settings that cannot differ between parameters.
 _OF_THE_STEP: Final = (*STRUCTURAL, "loss_scale", "skip_nonfinite", "zero_grad")

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fusedadam._core import AdamProgress, AdamState
-from fusedadam.arrays import Array, as_array
+from fusedadam.arrays import Array, as_array, dtype_named
 from fusedadam.locks import new_lock
 from fusedadam.own_settings import checked_override, grouped
 from fusedadam.schedules import saved_config
@@ -93,6 +95,13 @@ def _restore_moments(
     state.restore(like, optimizer._options, steps, list(waiting))
     for kind, arrays in state.slots.items():
         for array, value in zip(arrays, slots[kind], strict=True):
+            if array is None:
+                continue
+            if (value.shape, value.dtype) != (array.shape, array.dtype):
+                raise ValueError(
+                    f"{kind} must have the shape and dtype {array.shape}, {array.dtype}. "
+                    f"Received: {value.shape}, {value.dtype}"
+                )
             array[...] = value
 
 
@@ -107,9 +116,16 @@ def pickled(optimizer: Optimizer) -> dict[str, Any]:
         attributes = optimizer.__dict__.copy()
         del attributes["_lock"]
         # Copy the moments even for a shallow copy: two optimizers never share them.
-        slots = {kind: [a.copy() for a in arrays] for kind, arrays in state.slots.items()}
+        slots = {
+            kind: [None if a is None else a.copy() for a in arrays]
+            for kind, arrays in state.slots.items()
+        }
         attributes["_state"] = slots if state.is_built else None
-        attributes["_counts"] = {"steps": state.steps, "waiting": state.waiting}
+        attributes["_counts"] = {
+            "steps": state.steps,
+            "waiting": state.waiting,
+            "dtypes": state.dtypes,
+        }
         attributes["_progress"] = state.progress
         attributes["_own"] = state.own
         attributes["_to_find"] = state.pending
@@ -126,5 +142,10 @@ def unpickled(optimizer: Optimizer, attributes: dict[str, Any]) -> None:
     optimizer._lock = new_lock()
     optimizer._state = AdamState(as_array, *state)
     if slots is not None:
-        _restore_moments(optimizer, slots["m"], slots, counts)
+        # Templates of the parameters, which have the shapes and layouts of their state. Pickles of
+        # earlier versions have no dtypes: those of m.
+        like = next(iter(slots.values()))
+        dtypes = counts.get("dtypes", [array.dtype for array in like])
+        like = [np.empty_like(a, dtype_named(name)) for a, name in zip(like, dtypes, strict=True)]
+        _restore_moments(optimizer, like, slots, counts)
         optimizer._state.forget_params()

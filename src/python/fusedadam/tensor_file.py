@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from fusedadam.arrays import Array
+from fusedadam.arrays import Array, dtype_named
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -27,8 +27,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # As the format names them: https://github.com/huggingface/safetensors#format
-DTYPES: Final = {"float32": "F32", "float64": "F64"}
-_NUMPY_DTYPES: Final = {named: np.dtype(name) for name, named in DTYPES.items()}
+DTYPES: Final = {
+    "float32": "F32",
+    "float64": "F64",
+    "bfloat16": "BF16",
+    "int8": "I8",
+    "int16": "I16",
+}
+_ITEM_SIZES: Final = {"F32": 4, "F64": 8, "BF16": 2, "I8": 1, "I16": 2}
 
 _MAX_HEADER_BYTES: Final = 100_000_000  # the limit of the format
 _MAX_DIGITS: Final = 20  # of 2**64 - 1, and of -2**63 with its sign
@@ -91,9 +97,10 @@ class TensorFile:
         self._file.close()
 
     def read(self, name: str) -> Array:
-        """Read the float32 or float64 tensor of this name into a new array."""
+        """Read the tensor of this name, which must be of one of `DTYPES`, into a new array."""
         entry = self.entries[name]
-        array: Array = np.empty(entry.shape, _NUMPY_DTYPES[entry.dtype])
+        dtype = next(name for name, named in DTYPES.items() if named == entry.dtype)
+        array: Array = np.empty(entry.shape, dtype_named(dtype))
         self._file.seek(self._data + entry.begin)
         self._require(self._file.readinto(array.reshape(-1).view(np.uint8).data) == array.nbytes)
         return array
@@ -165,8 +172,8 @@ def _entry(described: Any) -> Entry:
         raise ValueError("its header has a tensor with an invalid shape or invalid offsets")
     entry = Entry(dtype, tuple(shape), *offsets)
     # Tensors of other dtypes are never read.
-    if dtype in _NUMPY_DTYPES:
-        nbytes = math.prod(entry.shape) * _NUMPY_DTYPES[dtype].itemsize
+    if dtype in _ITEM_SIZES:
+        nbytes = math.prod(entry.shape) * _ITEM_SIZES[dtype]
         if nbytes != entry.end - entry.begin:
             raise ValueError("its header has a tensor whose size does not match its shape")
     return entry

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fusedadam._core import AdamState, max_iterations
+from fusedadam._core import AdamState, max_iterations, pack_moments, unpack_moments
 from fusedadam.arrays import Array, as_array, listed
 
 # The layouts, described for the error message about an ambiguous list.
@@ -52,7 +52,7 @@ class Weights(list[Array]):
 def moments_of(state: AdamState) -> list[list[Array]]:
     """Return the live moments by kind; as in Keras up to 2.10, without averages or accumulators."""
     slots = state.slots or {}
-    return [slots[kind] for kind in ("m", "v", "vhat") if kind in slots]
+    return [slots[kind] for kind in ("packed", "m", "v", "vhat") if kind in slots]
 
 
 def weights_of(state: AdamState) -> list[Array]:
@@ -60,6 +60,44 @@ def weights_of(state: AdamState) -> list[Array]:
     if not state.is_built:
         return []
     return Weights([count_array(state), *(array for kind in moments_of(state) for array in kind)])
+
+
+def copied_weights(state: AdamState) -> list[Array]:
+    """Return copies of the count and the moments, those of 16 bits as float32."""
+    if not state.is_built:
+        return Weights()
+    slots = state.slots
+    if "packed" in slots:
+        pairs = list(map(unpack_moments, slots["packed"]))
+        kinds = [[pair[k] for pair in pairs] for k in range(2)]
+    else:
+        kinds = [list(map(_copy_of_values, kind)) for kind in moments_of(state)]
+    return Weights([count_array(state).copy(), *(array for kind in kinds for array in kind)])
+
+
+def _copy_of_values(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array.copy()
+
+
+def stored(
+    arrays: Mapping[tuple[str, int], Array], slots: Mapping[str, Sequence[Array]]
+) -> list[tuple[Array, Array]]:
+    """Return pairs of a live array and its new contents, for arrays by kind and position."""
+    pairs = []
+    for (kind, i), new in arrays.items():
+        if kind in slots:
+            live = slots[kind][i]
+            # Convert before writing, since an overflow raises if warnings are errors. Copy views,
+            # which may share memory with the moments.
+            pairs.append((live, new.astype(live.dtype, copy=not new.flags.owndata)))
+        elif kind == "m":
+            live = slots["packed"][i]
+            words = np.empty_like(live)
+            m, v = (np.empty_like(live, np.float32) for _ in range(2))
+            m[...], v[...] = new, arrays["v", i]
+            pack_moments(m, v, words)
+            pairs.append((live, words))
+    return pairs
 
 
 def count_array(state: AdamState) -> Array:
@@ -77,7 +115,7 @@ class _Reading(NamedTuple):
 
 
 class TakenWeights(NamedTuple):
-    """The contents of a list of weights; `arrays` has pairs of a live array and its new values."""
+    """The contents of a list of weights; `arrays` has pairs of a live array and its new contents."""
 
     iterations: int
     learning_rate: float | None
@@ -101,13 +139,15 @@ def taken_weights(
         if given:
             raise _length_error(given, 0, "; build(params) creates them")
         return None
-    reading = _reading(given, slots, layout, own=isinstance(weights, Weights))
+    # Packed moments have the shapes of m and v.
+    shown = slots if "m" in slots else {**slots, **dict.fromkeys(("m", "v"), slots["packed"])}
+    reading = _reading(given, shown, layout, own=isinstance(weights, Weights))
     rate = reading.arrays.get(_LEARNING_RATE)
     return TakenWeights(
         _step_count(reading.arrays[_ITERATIONS]),
         # The shortest decimal: 0.001 for float32's 0.0010000000474974513.
         None if rate is None else float(str(rate[()])),
-        [(slots[kind][i], w) for (kind, i), w in reading.arrays.items() if kind in slots],
+        stored(reading.arrays, slots),
     )
 
 

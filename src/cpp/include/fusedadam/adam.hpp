@@ -30,6 +30,7 @@
 #include <span>
 #include <variant>
 
+#include "fusedadam/array.hpp"
 #include "fusedadam/export.hpp"
 #include "fusedadam/half.hpp"
 #include "fusedadam/options.hpp"
@@ -54,9 +55,38 @@ struct Tensor {
   T* accumulator = nullptr;  ///< sum of gradients; used with gradient_accumulation_steps > 1
 };
 
+/// As Tensor, with element types that are known at run time, and arrays of fewer bits.
+///
+/// param: float, double, float16 or bfloat16. grad: any of these that is computed in the same
+/// precision, double for double and float for the others. The state follows from the settings and
+/// the parameter:
+///
+///     m, v, vhat        float, or double for double; bfloat16 with Moments::bfloat16
+///     packed            std::int16_t, in place of m and v, with Moments::packed
+///     low_bits          std::int8_t or std::int16_t with LowBits, if param is bfloat16
+///     ema, accumulator  float, or double for double
+///
+/// Before the first step all state is zero, but ema is a copy of param. Arrays that a step does not
+/// need are ignored. docs/storage.md defines the formats.
+struct MixedTensor {
+  ArrayPointer param{};
+  ArrayPointer grad{};
+  std::int64_t size = 0;
+  ArrayPointer m{};
+  ArrayPointer v{};
+  ArrayPointer packed{};
+  ArrayPointer low_bits{};
+  ArrayPointer vhat{};
+  ArrayPointer ema{};
+  ArrayPointer accumulator{};
+  /// Index of the first element in the whole tensor, if these arrays are a part of it, >= 0.
+  /// Stochastic rounding depends on it.
+  std::int64_t first_index = 0;
+};
+
 /// A tensor of any supported type.
-using AnyTensor =
-    std::variant<Tensor<float>, Tensor<double>, Tensor<float, float16>, Tensor<float, bfloat16>>;
+using AnyTensor = std::variant<Tensor<float>, Tensor<double>, Tensor<float, float16>,
+                               Tensor<float, bfloat16>, MixedTensor>;
 
 /// Tensors that share their options.
 struct AdamGroup {
@@ -104,5 +134,25 @@ FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const AdamGroup> groups, AdamPr
 /// As above, for one group of tensors.
 FUSEDADAM_EXPORT StepOutcome adam_step(std::span<const AnyTensor> tensors,
                                        const AdamOptions& options, AdamProgress& progress);
+
+/// Arrays of MixedTensor::size floats; null: absent.
+struct TensorValues {
+  float* param = nullptr;
+  float* m = nullptr;
+  float* v = nullptr;
+  float* vhat = nullptr;
+};
+
+/// Writes the values of a tensor, which must not be double, to arrays of floats: weights joined
+/// with their low bits, moments widened or unpacked. All are exact.
+/// @throws std::invalid_argument  as adam_step(); naming "tensor.member"
+FUSEDADAM_EXPORT void read_values(const MixedTensor& tensor, const AdamOptions& options,
+                                  const TensorValues& to);
+
+/// Sets the arrays of a tensor from floats, rounded to nearest: to start low bits from a float
+/// model, or to load float moments. m and v of packed moments must be given together.
+/// @throws std::invalid_argument  as adam_step(); naming "tensor.member"
+FUSEDADAM_EXPORT void write_values(const MixedTensor& tensor, const AdamOptions& options,
+                                   const TensorValues& values);
 
 }  // namespace fusedadam

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// 16-bit storage types for gradients of mixed-precision training. All arithmetic is done in float.
+// 16-bit storage types of parameters, gradients and moments. All arithmetic is done in float.
 #pragma once
 
 #include <cstdint>

@@ -11,6 +11,32 @@
 
 namespace fusedadam {
 
+/// How m and v are stored. docs/storage.md has the formats, and what each one costs and is good
+/// for.
+enum class Moments : std::uint8_t {
+  float32,   ///< in the precision of the arithmetic: float, or double if the parameter is double
+  bfloat16,  ///< 2 bytes each, rounded stochastically
+  packed,    ///< 2 bytes for both; without amsgrad
+};
+
+/// The bits of a weight that its bfloat16 parameter has no room for, kept by the optimizer.
+/// Parameters of other types have none.
+enum class LowBits : std::uint8_t {
+  none,   ///< the weight is rounded at each step
+  int8,   ///< 8 more bits, rounded stochastically
+  int16,  ///< 16 more bits: exactly a float weight
+};
+
+/// How 16-bit parameters without low bits, and moments in bfloat16, are rounded.
+enum class Rounding : std::uint8_t {
+  /// Up or down at random, so that the mean is right. The random bits depend on the seed, the step
+  /// and the index of the element alone.
+  stochastic,
+  /// To nearest even. Weights then ignore updates of less than half a unit in the last place, and v
+  /// in bfloat16 stands still if beta_2 is near 1.
+  nearest,
+};
+
 /// Hyper-parameters, named as in Keras: dimensionless numbers, checked by AdamOptions. An option
 /// that is off adds no work to a step.
 struct AdamSettings {
@@ -79,6 +105,11 @@ struct AdamSettings {
   /// Flush subnormal moments to zero, identically on every CPU. While a gradient stays zero, its
   /// moments decay into the subnormal range, where many CPUs are a hundred times slower.
   bool flush_denormals = true;
+
+  Moments moments = Moments::float32;        ///< how m and v are stored
+  LowBits low_bits = LowBits::none;          ///< more bits of parameters in bfloat16
+  Rounding rounding = Rounding::stochastic;  ///< of what is stored in 16 bits
+  std::int64_t seed = 0;                     ///< of stochastic rounding, >= 0
 
   bool operator==(const AdamSettings&) const = default;
 };

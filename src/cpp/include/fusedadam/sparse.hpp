@@ -31,6 +31,14 @@ struct SparseTensor {
   const T* grad_rows = nullptr;
 };
 
+/// As SparseTensor, with element types that are known at run time.
+struct MixedSparseTensor {
+  MixedTensor table{};
+  std::int64_t row_size = 1;
+  RowIndices indices{};
+  ArrayPointer grad_rows{};  ///< of any type that MixedTensor::grad may have
+};
+
 /// Takes one Adam step over one table. Clipping by norm uses the norm of the summed gradients of
 /// the rows; in mode `dense` it is bitwise identical to the norm of the dense gradient.
 /// gradient_accumulation_steps must be 1. The indices are read before anything is written, so their
@@ -43,6 +51,10 @@ FUSEDADAM_EXPORT StepOutcome adam_step_sparse(const SparseTensor<float>& tensor,
                                               SparseMode mode = SparseMode::lazy);
 /// @copydoc adam_step_sparse
 FUSEDADAM_EXPORT StepOutcome adam_step_sparse(const SparseTensor<double>& tensor,
+                                              const AdamOptions& options, AdamProgress& progress,
+                                              SparseMode mode = SparseMode::lazy);
+/// @copydoc adam_step_sparse
+FUSEDADAM_EXPORT StepOutcome adam_step_sparse(const MixedSparseTensor& tensor,
                                               const AdamOptions& options, AdamProgress& progress,
                                               SparseMode mode = SparseMode::lazy);
 
