@@ -27,7 +27,7 @@ Stream stream_of(const std::vector<T>& array) {
 template <class T>
 std::vector<T> grads_of(const Rows& rows) {
   const auto* first = static_cast<const T*>(rows.grads().data);
-  return {first, first + rows.gradient_size()};
+  return {first, first + rows.size()};
 }
 
 std::vector<std::int64_t> list_of(const Rows& rows) {

@@ -53,7 +53,9 @@ void check_param_type(Storage param, const AdamSettings& settings, const std::st
     throw std::invalid_argument(broken_rule(name + ' ' + rule, name_of(param)));
   };
   if (!is_float(param)) refuse_type("must be float32, float64, float16 or bfloat16");
-  if (param == Storage::f64 && settings.moments != Moments::float32) {
+  const bool in_16_bits =
+      settings.moments == Moments::bfloat16 || settings.moments == Moments::packed;
+  if (param == Storage::f64 && in_16_bits) {
     refuse_type(
         "must not be float64, whose moments have its precision, with moments='" +
         std::string(names_of(settings.moments)[static_cast<std::size_t>(settings.moments)]) + "'");

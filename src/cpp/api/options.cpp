@@ -42,7 +42,7 @@ constexpr Setting table[] = {
     {"seed", &S::seed, Rule::natural},
 };
 
-constexpr const char* moments_names[] = {"float32", "bfloat16", "packed"};
+constexpr const char* moments_names[] = {"float32", "bfloat16", "packed", "auto"};
 constexpr const char* low_bits_names[] = {nullptr, "int8", "int16"};
 constexpr const char* rounding_names[] = {"stochastic", "nearest"};
 

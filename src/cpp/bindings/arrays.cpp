@@ -102,9 +102,11 @@ ArrayView float_array(ArrayReader& reader, const py::handle& object, const char*
 void check_param_type(const ArrayView& view, const AdamSettings& settings,
                       const std::string& name) {
   fusedadam::check_param_type(view.storage, settings, name);
-  if (view.is_complex && settings.moments != Moments::float32) {
-    throw py::value_error(broken_rule(name + " must not be complex, except with moments='float32'",
-                                      "complex numbers"));
+  const bool in_16_bits =
+      settings.moments == Moments::bfloat16 || settings.moments == Moments::packed;
+  if (view.is_complex && in_16_bits) {
+    throw py::value_error(broken_rule(
+        name + " must be real to have moments in 16 bits: use moments='float32'", "complex"));
   }
 }
 

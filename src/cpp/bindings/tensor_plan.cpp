@@ -146,6 +146,31 @@ Gradients TensorPlan::bind(const Tensors& tensors, const std::vector<AdamOptions
   return gradients;
 }
 
+void TensorPlan::attach_parts(const py::object& parts) {
+  if (parts.is_none() && parts_.empty()) return;
+  parts_.clear();
+  for (TensorRef& tensor : binder_.plan.tensors()) {
+    tensor.pieces = nullptr;
+    tensor.first_index = 0;
+  }
+  if (parts.is_none()) return;
+  require_same_length(items_of(parts).size(), "parts", binder_.params().size(), "params");
+  for (std::size_t i = 0; i < binder_.params().size(); ++i) {
+    const py::handle part = items_of(parts)[i];
+    if (part.is_none() || binder_.params()[i].is_empty()) continue;
+    const auto [whole, offset] =
+        part.cast<std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>>>();
+    const ArrayView local = binder_.params()[i].view();
+    if (whole.size() != local.shape.size() || offset.size() != local.shape.size() ||
+        !is_contiguous(local)) {
+      throw py::value_error(broken_rule(
+          element_name("params", as_index(i)) + " must be contiguous, as a part of a larger tensor",
+          "another layout"));
+    }
+    parts_.emplace_back(whole, local.shape, offset).attach_to(binder_.plan.tensors()[i]);
+  }
+}
+
 ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, Storage expected,
                                const char* label, std::size_t index) {
   const std::int64_t i = as_index(index);
@@ -259,6 +284,7 @@ void TensorPlan::step(const Tensors& tensors, const std::vector<AdamOptions>& op
 std::size_t TensorPlan::step_counted(const Tensors& tensors,
                                      const std::vector<AdamOptions>& options) {
   Gradients gradients = bind(tensors, options, true);
+  attach_parts(tensors.parts);
 
   // One group for each combination of options, count and meaning of epsilon.
   using Key = std::tuple<std::uint32_t, std::int64_t, bool>;
@@ -318,19 +344,21 @@ void bind_tensor_plan(py::module_& module) {
           "step",
           [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,
              const std::vector<AdamOptions>& options, AdamProgress& progress) {
-            self.step({std::move(params), std::move(grads), std::move(state), std::move(groups)},
+            self.step({std::move(params), std::move(grads), std::move(state), std::move(groups),
+                       py::none()},
                       options, progress);
           },
           arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"), arg("progress"))
       .def(
           "step_counted",
           [](TensorPlan& self, py::list params, py::list grads, py::object state, py::list groups,
-             const std::vector<AdamOptions>& options) {
-            return self.step_counted(
-                {std::move(params), std::move(grads), std::move(state), std::move(groups)},
-                options);
+             const std::vector<AdamOptions>& options, py::object parts) {
+            return self.step_counted({std::move(params), std::move(grads), std::move(state),
+                                      std::move(groups), std::move(parts)},
+                                     options);
           },
-          arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"));
+          arg("params"), arg("grads"), arg("state"), arg("groups"), arg("options"),
+          arg("parts") = py::none());
 }
 
 }  // namespace fusedadam::python

@@ -4,9 +4,11 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <deque>
 #include <vector>
 
 #include "bindings/binder.hpp"
+#include "step/part.hpp"
 
 namespace fusedadam::python {
 
@@ -20,6 +22,8 @@ class TensorPlan {
     py::list grads;    // None: the parameter takes no part
     py::object state;  // {"m": [array, ...], ...} or [{"exp_avg": tensor, ...}, ...]
     py::list groups;   // indices into the options
+    // Of parameters that are parts of larger tensors: (shape of the whole, offset), else None.
+    py::object parts;
   };
 
   // If `rules.casts`, parameters and state must be NumPy arrays. `names` maps kinds of state, and
@@ -44,6 +48,7 @@ class TensorPlan {
   // Whether parameters and state are the bound arrays.
   bool is_bound(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
   void bind_anew(const Tensors& tensors, const std::vector<AdamOptions>& options, bool counts);
+  void attach_parts(const py::object& parts);
   // Checks a state array. @throws py::type_error, py::value_error  naming label[index]
   ArrayView state_of(const py::handle& array, const ArrayView& param, Storage expected,
                      const char* label, std::size_t index);
@@ -52,6 +57,7 @@ class TensorPlan {
   py::dict names_;
   Binder binder_;
   ArrayReader state_reader_;
+  std::deque<Part> parts_;  // a deque: the plan's tensors point into it
   std::vector<std::uint32_t> groups_;
   std::vector<std::vector<BoundArray>> state_;  // [kind][parameter]
   std::vector<BoundArray> counters_;            // step counts

@@ -43,7 +43,9 @@ inline bool low_bits(const AdamSettings& s, Storage param) {
 // In 16 bits, averages of decay 0.999 would stand still, and sums of gradients lose bits.
 inline Storage computed(const AdamSettings&, Storage param) { return compute_storage(param); }
 inline Storage moment(const AdamSettings& s, Storage param) {
-  return s.moments == Moments::bfloat16 ? Storage::bf16 : compute_storage(param);
+  const bool in_16_bits =
+      s.moments == Moments::bfloat16 || (s.moments == Moments::automatic && is_half(param));
+  return in_16_bits ? Storage::bf16 : compute_storage(param);
 }
 inline Storage word(const AdamSettings&, Storage) { return Storage::i16; }
 inline Storage low(const AdamSettings& s, Storage) {

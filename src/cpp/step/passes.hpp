@@ -32,17 +32,18 @@ void pass_over(const TensorList& list, TensorList::Edge edge, const Body& body) 
 using PieceBody = void (*)(void* context, const TensorStreams& tensor, std::size_t first,
                            std::size_t grad_first, std::size_t n);
 
-// The layout of a tensor or gradient that is not contiguous.
+// The layout of a tensor or gradient whose elements do not follow each other.
 class Pieces {
  public:
   virtual ~Pieces() = default;
 
   // Number of elements of the gradient in memory.
-  virtual std::int64_t gradient_size() const noexcept = 0;
+  virtual std::int64_t gradient_size(const TensorRef& tensor) const noexcept = 0;
 
   // Returns the gradient of the elements [first, first + n), n <= tile_size, in place or gathered
   // in `staging`, which holds a tile.
-  virtual Stream gradient_tile(std::int64_t first, std::int64_t n, void* staging) const = 0;
+  virtual Stream gradient_tile(const TensorRef& tensor, std::int64_t first, std::int64_t n,
+                               void* staging) const = 0;
 
   // Calls `body` for each contiguous piece of the elements [first, end).
   virtual void for_each(const TensorRef& tensor, std::int64_t first, std::int64_t end,
@@ -57,12 +58,12 @@ class Pieces {
 // The same for any tensor. A contiguous tensor is a single piece.
 
 inline std::int64_t gradient_size(const TensorRef& tensor) noexcept {
-  return tensor.pieces == nullptr ? tensor.size : tensor.pieces->gradient_size();
+  return tensor.pieces == nullptr ? tensor.size : tensor.pieces->gradient_size(tensor);
 }
 
 inline Stream gradient_tile(const TensorRef& tensor, std::int64_t first, std::int64_t n,
                             void* staging) {
-  if (tensor.pieces != nullptr) return tensor.pieces->gradient_tile(first, n, staging);
+  if (tensor.pieces != nullptr) return tensor.pieces->gradient_tile(tensor, first, n, staging);
   return tensor.stream(kind::grad, first);
 }
 

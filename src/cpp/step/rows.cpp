@@ -87,7 +87,7 @@ Rows::Rows(const RowIndices& indices, const Stream& grad_rows, std::int64_t row_
     if (rows_.empty() || rows_.back() != entry.row) rows_.push_back(entry.row);
   }
   const Storage storage = compute_storage(grads_.storage);
-  sums_.resize(static_cast<std::size_t>(gradient_size() * item_size(storage)));
+  sums_.resize(static_cast<std::size_t>(size() * item_size(storage)));
   visit_compute_type(storage, [&]<class T>() {
     add_up(std::span<const Entry>(entries), grads_, static_cast<std::size_t>(row_size_),
            reinterpret_cast<T*>(sums_.data()));
@@ -98,14 +98,13 @@ Rows::Rows(const RowIndices& indices, const Stream& grad_rows, std::int64_t row_
 void Rows::attach_to(TensorRef& table) const noexcept {
   table.set(kind::grad, grads_);
   table.pieces = this;
-  if (mode_ == SparseMode::lazy) table.size = gradient_size();
+  if (mode_ == SparseMode::lazy) table.size = size();
 }
 
-std::int64_t Rows::gradient_size() const noexcept {
-  return static_cast<std::int64_t>(rows_.size()) * row_size_;
-}
+std::int64_t Rows::gradient_size(const TensorRef& /*table*/) const noexcept { return size(); }
 
-Stream Rows::gradient_tile(std::int64_t first, std::int64_t n, void* staging) const {
+Stream Rows::gradient_tile(const TensorRef& /*table*/, std::int64_t first, std::int64_t n,
+                           void* staging) const {
   if (mode_ == SparseMode::lazy) return stream_at(grads_, first);
   const std::int64_t end = first + n;
   const std::int64_t item = item_size(grads_.storage);
@@ -144,7 +143,7 @@ void Rows::for_each(const TensorRef& tensor, std::int64_t first, std::int64_t en
   TensorStreams streams = tensor;
   for (std::int64_t i = first; i < end; i += tile) {
     const std::int64_t n = std::min(tile, end - i);
-    streams.data[kind::grad] = gradient_tile(i, n, staging).data;
+    streams.data[kind::grad] = gradient_tile(tensor, i, n, staging).data;
     body(context, streams, static_cast<std::size_t>(i), 0, static_cast<std::size_t>(n));
   }
 }

@@ -26,12 +26,14 @@ class Rows final : public Pieces {
   // The distinct rows, ascending, and their summed gradients, contiguous.
   std::span<const std::int64_t> rows() const noexcept { return rows_; }
   const Stream& grads() const noexcept { return grads_; }
+  std::int64_t size() const noexcept { return static_cast<std::int64_t>(rows_.size()) * row_size_; }
 
   // Sets the gradient and size of `table` for the step: of these rows (lazy) or all rows (dense).
   void attach_to(TensorRef& table) const noexcept;
 
-  std::int64_t gradient_size() const noexcept override;
-  Stream gradient_tile(std::int64_t first, std::int64_t n, void* staging) const override;
+  std::int64_t gradient_size(const TensorRef& table) const noexcept override;
+  Stream gradient_tile(const TensorRef& table, std::int64_t first, std::int64_t n,
+                       void* staging) const override;
   void for_each(const TensorRef& tensor, std::int64_t first, std::int64_t end, PieceBody body,
                 void* context) const override;
 

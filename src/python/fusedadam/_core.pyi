@@ -83,7 +83,7 @@ class AdamOptions:
     @property
     def flush_denormals(self) -> bool: ...
     @property
-    def moments(self) -> Literal["float32", "bfloat16", "packed"]: ...
+    def moments(self) -> Literal["float32", "bfloat16", "packed", "auto"]: ...
     @property
     def low_bits(self) -> Literal["int8", "int16"] | None: ...
     @property
@@ -247,10 +247,12 @@ class TensorPlan:
         state: dict[str, list[Any]] | list[dict[str, Any]],
         groups: list[int],
         options: Sequence[AdamOptions],
+        parts: list[tuple[Sequence[int], Sequence[int]] | None] | None = ...,
     ) -> int:
         """Step, and increment "step" in the state of each parameter, a one-element tensor.
 
-        Returns the number of parameters with a gradient.
+        `parts` has the shape of the whole tensor and the offset in it for parameters that are parts
+        of larger tensors. Returns the number of parameters with a gradient.
         """
 
 def same_objects(a: list[Any], b: list[Any]) -> bool: ...

@@ -132,10 +132,11 @@ class Adam(Optimizer):
         Flush subnormal moments to zero. With False, moments can decay into the subnormal range,
         where many CPUs are a hundred times slower. With ``epsilon=0``, a second moment flushed to
         zero causes a division by zero.
-    moments : {"float32", "bfloat16", "packed"}, default "float32"
+    moments : {"float32", "bfloat16", "packed", "auto"}, default "float32"
         How m and v are stored: in the precision of the arithmetic (float64 for float64
-        parameters), in 2 bytes each, or both in one word of 2 bytes. `docs/storage.md` has the
-        formats, their cost and their evidence. "packed" excludes `amsgrad`.
+        parameters), in 2 bytes each, or both in one word of 2 bytes; "auto" is "bfloat16" for
+        16-bit parameters and "float32" for others. `docs/storage.md` has the formats, their cost
+        and their evidence. "packed" excludes `amsgrad`.
     low_bits : {None, "int8", "int16"}, default None
         Keep this many more bits of each bfloat16 parameter in the state. With "int16", the
         parameter is the upper half of an exact float32 weight. Without, parameters in bfloat16 and
@@ -215,7 +216,7 @@ class Adam(Optimizer):
         "flush_denormals", "Whether subnormal moments are flushed to zero."
     )
 
-    moments = _HyperParameter["Literal['float32', 'bfloat16', 'packed']"](
+    moments = _HyperParameter["Literal['float32', 'bfloat16', 'packed', 'auto']"](
         "moments", "How m and v are stored."
     )
     low_bits = _HyperParameter["Literal['int8', 'int16'] | None"](
@@ -251,7 +252,7 @@ class Adam(Optimizer):
         zero_grad: bool = False,
         maximize: bool = False,
         flush_denormals: bool = True,
-        moments: Literal["float32", "bfloat16", "packed"] = "float32",
+        moments: Literal["float32", "bfloat16", "packed", "auto"] = "float32",
         low_bits: Literal["int8", "int16"] | None = None,
         rounding: Literal["stochastic", "nearest"] = "stochastic",
         seed: int = 0,

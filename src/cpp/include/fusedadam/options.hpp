@@ -14,9 +14,10 @@ namespace fusedadam {
 /// How m and v are stored. docs/storage.md has the formats, and what each one costs and is good
 /// for.
 enum class Moments : std::uint8_t {
-  float32,   ///< in the precision of the arithmetic: float, or double if the parameter is double
-  bfloat16,  ///< 2 bytes each, rounded stochastically
-  packed,    ///< 2 bytes for both; without amsgrad
+  float32,    ///< in the precision of the arithmetic: float, or double if the parameter is double
+  bfloat16,   ///< 2 bytes each, rounded stochastically
+  packed,     ///< 2 bytes for both; without amsgrad
+  automatic,  ///< as the parameter: bfloat16 if it has 16 bits, else float32
 };
 
 /// The bits of a weight that its bfloat16 parameter has no room for, kept by the optimizer.

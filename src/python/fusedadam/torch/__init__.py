@@ -18,5 +18,6 @@ from __future__ import annotations
 
 from fusedadam.torch.adam import Adam, AdamW
 from fusedadam.torch.attach import Attachment, attach
+from fusedadam.torch.split import split_
 
-__all__ = ["Adam", "AdamW", "Attachment", "attach"]
+__all__ = ["Adam", "AdamW", "Attachment", "attach", "split_"]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,8 +27,9 @@ class Adam(FusedStep, torch.optim.Adam):
     Parameters
     ----------
     params : iterable
-        float32 or float64 CPU tensors, or complex ones, which are treated as pairs of these; named
-        tensors; or groups with their own settings. Any strides without gaps or overlaps are valid.
+        CPU tensors in float32, float64, bfloat16 or float16, or complex ones, which are treated as
+        pairs of real ones; named tensors; or groups with their own settings. Any strides without
+        gaps or overlaps are valid. 16-bit parameters are computed in float32.
     lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay
         As for `torch.optim.Adam`.
     foreach, fused, capturable : bool, optional
@@ -45,6 +46,18 @@ class Adam(FusedStep, torch.optim.Adam):
         See `swap_ema`.
     zero_grad_in_step : bool, default False
         Set the gradients to zero during the step.
+    moments : {"auto", "float32", "bfloat16", "packed"}, default "auto"
+        How the moments are stored: "auto" is "bfloat16" for 16-bit parameters (as in torch, but
+        rounded stochastically), and the precision of the parameter for others; "packed" is one
+        16-bit word for both, and excludes `amsgrad`. `docs/storage.md` has the formats.
+    low_bits : {None, "int8", "int16"}, default None
+        Keep this many more bits of each bfloat16 parameter in the state; with "int16" they make up
+        a float32 weight exactly. See `split_` and `master_weights`.
+    rounding : {"stochastic", "nearest"}, default "stochastic"
+        Of 16-bit parameters without low bits, and of moments in bfloat16. "nearest" is what torch
+        does: weights then ignore updates that are small compared with them.
+    seed : int, default 0
+        Of stochastic rounding, >= 0.
 
     Raises
     ------
@@ -83,10 +96,20 @@ class Adam(FusedStep, torch.optim.Adam):
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         zero_grad_in_step: bool = False,
+        moments: Literal["auto", "float32", "bfloat16", "packed"] = "auto",
+        low_bits: Literal["int8", "int16"] | None = None,
+        rounding: Literal["stochastic", "nearest"] = "stochastic",
+        seed: int = 0,
         **later: Any,
     ) -> None:
         self._use_extras(
-            max_grad_norm=max_grad_norm, ema_decay=ema_decay, zero_grad_in_step=zero_grad_in_step
+            max_grad_norm=max_grad_norm,
+            ema_decay=ema_decay,
+            zero_grad_in_step=zero_grad_in_step,
+            moments=moments,
+            low_bits=low_bits,
+            rounding=rounding,
+            seed=seed,
         )
         # `later` has arguments newer than torch 2.6, such as decoupled_weight_decay.
         super().__init__(
@@ -120,6 +143,8 @@ class AdamW(FusedStep, torch.optim.AdamW):
         As for `torch.optim.AdamW`.
     foreach, fused, capturable, differentiable, max_grad_norm, ema_decay, zero_grad_in_step
         As for `Adam`.
+    moments, low_bits, rounding, seed
+        As for `Adam`.
 
     Raises
     ------
@@ -149,9 +174,19 @@ class AdamW(FusedStep, torch.optim.AdamW):
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         zero_grad_in_step: bool = False,
+        moments: Literal["auto", "float32", "bfloat16", "packed"] = "auto",
+        low_bits: Literal["int8", "int16"] | None = None,
+        rounding: Literal["stochastic", "nearest"] = "stochastic",
+        seed: int = 0,
     ) -> None:
         self._use_extras(
-            max_grad_norm=max_grad_norm, ema_decay=ema_decay, zero_grad_in_step=zero_grad_in_step
+            max_grad_norm=max_grad_norm,
+            ema_decay=ema_decay,
+            zero_grad_in_step=zero_grad_in_step,
+            moments=moments,
+            low_bits=low_bits,
+            rounding=rounding,
+            seed=seed,
         )
         super().__init__(
             params,

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 
@@ -18,15 +18,24 @@ from fusedadam import _core
 from fusedadam.adapters import divides_by, flushes
 from fusedadam.locks import new_lock
 from fusedadam.signals import assignments, without_interruption
-from fusedadam.torch.local import any_distributed, local_gradient, local_tensor
+from fusedadam.torch.local import (
+    any_distributed,
+    local_gradient,
+    local_tensor,
+    mapped,
+    part_of,
+)
 from fusedadam.torch.state import (
     ABSENT,
     NAMES,
     conform,
+    joined,
+    needed_state,
     new_average,
     new_plan,
     new_states,
     separate_counter,
+    split_into,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +47,10 @@ _EXTRAS: Final[dict[str, Any]] = {
     "max_grad_norm": None,
     "ema_decay": None,
     "zero_grad_in_step": False,
+    "moments": "auto",
+    "low_bits": None,
+    "rounding": "stochastic",
+    "seed": 0,
 }
 
 # The names of tensors in the kernel's error messages.
@@ -60,6 +73,7 @@ class FusedStep(torch.optim.Optimizer):
         self._plan = new_plan()
         self._options: dict[int, tuple[tuple[Any, ...], _core.AdamOptions]] = {}
         self._swapped = False
+        self._averages: dict[int, Tensor] = {}  # of 16-bit parameters, while swapped
         # Cache for `_states`: the parameters and their states, if all have state in this order.
         self._known_params: list[Tensor] = []
         self._known_states: list[dict[str, Any]] = []
@@ -95,17 +109,27 @@ class FusedStep(torch.optim.Optimizer):
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """Return settings and state, as in torch."""
+        """Return settings and state, as in torch; the state in the formats of the settings."""
         with self._lock:
             self._require_not_swapped()
             for group in self.param_groups:
                 _drop_what_is_off(group)
+            self._conform_all()
             return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load settings and state, as in torch. Settings that torch lacks may be missing."""
+        """Load settings and state, as in torch. Settings that torch lacks may be missing.
+
+        State of `torch.optim.Adam` and `AdamW`, or in other formats than the settings ask for, is
+        converted, rounded to nearest.
+        """
         self._require_not_swapped()
-        super().load_state_dict(state_dict)
+        # torch casts state to the dtype of its parameter, which destroys integers.
+        handle = self.register_load_state_dict_pre_hook(_keep_tensors)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         self._require_not_swapped()
@@ -123,12 +147,53 @@ class FusedStep(torch.optim.Optimizer):
                 group.setdefault(name, extras.get(name))
             # Checkpoints of earlier versions may contain settings that are off.
             _drop_what_is_off(group)
+        self._prepare()
         counters: set[int] = set()
         for param, own in self.state.items():
             if isinstance(param, torch.Tensor):
+                _unwrap_tensors(own, param)
                 conform(own, param)
                 separate_counter(own, counters)
-        self._prepare()
+        self._conform_all()
+
+    def _conform_all(self) -> None:
+        """Convert all state to the formats of its group, unless settings are out of range."""
+        for index, group in enumerate(self.param_groups):
+            try:
+                options = self._options_of(index)
+            except (TypeError, ValueError):
+                continue  # the next step reports it
+            for param in group["params"]:
+                if param in self.state:
+                    conform(self.state[param], param, needed_state(param, options))
+
+    @torch.no_grad()
+    def master_weights(self, param: Tensor) -> Tensor:
+        """Return a parameter in float32 with its low bits: what the steps compute with.
+
+        Parameters
+        ----------
+        param : torch.Tensor
+            A parameter of this optimizer, of at most 32 bits.
+
+        Returns
+        -------
+        torch.Tensor
+            A copy in float32, for export or evaluation in full precision.
+
+        Raises
+        ------
+        ValueError
+            The averages are swapped in.
+        TypeError
+            The parameter has another dtype.
+        """
+        with self._lock:
+            self._require_not_swapped()
+            low_bits = self.state.get(param, {}).get("low_bits")
+            if low_bits is None:
+                return cast("Tensor", mapped(lambda p: joined(p, None), param))
+            return cast("Tensor", mapped(joined, param, low_bits))
 
     @torch.no_grad()
     def swap_ema(self) -> None:
@@ -159,10 +224,11 @@ class FusedStep(torch.optim.Optimizer):
                     f"state of {len(self.state)} parameters without an average"
                 )
             for i, (param, average) in pairs.items():
-                if (average.shape, average.dtype) != (param.shape, param.dtype):
+                dtype = torch.float32 if param.dtype.itemsize == 2 else param.dtype
+                if (average.shape, average.dtype) != (param.shape, dtype):
                     error = ValueError(
-                        f"ema[{i}] must have the shape and dtype of its parameter, "
-                        f"{tuple(param.shape)} and {param.dtype}. "
+                        f"ema[{i}] must have the shape of its parameter, {tuple(param.shape)}, "
+                        f"in {dtype}. "
                         f"Received: shape={tuple(average.shape)}, dtype={average.dtype}"
                     )
                     self._name_tensors(error)
@@ -171,14 +237,27 @@ class FusedStep(torch.optim.Optimizer):
             most = max(param.nbytes for param, _ in pairs.values())
             scratch = torch.empty(most, dtype=torch.uint8, device="cpu")
             calls: list[Callable[[], object]] = []
-            for param, average in pairs.values():
+            # A 16-bit weight has no room for its average, which is kept until it is swapped back.
+            averages: dict[int, Tensor] = {}
+            for i, (param, average) in pairs.items():
+                if param.dtype.itemsize == 2:
+                    low = local_tensor(self.state[list(params)[i]].get("low_bits"))
+                    weights = joined(param, low)
+                    if not self._swapped:
+                        averages[i] = average.clone()
+                    calls += [
+                        partial(split_into, average, param, low),
+                        partial(average.copy_, self._averages.get(i, weights)),
+                    ]
+                    continue
                 kept = scratch[: param.nbytes].view(param.dtype).view(param.shape)
                 calls += [
                     partial(kept.copy_, average),
                     partial(average.copy_, param),
                     partial(param.copy_, kept),
                 ]
-            without_interruption(*calls, *assignments(self, _swapped=not self._swapped))
+            changes = {"_swapped": not self._swapped, "_averages": averages}
+            without_interruption(*calls, *assignments(self, **changes))
 
     def _require_not_swapped(self) -> None:
         if self._swapped:
@@ -254,7 +333,11 @@ class FusedStep(torch.optim.Optimizer):
                 stepped = _call(plan, params, used, states, groups, options, distributed)
             except ValueError:
                 # As in torch, the strides of a parameter or its state may change between steps.
-                changed = [conform(s, p) for s, p in zip(states, params, strict=True) if s]
+                changed = [
+                    conform(state, param, needed_state(param, options[group]))
+                    for state, param, group in zip(states, params, groups, strict=True)
+                    if state
+                ]
                 if not any(changed):
                     raise
                 stepped = _call(plan, params, used, states, groups, options, distributed)
@@ -315,6 +398,15 @@ class FusedStep(torch.optim.Optimizer):
             for i, state in zip(members, begun, strict=True):
                 self.state[params[i]].update(state)
 
+    def _adopt(self, params: list[Tensor], groups: list[int]) -> None:
+        """Give parameters whose dtype has changed state in the formats of their groups."""
+        with self._lock, contextlib.ExitStack() as undo:
+            without = [i for i, param in enumerate(params) if not self.state.get(param)]
+            self._begin(params, groups, without, undo)
+            for param, group in zip(params, groups, strict=True):
+                conform(self.state[param], param, needed_state(param, self._options_of(group)))
+            undo.pop_all()
+
     def _forget_known(self) -> None:
         """Drop the cache, since some of the state may be removed again."""
         self._known_params, self._known_states = [], []
@@ -354,6 +446,33 @@ class FusedStep(torch.optim.Optimizer):
             _require_valid(group, index)
             known = self._options[index] = key, _core_options(settings)
         return known[1]
+
+
+class _Kept:
+    """A tensor of a state dict that torch must not cast."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _keep_tensors(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    known = set(NAMES.values()) - {"step"}
+    state = {
+        param: {
+            name: _Kept(value) if name in known and isinstance(value, torch.Tensor) else value
+            for name, value in own.items()
+        }
+        if isinstance(own, dict)
+        else own
+        for param, own in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def _unwrap_tensors(own: dict[str, Any], param: Tensor) -> None:
+    for name, value in own.items():
+        if isinstance(value, _Kept):
+            own[name] = value.tensor.to(param.device)
 
 
 def _steps(state: Mapping[str, Any]) -> float:
@@ -435,6 +554,7 @@ def _core_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
             "zero_grad": bool(settings["zero_grad_in_step"]),
             "loss_scale": settings["loss_scale"],
             "flush_denormals": flushes(settings["eps"]),
+            **{name: settings[name] for name in ("moments", "low_bits", "rounding", "seed")},
         }
     )
 
@@ -494,6 +614,7 @@ def _call(
     distributed: bool,
 ) -> list[Any]:
     """Call the kernel, and return the tensors that it has modified."""
+    parts = None
     if distributed:
         if any(option.clipnorm for option in options):
             raise ValueError(
@@ -505,12 +626,18 @@ def _call(
             None if grad is None else local_gradient(grad, param)
             for grad, param in zip(grads, params, strict=True)
         ]
+        if any(map(_is_stored, params)) or any(option.moments != "auto" for option in options):
+            parts = [part_of(param) for param in params]
         params = [local_tensor(param) for param in params]
         states = [{k: local_tensor(value) for k, value in state.items()} for state in states]
-    stepped = plan.step_counted(params, grads, states, groups, options)
+    stepped = plan.step_counted(params, grads, states, groups, options, parts)
     if stepped == len(params):
         return params
     return [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+
+
+def _is_stored(param: Tensor) -> bool:
+    return param.dtype.itemsize == 2
 
 
 def _divided(grads: list[Tensor | None], scale: float) -> list[Tensor | None]:

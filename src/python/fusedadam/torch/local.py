@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -31,3 +31,35 @@ def local_gradient(grad: Any, param: Any) -> Any:
     if both and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     return local_tensor(grad)
+
+
+def mapped(function: Callable[..., Any], *tensors: Any) -> Any:
+    """Apply a function to local shards; the results of DTensors are DTensors placed alike."""
+    result = function(*map(local_tensor, tensors))
+    whole = tensors[0]
+    if not any_distributed([whole]):
+        return result
+
+    def placed(local: Any) -> Any:
+        return type(whole).from_local(
+            local,
+            whole.device_mesh,
+            whole.placements,
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
+
+    return tuple(map(placed, result)) if isinstance(result, tuple) else placed(result)
+
+
+def part_of(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the shape of a DTensor and the offset of the local shard; None for other tensors."""
+    if not any_distributed([tensor]):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    return tuple(tensor.shape), tuple(offset)

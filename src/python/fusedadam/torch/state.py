@@ -10,16 +10,18 @@ import torch
 
 from fusedadam import _core
 from fusedadam.adapters import copy_like
-from fusedadam.torch.local import any_distributed
+from fusedadam.torch.local import any_distributed, local_tensor, mapped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# torch's names of the kernel's kinds of state. torch has no "ema".
+# torch's names of the kernel's kinds of state. torch has no "ema", "packed" and "low_bits".
 NAMES: Final = {
     "m": "exp_avg",
     "v": "exp_avg_sq",
     "vhat": "max_exp_avg_sq",
+    "packed": "packed_moments",
+    "low_bits": "low_bits",
     "ema": "ema",
     "step": "step",
 }
@@ -33,6 +35,16 @@ def new_plan() -> _core.TensorPlan:
     return _core.TensorPlan(copy_like, NAMES)
 
 
+def needed_state(param: Tensor, options: _core.AdamOptions) -> dict[str, torch.dtype]:
+    """Return the dtypes of the state of a parameter, by torch's names."""
+    dtype = _name_of(_real_dtype(param))
+    needed = _core.needed_state(options, dtype)
+    return {
+        NAMES[kind]: param.dtype if param.is_complex() else getattr(torch, named)
+        for kind, named in needed.items()
+    }
+
+
 def new_states(
     params: Sequence[Tensor], positions: Sequence[int], options: _core.AdamOptions
 ) -> list[dict[str, Tensor]]:
@@ -40,29 +52,39 @@ def new_states(
     states: list[dict[str, Tensor]] = [{"step": _counter(0)} for _ in params]
     if any_distributed(params):
         for state, param in zip(states, params, strict=True):
-            for kind in _core.needed_kinds(options):
-                averaged = kind == "ema"
-                state[NAMES[kind]] = (
-                    new_average(param) if averaged else torch.zeros_like(param, requires_grad=False)
+            for name, dtype in needed_state(param, options).items():
+                state[name] = (
+                    new_average(param)
+                    if name == "ema"
+                    else torch.zeros_like(param, dtype=dtype, requires_grad=False)
                 )
         return states
     for kind, arrays in _core.allocate_state(list(params), list(positions), options).items():
         for state, param, array in zip(states, params, arrays, strict=True):
+            if array is None:
+                continue
             # With the strides of the parameter, and not a view of another tensor.
+            dtype = needed_state(param, options)[NAMES[kind]]
             storage = torch.from_numpy(array).untyped_storage()
-            state[NAMES[kind]] = torch.empty(0, dtype=param.dtype, device="cpu").set_(
+            state[NAMES[kind]] = torch.empty(0, dtype=dtype, device="cpu").set_(
                 storage, 0, param.shape, param.stride()
             )
     return states
 
 
 def new_average(param: Tensor) -> Tensor:
-    """Return the initial moving average of a parameter."""
-    return param.detach().clone()
+    """Return the initial moving average of a parameter; float32 for one of 16 bits."""
+    average = param.detach().clone()
+    return average.float() if average.dtype.itemsize == 2 else average
 
 
-def conform(state: dict[str, Any], param: Tensor) -> bool:
-    """Give foreign state its parameter's strides and a CPU step count; return if it changed."""
+def conform(
+    state: dict[str, Any], param: Tensor, needed: dict[str, torch.dtype] | None = None
+) -> bool:
+    """Give foreign state its parameter's strides, a CPU step count, and the formats of `needed`.
+
+    Return whether it changed.
+    """
     changed = False
     step = state.get("step")
     if step is not None and not (
@@ -79,7 +101,80 @@ def conform(state: dict[str, Any], param: Tensor) -> bool:
         if value.shape == param.shape and value.stride() != param.stride():
             state[name] = copy_like(value, param)
             changed = True
+    if needed is not None and step is not None:
+        changed = _convert_moments(state, needed) or changed
+        changed = _convert_low_bits(state, param, needed) or changed
     return changed
+
+
+def _convert_moments(state: dict[str, Any], needed: dict[str, torch.dtype]) -> bool:
+    """Convert m and v between separate and packed ones, and between dtypes, to nearest."""
+    changed = False
+    m, v, words = (NAMES[kind] for kind in ("m", "v", "packed"))
+    if words in needed and m in state and v in state:
+        state[words] = mapped(_packed, state.pop(m), state.pop(v))
+        changed = True
+    elif words not in needed and words in state:
+        state[m], state[v] = mapped(_unpacked, state.pop(words))
+        changed = True
+    for name in (m, v, NAMES["vhat"], NAMES["ema"]):
+        value, dtype = state.get(name), needed.get(name)
+        if dtype is not None and isinstance(value, torch.Tensor) and value.dtype != dtype:
+            state[name] = value.to(dtype)
+            changed = True
+    return changed
+
+
+def _packed(m: Tensor, v: Tensor) -> Tensor:
+    words = torch.empty_like(m, dtype=torch.int16)
+    _core.pack_moments(m.float(), v.float(), words)
+    return words
+
+
+def _unpacked(words: Tensor) -> tuple[Tensor, Tensor]:
+    m, v = map(torch.from_numpy, _core.unpack_moments(words))
+    return m, v
+
+
+@torch.no_grad()
+def _convert_low_bits(
+    state: dict[str, Any], param: Tensor, needed: dict[str, torch.dtype]
+) -> bool:
+    """Convert low bits to another number of bits, or begin them with zeros."""
+    dtype, old = needed.get("low_bits"), state.get("low_bits")
+    if (None if old is None else old.dtype) == dtype:
+        return False
+    state.pop("low_bits", None)
+    if dtype is None:
+        return True
+    low = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+    if old is not None:
+        split_into(joined(local_tensor(param), local_tensor(old)), param, low)
+    state["low_bits"] = low
+    return True
+
+
+# ---- weights and their low bits
+
+
+def joined(param: Tensor, low_bits: Tensor | None) -> Tensor:
+    """Return a weight in float32, from a parameter and its low bits."""
+    return torch.from_numpy(_core.join_weights(param.detach(), low_bits))
+
+
+def split_into(values: Tensor, param: Tensor, low_bits: Tensor | None) -> None:
+    """Set a parameter and its low bits to float32 values, rounded to nearest."""
+    local = local_tensor(param).detach()
+    _core.split_weights(values, local, None if low_bits is None else local_tensor(low_bits))
+    torch.autograd.graph.increment_version(local)
+
+
+def _real_dtype(param: Tensor) -> torch.dtype:
+    return param.dtype.to_real() if param.dtype.is_complex else param.dtype
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def separate_counter(state: dict[str, Any], seen: set[int]) -> None:

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Splitting the weights of a float32 model into bfloat16 parameters and low bits."""
+
+from __future__ import annotations
+
+import torch
+
+from fusedadam.torch.fused_step import FusedStep
+from fusedadam.torch.local import any_distributed
+from fusedadam.torch.state import split_into
+
+
+@torch.no_grad()
+def split_(model: torch.nn.Module, optimizer: FusedStep) -> None:
+    """Turn a float32 model into a bfloat16 model, and keep the low bits in the optimizer.
+
+    Like `model.bfloat16()`, but each parameter of a group with `low_bits` keeps 8 or 16 bits more:
+    steps compute with a weight of 24 or 32 bits, and the model with its rounding to bfloat16. Call
+    it after the optimizer has been made, and before or between steps. `optimizer.master_weights`
+    returns the weights in float32.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its float32 parameters and buffers become bfloat16, in place: they are the same objects
+        afterwards. Their gradients are dropped.
+    optimizer : Adam or AdamW
+        An optimizer of `fusedadam.torch` with the parameters of the model.
+
+    Raises
+    ------
+    TypeError
+        The optimizer is not one of `fusedadam.torch`, or a parameter is a DTensor.
+    ValueError
+        No group with `low_bits` has a float32 parameter of the model. Nothing has changed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import fusedadam.torch
+    >>> model = torch.nn.Linear(4, 1)
+    >>> optimizer = fusedadam.torch.AdamW(model.parameters(), moments="packed", low_bits="int8")
+    >>> fusedadam.torch.split_(model, optimizer)
+    >>> model.weight.dtype, optimizer.master_weights(model.weight).dtype
+    (torch.bfloat16, torch.float32)
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module. Received: {type(model).__name__}")
+    if not isinstance(optimizer, FusedStep):
+        raise TypeError(
+            "optimizer must be a fusedadam.torch.Adam or AdamW. "
+            f"Received: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        )
+    group_of = {
+        param: index
+        for index, group in enumerate(optimizer.param_groups)
+        if group.get("low_bits") is not None
+        for param in group["params"]
+    }
+    weights = {
+        param: param.detach().clone()
+        for param in model.parameters()
+        if param in group_of and param.dtype == torch.float32
+    }
+    if not weights:
+        raise ValueError(
+            "model must have float32 parameters in a group with low_bits. Received: none, "
+            f"low_bits={[group.get('low_bits') for group in optimizer.param_groups]!r}"
+        )
+    if any_distributed(list(weights)):
+        raise TypeError("model must be split before it is sharded. Received: a DTensor")
+    optimizer._require_not_swapped()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.float32:
+            tensor.grad = None
+            tensor.data = tensor.data.bfloat16()
+    optimizer._adopt(list(weights), [group_of[param] for param in weights])
+    for param, values in weights.items():
+        split_into(values, param, optimizer.state[param]["low_bits"])
