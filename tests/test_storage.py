@@ -23,7 +23,10 @@ DTYPES = {"bf16": BFLOAT16, "f16": np.dtype(np.float16), "f32": np.dtype(np.floa
 FORMATS = [
     pytest.param(dtype, moments, low_bits, rounding, id=f"{dtype}-{moments}-{low_bits}-{rounding}")
     for dtype, moments, low_bits, rounding in itertools.product(
-        DTYPES, ("float32", "bfloat16", "packed"), (None, "int8", "int16"), ("stochastic", "nearest")
+        DTYPES,
+        ("float32", "bfloat16", "packed"),
+        (None, "int8", "int16"),
+        ("stochastic", "nearest"),
     )
     if not (dtype != "bf16" and low_bits)
     and not (rounding == "nearest" and (moments == "packed" or low_bits == "int8"))

@@ -192,7 +192,7 @@ ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, 
   if (!view || view->storage != expected || view->is_complex != param.is_complex ||
       !view->has_shape(param.shape) || !same_layout(*view, param)) {
     refuse(label, i,
-           std::string("must be a CPU tensor of the shape and strides of its parameter, in ") +
+           std::string("must be a CPU tensor of the shape and strides of its parameter, of dtype ") +
                name_of(expected),
            array);
   }

@@ -34,7 +34,7 @@ from typing import Any, Final, TypeVar
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from fusedadam._core import AdamOptions, AdamProgress
+from fusedadam._core import AdamOptions, AdamProgress, needed_state
 from fusedadam.adapters import copy_like, divides_by, flushes
 from fusedadam.locks import new_lock
 from fusedadam.signals import assignments, together
@@ -58,7 +58,18 @@ _STATE: Final = {
     "vhat": "_velocity_hats",
     "ema": "_model_variables_moving_average",
     "accumulator": "_accumulated_gradients",
+    "low_bits": "_low_bits",
 }
+# The kinds of state, by the names that Keras gives to its variables.
+_KINDS: Final = {
+    "momentum": "m",
+    "velocity": "v",
+    "velocity_hat": "vhat",
+    "average": "ema",
+    "gradient_accumulator": "accumulator",
+    "low_bits": "low_bits",
+}
+_STORAGE: Final = {"moments": "auto", "low_bits": None, "rounding": "stochastic", "seed": 0}
 
 
 def _not_traced(function: _Function) -> _Function:
@@ -78,6 +89,9 @@ class _Bound:
         self.stateless = stateless
         indices = [optimizer._get_variable_index(v) for v in variables]
         kept = {kind: getattr(optimizer, name, None) for kind, name in _STATE.items()}
+        if optimizer.moments == "packed":
+            kept["packed"] = kept.pop("m")
+            del kept["v"]
         self.state = {kind: [own[i] for i in indices] for kind, own in kept.items() if own}
         averages = kept["ema"] or []
         self.all_averages = sum(average is not None for average in averages) == len(variables)
@@ -89,6 +103,15 @@ class _Bound:
         # `value` checks for scopes at every access, which takes longer than stepping the tensor.
         name = "value" if self.stateless else "_value"
         return [None if v is None else getattr(v, name) for v in variables]
+
+
+class _Like:
+    """A variable with another shape or dtype, as a reference for a new one."""
+
+    def __init__(self, variable: Any, shape: tuple[int, ...], dtype: str) -> None:
+        self.path, self.name = variable.path, variable.name
+        self._layout = getattr(variable, "_layout", None)
+        self.shape, self.dtype = shape, dtype
 
 
 class _Prepared:
@@ -106,8 +129,22 @@ class _Prepared:
 class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
     """`keras.optimizers.Adam` with the fused kernel, in place, for the torch backend.
 
-    The arguments are those of `keras.optimizers.Adam`. Variables must be float32 or float64, and on
-    the CPU.
+    The arguments are those of `keras.optimizers.Adam`, and those below. Variables must be float32,
+    float64, bfloat16 or float16, and on the CPU; those of 16 bits are computed in float32.
+
+    Parameters
+    ----------
+    moments : {"auto", "float32", "bfloat16", "packed"}, default "auto"
+        How the moments are stored: "auto" is "bfloat16" for 16-bit variables (as in Keras, but
+        rounded stochastically), and the precision of the variable for others; "packed" is one
+        16-bit word for both, and excludes `amsgrad`. Averages and accumulated gradients of 16-bit
+        variables are float32.
+    low_bits : {None, "int8", "int16"}, default None
+        Keep this many more bits of each bfloat16 variable in the optimizer.
+    rounding : {"stochastic", "nearest"}, default "stochastic"
+        Of what is stored in 16 bits.
+    seed : int, default 0
+        Of stochastic rounding, >= 0.
 
     Raises
     ------
@@ -129,9 +166,17 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
                 f"keras.optimizers.{name}. "
                 f"Received: backend={keras.backend.backend()!r}"
             )
+        storage = [kwargs.pop(name, default) for name, default in _STORAGE.items()]
         super().__init__(*args, **kwargs)
+        self.moments, self.low_bits, self.rounding, self.seed = storage
         self._prepared = _Prepared()
         self._core_options(lr=0.0, use_ema=self.use_ema)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the configuration; without the settings of storage that are at their defaults."""
+        storage = {name: getattr(self, name) for name in _STORAGE}
+        changed = {name: value for name, value in storage.items() if value != _STORAGE[name]}
+        return {**super().get_config(), **changed}
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the optimizer's variables."""
@@ -141,12 +186,40 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
             if not getattr(variable, "overwrite_with_gradient", False):
                 _require_steppable(variable)
         super().build(var_list)
+        if self.low_bits is not None:
+            self._low_bits = [
+                self.add_variable_from_reference(variable, "low_bits")
+                if "low_bits" in self._needed_state(variable)
+                else None
+                for variable in var_list
+            ]
         self._prepared.bound = None
         for name in _STATE.values():
             for own, variable in zip(getattr(self, name, None) or (), var_list, strict=False):
+                if own is None or own._value.shape != variable._value.shape:
+                    continue
                 # Keras makes state contiguous, but some initializers return strided variables.
-                if own is not None and own._value.stride() != variable._value.stride():
+                if own._value.stride() != variable._value.stride():
                     own._value.data = copy_like(own._value, variable._value)
+
+    def add_variable_from_reference(
+        self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
+    ) -> Any:
+        """Add a variable of the optimizer, in the dtype that its kind is stored in."""
+        needed = self._needed_state(reference_variable)
+        shape, dtype = reference_variable.shape, reference_variable.dtype
+        if self.moments == "packed" and name == "momentum":
+            name, dtype = "packed_moments", needed["packed"]
+        elif self.moments == "packed" and name == "velocity":
+            shape = (0,)  # there is none, but each variable has a place for it
+        else:
+            dtype = needed.get(_KINDS.get(name or "", ""), dtype)
+        like = _Like(reference_variable, shape, dtype)
+        return super().add_variable_from_reference(like, name=name, initializer=initializer)
+
+    def _needed_state(self, variable: Any) -> dict[str, str]:
+        options = self._core_options(lr=0.0, use_ema=self.use_ema)[0]
+        return needed_state(options, keras.backend.standardize_dtype(variable.dtype))
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -197,7 +270,11 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
         options = self._core_options(lr=lr, use_ema=fuses_ema)
         progress = AdamProgress({"iterations": iterations, "accumulated": accumulated})
         bound.plan.step(params, grads, state, bound.groups, options, progress)
-        if progress.skipped_steps:
+        if progress.skipped_steps and self._is_stored(params):
+            progress = AdamProgress({"iterations": iterations, "accumulated": accumulated})
+            taken = [option.changed({"skip_nonfinite": False}) for option in options]
+            bound.plan.step(params, grads, state, bound.groups, taken, progress)
+        elif progress.skipped_steps:
             # The norm is not finite. The kernel skips such a step; Keras still clips and steps.
             scale = self._prepared.loss_scale
             if scale is not None:
@@ -215,6 +292,11 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
                 self._overwrite_model_variables_with_average_value(self._trainable_variables)
         if _COUNTS_CALLS:
             self._iterations.assign_add(1)
+
+    def _is_stored(self, params: Sequence[Any]) -> bool:
+        """Whether any state has another dtype than Keras would give it."""
+        in_16_bits = any(param is not None and param.dtype.itemsize == 2 for param in params)
+        return in_16_bits or self.moments in ("bfloat16", "packed")
 
     def _backend_reset_gradient_accumulators(self) -> None:
         with torch.no_grad():
@@ -246,6 +328,7 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
             "loss_scale": self._prepared.loss_scale,
             "gradient_accumulation_steps": self.gradient_accumulation_steps or None,
             "flush_denormals": flushes(self.epsilon),
+            **{name: getattr(self, name) for name in _STORAGE},
         }
         if use_ema:
             settings["ema_momentum"] = self.ema_momentum
@@ -269,7 +352,8 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc] # Keras has no types
 class AdamW(Adam, keras.optimizers.AdamW):  # type: ignore[misc] # Keras has no types
     """`keras.optimizers.AdamW` with the fused kernel, in place, for the torch backend.
 
-    The arguments are those of `keras.optimizers.AdamW`. Otherwise as `Adam`.
+    The arguments are those of `keras.optimizers.AdamW`, and those of `Adam` here for storage.
+    Otherwise as `Adam`.
     """
 
     @functools.wraps(keras.optimizers.AdamW.__init__)  # type: ignore[misc] # as above
@@ -285,9 +369,8 @@ def _require_steppable(variable: Any) -> None:
             "KERAS_TORCH_DEVICE=cpu, or create the model within keras.device('cpu'). "
             f"Received: device={tensor.device.type!r}"
         )
-    if tensor.dtype not in (torch.float32, torch.float64):
+    if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise ValueError(
-            f"variable {variable.path!r} must be float32 or float64; a policy such as "
-            "'mixed_bfloat16' keeps variables in float32 and computes in bfloat16. "
+            f"variable {variable.path!r} must be float32, float64, bfloat16 or float16. "
             f"Received: dtype={variable.dtype!r}"
         )

@@ -150,8 +150,8 @@ class FusedStep(torch.optim.Optimizer):
         self._prepare()
         counters: set[int] = set()
         for param, own in self.state.items():
+            _unwrap_tensors(own, param)
             if isinstance(param, torch.Tensor):
-                _unwrap_tensors(own, param)
                 conform(own, param)
                 separate_counter(own, counters)
         self._conform_all()
@@ -469,10 +469,16 @@ def _keep_tensors(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[
     return {**state_dict, "state": state}
 
 
-def _unwrap_tensors(own: dict[str, Any], param: Tensor) -> None:
-    for name, value in own.items():
-        if isinstance(value, _Kept):
-            own[name] = value.tensor.to(param.device)
+def _unwrap_tensors(own: Any, param: Any) -> None:
+    """Replace kept tensors by what torch would make of them, without a cast to 16 bits."""
+    for name, value in own.items() if isinstance(own, dict) else ():
+        if not isinstance(value, _Kept):
+            continue
+        own[name] = tensor = value.tensor
+        if isinstance(param, torch.Tensor):
+            own[name] = tensor = tensor.to(param.device)
+            if torch.float64 in (param.dtype, tensor.dtype) and tensor.is_floating_point():
+                own[name] = tensor.to(param.dtype) if param.is_floating_point() else tensor
 
 
 def _steps(state: Mapping[str, Any]) -> float:

@@ -26,6 +26,9 @@ NAMES: Final = {
     "step": "step",
 }
 
+# Formats of moments and averages that are converted into each other.
+_INTERCHANGEABLE: Final = {torch.float32, torch.bfloat16, torch.float16}
+
 # Placeholder for the state of a parameter without a gradient, which is not stepped.
 ABSENT: Final[dict[str, Any]] = {"step": None}
 
@@ -119,7 +122,9 @@ def _convert_moments(state: dict[str, Any], needed: dict[str, torch.dtype]) -> b
         changed = True
     for name in (m, v, NAMES["vhat"], NAMES["ema"]):
         value, dtype = state.get(name), needed.get(name)
-        if dtype is not None and isinstance(value, torch.Tensor) and value.dtype != dtype:
+        if not isinstance(value, torch.Tensor) or dtype in (None, value.dtype):
+            continue
+        if {dtype, value.dtype} <= _INTERCHANGEABLE:
             state[name] = value.to(dtype)
             changed = True
     return changed
@@ -137,9 +142,7 @@ def _unpacked(words: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _convert_low_bits(
-    state: dict[str, Any], param: Tensor, needed: dict[str, torch.dtype]
-) -> bool:
+def _convert_low_bits(state: dict[str, Any], param: Tensor, needed: dict[str, torch.dtype]) -> bool:
     """Convert low bits to another number of bits, or begin them with zeros."""
     dtype, old = needed.get("low_bits"), state.get("low_bits")
     if (None if old is None else old.dtype) == dtype:

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: MIT
+"""The formats and tasks of bench/quality.py.
+
+A task has the same data for every seed, which chooses initial weights, batches and the stochastic
+rounding. Models compute in float32, so that formats differ only in what the optimizer stores.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import sysconfig
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import fusedadam.torch
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+# Numbers by name. None: not finite.
+Result: TypeAlias = dict[str, float | None]
+
+
+class Format(NamedTuple):
+    """How weights and moments are stored."""
+
+    weights: Literal["float32", "bfloat16", "float64"]
+    moments: Literal["auto", "float32", "bfloat16", "packed"]
+    low_bits: Literal["int8", "int16"] | None = None
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes a parameter: weight with low bits, moments, and a gradient of the weight's dtype."""
+        weight = 2 if self.weights == "bfloat16" else 4
+        low_bits = {None: 0, "int8": 1, "int16": 2}[self.low_bits]
+        return 2 * weight + low_bits + {"float32": 8, "bfloat16": 4, "packed": 2}[self.moments]
+
+
+REFERENCE = "float32"
+FORMATS = {
+    REFERENCE: Format("float32", "float32"),
+    "moments-bf16": Format("float32", "bfloat16"),
+    "moments-bf16-nearest": Format("float32", "bfloat16", rounding="nearest"),
+    "moments-packed": Format("float32", "packed"),
+    "weights-bf16": Format("bfloat16", "float32"),
+    "weights-bf16-nearest": Format("bfloat16", "float32", rounding="nearest"),
+    "10-bytes": Format("bfloat16", "bfloat16", "int16"),
+    "9-bytes": Format("bfloat16", "bfloat16", "int8"),
+    "8-bytes": Format("bfloat16", "bfloat16"),
+    "8-bytes-nearest": Format("bfloat16", "bfloat16", rounding="nearest"),
+    "7-bytes": Format("bfloat16", "packed", "int8"),
+    "6-bytes": Format("bfloat16", "packed"),
+}
+EXACT = Format("float64", "auto")
+# Computed with weights from a file of results, large() trains these.
+LARGE = (REFERENCE, "9-bytes", "7-bytes")
+
+
+class Training:
+    """A float32 model, and an optimizer that stores its weights in a format.
+
+    `largest` is the largest change of a weight so far, divided by the learning rate.
+    """
+
+    def __init__(self, model: nn.Module, form: Format, seed: int, decay: float = 0.0) -> None:
+        self._computed = list(model.parameters())
+        stored = copy.deepcopy(model)
+        if form.low_bits is None:
+            stored.to(getattr(torch, form.weights))
+        self._stored = list(stored.parameters())
+        self._optimizer = fusedadam.torch.AdamW(
+            self._stored,
+            weight_decay=decay,
+            moments=form.moments,
+            low_bits=form.low_bits,
+            rounding=form.rounding,
+            seed=seed,
+        )
+        if form.low_bits is not None:
+            fusedadam.torch.split_(stored, self._optimizer)
+        self.largest = 0.0
+        self.weights = self._read()
+
+    def minimize(self, loss: Tensor, lr: float, factor: float = 1.0) -> None:
+        """Step along the gradients of a loss, times a factor."""
+        self.step([factor * g for g in torch.autograd.grad(loss, self._computed)], lr)
+
+    def step(self, gradients: Iterable[Tensor], lr: float) -> None:
+        """Step with gradients, rounded to the dtype of their weights."""
+        for stored, gradient in zip(self._stored, gradients, strict=True):
+            stored.grad = gradient.to(stored.dtype)
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._optimizer.step()
+        before, self.weights = self.weights, self._read()
+        for old, new in zip(before, self.weights, strict=True):
+            change = float((new - old).abs().max()) / lr
+            if not change <= self.largest:  # also if it is NaN
+                self.largest = change
+
+    def _read(self) -> list[Tensor]:
+        """Copy the weights to the model, and return them with their low bits."""
+        with torch.no_grad():
+            for computed, stored in zip(self._computed, self._stored, strict=True):
+                computed.copy_(stored)
+            return [
+                p.detach().clone() if p.dtype.itemsize > 2 else self._optimizer.master_weights(p)
+                for p in self._stored
+            ]
+
+
+class Built(NamedTuple):
+    """A model, its loss on a random batch, and its validation loss."""
+
+    model: nn.Module
+    loss: Callable[[], Tensor]
+    validate: Callable[[], Tensor]
+
+
+class Task(NamedTuple):
+    """A training. `spike`: the gradients of one step are multiplied by 1e4."""
+
+    build: Callable[[Generator], Built]
+    steps: int
+    lr: float
+    decay: float = 0.0
+    spike: bool = False
+
+    def __call__(self, form: Format, seed: int, scale: float) -> Result:
+        """Train, and return the validation loss and the largest update."""
+        model, loss, validate = self.build(seeded(seed))
+        training = Training(model, form, seed, self.decay)
+        steps = scaled(self.steps, scale)
+        for step in range(steps):
+            factor = 1e4 if self.spike and step == steps // 3 else 1.0
+            training.minimize(loss(), self.lr * share_of_lr(step / steps), factor)
+        model.eval()
+        with torch.no_grad():
+            return {"loss": finite(float(validate())), "update": finite(training.largest)}
+
+
+def seeded(seed: int) -> Generator:
+    """Seed initial weights, and return a generator for batches."""
+    torch.manual_seed(seed)
+    return Generator().manual_seed(1_000 + seed)
+
+
+def share_of_lr(progress: float) -> float:
+    """Return the schedule: it rises during a tenth of the steps, then falls to a tenth."""
+    return min(1.0, 10 * progress + 0.01) * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
+def scaled(steps: int, scale: float) -> int:
+    """Return a shortened number of steps."""
+    return max(10, round(scale * steps))
+
+
+def finite(value: float) -> float | None:
+    """Return None for what JSON cannot write."""
+    return value if math.isfinite(value) else None
+
+
+# ---- language models ----------------------------------------------------------------------------
+
+
+class LanguageModel(nn.Module):
+    """A causal transformer over bytes."""
+
+    def __init__(self, width: int, blocks: int, heads: int, context: int) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(256, width), nn.Embedding(context, width)
+        for table in (self.tokens, self.places):
+            nn.init.normal_(table.weight, std=0.02)
+        block = functools.partial(nn.TransformerEncoderLayer, dropout=0.0, activation="gelu")
+        self.blocks = nn.ModuleList(
+            block(width, heads, 4 * width, batch_first=True, norm_first=True) for _ in range(blocks)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256, bias=False))
+        self.mask = nn.Transformer.generate_square_subsequent_mask(context)
+
+    def forward(self, texts: Tensor) -> Tensor:
+        """Return the mean loss of predicting each byte of texts but the first."""
+        x = self.tokens(texts[:, :-1]) + self.places.weight
+        for block in self.blocks:
+            x = block(x, src_mask=self.mask, is_causal=True)
+        return cross_entropy(self.head(x).flatten(0, 1), texts[:, 1:].flatten())
+
+
+@functools.cache
+def sources(length: int) -> tuple[Tensor, Tensor]:
+    """Return all texts of this length in the standard library's modules: to learn, and to keep."""
+    paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    text = torch.frombuffer(bytearray(b"".join(map(Path.read_bytes, paths))), dtype=torch.uint8)
+    cut = len(text) * 95 // 100
+    return text[:cut].unfold(0, length, 1), text[cut:].unfold(0, length, 1)
+
+
+def drawn(rows: Tensor, count: int, generator: Generator) -> Tensor:
+    """Return random texts."""
+    return rows[torch.randint(len(rows), (count,), generator=generator)].long()
+
+
+def language_model(batches: Generator) -> Built:
+    """A transformer of 0.4M parameters on the sources of Python's standard library."""
+    learnt, kept = sources(65)
+    fixed = drawn(kept, 384, Generator().manual_seed(0))
+    model = LanguageModel(width=96, blocks=3, heads=4, context=64)
+    return Built(model, lambda: model(drawn(learnt, 8, batches)), lambda: model(fixed))
+
+
+def large(minutes: float, width: int = 320) -> dict[str, Any]:
+    """Train a language model in three formats for so long, step by step in turn.
+
+    All see the same batches, from the same initial weights. The learning rate follows the time.
+    """
+    batches, (learnt, kept) = seeded(0), sources(129)
+    fixed = drawn(kept, 64, Generator().manual_seed(0))
+    first = LanguageModel(width, blocks=8, heads=8, context=128)
+    models = {name: copy.deepcopy(first) for name in LARGE}
+    trainings = {name: Training(model, FORMATS[name], 0, 0.1) for name, model in models.items()}
+    steps, progress, curve = 0, 0.0, []
+    begin = time.monotonic()
+    while True:
+        # The first point is before training, the last after it.
+        if progress >= len(curve) / 40:
+            with torch.no_grad():
+                losses = {name: finite(float(model(fixed))) for name, model in models.items()}
+            curve.append({"step": steps, **losses})
+        if progress == 1.0:
+            break
+        batch = drawn(learnt, 8, batches)
+        for name, model in models.items():
+            trainings[name].minimize(model(batch), 1e-3 * share_of_lr(progress))
+        steps += 1
+        progress = min(1.0, (time.monotonic() - begin) / (60 * minutes))
+    return {
+        "parameters": sum(p.numel() for p in first.parameters()),
+        "minutes": minutes,
+        "curve": curve,
+        "update": {name: finite(training.largest) for name, training in trainings.items()},
+    }
+
+
+# ---- other trainings ----------------------------------------------------------------------------
+
+
+def zipf(batches: Generator) -> Built:
+    """Embeddings of 2,000 tokens as frequent as Zipf's law says; a step sees 64 tokens."""
+    data, tokens = Generator().manual_seed(0), torch.arange(2_000)
+    affinity = torch.randn(2_000, 8, generator=data) @ torch.randn(8, 50, generator=data)
+    labels = torch.multinomial((affinity / 2).softmax(1), 1, generator=data).squeeze(1)
+    frequency = (tokens + 1.0) ** -1.1
+    frequency /= frequency.sum()
+    model = nn.Sequential(nn.Embedding(2_000, 16), nn.Linear(16, 50))
+    nn.init.normal_(model[0].weight, std=0.1)
+
+    def loss() -> Tensor:
+        batch = torch.multinomial(frequency, 64, replacement=True, generator=batches)
+        return cross_entropy(model(batch), labels[batch])
+
+    def validate() -> Tensor:
+        return frequency @ cross_entropy(model(tokens), labels, reduction="none")
+
+    return Built(model, loss, validate)
+
+
+def ill_conditioned(batches: Generator) -> Built:
+    """Least squares in 256 coordinates with curvatures over 6 decades."""
+    data = Generator().manual_seed(0)
+    # A curvature is the square of a scale.
+    scales = torch.logspace(-1.5, 1.5, 256)
+    x = scales * torch.randn(4_096, 256, generator=data)
+    y = x @ (0.3 * torch.randn(256, 1, generator=data) / scales)
+    y += 0.1 * torch.randn(4_096, 1, generator=data)
+    return on_rows(nn.Linear(256, 1, bias=False), x, y, mse_loss, batches)
+
+
+def on_rows(
+    model: nn.Module, x: Tensor, y: Tensor, compare: Callable[..., Tensor], batches: Generator
+) -> Built:
+    """Learn from batches of 64 of the first 2,048 rows; the others are for validation."""
+
+    def loss() -> Tensor:
+        rows = torch.randint(2_048, (64,), generator=batches)
+        return compare(model(x[rows]), y[rows])
+
+    return Built(model, loss, lambda: compare(model(x[2_048:]), y[2_048:]))
+
+
+# Pictures of 5 rows and 3 columns; an octal digit is a row.
+DIGITS = (0o75557, 0o26227, 0o71747, 0o71717, 0o55711, 0o74717, 0o74757, 0o71111, 0o75757, 0o75717)
+
+
+@functools.cache
+def pictures() -> tuple[Tensor, Tensor]:
+    """Return pictures of digits, 8 x 8, at random places and in noise, and their labels."""
+    data = Generator().manual_seed(0)
+    glyphs = torch.zeros(10, 8, 8)
+    glyphs[:, :5, :3] = torch.tensor(
+        [[digit >> bit & 1 for bit in range(14, -1, -1)] for digit in DIGITS]
+    ).view(10, 5, 3)
+    labels, down, right = (torch.randint(n, (4_096,), generator=data) for n in (10, 4, 6))
+    shifts = zip(labels.tolist(), down.tolist(), right.tolist(), strict=True)
+    clean = torch.stack([glyphs[label].roll((i, j), (0, 1)) for label, i, j in shifts])
+    return clean + 0.3 * torch.randn(4_096, 8, 8, generator=data), labels
+
+
+smoothed = functools.partial(cross_entropy, label_smoothing=0.1)
+
+
+def mlp(batches: Generator) -> Built:
+    """A perceptron with two hidden layers on noisy digits."""
+    layers = (nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
+    return on_rows(nn.Sequential(nn.Flatten(), *layers), *pictures(), smoothed, batches)
+
+
+def convolutions(batches: Generator) -> Built:
+    """Two convolutions with batch normalization on noisy digits."""
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 8)),
+        *(nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()),
+        *(nn.Conv2d(12, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(24 * 16, 10)),
+    )
+    return on_rows(model, *pictures(), smoothed, batches)
+
+
+# ---- single effects -----------------------------------------------------------------------------
+
+TINY_RATES = (1e-5, 1e-6, 1e-7)
+
+
+def tiny_rates(form: Format, seed: int, scale: float) -> Result:
+    """The movement of weights near 0.05 in 1,000 steps, as a share of the true one."""
+    steps = scaled(1_000, scale)
+    return {
+        f"{lr:g}": movement(form, seed, lr, steps) / movement(EXACT, seed, lr, steps)
+        for lr in TINY_RATES
+    }
+
+
+def movement(form: Format, seed: int, lr: float, steps: int) -> float:
+    """Return the mean movement of weights with gradients near 1."""
+    data = seeded(seed)
+    start = nn.Parameter(0.04 + 0.02 * torch.rand(4_096, generator=data))
+    training = Training(nn.ParameterList([start]), form, seed)
+    before = training.weights[0]
+    for _ in range(steps):
+        training.step([1 + 0.1 * torch.randn(4_096, generator=data)], lr)
+    return float((training.weights[0] - before).mean())
+
+
+def pause(form: Format, seed: int, scale: float) -> Result:
+    """The largest update after 2,000 gradients of zero.
+
+    Gradients have sizes from 1e-6 to 1e2; half of them are zero also before.
+    """
+    data = seeded(seed)
+    sizes = 10 ** (8 * torch.rand(4_096, generator=data) - 6)
+    training = Training(nn.ParameterList([nn.Parameter(torch.zeros(4_096))]), form, seed)
+    half = sizes * (torch.arange(4_096) % 2)
+    for steps, size in ((200, half), (2_000, 0 * sizes), (100, sizes)):
+        training.largest = 0.0
+        for _ in range(scaled(steps, scale)):
+            training.step([size * torch.randn(4_096, generator=data)], 1e-3)
+    return {"update": finite(training.largest)}
+
+
+TRAININGS = {
+    "language-model": Task(language_model, 1_000, 2e-3, 0.1),
+    "zipf": Task(zipf, 2_000, 5e-3),
+    "ill-conditioned": Task(ill_conditioned, 4_000, 1e-2),
+    "mlp": Task(mlp, 3_000, 2e-3, 0.01),
+    "mlp-spike": Task(mlp, 3_000, 2e-3, 0.01, spike=True),
+    "convolutions": Task(convolutions, 2_000, 2e-3, 0.01),
+}
+TASKS: dict[str, Callable[[Format, int, float], Result]] = {
+    **TRAININGS,
+    "tiny-rates": tiny_rates,
+    "pause": pause,
+}
