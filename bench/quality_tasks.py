@@ -57,7 +57,6 @@ FORMATS = {
     "6-bytes": Format("bfloat16", "packed"),
 }
 EXACT = Format("float64", "auto")
-# Computed with weights from a file of results, large() trains these.
 LARGE = (REFERENCE, "9-bytes", "7-bytes")
 
 
@@ -247,48 +246,50 @@ def large(minutes: float, width: int = 320) -> dict[str, Any]:
 
 # ---- other trainings ----------------------------------------------------------------------------
 
+# Makes this many inputs and targets.
+Sample: TypeAlias = Callable[[Generator, int], tuple[Tensor, Tensor]]
 
-def zipf(batches: Generator) -> Built:
-    """Embeddings of 2,000 tokens as frequent as Zipf's law says; a step sees 64 tokens."""
-    data, tokens = Generator().manual_seed(0), torch.arange(2_000)
-    affinity = torch.randn(2_000, 8, generator=data) @ torch.randn(8, 50, generator=data)
-    labels = torch.multinomial((affinity / 2).softmax(1), 1, generator=data).squeeze(1)
-    frequency = (tokens + 1.0) ** -1.1
-    frequency /= frequency.sum()
-    model = nn.Sequential(nn.Embedding(2_000, 16), nn.Linear(16, 50))
-    nn.init.normal_(model[0].weight, std=0.1)
+
+def fresh(
+    model: nn.Module, sample: Sample, compare: Callable[..., Tensor], batches: Generator
+) -> Built:
+    """Learn from new data in every step, which no model can overfit."""
+    x, y = sample(Generator().manual_seed(0), 4_096)
 
     def loss() -> Tensor:
-        batch = torch.multinomial(frequency, 64, replacement=True, generator=batches)
-        return cross_entropy(model(batch), labels[batch])
+        inputs, targets = sample(batches, 64)
+        return compare(model(inputs), targets)
 
-    def validate() -> Tensor:
-        return frequency @ cross_entropy(model(tokens), labels, reduction="none")
+    return Built(model, loss, lambda: compare(model(x), y))
 
-    return Built(model, loss, validate)
+
+def zipf(batches: Generator) -> Built:
+    """Embeddings of 2,000 tokens as frequent as Zipf's law says: most of a gradient is zero."""
+    truth = Generator().manual_seed(1)
+    affinity = torch.randn(2_000, 8, generator=truth) @ torch.randn(8, 50, generator=truth)
+    labels = affinity.argmax(1)
+    frequency = (torch.arange(2_000) + 1.0) ** -1.1
+
+    def sample(generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+        tokens = torch.multinomial(frequency, count, replacement=True, generator=generator)
+        return tokens, labels[tokens]
+
+    model = nn.Sequential(nn.Embedding(2_000, 16), nn.Linear(16, 50))
+    nn.init.normal_(model[0].weight, std=0.1)
+    return fresh(model, sample, cross_entropy, batches)
 
 
 def ill_conditioned(batches: Generator) -> Built:
     """Least squares in 256 coordinates with curvatures over 6 decades."""
-    data = Generator().manual_seed(0)
     # A curvature is the square of a scale.
     scales = torch.logspace(-1.5, 1.5, 256)
-    x = scales * torch.randn(4_096, 256, generator=data)
-    y = x @ (0.3 * torch.randn(256, 1, generator=data) / scales)
-    y += 0.1 * torch.randn(4_096, 1, generator=data)
-    return on_rows(nn.Linear(256, 1, bias=False), x, y, mse_loss, batches)
+    truth = 0.1 * torch.randn(256, generator=Generator().manual_seed(1)) / scales
 
+    def sample(generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+        x = scales * torch.randn(count, 256, generator=generator)
+        return x, (x @ truth + 0.1 * torch.randn(count, generator=generator)).unsqueeze(1)
 
-def on_rows(
-    model: nn.Module, x: Tensor, y: Tensor, compare: Callable[..., Tensor], batches: Generator
-) -> Built:
-    """Learn from batches of 64 of the first 2,048 rows; the others are for validation."""
-
-    def loss() -> Tensor:
-        rows = torch.randint(2_048, (64,), generator=batches)
-        return compare(model(x[rows]), y[rows])
-
-    return Built(model, loss, lambda: compare(model(x[2_048:]), y[2_048:]))
+    return fresh(nn.Linear(256, 1, bias=False), sample, mse_loss, batches)
 
 
 # Pictures of 5 rows and 3 columns; an octal digit is a row.
@@ -296,26 +297,24 @@ DIGITS = (0o75557, 0o26227, 0o71747, 0o71717, 0o55711, 0o74717, 0o74757, 0o71111
 
 
 @functools.cache
-def pictures() -> tuple[Tensor, Tensor]:
-    """Return pictures of digits, 8 x 8, at random places and in noise, and their labels."""
-    data = Generator().manual_seed(0)
-    glyphs = torch.zeros(10, 8, 8)
-    glyphs[:, :5, :3] = torch.tensor(
-        [[digit >> bit & 1 for bit in range(14, -1, -1)] for digit in DIGITS]
-    ).view(10, 5, 3)
-    labels, down, right = (torch.randint(n, (4_096,), generator=data) for n in (10, 4, 6))
-    shifts = zip(labels.tolist(), down.tolist(), right.tolist(), strict=True)
-    clean = torch.stack([glyphs[label].roll((i, j), (0, 1)) for label, i, j in shifts])
-    return clean + 0.3 * torch.randn(4_096, 8, 8, generator=data), labels
+def glyphs() -> Tensor:
+    """Return the digits at 24 places of 8 x 8 pixels."""
+    bits = [[digit >> bit & 1 for bit in range(14, -1, -1)] for digit in DIGITS]
+    corner = nn.functional.pad(torch.tensor(bits).view(10, 5, 3), (0, 5, 0, 3))
+    return torch.stack([corner.roll((i, j), (1, 2)) for i in range(4) for j in range(6)])
 
 
-smoothed = functools.partial(cross_entropy, label_smoothing=0.1)
+def pictures(generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+    """Return noisy pictures of digits, and the digits."""
+    places, digits = (torch.randint(n, (count,), generator=generator) for n in (24, 10))
+    noise = 0.5 * torch.randn(count, 8, 8, generator=generator)
+    return glyphs()[places, digits] + noise, digits
 
 
 def mlp(batches: Generator) -> Built:
     """A perceptron with two hidden layers on noisy digits."""
     layers = (nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
-    return on_rows(nn.Sequential(nn.Flatten(), *layers), *pictures(), smoothed, batches)
+    return fresh(nn.Sequential(nn.Flatten(), *layers), pictures, cross_entropy, batches)
 
 
 def convolutions(batches: Generator) -> Built:
@@ -326,7 +325,7 @@ def convolutions(batches: Generator) -> Built:
         *(nn.Conv2d(12, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(24 * 16, 10)),
     )
-    return on_rows(model, *pictures(), smoothed, batches)
+    return fresh(model, pictures, cross_entropy, batches)
 
 
 # ---- single effects -----------------------------------------------------------------------------
@@ -371,7 +370,7 @@ def pause(form: Format, seed: int, scale: float) -> Result:
 
 
 TRAININGS = {
-    "language-model": Task(language_model, 1_000, 2e-3, 0.1),
+    "language-model": Task(language_model, 1_500, 2e-3, 0.1),
     "zipf": Task(zipf, 2_000, 5e-3),
     "ill-conditioned": Task(ill_conditioned, 4_000, 1e-2),
     "mlp": Task(mlp, 3_000, 2e-3, 0.01),

@@ -205,7 +205,8 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def moment_dtype(dtype: np.dtype[Any], moments: str) -> np.dtype[Any]:
     """Return the dtype in which the moments of a parameter are stored, unless they are packed."""
-    return BFLOAT16 if moments == "bfloat16" and dtype != np.float64 else compute_dtype(dtype)
+    in_16_bits = moments == "bfloat16" or (moments == "auto" and dtype.itemsize == 2)
+    return BFLOAT16 if in_16_bits and dtype != np.float64 else compute_dtype(dtype)
 
 
 def load(stored: Mapping[str, Array]) -> dict[str, Array]:

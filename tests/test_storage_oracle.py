@@ -383,7 +383,6 @@ def test_averages_replace_and_swap(formats: dict[str, Any], rng: np.random.Gener
     adam.step([grads[0]])
     adam.step([grads[1]])
     before = arrays(adam)
-    d = storage.dither(0, 2, np.arange(70))
     check_same({**before, **storage.store_weight_like(adam.ema[0], before)}, before)
     adam.step([grads[2]])
     before = arrays(adam)

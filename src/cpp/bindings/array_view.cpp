@@ -27,7 +27,8 @@ bool has_flags(PyObject* array, int flags) noexcept {
 }
 
 std::optional<Storage> storage_of_dtype(const py::dtype& dtype) {
-  if (dtype.byteorder() != '=') return std::nullopt;
+  // '|': of one byte
+  if (dtype.byteorder() != '=' && dtype.byteorder() != '|') return std::nullopt;
   switch (dtype.num()) {
     case npy_api::NPY_FLOAT_:
       return Storage::f32;

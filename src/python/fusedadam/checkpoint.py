@@ -85,7 +85,9 @@ def save(optimizer: Optimizer, path: PathLike) -> None:
             )
         # The writer of safetensors 0.8 uses a temporary file with mode 0600, leaves it behind if it
         # is killed, and renames it without a flush to disk.
-        contents = (np.ascontiguousarray(tensors[name]).data for name in names)
+        # As bytes: buffers do not know bfloat16.
+        arrays = (np.ascontiguousarray(tensors[name]).reshape(-1) for name in names)
+        contents = (array.view(np.uint8).data for array in arrays)
         replace_file(os.fsdecode(path), itertools.chain([header], contents))
 
 

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fusedadam._core import AdamOptions, AdamState, public, require_gradients
+from fusedadam._core import (
+    AdamOptions,
+    AdamState,
+    join_weights,
+    public,
+    require_gradients,
+    split_weights,
+)
 from fusedadam.arrays import (
     Array,
     are_plain_arrays,
@@ -47,8 +54,10 @@ from fusedadam.weights import (
     copied_weights,
     count_array,
     moments_of,
+    split_values,
     taken_weights,
     weights_of,
+    with_low_bits,
 )
 
 if TYPE_CHECKING:
@@ -213,6 +222,56 @@ class Optimizer(ABC):
                 partial(state.set_weights, taken.arrays, taken.iterations),
                 *assignments(self, _options=options),
             )
+
+    @public
+    def master_weights(self, params: Iterable[Any]) -> list[Array]:
+        """Return the parameters in float32 with their low bits: what the steps compute with.
+
+        Parameters
+        ----------
+        params : array, or list, tuple, dict or iterable of arrays
+            The parameters, nested as for `step`, of at most 32 bits.
+
+        Returns
+        -------
+        list of numpy.ndarray
+            A float32 copy of each. Without low bits, the parameter's own value.
+
+        Raises
+        ------
+        ValueError
+            The averages are swapped in, or the parameters do not match the low bits.
+        TypeError
+            A parameter has another dtype.
+        """
+        leaves, structure = leaves_of(params)
+        with self._lock, Naming(structure):
+            return [join_weights(p, low) for p, low in with_low_bits(self._state, leaves)]
+
+    @public
+    def set_master_weights(self, params: Iterable[Any], values: Iterable[Any]) -> None:
+        """Set parameters and their low bits to float32 values, rounded to nearest.
+
+        Use it after `build(params)` to start a bfloat16 model with the low bits of a float32 model.
+
+        Parameters
+        ----------
+        params : array, or list, tuple, dict or iterable of arrays
+            The parameters, as for `master_weights`. Updated in place.
+        values : iterable of array_like
+            The values, cast to float32; one for each parameter, of its shape.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `master_weights`, or a shape does not match. Nothing has changed.
+        """
+        leaves, structure = leaves_of(params)
+        with self._lock, Naming(structure):
+            pairs = with_low_bits(self._state, leaves)
+            new = split_values(pairs, listed(values, "values"))
+            without_interruption(*(partial(split_weights, *each) for each in new))
+            mark_as_changed(leaves)
 
     @public
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -26,7 +26,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fusedadam._core import AdamState, max_iterations, pack_moments, unpack_moments
+from fusedadam._core import (
+    AdamState,
+    join_weights,
+    max_iterations,
+    pack_moments,
+    unpack_moments,
+)
 from fusedadam.arrays import Array, as_array, listed
 
 # The layouts, described for the error message about an ambiguous list.
@@ -342,3 +348,38 @@ def _step_count(array: Array) -> int:
             f"weights[0] must be a count of steps, an integer from 0 to 2**53. Received: {value!r}"
         )
     return int(value)
+
+
+# ---- parameters and their low bits
+
+
+def with_low_bits(state: AdamState, params: Sequence[Any]) -> list[tuple[Any, Array | None]]:
+    """Return each parameter with its low bits, or None."""
+    state.require_not_swapped()
+    low_bits: Sequence[Array | None] = state.slots.get("low_bits", [None] * len(params))
+    if len(low_bits) != len(params):
+        raise ValueError(
+            "params must be as many as those that the moments were built for, "
+            f"{len(low_bits)}. Received: {len(params)}"
+        )
+    return list(zip(params, low_bits, strict=True))
+
+
+def split_values(
+    pairs: Sequence[tuple[Any, Array | None]], values: Sequence[Any]
+) -> list[tuple[Array, Any, Array | None]]:
+    """Return arguments of `split_weights`: values in the layout of their parameter, checked."""
+    if len(values) != len(pairs):
+        raise ValueError(f"values must be as many as params, {len(pairs)}. Received: {len(values)}")
+    checked = []
+    for i, ((param, low), value) in enumerate(zip(pairs, values, strict=True)):
+        like = join_weights(param, low)
+        array = as_array(value, f"values[{i}]")
+        if array.shape != like.shape:
+            raise ValueError(
+                f"values[{i}] must have the shape of params[{i}], {like.shape}. "
+                f"Received: shape={array.shape}"
+            )
+        like[...] = array
+        checked.append((like, param, low))
+    return checked
