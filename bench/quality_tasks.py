@@ -13,6 +13,7 @@ import math
 import sysconfig
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -63,7 +64,9 @@ LARGE = (REFERENCE, "9-bytes", "7-bytes")
 class Training:
     """A float32 model, and an optimizer that stores its weights in a format.
 
-    `largest` is the largest change of a weight so far, divided by the learning rate.
+    `largest` is the largest change of a weight so far, divided by the learning rate. From changes
+    of bfloat16 weights without low bits, the distance to the next bfloat16 is subtracted: rounding
+    may account for so much.
     """
 
     def __init__(self, model: nn.Module, form: Format, seed: int, decay: float = 0.0) -> None:
@@ -82,6 +85,7 @@ class Training:
         )
         if form.low_bits is not None:
             fusedadam.torch.split_(stored, self._optimizer)
+        self._coarse = form.weights == "bfloat16" and form.low_bits is None
         self.largest = 0.0
         self.weights = self._read()
 
@@ -97,7 +101,11 @@ class Training:
         self._optimizer.step()
         before, self.weights = self.weights, self._read()
         for old, new in zip(before, self.weights, strict=True):
-            change = float((new - old).abs().max()) / lr
+            changes = (new - old).abs()
+            if self._coarse:
+                exponents = torch.frexp(torch.maximum(old.abs(), new.abs())).exponent
+                changes -= torch.ldexp(torch.ones_like(old), exponents - 8)
+            change = float(changes.max()) / lr
             if not change <= self.largest:  # also if it is NaN
                 self.largest = change
 
@@ -120,14 +128,21 @@ class Built(NamedTuple):
     validate: Callable[[], Tensor]
 
 
-class Task(NamedTuple):
-    """A training. `spike`: the gradients of one step are multiplied by 1e4."""
+@dataclass(frozen=True)
+class Task:
+    """A training."""
 
     build: Callable[[Generator], Built]
     steps: int
     lr: float
     decay: float = 0.0
     spike: bool = False
+
+    @property
+    def words(self) -> str:
+        """A description."""
+        spike = " The gradients of one step are multiplied by 1e4." if self.spike else ""
+        return f"{self.build.__doc__} {self.steps:,} steps.{spike}"
 
     def __call__(self, form: Format, seed: int, scale: float) -> Result:
         """Train, and return the validation loss and the largest update."""
@@ -221,7 +236,8 @@ def large(minutes: float, width: int = 320) -> dict[str, Any]:
     first = LanguageModel(width, blocks=8, heads=8, context=128)
     models = {name: copy.deepcopy(first) for name in LARGE}
     trainings = {name: Training(model, FORMATS[name], 0, 0.1) for name, model in models.items()}
-    steps, progress, curve = 0, 0.0, []
+    curve: list[dict[str, Any]] = []
+    steps, progress = 0, 0.0
     begin = time.monotonic()
     while True:
         # The first point is before training, the last after it.
@@ -274,9 +290,9 @@ def zipf(batches: Generator) -> Built:
         tokens = torch.multinomial(frequency, count, replacement=True, generator=generator)
         return tokens, labels[tokens]
 
-    model = nn.Sequential(nn.Embedding(2_000, 16), nn.Linear(16, 50))
-    nn.init.normal_(model[0].weight, std=0.1)
-    return fresh(model, sample, cross_entropy, batches)
+    vectors = nn.Embedding(2_000, 16)
+    nn.init.normal_(vectors.weight, std=0.1)
+    return fresh(nn.Sequential(vectors, nn.Linear(16, 50)), sample, cross_entropy, batches)
 
 
 def ill_conditioned(batches: Generator) -> Built:

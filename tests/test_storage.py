@@ -176,7 +176,7 @@ def test_every_word_and_gradients_of_every_kind(low_bits: str | None) -> None:
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 @pytest.mark.parametrize("vhat", [False, True])
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
-def test_every_moment_and_weight(dtype: str, rounding: str, vhat: bool) -> None:
+def test_every_moment_and_weight(dtype: str, rounding: Any, vhat: bool) -> None:
     words = np.arange(65_536, dtype=np.uint16)
     rng = np.random.default_rng(4)
     for g in (0.0, 1e-7, -3.0, 1e20, np.inf, np.nan):
@@ -243,7 +243,13 @@ def test_dither_depends_on_the_seed_and_the_step() -> None:
 def test_weights_move_at_small_rates_unless_rounded_to_nearest() -> None:
     """Movement of weights of 0.05 at a rate of 1e-6, in units of the exact movement."""
     moved = {}
-    for formats in ({}, {"low_bits": "int8"}, {"low_bits": "int16"}, {"rounding": "nearest"}):
+    all_formats: list[dict[str, Any]] = [
+        {},
+        {"low_bits": "int8"},
+        {"low_bits": "int16"},
+        {"rounding": "nearest"},
+    ]
+    for formats in all_formats:
         params = np.full(10_000, 0.05, BFLOAT16)
         adam: Any = Adam(lr=1e-6, **formats)
         adam.build([params])
@@ -322,7 +328,7 @@ def test_master_weights_join_and_split(trained: tuple[Adam, list[Array]]) -> Non
         named = None if part is None else part.dtype.name
         hi, rest = storage.store_weight(value * np.float32(1.37), dtype, named)
         assert_same_bits(p, hi)
-        if part is not None:
+        if rest is not None:
             assert_same_bits(part, rest)
     adam.set_master_weights(params, values)
     assert_all_same_bits(params, before)
@@ -367,7 +373,11 @@ def test_formats_must_not_change_once_the_state_exists() -> None:
 ARRAYS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no moments": ({}, TypeError, "m and v, or as packed"),
     "both": ({"m": np.zeros(3), "packed": np.zeros(3, np.int16)}, TypeError, "m and v, or"),
-    "words of another dtype": ({"packed": np.zeros(3, np.int32)}, TypeError, "packed.0. must be int16"),
+    "words of another dtype": (
+        {"packed": np.zeros(3, np.int32)},
+        TypeError,
+        "packed.0. must be int16",
+    ),
     "low bits of another dtype": (
         {"packed": np.zeros(3, np.int16), "low_bits": np.zeros(3, np.float32)},
         ValueError,
@@ -400,8 +410,14 @@ def test_arrays_that_do_not_fit(arrays: dict[str, Any], error: type[Exception], 
 
 
 CONVERSIONS: dict[str, tuple[Callable[[], object], str]] = {
-    "join of floats": (lambda: _core.join_weights(np.ones(3, np.float32), np.zeros(3, np.int8)), "param"),
-    "other shape": (lambda: _core.join_weights(np.ones(3, BFLOAT16), np.zeros(4, np.int8)), "low_bits"),
+    "join of floats": (
+        lambda: _core.join_weights(np.ones(3, np.float32), np.zeros(3, np.int8)),
+        "param",
+    ),
+    "other shape": (
+        lambda: _core.join_weights(np.ones(3, BFLOAT16), np.zeros(4, np.int8)),
+        "low_bits",
+    ),
     "double": (lambda: _core.split_weights(np.ones(3), np.ones(3, BFLOAT16), None), "values"),
     "read-only": (
         lambda: _core.split_weights(np.ones(3, "f4"), read_only(np.ones(3, BFLOAT16)), None),

@@ -191,10 +191,11 @@ ArrayView TensorPlan::state_of(const py::handle& array, const ArrayView& param, 
   const std::optional<ArrayView> view = state_reader_.read(array);
   if (!view || view->storage != expected || view->is_complex != param.is_complex ||
       !view->has_shape(param.shape) || !same_layout(*view, param)) {
-    refuse(label, i,
-           std::string("must be a CPU tensor of the shape and strides of its parameter, of dtype ") +
-               name_of(expected),
-           array);
+    refuse(
+        label, i,
+        std::string("must be a CPU tensor of the shape and strides of its parameter, of dtype ") +
+            name_of(expected),
+        array);
   }
   if (view->is_tensor && !is_within_storage(array, *view)) {
     refuse(label, i, "must not be larger than its storage", array);

@@ -204,7 +204,7 @@ class AdamState:
     @property
     def waiting(self) -> list[int]: ...
     @property
-    def slots(self) -> dict[str, list[_Array]]:
+    def slots(self) -> dict[str, list[Any]]:
         """The live arrays by kind; None instead of an array that a parameter does not have."""
 
     @property
@@ -247,7 +247,7 @@ class TensorPlan:
         state: dict[str, list[Any]] | list[dict[str, Any]],
         groups: list[int],
         options: Sequence[AdamOptions],
-        parts: list[tuple[Sequence[int], Sequence[int]] | None] | None = ...,
+        parts: Sequence[tuple[Sequence[int], Sequence[int]] | None] | None = ...,
     ) -> int:
         """Step, and increment "step" in the state of each parameter, a one-element tensor.
 

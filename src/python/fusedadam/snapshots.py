@@ -65,7 +65,7 @@ def restored(
     progress: dict[str, Any],
     excluded: Sequence[int],
     own: Mapping[str, Any],
-    slots: Mapping[str, Iterable[Array]],
+    slots: Mapping[str, Iterable[Array | None]],
 ) -> Any:
     """Make an optimizer from the result of `snapshot`; an `lr` replaces that of `config`."""
     optimizer: Any = cls(**(config if lr is None else config | {"lr": lr}))
@@ -85,7 +85,7 @@ def restored(
 def _restore_moments(
     optimizer: Optimizer,
     like: Sequence[Any],
-    slots: Mapping[str, Iterable[Array]],
+    slots: Mapping[str, Iterable[Array | None]],
     own: Mapping[str, Any],
 ) -> None:
     """Allocate the moments of parameters such as `like`, and set them and the counts."""
@@ -97,10 +97,10 @@ def _restore_moments(
         for array, value in zip(arrays, slots[kind], strict=True):
             if array is None:
                 continue
-            if (value.shape, value.dtype) != (array.shape, array.dtype):
+            if value is None or (value.shape, value.dtype) != (array.shape, array.dtype):
                 raise ValueError(
                     f"{kind} must have the shape and dtype {array.shape}, {array.dtype}. "
-                    f"Received: {value.shape}, {value.dtype}"
+                    f"Received: {value!r}"
                 )
             array[...] = value
 
