@@ -63,8 +63,8 @@ The first row has float32's mean loss and the standard deviation of its seeds. T
 difference of their mean loss from float32's, in these standard deviations: below zero is better.
 Differences beyond {noise:.1f} are bold; with {seeds} seeds, chance alone makes up to one in ten of
 them. "Largest update" is the largest change of a weight in a step, divided by the learning rate.
-(From changes of bf16 weights without low bits, the distance to the next bf16 number is subtracted,
-since rounding may account for so much.)
+(The distance to the next weight that the format has is subtracted, since rounding may account for
+so much.)
 
 {losses}
 
@@ -132,12 +132,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_trial(trial: Trial, scale: float) -> dict[str, Any]:
-    """Run a trial on one thread."""
+    """Run a trial on one thread; its `seconds` are those of the CPU."""
     torch.set_num_threads(1)
     fusedadam.set_num_threads(1)
-    begin = time.monotonic()
+    begin = time.process_time()
     result = TASKS[trial.task](FORMATS[trial.form], trial.seed, scale)
-    return {**trial._asdict(), **result, "seconds": round(time.monotonic() - begin, 2)}
+    return {**trial._asdict(), **result, "seconds": round(time.process_time() - begin, 2)}
 
 
 def run_trials(trials: Sequence[Trial], scale: float, workers: int) -> Iterator[dict[str, Any]]:
@@ -247,15 +247,11 @@ def page_of(document: dict[str, Any]) -> str:
 def formats_table() -> str:
     """Return the table of formats."""
     rows = [
-        [name, form.weights, form.low_bits or "", form.moments, rounding(name), str(form.bytes)]
+        [name, str(form.bytes), form.weights, form.low_bits or "", form.moments, form.rounding]
         for name, form in FORMATS.items()
     ]
-    return table(["format", "weights", "low bits", "moments", "rounding", "bytes"], rows)
-
-
-def rounding(name: str) -> str:
-    """Return the rounding of a format that rounds."""
-    return "" if name == REFERENCE else FORMATS[name].rounding
+    rows[0][-1] = ""  # float32 is not rounded
+    return table(["format", "bytes", "weights", "low bits", "moments", "rounding"], rows)
 
 
 def losses_table(trials: Sequence[dict[str, Any]]) -> str:
@@ -337,6 +333,7 @@ def losses_plot(trials: Sequence[dict[str, Any]]) -> Figure:
             label=task,
         )
     axes.set_xscale("symlog", linthresh=3)
+    axes.set_xlim(-12, 1.2 * EDGE)
     axes.set_xticks([-10, -3, -1, 0, 1, 3, 10, 30, EDGE])
     axes.set_xticklabels(["-10", "-3", "-1", "0", "1", "3", "10", "30", f"{EDGE:g} or more"])
     axes.set_yticks(range(len(forms)), forms)
@@ -354,7 +351,7 @@ def large_plot(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     steps = [point["step"] for point in results["curve"]]
-    for name, colour, style in zip(LARGE, COLOURS, ("-", "--", ":"), strict=True):
+    for name, colour, style in zip(LARGE, COLOURS, ("-", "--", ":"), strict=False):
         losses = [math.nan if point[name] is None else point[name] for point in results["curve"]]
         axes.plot(steps, losses, style, color=colour, label=name, lw=2)
     axes.set(title=f"{as_count(results['parameters'])} parameters", xlabel="step")

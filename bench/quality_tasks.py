@@ -41,6 +41,12 @@ class Format(NamedTuple):
         low_bits = {None: 0, "int8": 1, "int16": 2}[self.low_bits]
         return 2 * weight + low_bits + {"float32": 8, "bfloat16": 4, "packed": 2}[self.moments]
 
+    @property
+    def digits(self) -> int:
+        """Significant bits of a weight."""
+        coarse = 8 if self.weights == "bfloat16" else 24
+        return {None: coarse, "int8": 16, "int16": 24}[self.low_bits]
+
 
 REFERENCE = "float32"
 FORMATS = {
@@ -64,9 +70,8 @@ LARGE = (REFERENCE, "9-bytes", "7-bytes")
 class Training:
     """A float32 model, and an optimizer that stores its weights in a format.
 
-    `largest` is the largest change of a weight so far, divided by the learning rate. From changes
-    of bfloat16 weights without low bits, the distance to the next bfloat16 is subtracted: rounding
-    may account for so much.
+    `largest` is the largest change of a weight so far, less the distance to the next weight that
+    the format has (rounding may account for so much), divided by the learning rate.
     """
 
     def __init__(self, model: nn.Module, form: Format, seed: int, decay: float = 0.0) -> None:
@@ -85,7 +90,7 @@ class Training:
         )
         if form.low_bits is not None:
             fusedadam.torch.split_(stored, self._optimizer)
-        self._coarse = form.weights == "bfloat16" and form.low_bits is None
+        self._digits = form.digits
         self.largest = 0.0
         self.weights = self._read()
 
@@ -101,11 +106,9 @@ class Training:
         self._optimizer.step()
         before, self.weights = self.weights, self._read()
         for old, new in zip(before, self.weights, strict=True):
-            changes = (new - old).abs()
-            if self._coarse:
-                exponents = torch.frexp(torch.maximum(old.abs(), new.abs())).exponent
-                changes -= torch.ldexp(torch.ones_like(old), exponents - 8)
-            change = float(changes.max()) / lr
+            exponents = torch.frexp(torch.maximum(old.abs(), new.abs())).exponent
+            distances = torch.ldexp(torch.ones_like(new), exponents - self._digits)
+            change = float(((new - old).abs() - distances).max()) / lr
             if not change <= self.largest:  # also if it is NaN
                 self.largest = change
 
