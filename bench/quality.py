@@ -6,8 +6,8 @@
     python bench/quality.py --keep          only what the file of results lacks
     python bench/quality.py --tasks mlp zipf --formats 7-bytes --seeds 5
 
-Writes a JSON file after each training, then docs/quality.md and its plots. Results of earlier runs
-stay in the file until they are measured again.
+Needs torch and matplotlib. Writes a JSON file after each training, then docs/quality.md and its
+plots. Results of earlier runs stay in the file until they are measured again.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args(argv)
-    if args.scale != 1.0 and (args.output, args.page) == (OUTPUT, PAGE):
+    if args.scale != 1.0 and (args.output == OUTPUT or args.page == PAGE):
         parser.error("--scale makes figures that mean nothing: name another --output and --page")
     if args.tasks is None:
         args.tasks = [] if args.large else list(TASKS)

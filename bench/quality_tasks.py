@@ -235,7 +235,7 @@ def large(minutes: float, width: int = 320) -> dict[str, Any]:
     All see the same batches, from the same initial weights. The learning rate follows the time.
     """
     batches, (learnt, kept) = seeded(0), sources(129)
-    fixed = drawn(kept, 64, Generator().manual_seed(0))
+    fixed = drawn(kept, 32, Generator().manual_seed(0))
     first = LanguageModel(width, blocks=8, heads=8, context=128)
     models = {name: copy.deepcopy(first) for name in LARGE}
     trainings = {name: Training(model, FORMATS[name], 0, 0.1) for name, model in models.items()}
@@ -364,11 +364,11 @@ def tiny_rates(form: Format, seed: int, scale: float) -> Result:
 def movement(form: Format, seed: int, lr: float, steps: int) -> float:
     """Return the mean movement of weights with gradients near 1."""
     data = seeded(seed)
-    start = nn.Parameter(0.04 + 0.02 * torch.rand(4_096, generator=data))
+    start = nn.Parameter(0.04 + 0.02 * torch.rand(16_384, generator=data))
     training = Training(nn.ParameterList([start]), form, seed)
     before = training.weights[0]
     for _ in range(steps):
-        training.step([1 + 0.1 * torch.randn(4_096, generator=data)], lr)
+        training.step([1 + 0.1 * torch.randn(16_384, generator=data)], lr)
     return float((training.weights[0] - before).mean())
 
 

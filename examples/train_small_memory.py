@@ -5,40 +5,36 @@
     python examples/train_small_memory.py --memory 4GB --largest
 
 The text is the standard library of the running Python, so nothing is downloaded. The first command
-trains one model twice, on the same batches: with float32 parameters, gradients and moments, and
-with bfloat16 parameters and gradients, 8 more bits of each parameter and both moments in one 16-bit
-word. The model is the largest whose float32 training fits in the memory. The second command trains
-only the second way, and the largest model that fits then.
+trains one model twice, on the same batches: with parameters, gradients and moments in float32, and
+with parameters and gradients in bfloat16, 8 more bits of each parameter, and both moments in one
+16-bit word. The model is the largest that fits in the memory with float32. The second command
+trains only the second way, and the largest model that fits then.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import math
-import multiprocessing
-import re
 import sys
 import sysconfig
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import fusedadam.torch
 import torch
+from fusedadam.torch import AdamW, attach, split_
 from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-BYTES = 256
-HEAD_WIDTH = 64
+BYTES, HEAD_WIDTH = 256, 64
+NAMES = ("float32", "small memory")
 
 
 class Transformer(nn.Module):
@@ -48,212 +44,154 @@ class Transformer(nn.Module):
         super().__init__()
         self.bytes = nn.Embedding(BYTES, width)
         self.positions = nn.Embedding(context, width)
-        block = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, width // HEAD_WIDTH, 4 * width, **block)
-            for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.scores = nn.Linear(width, BYTES)
         for table in (self.bytes, self.positions):
             nn.init.normal_(table.weight, std=0.1)
+        layer = nn.TransformerEncoderLayer(
+            width, width // HEAD_WIDTH, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), False)
+        self.scores = nn.Linear(width, BYTES)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(context))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy, in bits per byte, of all bytes of the rows but the first."""
         x = self.bytes(rows[:, :-1]) + self.positions.weight
-        for block in self.blocks:
-            x = block(x, src_mask=self.mask, is_causal=True)
-        scores = self.scores(self.norm(x)).float()  # the loss is in float32 in any case
+        scores = self.scores(self.layers(x, self.mask, is_causal=True)).float()
         nats = nn.functional.cross_entropy(scores.flatten(0, 1), rows[:, 1:].flatten())
-        return nats / math.log(2)
-
-
-def largest(small: bool, args: argparse.Namespace) -> tuple[int, int]:
-    """Return the width and layers of the largest model whose training fits in the memory."""
-
-    def parameters(width: int, layers: int) -> int:
-        return layers * (12 * width + 13) * width + (2 * BYTES + args.context + 2) * width + BYTES
-
-    def needed(width: int, layers: int) -> int:
-        of_each, gradient = (5, 2) if small else (12, 4)
-        # A rough count of what the forward pass keeps for the backward pass.
-        numbers = args.batch * args.context * (20 * width * layers + 4 * BYTES)
-        training = of_each + (0 if args.attach else gradient)
-        splitting = 9 if small else 0  # for a moment, split_ has the weights in both formats
-        n = parameters(width, layers)
-        return max(n * training + numbers * (2 if small else 4), n * splitting)
-
-    sizes = [(w, w // 128 + more) for w in range(64, 8192, 64) for more in (1, 2)]
-    fitting = [size for size in sizes if needed(*size) <= args.memory]
-    if not fitting:
-        sys.exit(f"--memory must be at least {min(needed(*size) for size in sizes) / 1e6:.0f}MB")
-    return max(fitting, key=lambda size: parameters(*size))
+        return nats / math.log(2)  # in float32 in any case
 
 
 def build(small: bool, size: tuple[int, int], args: argparse.Namespace) -> tuple[Transformer, Any]:
     """Return a new model and its optimizer."""
     torch.manual_seed(args.seed)
-    model = Transformer(args.context, *size)
-    settings: dict[str, Any] = {"lr": 0.5 / size[0], "betas": (0.9, 0.99)}
-    optimizer: Any
+    model, lr = Transformer(args.context, *size), 0.5 / size[0]
+
     if small:
-        # These two lines are all it takes:
-        optimizer = fusedadam.torch.AdamW(
-            model.parameters(), **settings, moments="packed", low_bits="int8"
-        )
-        fusedadam.torch.split_(model, optimizer)
+        # These two lines are all it takes. The model becomes bfloat16, in place.
+        optimizer = AdamW(model.parameters(), lr=lr, moments="packed", low_bits="int8")
+        split_(model, optimizer)
     else:
-        optimizer = fusedadam.torch.AdamW(model.parameters(), **settings)
-    if args.attach:  # each parameter is stepped during the backward pass, which frees its gradient
-        fusedadam.torch.attach(model, optimizer)
+        optimizer = AdamW(model.parameters(), lr=lr)
+    if args.attach:  # the backward pass steps each parameter and frees its gradient
+        attach(model, optimizer)
     return model, optimizer
 
 
-@dataclass
-class Result:
-    """What a training reports; memory in bytes."""
+def largest(small: bool, args: argparse.Namespace) -> tuple[int, int]:
+    """Return the width and layers of the largest model whose training fits in the memory."""
+    kept, gradient, itemsize = (5, 2, 2) if small else (12, 4, 4)
+    each = kept if args.attach else kept + gradient
+    fitting: dict[int, tuple[int, int]] = {}
+    for width in range(HEAD_WIDTH, 8192, HEAD_WIDTH):
+        for layers in (width // 128 + 1, width // 128 + 2):
+            n = layers * (12 * width + 13) * width + (2 * BYTES + args.context + 2) * width + BYTES
+            # An estimate of what the forward pass keeps for the backward pass.
+            numbers = args.batch * args.context * (28 * width * layers + 4 * BYTES)
+            splitting = 9 * n if small else 0  # for a moment, by split_
+            if max(each * n + itemsize * numbers, splitting) + 5e6 <= args.memory:
+                fitting[n] = width, layers
+    return fitting[max(fitting)] if fitting else sys.exit("--memory is too little for one layer")
 
-    parameters: int = 0
-    losses: list[float] = field(default_factory=list)  # bits per byte, of each step
-    gradients: list[float] = field(default_factory=list)  # seconds of each step
-    optimizer: list[float] = field(default_factory=list)
-    tensors: int = 0
-    resident: float = math.nan
-    peak: float = math.nan
 
-
-def memory(of: str) -> float:
-    """Return "VmRSS", the resident memory of this process, or "VmHWM", its maximum; Linux only."""
+def resident(what: str = "VmRSS") -> float:
+    """Return the resident memory of this process, or its peak ("VmHWM"). Known on Linux only."""
     if sys.platform != "linux":
         return math.nan
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)  # otherwise freed activations would count
-    found = re.search(rf"{of}:\s*(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
-    return int(found[1]) * 1024 if found else math.nan
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", id)(0)  # return what has been freed
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return float(dict(line.split(":") for line in lines)[what].removesuffix("kB")) * 1024
 
 
-def take_step(model: Transformer, optimizer: Any, rows: torch.Tensor, result: Result) -> None:
-    """Take one step, and note loss and times."""
+def take_step(model: Transformer, optimizer: Any, rows: torch.Tensor) -> tuple[float, float, float]:
+    """Return the loss, and the seconds of forward and backward, and of the optimizer."""
     optimizer.zero_grad()
     begin = time.perf_counter()
     loss: Any = model(rows)
     loss.backward()
     middle = time.perf_counter()
-    optimizer.step()  # does nothing with --attach
-    result.optimizer.append(time.perf_counter() - middle)
-    result.gradients.append(middle - begin)
-    result.losses.append(loss.item())
+    optimizer.step()  # with --attach, there is nothing left to step
+    return loss.item(), middle - begin, time.perf_counter() - middle
 
 
-def train(name: str, small: bool, size: tuple[int, int], args: argparse.Namespace) -> Result:
-    """Train a model in this process, which should be a new one."""
+def train(small: bool, size: tuple[int, int], args: argparse.Namespace) -> tuple[Any, Any]:
+    """Train a model in a process of its own; return the losses, and figures by name."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    text = torch.frombuffer(bytearray(b"".join(map(Path.read_bytes, files))), dtype=torch.uint8)
-    # A step of a tiny model loads all code and starts all threads: not memory of the training.
-    rows = text[None, : args.context + 1].long()
-    take_step(*build(small, (HEAD_WIDTH, 1), args), rows, Result())
-    before = memory("VmRSS")
+    text = torch.frombuffer(bytearray(b"".join(f.read_bytes() for f in files)), dtype=torch.uint8)
+    window = torch.arange(args.context + 1)
+    # Before memory is measured, a step of one layer loads all code and starts all threads.
+    take_step(*build(small, (size[0], 1), args), text[window.repeat(args.batch, 1)].long())
+    before = resident()
 
     model, optimizer = build(small, size, args)
-    schedule = OneCycleLR(
-        optimizer,
-        max_lr=optimizer.defaults["lr"],
-        total_steps=args.steps + 1,
-        pct_start=0.1,
-        cycle_momentum=False,
-    )
-    result = Result(parameters=sum(p.numel() for p in model.parameters()))
+    lr = optimizer.defaults["lr"]
+    schedule = OneCycleLR(optimizer, lr, args.steps + 1, pct_start=0.1, cycle_momentum=False)
     generator = torch.Generator().manual_seed(args.seed)
-    with tqdm(range(args.steps), desc=name, unit="step") as progress:
+    history = []
+    with tqdm(range(args.steps), desc=NAMES[small], unit="step") as progress:
         for _ in progress:
-            starts = torch.randint(len(text) - args.context, (args.batch,), generator=generator)
-            rows = text[starts[:, None] + torch.arange(args.context + 1)].long()
-            take_step(model, optimizer, rows, result)
+            starts = torch.randint(len(text) - args.context, (args.batch, 1), generator=generator)
+            history.append(take_step(model, optimizer, text[starts + window].long()))
             schedule.step()
-            progress.set_postfix(bits=f"{result.losses[-1]:.2f}")
+            progress.set_postfix(bits=f"{history[-1][0]:.2f}")
 
-    result.resident, result.peak = memory("VmRSS") - before, memory("VmHWM") - before
-    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    result.tensors = sum(t.nbytes for t in (*model.parameters(), *gradients, *states))
-    return result
-
-
-def report(results: dict[str, Result], args: argparse.Namespace) -> None:
-    """Plot the losses; print losses, memory and times."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for (name, result), style in zip(results.items(), ("-", "--"), strict=False):
-        axes.plot(result.losses, style, label=f"{name}, {result.tensors / result.parameters:.0f}")
-    axes.set(title="Python source code", xlabel="step", ylabel="cross-entropy [bits per byte]")
-    axes.grid(alpha=0.3)
-    axes.legend(title="bytes a parameter")
-    figure.savefig(args.plot, dpi=120)
-
-    print(f"{'':34}" + "".join(f"{name:>12}" for name in results))
-    # No text is read twice in a few hundred steps, so this loss is that of new text.
-    late = -max(1, args.steps // 10)
-    rows = {
-        "million parameters": lambda r: r.parameters / 1e6,
-        "bytes a parameter, of all tensors": lambda r: r.tensors / r.parameters,
-        "bytes a parameter, measured": lambda r: r.resident / r.parameters,
-        "peak with activations, MB": lambda r: r.peak / 1e6,
-        "loss in the end, bits a byte": lambda r: fmean(r.losses[late:]),
-        "forward and backward, ms a step": lambda r: 1e3 * median(r.gradients),
-        "optimizer, ms a step": lambda r: 1e3 * median(r.optimizer),
+    used, peak = resident() - before, resident("VmHWM") - before
+    tensors = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    tensors += [t for p in model.parameters() for t in (p, p.grad) if t is not None]
+    n = sum(p.numel() for p in model.parameters())
+    losses, gradient_seconds, optimizer_seconds = map(list, zip(*history, strict=True))
+    return losses, {
+        "Million parameters": n / 1e6,
+        "Bytes a parameter, all tensors": sum(t.nbytes for t in tensors) / n,
+        "Bytes a parameter, measured": used / n,
+        "Peak with activations, MB": peak / 1e6,
+        # Hardly any text is read twice in a few hundred steps: this is the loss on new text.
+        "Loss of the last steps, bits": fmean(losses[-(args.steps // 10 or 1) :]),
+        "Forward and backward, ms": 1e3 * median(gradient_seconds),
+        "Optimizer, ms": 1e3 * median(optimizer_seconds),
     }
-    for what, value in rows.items():
-        print(f"{what:34}" + "".join(f"{value(result):12.3f}" for result in results.values()))
-    print(f"Plot: {args.plot}")
 
 
-def bytes_of(text: str) -> float:
+def bytes_in(text: str) -> float:
     """Return the bytes in a size such as 4GB."""
-    found = re.fullmatch(r"([0-9.]+)\s*([kMG])B", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"must be like 300MB or 4GB. Received: {text}")
-    return float(found[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[found[2]]
+    return float(text[:-2] + {"MB": "e6", "GB": "e9"}.get(text[-2:], "?"))
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; exit with a message if it is invalid."""
+def main() -> int:
+    """Train in new processes, plot and report; return the exit code."""
     parser = argparse.ArgumentParser(
-        description="Train a transformer on Python source code, with float32 and with 7 bytes of "
-        "memory a parameter.",
+        description="Train a transformer with float32 and with 7 bytes of memory a parameter.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--memory", type=bytes_of, default="250MB", help="beyond that of Python and torch"
-    )
-    parser.add_argument("--largest", action="store_true", help="the largest model, without float32")
-    parser.add_argument("--attach", action="store_true", help="step while backward runs")
-    parser.add_argument("--steps", type=int, default=200, help="steps of each training")
-    parser.add_argument("--batch", type=int, default=16, help="windows per step")
-    parser.add_argument("--context", type=int, default=64, help="bytes per window")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
-    parser.add_argument(
-        "--plot", type=Path, default=Path("train_small_memory.png"), help="the losses, a PNG file"
-    )
-    args = parser.parse_args(argv)
-    for name in ("steps", "batch", "context"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1. Received: {getattr(args, name)}")
-    return args
+    add = parser.add_argument
+    add("--memory", type=bytes_in, default="350MB", help="MB or GB, besides Python and torch")
+    add("--largest", action="store_true", help="train the largest model, without float32")
+    add("--attach", action="store_true", help="step while backward runs: 5 bytes, or 12")
+    add("--steps", type=int, default=200, help="steps of each training")
+    add("--batch", type=int, default=16, help="windows per step")
+    add("--context", type=int, default=64, help="bytes per window")
+    add("--seed", type=int, default=0, help="seed of weights and batches")
+    add("--plot", type=Path, default=Path("train_small_memory.png"), help="a PNG file")
+    args = parser.parse_args()
+    if min(args.steps, args.batch, args.context) < 1:
+        parser.error("--steps, --batch and --context must be at least 1")
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train in one new process after the other, plot and report; return the exit code."""
-    args = parse_arguments(argv)
-    ways = {"7 bytes": True} if args.largest else {"float32": False, "7 bytes": True}
     size = largest(args.largest, args)
-    results = {}
-    for name, small in ways.items():
-        # A new process for each: memory that is freed may stay with its process.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            results[name] = process.submit(train, name, small, size, args).result()
-    report(results, args)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    table = []
+    for small in (True,) if args.largest else (False, True):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            losses, figures = process.submit(train, small, size, args).result()
+        axes.plot(losses, "--" if small else "-", label=NAMES[small])
+        table.append({"": f"{NAMES[small]:>14}"} | {k: f"{v:14.2f}" for k, v in figures.items()})
+    axes.set(title="Python source code", xlabel="step", ylabel="cross-entropy [bits per byte]")
+    axes.legend()
+    figure.savefig(args.plot, dpi=120)
+
+    for what in table[0]:
+        print(f"{what:32}", *(column[what] for column in table))
+    print(f"Plot: {args.plot}")
     return 0
 
 

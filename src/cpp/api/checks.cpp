@@ -48,9 +48,10 @@ void check_pointer(const void* data, std::int64_t size, std::int64_t item, const
   }
 }
 
-void check_param_type(Storage param, const AdamSettings& settings, const std::string& name) {
+void check_param_type(Storage param, const AdamSettings& settings, const ArrayName& name) {
+  if (compute_storage(param) == param && settings.moments == Moments::float32) return;
   const auto refuse_type = [&](const std::string& rule) {
-    throw std::invalid_argument(broken_rule(name + ' ' + rule, name_of(param)));
+    throw std::invalid_argument(broken_rule(name.text() + ' ' + rule, name_of(param)));
   };
   if (!is_float(param)) refuse_type("must be float32, float64, float16 or bfloat16");
   const bool in_16_bits =
@@ -68,7 +69,7 @@ void check_param_type(Storage param, const AdamSettings& settings, const std::st
 void check_written(const TensorRef& tensor, const AdamSettings& settings, const ArrayName& name,
                    std::vector<ByteRange>& written) {
   const Storage param = tensor.param_storage();
-  check_param_type(param, settings, name.text() + ".param");
+  check_param_type(param, settings, {name.list, name.index, "param"});
   const std::int64_t largest = INT64_MAX / item_size(param);
   if (tensor.size < 0 || tensor.size > largest) {
     throw std::invalid_argument(

@@ -36,7 +36,7 @@ struct ArrayName {
 void check_pointer(const void* data, std::int64_t size, std::int64_t item, const ArrayName& name);
 
 // @throws std::invalid_argument  a parameter of this type cannot be stepped with these settings
-void check_param_type(Storage param, const AdamSettings& settings, const std::string& name);
+void check_param_type(Storage param, const AdamSettings& settings, const ArrayName& name);
 
 // Checks the size of a tensor, its parameter and the state that it needs, and appends these arrays,
 // which a step writes, to `written`.

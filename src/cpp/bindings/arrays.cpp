@@ -99,14 +99,16 @@ ArrayView float_array(ArrayReader& reader, const py::handle& object, const char*
       broken_rule(rule + ", in the native byte order" + remedy, attribute_text(object, "dtype")));
 }
 
-void check_param_type(const ArrayView& view, const AdamSettings& settings,
-                      const std::string& name) {
-  fusedadam::check_param_type(view.storage, settings, name);
+void check_param_type(const ArrayView& view, const AdamSettings& settings, const char* list,
+                      std::int64_t index) {
+  fusedadam::check_param_type(view.storage, settings, {list, index});
   const bool in_16_bits =
       settings.moments == Moments::bfloat16 || settings.moments == Moments::packed;
   if (view.is_complex && in_16_bits) {
-    throw py::value_error(broken_rule(
-        name + " must be real to have moments in 16 bits: use moments='float32'", "complex"));
+    throw py::value_error(
+        broken_rule(element_name(list, index) +
+                        " must be real to have moments in 16 bits: use moments='float32'",
+                    "complex"));
   }
 }
 

@@ -42,7 +42,8 @@ void require_writeable(const ArrayView& view, const py::handle& object, const ch
                        std::int64_t index, const char* purpose = to_update);
 
 // @throws py::type_error  a parameter of this type cannot be stepped with these settings
-void check_param_type(const ArrayView& view, const AdamSettings& settings, const std::string& name);
+void check_param_type(const ArrayView& view, const AdamSettings& settings, const char* list,
+                      std::int64_t index);
 
 // Whether a NumPy array can be written in place.
 bool can_be_written(const ArrayView& view);

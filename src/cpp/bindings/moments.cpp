@@ -52,7 +52,7 @@ Moments::Moments(const py::tuple& params, const AdamOptions& options, bool only_
   bool all_writeable = true;
   for (std::size_t i = 0; i < params.size(); ++i) {
     const ArrayView view = real_array(binder_.reader, params[i], "params", as_index(i), !only_like);
-    check_param_type(view, options.settings(), element_name("params", as_index(i)));
+    check_param_type(view, options.settings(), "params", as_index(i));
     all_writeable = all_writeable && can_be_written(view);
     bound.emplace_back(params[i], view);
   }

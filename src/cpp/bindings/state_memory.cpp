@@ -87,7 +87,7 @@ py::dict allocate_state(const py::list& params, const py::list& positions,
     const py::object param = params[i];
     const auto position = positions[i].cast<std::int64_t>();
     const ArrayView view = writeable_array(reader, param, "params", position);
-    check_param_type(view, options.settings(), element_name("params", position));
+    check_param_type(view, options.settings(), "params", position);
     bound.emplace_back(param, view);
   }
   const FreshState fresh = fresh_state(bound, options.settings(), false, false);

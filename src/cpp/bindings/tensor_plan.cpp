@@ -77,6 +77,13 @@ bool needs(const StateKind& kind, Storage param, const AdamOptions& options) {
   return kind.needed(options.settings(), param);
 }
 
+bool needed_by_any(const StateKind& kind, const std::vector<AdamOptions>& options) {
+  constexpr Storage floats[] = {Storage::f32, Storage::f64, Storage::f16, Storage::bf16};
+  return std::ranges::any_of(options, [&](const AdamOptions& of_group) {
+    return std::ranges::any_of(floats, [&](Storage param) { return needs(kind, param, of_group); });
+  });
+}
+
 // As in torch, a float32 count stops growing at 2^24.
 void write_count(const BoundArray& array, std::int64_t count) noexcept {
   const ArrayView view = array.view();
@@ -125,6 +132,7 @@ bool TensorPlan::is_bound(const Tensors& tensors, const std::vector<AdamOptions>
     return true;
   };
   for (std::size_t k = 0; k < std::size(state_kinds); ++k) {
+    if (!has_state_[k] && !needed_by_any(state_kinds[k], options)) continue;
     const bool as_it_was = is_as_it_was(state_kinds[k].name, state_[k], [&](std::size_t i) {
       return needs(state_kinds[k], params[i].view().storage, options[groups_[i]]);
     });
@@ -217,7 +225,7 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
     const ArrayView view = writeable_array(binder_.reader, tensor, "params", as_index(i));
     params[i] = BoundArray(tensor, view);
     const AdamSettings& settings = options[groups_[i]].settings();
-    check_param_type(view, settings, element_name("params", as_index(i)));
+    check_param_type(view, settings, "params", as_index(i));
     refs[i] = TensorRef(view.storage, view.size, settings);
     ranges.push_back(byte_range(view, "params", as_index(i)));
   }
@@ -262,6 +270,9 @@ void TensorPlan::bind_anew(const Tensors& tensors, const std::vector<AdamOptions
   binder_.plan = AdamPlan(std::move(refs));
   binder_.bind(params, written);
   state_ = std::move(state);
+  for (std::size_t k = 0; k < std::size(state_kinds); ++k) {
+    has_state_[k] = !std::ranges::all_of(state_[k], &BoundArray::is_empty);
+  }
   counters_ = std::move(counters);
 }
 

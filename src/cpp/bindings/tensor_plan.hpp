@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <vector>
@@ -60,7 +61,8 @@ class TensorPlan {
   std::deque<Part> parts_;  // a deque: the plan's tensors point into it
   std::vector<std::uint32_t> groups_;
   std::vector<std::vector<BoundArray>> state_;  // [kind][parameter]
-  std::vector<BoundArray> counters_;            // step counts
+  std::array<bool, std::size(state_kinds)> has_state_{};
+  std::vector<BoundArray> counters_;  // step counts
 };
 
 void bind_tensor_plan(py::module_& module);

@@ -12,14 +12,6 @@ using fusedadam::norm_lanes;
 using fusedadam::tile_size;
 using fusedadam::Values;
 
-#if defined(_MSC_VER) && !defined(__clang__)
-#define FUSEDADAM_NOINLINE __declspec(noinline)
-#define FUSEDADAM_INLINE __forceinline
-#else
-#define FUSEDADAM_NOINLINE __attribute__((noinline))
-#define FUSEDADAM_INLINE __attribute__((always_inline)) inline
-#endif
-
 template <class T>
 constexpr T smallest_normal = T(0);
 template <>
@@ -38,7 +30,7 @@ inline T flushed(T x) {
 inline bool is_half(Storage storage) { return storage == Storage::f16 || storage == Storage::bf16; }
 
 // Returns n elements in the compute type: in place, or widened into `staging`.
-inline const float* load(float* staging, const Stream& s, std::size_t n) {
+FUSEDADAM_INLINE const float* load(float* staging, const Stream& s, std::size_t n) {
   if (s.storage == Storage::f32) return static_cast<const float*>(s.data);
   widen(staging, s, {}, n);
   return staging;
@@ -60,9 +52,11 @@ struct Arrays {
 };
 
 template <class T>
-Arrays<T> arrays_of(const TensorStreams& tensor, std::size_t first, std::size_t grad_first) {
+FUSEDADAM_INLINE Arrays<T> arrays_of(const TensorStreams& tensor, std::size_t first,
+                                     std::size_t grad_first) {
   const auto at = [&](fusedadam::Kind kind) {
-    return static_cast<T*>(stream_of(tensor, kind, first).data);
+    T* const data = static_cast<T*>(tensor.data[kind]);
+    return data == nullptr ? nullptr : data + first;
   };
   return {at(kind::param),      stream_of(tensor, kind::grad, grad_first),
           at(kind::m),          at(kind::v),
@@ -586,9 +580,11 @@ void clip(T* out, const Stream& stream, std::size_t n, const AdamConstants<T>& c
 template <class T>
 void accumulate(const TensorStreams& tensor, std::size_t first, std::size_t n, bool is_first) {
   alignas(64) T staging[chunk_size];
-  // In chunks, so that a gradient to be zeroed is still in L1.
-  for (std::size_t i = 0; i < n; i += chunk_size) {
-    const std::size_t count = n - i < chunk_size ? n - i : chunk_size;
+  // In chunks, so that a gradient that is widened or zeroed is still in L1.
+  const bool at_once = !tensor.zero_grad && !is_half(tensor.storage[kind::grad]);
+  const std::size_t chunk = at_once ? n : chunk_size;
+  for (std::size_t i = 0; i < n; i += chunk) {
+    const std::size_t count = n - i < chunk ? n - i : chunk;
     const Arrays<T> s = arrays_of<T>(tensor, first + i, first + i);
     const T* grad = load(staging, s.grad, count);
     if (is_first) {

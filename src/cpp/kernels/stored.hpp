@@ -166,8 +166,10 @@ inline void copy_bytes(void* to, const void* from, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) static_cast<char*>(to)[i] = static_cast<const char*>(from)[i];
 }
 
-// Widens n elements of a gradient, a moment, or a weight with its low bits.
-inline void widen(float* out, const Stream& s, const Stream& low, std::size_t n) {
+// Widens n elements of a gradient, a moment, or a weight with its low bits. Not part of its
+// callers, which would else save the registers that this needs.
+FUSEDADAM_NOINLINE inline void widen(float* out, const Stream& s, const Stream& low,
+                                     std::size_t n) {
   constexpr std::size_t step = 2 * lanes;
   std::size_t i = 0;
   for (; i + step <= n; i += step) store_floats(out + i, load_weights(s, low, i));

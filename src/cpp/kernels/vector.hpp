@@ -31,6 +31,14 @@ extern "C" double __cdecl sqrt(double);
 #pragma intrinsic(sqrt)
 #endif
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#define FUSEDADAM_NOINLINE __declspec(noinline)
+#define FUSEDADAM_INLINE __forceinline
+#else
+#define FUSEDADAM_NOINLINE __attribute__((noinline))
+#define FUSEDADAM_INLINE __attribute__((always_inline)) inline
+#endif
+
 namespace {
 
 // ---- numbers
