@@ -14,6 +14,7 @@ import torch
 import torch.distributed.checkpoint
 from distributed_training import (
     CLIP,
+    FORMATS,
     STEPS,
     Training,
     close,
@@ -29,7 +30,7 @@ from distributed_training import (
     whole,
     zero,
 )
-from fusedadam.torch import Adam, AdamW, attach
+from fusedadam.torch import Adam, AdamW, attach, split_
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -313,6 +314,112 @@ def attach_refuses_ddp(rank: int, _: Path) -> None:
     compare_all(same_bits, training, one)
 
 
+# ---- 16-bit models -------------------------------------------------------------------------------
+
+
+def bits_do_not_depend_on_the_ranks(rank: int) -> None:
+    ranks = dist.get_world_size()
+    for formats, columns in itertools.product(FORMATS, (False, True)):
+        settings: dict[str, Any] = {"formats": formats, "ema_decay": 0.9}
+        one = one_process(torch.bfloat16, **settings)
+        one.run(STEPS, range(ranks), ranks)
+        sharded = fsdp(torch.bfloat16, columns=columns, **settings)
+        sharded.run(STEPS, [rank], ranks)
+        compare_all(same_bits, sharded, one)
+        dims = {p.placements[0].dim for p in sharded.names()}
+        assert dims == ({0, 1} if columns else {0})
+
+        other = {name: p for p, name in one.names().items()}
+        for p, name in sharded.names().items():
+            actual = sharded.optimizer.master_weights(p)
+            same_bits(actual, one.optimizer.master_weights(other[name]), f"master of {name}")
+        before = {name: whole(p).clone() for p, name in sharded.names().items()}
+        for _ in range(2):
+            one.optimizer.swap_ema()
+            sharded.optimizer.swap_ema()
+            compare_all(same_bits, sharded, one)
+        for p, name in sharded.names().items():
+            same_bits(whole(p), before[name], name)
+
+
+@on_ranks(1)
+def bfloat16_in_one_shard_equals_one_process(rank: int, _: Path) -> None:
+    bits_do_not_depend_on_the_ranks(rank)
+
+
+@on_ranks(2)
+def bfloat16_in_two_shards_equals_one_process(rank: int, _: Path) -> None:
+    bits_do_not_depend_on_the_ranks(rank)
+
+
+@on_ranks(2)
+def bfloat16_steps_in_the_backward_pass(rank: int, _: Path) -> None:
+    for formats in FORMATS:
+        one = one_process(torch.bfloat16, formats=formats)
+        one.run(STEPS, [0, 1], 2)
+        sharded = fsdp(torch.bfloat16, columns=True, formats=formats)
+        with attach(sharded.model, sharded.optimizer):
+            sharded.run(STEPS, [rank], 2)
+        compare_all(same_bits, sharded, one)
+
+
+@on_ranks(2)
+def bfloat16_under_zero_consolidates_and_loads(rank: int, directory: Path) -> None:
+    for number, formats in enumerate(FORMATS):
+        one = one_process(torch.bfloat16, formats=formats)
+        one.run(SAVED, [0, 1], 2)
+        sharded = zero(torch.bfloat16, formats=formats)
+        sharded.run(SAVED, [rank], 2)
+        compare_all(same_bits, sharded, one)
+        sharded.optimizer.consolidate_state_dict(to=0)
+        path = directory / f"zero-{number}.pt"
+        if rank == 0:
+            assert_same_state_dict(sharded.optimizer.state_dict(), one.optimizer.state_dict())
+            torch.save(
+                {
+                    "model": sharded.model.module.state_dict(),
+                    "optimizer": sharded.optimizer.state_dict(),
+                    "schedule": sharded.schedule.state_dict(),
+                    "steps": SAVED,
+                },
+                path,
+            )
+        dist.barrier()
+        one.run(STEPS, [0, 1], 2)
+        for new, shares in ((zero, [rank]), (one_process, [0, 1])):
+            resumed = load_into(new(torch.bfloat16, formats=formats), torch.load(path))
+            resumed.run(STEPS, shares, 2)
+            compare_all(same_bits, resumed, one)
+
+
+@on_ranks(2)
+def formats_of_shards_change(rank: int, _: Path) -> None:
+    trainings = [
+        one_process(torch.bfloat16),
+        fsdp(torch.bfloat16),
+        fsdp(torch.bfloat16, columns=True),
+    ]
+    for count, formats in enumerate([*FORMATS, *FORMATS], 1):
+        for training, shares in zip(trainings, ([0, 1], [rank], [rank]), strict=True):
+            for group, own in zip(training.optimizer.param_groups, formats, strict=True):
+                for name, off in (("moments", "auto"), ("low_bits", None), ("seed", 0)):
+                    group[name] = own.get(name, off)
+            training.run(2 * count, shares, 2)
+            table = training.state()["0.weight"].keys()
+            assert ("packed_moments" in table, "low_bits" in table) == (bool(formats[0]),) * 2
+        for sharded in trainings[1:]:
+            compare_all(same_bits, sharded, trainings[0])
+
+
+@on_ranks(2)
+def split_refuses_shards(_rank: int, _: Path) -> None:
+    sharded = fsdp(formats=({"low_bits": "int8"}, {}))
+    with pytest.raises(TypeError, match=r"^model must be split before.*Received: a DTensor"):
+        split_(sharded.model, sharded.optimizer)
+    assert {p.dtype for p in sharded.names()} == {torch.float32}
+    assert not sharded.optimizer.state
+
+
 # ---- torch.distributed.checkpoint ----------------------------------------------------------------
 
 
@@ -373,6 +480,31 @@ def checkpoint_is_loaded_by_three_ranks(rank: int, directory: Path) -> None:
     saved.run(STEPS, [0], 1)
     resumed.run(STEPS, [rank], 3)
     compare_all(close, resumed, saved)
+
+
+@on_ranks(2)
+def bfloat16_is_loaded_by_two_ranks(rank: int, directory: Path) -> None:
+    for number, formats in enumerate(FORMATS):
+        one = one_process(torch.bfloat16, formats=formats)
+        one.run(STEPS, [0, 1], 2)
+        sharded = fsdp(torch.bfloat16, columns=True, formats=formats)
+        sharded.run(SAVED, [rank], 2)
+        dcp.save(checkpoint_of(sharded), checkpoint_id=directory / f"bfloat16-{number}")
+        resumed = resume(fsdp(torch.bfloat16, formats=formats), directory / f"bfloat16-{number}")
+        resumed.run(STEPS, [rank], 2)
+        compare_all(same_bits, resumed, one)
+
+
+@on_ranks(1)
+def bfloat16_is_loaded_by_one_rank(_: int, directory: Path) -> None:
+    for number, formats in enumerate(FORMATS):
+        expected = one_process(torch.bfloat16, formats=formats)
+        expected.run(STEPS, [0, 1], 2)
+        for new in (one_process, fsdp):
+            path = directory / f"bfloat16-{number}"
+            resumed = resume(new(torch.bfloat16, formats=formats), path)
+            resumed.run(STEPS, [0, 1], 2)
+            compare_all(same_bits, resumed, expected)
 
 
 @on_ranks(2)

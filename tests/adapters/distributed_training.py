@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import OneCycleLR
@@ -34,6 +34,7 @@ CLIP = 0.5  # clips most steps, but not all
 RELATIVE, ABSOLUTE = 1e-12, 1e-13
 
 Compare: TypeAlias = Callable[[torch.Tensor, torch.Tensor, str], None]
+Formats: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 
 def new_model(dtype: torch.dtype = torch.float32, *, sparse: bool = False) -> nn.Sequential:
@@ -49,13 +50,24 @@ def batch_of(step: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]
     return inputs, torch.randn(BATCH, 1, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def groups_of(model: nn.Module) -> list[dict[str, Any]]:
+# Formats of the two groups: the default, and those with integers in the state.
+FORMATS: list[Formats] = [
+    ({}, {}),
+    (
+        {"moments": "packed", "low_bits": "int8", "seed": 5},
+        {"moments": "bfloat16", "low_bits": "int16"},
+    ),
+]
+
+
+def groups_of(model: nn.Module, formats: Formats = ({}, {})) -> list[dict[str, Any]]:
     """Matrices and vectors in separate groups with their own settings, as is usual."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
+    settings = {"weight_decay": 0.0, "betas": (0.8, 0.99), "amsgrad": True}
     return [
-        {"params": matrices, "weight_decay": 0.1},
-        {"params": vectors, "weight_decay": 0.0, "betas": (0.8, 0.99), "amsgrad": True},
+        {"params": matrices, "weight_decay": 0.1, **formats[0]},
+        {"params": vectors, **settings, **formats[1]},
     ]
 
 
@@ -98,10 +110,14 @@ class Training:
 
 
 def one_process(
-    dtype: torch.dtype = torch.float32, *, sparse: bool = False, **settings: Any
+    dtype: torch.dtype = torch.float32,
+    *,
+    sparse: bool = False,
+    formats: Formats = ({}, {}),
+    **settings: Any,
 ) -> Training:
     model = new_model(dtype, sparse=sparse)
-    return Training(model, AdamW(groups_of(model), **settings))
+    return Training(model, AdamW(groups_of(model, formats), **settings))
 
 
 def ddp(dtype: torch.dtype = torch.float32, **settings: Any) -> Training:
@@ -114,11 +130,12 @@ def zero(
     *,
     views: bool = False,
     sparse: bool = False,
+    formats: Formats = ({}, {}),
     **settings: Any,
 ) -> Training:
     model = DistributedDataParallel(new_model(dtype, sparse=sparse))
     optimizer = ZeroRedundancyOptimizer(
-        groups_of(model),
+        groups_of(model, formats),
         optimizer_class=AdamW,
         parameters_as_bucket_view=views,
         # OneCycleLR looks for betas in the defaults. ZeRO's defaults hold only the arguments given.
@@ -129,13 +146,25 @@ def zero(
 
 
 def fsdp(
-    dtype: torch.dtype = torch.float32, optimizer_class: Any = AdamW, **settings: Any
+    dtype: torch.dtype = torch.float32,
+    optimizer_class: Any = AdamW,
+    *,
+    columns: bool = False,
+    formats: Formats = ({}, {}),
+    **settings: Any,
 ) -> Training:
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    """Shard by rows, or by `columns` where torch can: only into equal shards."""
+    ranks = torch.distributed.get_world_size()
+
+    def placement(param: nn.Parameter) -> Shard | None:
+        can = columns and param.dim() > 1 and param.shape[1] % ranks == 0
+        return Shard(1) if can else None
+
+    mesh = init_device_mesh("cpu", (ranks,))
     model = new_model(dtype)
-    fully_shard(model[1], mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    return Training(model, optimizer_class(groups_of(model), **settings))
+    fully_shard(model[1], mesh=mesh, shard_placement_fn=placement)
+    fully_shard(model, mesh=mesh, shard_placement_fn=placement)
+    return Training(model, optimizer_class(groups_of(model, formats), **settings))
 
 
 # ---- comparisons ---------------------------------------------------------------------------------
@@ -148,7 +177,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def same_bits(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    assert_same_bits(whole(actual).numpy(), whole(expected).numpy(), what)
+    assert actual.dtype == expected.dtype, what
+    # NumPy has no bfloat16, and gloo gathers no int16. Both are exact in float32.
+    a, b = (t.float() if t.dtype.itemsize < 4 else t for t in (actual, expected))
+    assert_same_bits(whole(a).numpy(), whole(b).numpy(), what)
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:

@@ -31,6 +31,28 @@ from torch.optim.optimizer import (
 CLOSE = 2.0**-6
 
 
+# Settings for the optimizer of a bfloat16 model.
+FORMATS: list[dict[str, Any]] = [{}, {"moments": "packed", "low_bits": "int8"}]
+
+
+def assert_learnt_in_16_bits(optimizer: Any, losses: Sequence[Any]) -> None:
+    """Nothing is stored in more bits, except for counts, and the loss has fallen."""
+    assert optimizer.state
+    for p, state in optimizer.state.items():
+        assert p.dtype == torch.bfloat16
+        assert {t.dtype.itemsize for name, t in state.items() if name != "step"} <= {1, 2}
+    assert float(losses[-1]) < 0.92 * float(losses[0]), losses
+
+
+def assert_same_training(actual: Any, expected: Any) -> None:
+    """Two optimizers have the same parameters and state, in any dtype."""
+    pair = [
+        [(p.detach(), dict(o.state[p])) for group in o.param_groups for p in group["params"]]
+        for o in (actual, expected)
+    ]
+    torch.testing.assert_close(*pair, rtol=0, atol=0)
+
+
 class Step(NamedTuple):
     """The input and the result of a step, for each parameter in order."""
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ torch: Any = pytest.importorskip("torch")
 lightning: Any = pytest.importorskip("lightning")
 
 from fusedadam.torch import AdamW
-from lockstep import beside_torch
+from lockstep import FORMATS, assert_learnt_in_16_bits, assert_same_training, beside_torch
 from torch_helpers import assert_everything_same_bits, everything
 
 # Ignore the warnings that clients raise themselves.
@@ -27,16 +28,26 @@ class Model(lightning.LightningModule):  # type: ignore[misc]
             torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
         )
         self.kind = kind
+        self.losses: list[Any] = []
 
     def training_step(self, x: Any) -> Any:
-        return (self.layers(x) - x.sum(1, keepdim=True)).square().mean()
+        loss = (self.layers(x) - x.sum(1, keepdim=True)).square().mean()
+        self.losses.append(loss.detach())
+        return loss
 
     def configure_optimizers(self) -> Any:
         optimizer = self.kind(self.parameters(), lr=0.01)
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
 
 
-def fit(kind: Any, directory: Path, epochs: int, *, resume: Path | None = None) -> Any:
+def fit(
+    kind: Any,
+    directory: Path,
+    epochs: int,
+    *,
+    precision: str = "32-true",
+    resume: Path | None = None,
+) -> Any:
     trainer = lightning.Trainer(
         accelerator="cpu",
         default_root_dir=directory,
@@ -45,6 +56,7 @@ def fit(kind: Any, directory: Path, epochs: int, *, resume: Path | None = None) 
         gradient_clip_val=1.0,
         logger=False,
         max_epochs=epochs,
+        precision=precision,
     )
     rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     trainer.fit(Model(kind), torch.utils.data.DataLoader(rows, 4), ckpt_path=resume)
@@ -60,3 +72,13 @@ def test_checkpoint_restores(tmp_path: Path) -> None:
     whole = fit(AdamW, tmp_path, 4)
     resumed = fit(AdamW, tmp_path, 4, resume=tmp_path / "half.ckpt")
     assert_everything_same_bits(everything(resumed.optimizers[0]), everything(whole.optimizers[0]))
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_bfloat16_model_learns_and_restores(formats: dict[str, Any], tmp_path: Path) -> None:
+    run = partial(fit, partial(AdamW, **formats), tmp_path, precision="bf16-true")
+    run(8).save_checkpoint(tmp_path / "half.ckpt")
+    whole = run(16)
+    assert_learnt_in_16_bits(whole.optimizers[0], whole.model.losses)
+    resumed = run(16, resume=tmp_path / "half.ckpt")
+    assert_same_training(resumed.optimizers[0], whole.optimizers[0])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,31 @@ torch: Any = pytest.importorskip("torch")
 peft: Any = pytest.importorskip("peft")
 
 from fusedadam.torch import AdamW
-from lockstep import beside_torch
+from lockstep import FORMATS, assert_learnt_in_16_bits, assert_same_training, beside_torch
 from torch_helpers import assert_everything_same_bits, everything
 
 
-def base() -> Any:
+def base(dtype: Any = torch.float32) -> Any:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    return model.to(dtype)
 
 
-def adapted() -> Any:
-    return peft.get_peft_model(base(), peft.LoraConfig(r=2, target_modules=["0", "2"]))
+def adapted(dtype: Any = torch.float32, **options: Any) -> Any:
+    config = peft.LoraConfig(r=2, target_modules=["0", "2"])
+    return peft.get_peft_model(base(dtype), config, **options)
 
 
-def train(model: Any, optimizer: Any, first: int, last: int) -> Any:
+def train(model: Any, optimizer: Any, first: int, last: int, losses: Any = None) -> Any:
     for i in range(first, last):
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(i))
-        (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+        x = x.to(next(model.parameters()).dtype)
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if losses is not None:
+            losses.append(loss.detach())
     return optimizer
 
 
@@ -56,3 +63,22 @@ def test_adapter_and_state_restore(tmp_path: Path) -> None:
     train(model, whole, 3, 6)
     train(restored, resumed, 3, 6)
     assert_everything_same_bits(everything(resumed), everything(whole))
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_bfloat16_adapter_learns_and_restores(formats: dict[str, Any], tmp_path: Path) -> None:
+    # By default, peft keeps the adapter of a bfloat16 model in float32.
+    options: dict[str, Any] = {"autocast_adapter_dtype": False}
+    losses: list[Any] = []
+    model = adapted(torch.bfloat16, **options)
+    whole = train(model, AdamW(model.parameters(), lr=0.01, **formats), 0, 40, losses)
+    assert_learnt_in_16_bits(whole, losses)
+    model.save_pretrained(tmp_path)
+    restored = peft.PeftModel.from_pretrained(
+        base(torch.bfloat16), tmp_path, is_trainable=True, **options
+    )
+    resumed = AdamW(restored.parameters(), lr=0.01)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for each, optimizer in ((model, whole), (restored, resumed)):
+        train(each, optimizer, 40, 50)
+    assert_same_training(resumed, whole)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 from fusedadam.torch import AdamW
-from lockstep import beside_torch
+from lockstep import FORMATS, assert_learnt_in_16_bits, assert_same_training, beside_torch
 from torch_helpers import assert_everything_same_bits, everything
 
 ROWS = [{"input_ids": ids, "labels": ids} for ids in torch.arange(24 * 8).reshape(24, 8) % 29]
 
 
-def train(kind: Any, directory: Path, *, resume: Path | None = None) -> Any:
+def train(
+    kind: Any, directory: Path, *, dtype: Any = torch.float32, resume: Path | None = None
+) -> tuple[Any, list[float]]:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=29,
@@ -27,10 +30,11 @@ def train(kind: Any, directory: Path, *, resume: Path | None = None) -> Any:
         num_hidden_layers=2,
         num_attention_heads=2,
     )
-    model = transformers.LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(config).to(dtype)
     optimizer = kind(model.parameters(), lr=0.01)
     arguments = transformers.TrainingArguments(
         output_dir=str(directory),
+        logging_steps=1,
         max_steps=6,
         save_steps=3,
         per_device_train_batch_size=4,
@@ -42,7 +46,7 @@ def train(kind: Any, directory: Path, *, resume: Path | None = None) -> Any:
         model, arguments, train_dataset=ROWS, optimizers=(optimizer, None)
     )
     trainer.train(resume_from_checkpoint=resume and str(resume))
-    return optimizer
+    return optimizer, [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 def test_trainer(tmp_path: Path) -> None:
@@ -50,6 +54,17 @@ def test_trainer(tmp_path: Path) -> None:
 
 
 def test_checkpoint_restores(tmp_path: Path) -> None:
-    whole = train(AdamW, tmp_path)
-    resumed = train(AdamW, tmp_path / "resumed", resume=tmp_path / "checkpoint-3")
+    whole, _ = train(AdamW, tmp_path)
+    resumed, _ = train(AdamW, tmp_path / "resumed", resume=tmp_path / "checkpoint-3")
     assert_everything_same_bits(everything(resumed), everything(whole))
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_bfloat16_model_learns_and_restores(formats: dict[str, Any], tmp_path: Path) -> None:
+    kind = partial(AdamW, **formats)
+    whole, losses = train(kind, tmp_path, dtype=torch.bfloat16)
+    assert_learnt_in_16_bits(whole, losses)
+    resumed, _ = train(
+        kind, tmp_path / "resumed", dtype=torch.bfloat16, resume=tmp_path / "checkpoint-3"
+    )
+    assert_same_training(resumed, whole)

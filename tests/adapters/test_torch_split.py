@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: MIT
+"""`fusedadam.torch.split_` and `master_weights`: float32 weights as bfloat16 and low bits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import storage_oracle as storage
+from helpers import assert_same_bits, values
+
+torch: Any = pytest.importorskip("torch")
+
+from fusedadam.torch import Adam, AdamW, attach, split_
+from torch_helpers import KINDS, array, arrays, assert_everything_same_bits, everything
+
+# Both signs of zero and infinity, a tie, subnormals, and what rounds to infinity in bfloat16.
+EXTREMES = [0.0, -0.0, 1 + 2.0**-8, 1e-45, -1e-39, 3.4028235e38, -3.4e38, np.inf, -np.inf, np.nan]
+
+
+def model_of(*, extremes: bool = False) -> Any:
+    """A model in float32, with a buffer in float32 and one of integers."""
+    rng = np.random.default_rng(3)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(9, 20), torch.nn.BatchNorm1d(20), torch.nn.Linear(20, 3)
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.tensor(values(rng, tuple(p.shape), "float32")))
+            p.mul_(1 + 2.0**-12)  # no zeros at the end
+        if extremes:
+            model[0].bias[: len(EXTREMES)] = torch.tensor(EXTREMES)
+        model[1].running_mean.fill_(1 / 3)
+    return model
+
+
+def bits_of(tensors: Any) -> list[Any]:
+    """The bits of tensors in bfloat16, as lists."""
+    return [t.detach().view(torch.int16).tolist() for t in tensors]
+
+
+def go(optimizer: Any, grads: list[Any]) -> None:
+    for p, g in zip(optimizer.param_groups[0]["params"], grads, strict=True):
+        p.grad = g.to(p.dtype)
+    optimizer.step()
+
+
+def drawn(rng: np.random.Generator, model: Any) -> list[Any]:
+    """Gradients that bfloat16 can represent."""
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    return [torch.tensor(values(rng, shape, "float32")).bfloat16() for shape in shapes]
+
+
+@pytest.mark.parametrize("low_bits", ["int8", "int16"])
+def test_weights_are_split_and_joined(low_bits: Any) -> None:
+    model = model_of(extremes=low_bits == "int16")
+    weights, params = arrays(model.parameters()), list(model.parameters())
+    optimizer = AdamW(params, low_bits=low_bits)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    split_(model, optimizer)
+    assert all(p is q for p, q in zip(params, model.parameters(), strict=True))
+    assert {str(p.dtype) for p in params} == {"torch.bfloat16"}
+    assert [p.grad for p in params] == [None] * len(params)
+    for p, weight in zip(params, weights, strict=True):
+        high, low = storage.split(weight, low_bits)
+        assert p.view(torch.int16).tolist() == high.view(np.int16).tolist()
+        assert_same_bits(array(optimizer.state[p]["low_bits"]), low)
+        master = array(optimizer.master_weights(p))
+        assert_same_bits(master, storage.join(high, low))
+        if low_bits == "int16":
+            assert_same_bits(master, weight)
+        else:
+            # 16 significant bits, the last of them rounded.
+            np.testing.assert_allclose(master, weight, rtol=2.0**-16, atol=0)
+            assert not np.array_equal(master, weight)
+    # As model.bfloat16() does.
+    assert model[1].running_mean.dtype == torch.bfloat16
+    assert model[1].num_batches_tracked.dtype == torch.int64
+    model(torch.ones(2, 9).bfloat16()).sum().backward()
+    optimizer.step()
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {"weight_decay": 0.1},
+    "amsgrad, average": {"amsgrad": True, "ema_decay": 0.9},
+    "norm": {"max_grad_norm": 0.5, "maximize": True},
+}
+
+
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_int16_trains_as_float32_does(kind: Any, settings: dict[str, Any], before: int) -> None:
+    model, twin = model_of(), model_of()
+    rng = np.random.default_rng(4)
+    reference = kind(twin.parameters(), lr=0.01, **settings)
+    optimizer = kind(model.parameters(), lr=0.01, moments="float32", low_bits="int16", **settings)
+    for i in range(before + 4):
+        if i == before:
+            split_(model, optimizer)
+        grads = drawn(rng, model)
+        go(optimizer, grads)
+        go(reference, grads)
+        for p, expected in zip(model.parameters(), everything(reference), strict=True):
+            assert p.dtype == (torch.float32 if i < before else torch.bfloat16)
+            actual = {n: array(t) for n, t in optimizer.state[p].items() if n != "low_bits"}
+            master = array(optimizer.master_weights(p))
+            assert_everything_same_bits([{"param": master, **actual}], [expected])
+            if i >= before:
+                high, _ = storage.split(master, "int16")
+                assert bits_of([p]) == [high.view(np.int16).tolist()]
+
+
+def test_int8_follows_float32() -> None:
+    # With packed moments: 5 bytes for each parameter and its state.
+    model, twin = model_of(), model_of()
+    reference = AdamW(twin.parameters(), lr=1e-4)
+    optimizer = AdamW(model.parameters(), lr=1e-4, moments="packed", low_bits="int8")
+    split_(model, optimizer)
+    start = np.concatenate([x.ravel() for x in arrays(twin.parameters())])
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        grads = [g + 0.5 for g in map(torch.sign, drawn(rng, model))]
+        go(optimizer, grads)
+        go(reference, grads)
+    flat = [
+        np.concatenate([array(o.master_weights(p)).ravel() for p in o.param_groups[0]["params"]])
+        for o in (optimizer, reference)
+    ]
+    # Weights of bfloat16 to nearest would not move at all above 0.05. Measured: 0.09.
+    large = (np.abs(start) > 0.05) & (np.abs(start) < 1)
+    actual, expected = (x[large] - start[large] for x in flat)
+    assert np.linalg.norm(actual - expected) < 0.2 * np.linalg.norm(expected)
+
+
+def test_groups_without_low_bits_are_rounded() -> None:
+    model = model_of()
+    weights = [p.detach().clone() for p in model.parameters()]
+    first, *others = model.parameters()
+    frozen = others.pop()  # belongs to no optimizer
+    optimizer = Adam([{"params": [first], "low_bits": "int8"}, {"params": others}], lr=0.1)
+    assert frozen.grad is None
+    for p in (first, *others):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = [p.detach().clone() for p in model.parameters()]
+    assert torch.equal(moved[-1], weights[-1])
+    split_(model, optimizer)
+    assert bits_of(model.parameters())[1:] == bits_of(w.bfloat16() for w in moved)[1:]
+    assert ["low_bits" in optimizer.state[p] for p in (first, *others)] == [True] + [False] * 4
+    for p, weight in zip(others, moved[1:], strict=False):
+        assert torch.equal(optimizer.master_weights(p), weight.bfloat16().float())
+        p.grad = torch.ones_like(p)
+    # The state of before goes on in the formats of now.
+    optimizer.step()
+    for p in others:
+        assert optimizer.state[p]["step"] == 2
+        assert {optimizer.state[p][n].dtype for n in ("exp_avg", "exp_avg_sq")} == {torch.bfloat16}
+
+
+def test_split_while_attached() -> None:
+    models = [model_of() for _ in range(2)]
+    optimizers = [AdamW(m.parameters(), moments="packed", low_bits="int8") for m in models]
+    attach(models[0], optimizers[0])
+    for model, optimizer in zip(models, optimizers, strict=True):
+        split_(model, optimizer)
+    for _ in range(3):
+        for model in models:
+            model(torch.linspace(0, 1, 36).reshape(4, 9).bfloat16()).square().sum().backward()
+        optimizers[1].step()
+        optimizers[1].zero_grad()
+        assert [p.grad for p in models[0].parameters()] == [None] * 6
+        first, second = (
+            [(bits_of([p]), *arrays(o.state[p].values())) for p in m.parameters()]
+            for m, o in zip(models, optimizers, strict=True)
+        )
+        np.testing.assert_equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_master_weights_without_low_bits(dtype: str) -> None:
+    p = torch.nn.Parameter(torch.tensor(EXTREMES).to(getattr(torch, dtype)))
+    master = Adam([p]).master_weights(p)
+    assert not master.requires_grad
+    assert_same_bits(array(master), array(p.float()))
+    master.zero_()
+    assert p[5] > 1  # a copy
+
+
+def test_master_weights_are_those_of_now() -> None:
+    p = torch.nn.Parameter(torch.ones(5, 3).bfloat16())
+    optimizer = Adam([p], low_bits="int8", lr=1e-4)
+    for _ in range(5):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert torch.equal(p, torch.ones_like(p))
+    np.testing.assert_allclose(array(optimizer.master_weights(p)), 1 - 5e-4, rtol=2.0**-15)
+    optimizer.param_groups[0]["low_bits"] = None
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(optimizer.master_weights(p), p.float())
+
+
+def swapped() -> tuple[Any, Any]:
+    model = model_of()
+    optimizer = Adam(model.parameters(), low_bits="int8", ema_decay=0.9)
+    go(optimizer, list(map(torch.ones_like, model.parameters())))
+    optimizer.swap_ema()
+    return model, optimizer
+
+
+def with_optimizer(kind: Any = Adam, **settings: Any) -> Callable[[], tuple[Any, Any]]:
+    def make() -> tuple[Any, Any]:
+        model = model_of()
+        return model, kind(model.parameters(), **settings)
+
+    return make
+
+
+ERRORS: dict[str, tuple[Callable[[], tuple[Any, Any]], type[Exception], str]] = {
+    "no low bits": (with_optimizer(), ValueError, "low_bits"),
+    "torch's optimizer": (with_optimizer(torch.optim.Adam), TypeError, "^optimizer must be"),
+    "no model": (lambda: ([], with_optimizer()()[1]), TypeError, "^model must be"),
+    "another model": (
+        lambda: (model_of(), with_optimizer(low_bits="int8")()[1]),
+        ValueError,
+        "^model must have float32 parameters",
+    ),
+    "float64": (
+        lambda: (m := model_of().double(), Adam(m.parameters(), low_bits="int8")),
+        ValueError,
+        "^model must have float32 parameters",
+    ),
+    "swapped": (swapped, ValueError, "swapped out first"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors_of_split(make: Any, error: type[Exception], message: str) -> None:
+    model, optimizer = make()
+    modules = [model] if isinstance(model, torch.nn.Module) else []
+    before = [copy.deepcopy(m.state_dict()) for m in modules], everything(optimizer)
+    with pytest.raises(error, match=rf"{message}.*Received: .+"):
+        split_(model, optimizer)
+    after = [m.state_dict() for m in modules], everything(optimizer)
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+    assert_everything_same_bits(after[1], before[1])
+
+
+def test_errors_once_split() -> None:
+    model = model_of()
+    optimizer = Adam(model.parameters(), low_bits="int8", ema_decay=0.9)
+    split_(model, optimizer)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    with pytest.raises(ValueError, match=r"^model must have float32.*Received: none.*int8"):
+        split_(model, optimizer)
+    after = model.state_dict(), optimizer.state_dict()["state"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+def test_errors_of_master_weights(dtype: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3, dtype=getattr(torch, dtype)))
+    with pytest.raises(TypeError, match=r".*Received: .+"):
+        Adam([p]).master_weights(p)
+    model, optimizer = swapped()
+    with pytest.raises(ValueError, match="swapped out first"):
+        optimizer.master_weights(model[0].weight)
