@@ -67,9 +67,11 @@ def build(small: bool, size: tuple[int, int], args: argparse.Namespace) -> tuple
     model, lr = Transformer(args.context, *size), 0.5 / size[0]
 
     if small:
-        # These two lines are all it takes. The model becomes bfloat16, in place.
+        # These lines are all it takes: the model becomes bfloat16, in place. A single call,
+        # `split_(model, optimizer)`, does the same, but needs more memory while it runs.
         optimizer = AdamW(model.parameters(), lr=lr, moments="packed", low_bits="int8")
-        split_(model, optimizer)
+        for part in (*model.layers.layers, model):
+            split_(part, optimizer)
     else:
         optimizer = AdamW(model.parameters(), lr=lr)
     if args.attach:  # the backward pass steps each parameter and frees its gradient
@@ -79,16 +81,16 @@ def build(small: bool, size: tuple[int, int], args: argparse.Namespace) -> tuple
 
 def largest(small: bool, args: argparse.Namespace) -> tuple[int, int]:
     """Return the width and layers of the largest model whose training fits in the memory."""
-    kept, gradient, itemsize = (5, 2, 2) if small else (12, 4, 4)
-    each = kept if args.attach else kept + gradient
+    kept, gradient, building, itemsize = (5, 2, 8, 2) if small else (12, 4, 5, 4)
     fitting: dict[int, tuple[int, int]] = {}
     for width in range(HEAD_WIDTH, 8192, HEAD_WIDTH):
         for layers in (width // 128 + 1, width // 128 + 2):
             n = layers * (12 * width + 13) * width + (2 * BYTES + args.context + 2) * width + BYTES
-            # An estimate of what the forward pass keeps for the backward pass.
+            # An estimate of what the forward pass keeps until the backward pass, which frees it
+            # while gradients arrive.
             numbers = args.batch * args.context * (28 * width * layers + 4 * BYTES)
-            splitting = 9 * n if small else 0  # for a moment, by split_
-            if max(each * n + itemsize * numbers, splitting) + 5e6 <= args.memory:
+            most = max(itemsize * numbers, (not args.attach) * gradient * n)
+            if max(kept * n + most, building * n) + 5e6 <= args.memory:
                 fitting[n] = width, layers
     return fitting[max(fitting)] if fitting else sys.exit("--memory is too little for one layer")
 
@@ -164,7 +166,7 @@ def main() -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--memory", type=bytes_in, default="350MB", help="MB or GB, besides Python and torch")
+    add("--memory", type=bytes_in, default="300MB", help="MB or GB, besides Python and torch")
     add("--largest", action="store_true", help="train the largest model, without float32")
     add("--attach", action="store_true", help="step while backward runs: 5 bytes, or 12")
     add("--steps", type=int, default=200, help="steps of each training")

@@ -157,7 +157,7 @@ def test_state_of_a_step_that_was_taken_is_kept(ema_decay: float | None) -> None
     if ema_decay is not None:  # averages added later
         optimizer.step()
         optimizer.param_groups[0]["ema_decay"] = ema_decay
-    optimizer._plan = _Interrupted(optimizer._plan)  # type: ignore[assignment]
+    optimizer._plan.core = _Interrupted(optimizer._plan.core)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         optimizer.step()
     assert optimizer.state[p]["step"] == (1 if ema_decay is None else 2)

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "api/checks.hpp"
 #include "api/messages.hpp"
 #include "bindings/adam_state.hpp"
 #include "bindings/convert.hpp"
@@ -28,11 +29,14 @@ py::list names_of(std::span<const StateKind> kinds) {
 }
 
 // Returns {kind: dtype} of the state that a parameter of this dtype needs.
-py::dict needed_state_of(const AdamOptions& options, const std::string& dtype) {
+// @throws std::invalid_argument  such a parameter cannot be stepped
+py::dict needed_state_of(const AdamOptions& options, const std::string& dtype,
+                         const std::string& name) {
   constexpr Storage floats[] = {Storage::f32, Storage::f64, Storage::f16, Storage::bf16};
   py::dict needed;
   for (const Storage param : floats) {
     if (dtype != name_of(param)) continue;
+    check_param_type(param, options.settings(), {name.c_str()});
     for (const StateKind& state : state_kinds) {
       if (!state.needed(options.settings(), param)) continue;
       needed[state.name] = name_of(state.storage(options.settings(), param));
@@ -108,7 +112,8 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
 
   module.def("same_objects", &same_objects, arg("a"), arg("b"));
   module.def("gradients_of", &gradients_of, arg("tensors"));
-  module.def("needed_state", &needed_state_of, arg("options"), arg("dtype"));
+  module.def("needed_state", &needed_state_of, arg("options"), arg("dtype"),
+             arg("name") = "params");
   module.def("allocate_state", &allocate_state, arg("params"), arg("positions"), arg("options"));
 
   module.def("clip_gradients", &python::clip_gradients, arg("params"), arg("grads"), arg("options"),

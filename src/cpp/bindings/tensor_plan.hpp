@@ -62,7 +62,8 @@ class TensorPlan {
   std::vector<std::uint32_t> groups_;
   std::vector<std::vector<BoundArray>> state_;  // [kind][parameter]
   std::array<bool, std::size(state_kinds)> has_state_{};
-  std::vector<BoundArray> counters_;  // step counts
+  std::vector<std::pair<Moments, LowBits>> formats_;  // of the state of each parameter
+  std::vector<BoundArray> counters_;                  // step counts
 };
 
 void bind_tensor_plan(py::module_& module);

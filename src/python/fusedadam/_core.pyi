@@ -257,8 +257,11 @@ class TensorPlan:
 
 def same_objects(a: list[Any], b: list[Any]) -> bool: ...
 def gradients_of(tensors: list[Any]) -> list[Any]: ...
-def needed_state(options: AdamOptions, dtype: str) -> dict[str, str]:
-    """Return the dtypes of the state, by kind, that a parameter of this dtype needs."""
+def needed_state(options: AdamOptions, dtype: str, name: str = ...) -> dict[str, str]:
+    """Return the dtypes of the state, by kind, that a parameter of this dtype needs.
+
+    Raises ValueError, with this name, if such a parameter cannot be stepped.
+    """
 
 def allocate_state(
     params: list[Any], positions: list[int], options: AdamOptions

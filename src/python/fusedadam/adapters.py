@@ -28,4 +28,4 @@ def copy_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Copy a gradient or state tensor into the memory layout of its parameter."""
     import torch
 
-    return torch.empty_like(like, requires_grad=False).copy_(tensor)
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedadam import _core
 from fusedadam.torch.fused_step import FusedStep, name_tensors
 from fusedadam.torch.scaled_losses import require_unscaled, unwatch, watch
-from fusedadam.torch.state import new_plan
+from fusedadam.torch.state import Plan
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -132,7 +131,7 @@ class _Hook:
         self._optimizer = optimizer
         self._group = group
         self._name = name
-        self._plan: _core.TensorPlan = new_plan()
+        self._plan = Plan()
 
     def __call__(self, param: torch.Tensor) -> None:
         try:

@@ -28,11 +28,11 @@ from fusedadam.torch.local import (
 from fusedadam.torch.state import (
     ABSENT,
     NAMES,
+    Plan,
     conform,
     joined,
     needed_state,
     new_average,
-    new_plan,
     new_states,
     separate_counter,
     split_into,
@@ -70,7 +70,7 @@ class FusedStep(torch.optim.Optimizer):
 
     def _prepare(self) -> None:
         self._lock = new_lock()
-        self._plan = new_plan()
+        self._plan = Plan()
         self._options: dict[int, tuple[tuple[Any, ...], _core.AdamOptions]] = {}
         self._swapped = False
         self._averages: dict[int, Tensor] = {}  # of 16-bit parameters, while swapped
@@ -115,7 +115,12 @@ class FusedStep(torch.optim.Optimizer):
             for group in self.param_groups:
                 _drop_what_is_off(group)
             self._conform_all()
-            return super().state_dict()
+            saved = super().state_dict()
+            for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
+                # Also the default, since the bits depend on it.
+                if any(map(_is_stored, own["params"])) or own.get("moments", "auto") != "auto":
+                    group.setdefault("seed", 0)
+            return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load settings and state, as in torch. Settings that torch lacks may be missing.
@@ -159,13 +164,12 @@ class FusedStep(torch.optim.Optimizer):
     def _conform_all(self) -> None:
         """Convert all state to the formats of its group, unless settings are out of range."""
         for index, group in enumerate(self.param_groups):
-            try:
-                options = self._options_of(index)
-            except (TypeError, ValueError):
-                continue  # the next step reports it
             for param in group["params"]:
-                if param in self.state:
-                    conform(self.state[param], param, needed_state(param, options))
+                if param not in self.state:
+                    continue
+                with contextlib.suppress(TypeError, ValueError):  # the next step reports it
+                    needed = needed_state(param, self._options_of(index))
+                    conform(self.state[param], param, needed)
 
     @torch.no_grad()
     def master_weights(self, param: Tensor) -> Tensor:
@@ -188,12 +192,14 @@ class FusedStep(torch.optim.Optimizer):
         TypeError
             The parameter has another dtype.
         """
+        if param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise TypeError(
+                "param must be float32, bfloat16 or float16: others have no weights of more bits. "
+                f"Received: dtype={param.dtype}"
+            )
         with self._lock:
             self._require_not_swapped()
-            low_bits = self.state.get(param, {}).get("low_bits")
-            if low_bits is None:
-                return cast("Tensor", mapped(lambda p: joined(p, None), param))
-            return cast("Tensor", mapped(joined, param, low_bits))
+            return cast("Tensor", mapped(joined, param, self.state.get(param, {}).get("low_bits")))
 
     @torch.no_grad()
     def swap_ema(self) -> None:
@@ -309,7 +315,7 @@ class FusedStep(torch.optim.Optimizer):
         name_tensors(error, list(names))
 
     @torch.no_grad()
-    def _step(self, params: list[Tensor], groups: list[int], plan: _core.TensorPlan) -> None:
+    def _step(self, params: list[Tensor], groups: list[int], plan: Plan) -> None:
         """Step these parameters, each with the settings of its group."""
         with self._lock, contextlib.ExitStack() as undo:
             self._require_not_swapped()
@@ -329,19 +335,18 @@ class FusedStep(torch.optim.Optimizer):
             distributed = self._known_distributed if known else any_distributed(params)
             # No branch before `try`: CPython 3.11 would then leave its start outside of the `with`.
             used = grads if copy_scale is None else _divided(grads, copy_scale)
+            formats = [(option.moments, option.low_bits) for option in options]
             try:
-                stepped = _call(plan, params, used, states, groups, options, distributed)
+                if formats != plan.formats:
+                    self._conform_for(params, states, groups, options, undo)
+                stepped = _call(plan.core, params, used, states, groups, options, distributed)
             except ValueError:
                 # As in torch, the strides of a parameter or its state may change between steps.
-                changed = [
-                    conform(state, param, needed_state(param, options[group]))
-                    for state, param, group in zip(states, params, groups, strict=True)
-                    if state
-                ]
-                if not any(changed):
+                if not self._conform_for(params, states, groups, options, undo):
                     raise
-                stepped = _call(plan, params, used, states, groups, options, distributed)
+                stepped = _call(plan.core, params, used, states, groups, options, distributed)
             undo.pop_all()
+            plan.formats = formats
         torch.autograd.graph.increment_version(stepped)
         if scale is not None or any(option.zero_grad for option in options):
             _leave_gradients(grads, used, [options[group].zero_grad for group in groups], scale)
@@ -374,12 +379,32 @@ class FusedStep(torch.optim.Optimizer):
             if averages[groups[i]] and state is not ABSENT and "ema" not in state:
                 # The state is of an optimizer without averages.
                 undo.callback(_forget_average, state, _steps(state))
-                state["ema"] = new_average(params[i])
+                state["ema"] = new_average(params[i], state.get("low_bits"))
         if len(own) == len(params) and _core.same_objects(list(own), params):
             self._known_distributed = any_distributed(params)
             self._known_averages = averages
             self._known_params, self._known_states = params, states
         return states
+
+    def _conform_for(
+        self,
+        params: list[Tensor],
+        states: list[dict[str, Any]],
+        groups: list[int],
+        options: list[_core.AdamOptions],
+        undo: contextlib.ExitStack,
+    ) -> bool:
+        """Conform the states of these parameters; return whether any has changed."""
+        present = [i for i, state in enumerate(states) if state is not ABSENT]
+        needed = {i: needed_state(params[i], options[groups[i]], f"params[{i}]") for i in present}
+        changed = False
+        for i in present:
+            before, low_bits = dict(states[i]), states[i].get("low_bits")
+            changes_weights = low_bits is not None and low_bits.dtype != needed[i].get("low_bits")
+            weights = params[i].clone() if changes_weights else None
+            undo.callback(_put_back, states[i], before, _steps(before), params[i], weights)
+            changed = conform(states[i], params[i], needed[i]) or changed
+        return changed
 
     def _begin(
         self,
@@ -479,6 +504,22 @@ def _unwrap_tensors(own: Any, param: Any) -> None:
             own[name] = tensor = tensor.to(param.device)
             if torch.float64 in (param.dtype, tensor.dtype) and tensor.is_floating_point():
                 own[name] = tensor.to(param.dtype) if param.is_floating_point() else tensor
+
+
+def _put_back(
+    state: dict[str, Any],
+    before: dict[str, Any],
+    steps: float,
+    param: Tensor,
+    weights: Tensor | None,
+) -> None:
+    """Undo a change of formats, unless the parameter was stepped before an interrupt."""
+    if _steps(state) > steps:
+        return
+    state.clear()
+    state.update(before)
+    if weights is not None:
+        param.copy_(weights)
 
 
 def _steps(state: Mapping[str, Any]) -> float:

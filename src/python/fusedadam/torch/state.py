@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 
@@ -33,15 +33,25 @@ _INTERCHANGEABLE: Final = {torch.float32, torch.bfloat16, torch.float16}
 ABSENT: Final[dict[str, Any]] = {"step": None}
 
 
-def new_plan() -> _core.TensorPlan:
-    """Return a plan for steps with such state."""
-    return _core.TensorPlan(copy_like, NAMES)
+class Plan:
+    """A plan for steps with such state, and the formats of each group at the last of them."""
+
+    def __init__(self) -> None:
+        self.core = _core.TensorPlan(copy_like, NAMES)
+        self.formats: Sequence[tuple[str, str | None]] = ()
 
 
-def needed_state(param: Tensor, options: _core.AdamOptions) -> dict[str, torch.dtype]:
-    """Return the dtypes of the state of a parameter, by torch's names."""
+def needed_state(
+    param: Tensor, options: _core.AdamOptions, name: str = "params"
+) -> dict[str, torch.dtype]:
+    """Return the dtypes of the state of a parameter, by torch's names; raise if there is none."""
     dtype = _name_of(_real_dtype(param))
-    needed = _core.needed_state(options, dtype)
+    needed = _core.needed_state(options, dtype, name)
+    if param.is_complex() and options.moments in ("bfloat16", "packed"):
+        raise ValueError(
+            f"{name} must be real to have moments in 16 bits: use moments='float32'. "
+            "Received: complex"
+        )
     return {
         NAMES[kind]: param.dtype if param.is_complex() else getattr(torch, named)
         for kind, named in needed.items()
@@ -75,10 +85,11 @@ def new_states(
     return states
 
 
-def new_average(param: Tensor) -> Tensor:
-    """Return the initial moving average of a parameter; float32 for one of 16 bits."""
-    average = param.detach().clone()
-    return average.float() if average.dtype.itemsize == 2 else average
+def new_average(param: Tensor, low_bits: Tensor | None = None) -> Tensor:
+    """Return the initial moving average of a parameter: its value, in at least 32 bits."""
+    if param.dtype.itemsize > 2:
+        return param.detach().clone()
+    return cast("Tensor", mapped(joined, param, low_bits))
 
 
 def conform(
