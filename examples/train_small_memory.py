@@ -65,7 +65,6 @@ def build(small: bool, size: tuple[int, int], args: argparse.Namespace) -> tuple
     """Return a new model and its optimizer."""
     torch.manual_seed(args.seed)
     model, lr = Transformer(args.context, *size), 0.5 / size[0]
-
     if small:
         # These lines are all it takes: the model becomes bfloat16, in place. A single call,
         # `split_(model, optimizer)`, does the same, but needs more memory while it runs.
@@ -86,8 +85,7 @@ def largest(small: bool, args: argparse.Namespace) -> tuple[int, int]:
     for width in range(HEAD_WIDTH, 8192, HEAD_WIDTH):
         for layers in (width // 128 + 1, width // 128 + 2):
             n = layers * (12 * width + 13) * width + (2 * BYTES + args.context + 2) * width + BYTES
-            # An estimate of what the forward pass keeps until the backward pass, which frees it
-            # while gradients arrive.
+            # An estimate of what the forward pass keeps. It is freed while gradients arrive.
             numbers = args.batch * args.context * (28 * width * layers + 4 * BYTES)
             most = max(itemsize * numbers, (not args.attach) * gradient * n)
             if max(kept * n + most, building * n) + 5e6 <= args.memory:

@@ -432,3 +432,25 @@ CONVERSIONS: dict[str, tuple[Callable[[], object], str]] = {
 def test_conversions_refuse_what_does_not_fit(call: Callable[[], object], name: str) -> None:
     with pytest.raises((TypeError, ValueError), match=rf"{name} must .*Received: "):
         call()
+
+
+VALUES: dict[str, tuple[Callable[[Adam, list[Array]], object], str]] = {
+    "fewer params": (lambda a, p: a.master_weights(p[:1]), "params must be as many as .* 2"),
+    "fewer values": (lambda a, p: a.set_master_weights(p, p[:1]), "values must be as many"),
+    "another shape": (
+        lambda a, p: a.set_master_weights(p, [np.ones(3), np.ones(4)]),
+        r"values\[1\] must have the shape of params\[1\], \(5,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), VALUES.values(), ids=VALUES)
+def test_master_weights_refuse_what_does_not_fit(
+    call: Callable[[Adam, list[Array]], object], message: str
+) -> None:
+    params = [np.ones(3, BFLOAT16), np.ones(5, BFLOAT16)]
+    adam = Adam(low_bits="int8")
+    adam.build(params)
+    with pytest.raises(ValueError, match=rf"{message}.*Received: "):
+        call(adam, params)
+    assert all((p.astype(np.float32) == 1).all() for p in params)

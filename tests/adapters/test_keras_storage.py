@@ -100,3 +100,15 @@ def test_model_of_a_policy_trains_and_continues_from_a_file(
         [array_of(v._value) for v in [*loaded.weights, *loaded.optimizer.variables]],
         [array_of(v._value) for v in [*model.weights, *model.optimizer.variables]],
     )
+
+
+@pytest.mark.parametrize(("dtype", "formats"), FORMATS.values(), ids=FORMATS)
+def test_norm_that_is_not_finite_clips_as_in_keras(dtype: str, formats: dict[str, Any]) -> None:
+    variable = keras.Variable(np.ones(4), dtype=dtype)
+    optimizer = fusedadam.keras.Adam(0.1, global_clipnorm=1.0, **formats)
+    grad = torch.tensor([1.0, float("inf"), 1.0, 1.0]).to(variable._value)
+    optimizer.apply([grad], [variable])
+    # The other gradients become 0, and inf * 0 is NaN.
+    assert array_of(variable._value).astype("float32").tolist()[::2] == [1, 1]
+    assert np.isnan(array_of(variable._value).astype("float32")[1])
+    assert int(optimizer.iterations) == 1

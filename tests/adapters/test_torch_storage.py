@@ -8,8 +8,10 @@ import io
 import itertools
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import fusedadam
 import numpy as np
 import pytest
 import storage_oracle as storage
@@ -674,3 +676,23 @@ def test_refused(dtype: str, settings: dict[str, Any], when: str) -> None:
     for each in (optimizer, twin):
         go(each, 1)
     assert_everything_same_bits(contents(optimizer), contents(twin), "after the next step")
+
+
+def test_numpy_interface_takes_tensors_of_16_bits(tmp_path: Path) -> None:
+    x = values(np.random.default_rng(0), (70,), "float32").astype(storage.BFLOAT16)
+    of_arrays, of_tensors = (
+        fusedadam.Adam(moments="packed", low_bits="int8", clipnorm=0.1) for _ in range(2)
+    )
+    arrays, tensors = [x.copy()], [tensor(x)]
+    grads = [np.ones(70, storage.BFLOAT16)]
+    expected = of_arrays.get_gradients(grads, arrays)[0]
+    assert_same_bits(of_tensors.get_gradients([tensor(grads[0])], tensors)[0], expected)
+    assert expected.dtype == np.float32
+    of_arrays.step(arrays, grads)
+    of_tensors.step(tensors, [tensor(grads[0])])
+    assert_same_bits(array(tensors[0]), arrays[0])
+    of_tensors.save(tmp_path / "adam.safetensors")
+    resumed = fusedadam.Adam.load(tmp_path / "adam.safetensors", tensors)
+    assert_same_bits(resumed.master_weights(tensors)[0], of_arrays.master_weights(arrays)[0])
+    with pytest.raises(TypeError, match=r"params\[0\] must be float32.*Received: "):
+        fusedadam.Adam.load(tmp_path / "adam.safetensors", [torch.ones(70, dtype=torch.int16)])
