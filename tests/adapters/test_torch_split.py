@@ -213,6 +213,12 @@ def swapped() -> tuple[Any, Any]:
     return model, optimizer
 
 
+def with_gaps() -> tuple[Any, Any]:
+    model = model_of()
+    model.register_parameter("strided", torch.nn.Parameter(torch.ones(3, 8)[:, ::2]))
+    return model, Adam(model.parameters(), low_bits="int8")
+
+
 def with_optimizer(kind: Any = Adam, **settings: Any) -> Callable[[], tuple[Any, Any]]:
     def make() -> tuple[Any, Any]:
         model = model_of()
@@ -236,6 +242,7 @@ ERRORS: dict[str, tuple[Callable[[], tuple[Any, Any]], type[Exception], str]] = 
         "^model must have float32 parameters",
     ),
     "swapped": (swapped, ValueError, "swapped out first"),
+    "gaps": (with_gaps, ValueError, "gaps or overlaps"),
 }
 
 

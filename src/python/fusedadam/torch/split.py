@@ -32,7 +32,8 @@ def split_(model: torch.nn.Module, optimizer: FusedStep) -> None:
     TypeError
         The optimizer is not one of `fusedadam.torch`, or a parameter is a DTensor.
     ValueError
-        No group with `low_bits` has a float32 parameter of the model. Nothing has changed.
+        No group with `low_bits` has a float32 parameter of the model, or one has gaps. Nothing has
+        changed.
 
     Examples
     --------
@@ -57,23 +58,35 @@ def split_(model: torch.nn.Module, optimizer: FusedStep) -> None:
         if group.get("low_bits") is not None
         for param in group["params"]
     }
-    weights = {
-        param: param.detach().clone()
-        for param in model.parameters()
-        if param in group_of and param.dtype == torch.float32
-    }
+    weights: list[torch.Tensor] = [
+        param for param in model.parameters() if param in group_of and param.dtype == torch.float32
+    ]
     if not weights:
         raise ValueError(
             "model must have float32 parameters in a group with low_bits. Received: none, "
             f"low_bits={[group.get('low_bits') for group in optimizer.param_groups]!r}"
         )
-    if any_distributed(list(weights)):
+    if any_distributed(weights):
         raise TypeError("model must be split before it is sharded. Received: a DTensor")
+    for index, param in enumerate(weights):
+        if torch.empty_like(param).stride() != param.stride():
+            raise ValueError(
+                "the parameters of the model must fill their memory without gaps or overlaps. "
+                f"Received: stride={param.stride()} of float32 parameter {index}"
+            )
     optimizer._require_not_swapped()
+    # One after the other, and before the state is allocated: the memory of the float32 weights is
+    # then free again, and no more is needed than afterwards.
+    low_bits = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dtype == torch.float32:
-            tensor.grad = None
-            tensor.data = tensor.data.bfloat16()
-    optimizer._adopt(list(weights), [group_of[param] for param in weights])
-    for param, values in weights.items():
-        split_into(values, param, optimizer.state[param]["low_bits"])
+        if tensor.dtype != torch.float32:
+            continue
+        values, tensor.grad = tensor.data, None
+        tensor.data = values.bfloat16()
+        if tensor in group_of:
+            dtype = getattr(torch, optimizer.param_groups[group_of[tensor]]["low_bits"])
+            low_bits[tensor] = torch.empty_like(tensor, dtype=dtype, requires_grad=False)
+            split_into(values, tensor, low_bits[tensor])
+    optimizer._adopt(weights, [group_of[param] for param in weights])
+    for param in weights:
+        optimizer.state[param]["low_bits"].copy_(low_bits.pop(param))
