@@ -91,7 +91,7 @@ BAD_PARAMS: Final[dict[str, Callable[[Array], Any]]] = {
     "complex": _cast("complex64"),
     "None": lambda _: None,
     "a list": lambda a: a.tolist(),
-    "float16": _cast("float16"),
+    "int16": _cast("int16"),
     "int32": lambda a: np.ones(a.shape, "int32"),
     "swapped bytes": _swapped,
     "read-only": read_only,
