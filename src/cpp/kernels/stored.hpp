@@ -166,6 +166,11 @@ inline void copy_bytes(void* to, const void* from, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) static_cast<char*>(to)[i] = static_cast<const char*>(from)[i];
 }
 
+// Not `= {}`: compilers call memset() for that.
+inline void zero_bytes(void* data, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) static_cast<char*>(data)[i] = 0;
+}
+
 // Widens n elements of a gradient, a moment, or a weight with its low bits. Not part of its
 // callers, which would else save the registers that this needs.
 FUSEDADAM_NOINLINE inline void widen(float* out, const Stream& s, const Stream& low,
@@ -210,6 +215,7 @@ struct Extended {
     for (std::size_t k = 0; k < kind::count; ++k) {
       if (part.data[k] == nullptr) continue;
       const std::size_t item = item_size(part.storage[k]);
+      zero_bytes(memory_[k], group_size * item);
       copy_bytes(memory_[k] + first * item, part.data[k], n * item);
       streams.data[k] = memory_[k];
     }
@@ -229,7 +235,7 @@ struct Extended {
  private:
   std::size_t first_;
   std::size_t n_;
-  alignas(64) char memory_[kind::count][group_size * sizeof(float)] = {};
+  alignas(64) char memory_[kind::count][group_size * sizeof(float)];
 };
 
 // NaNs must be quiet. With 8 low bits, nearest rounding halfway cases away from zero.
