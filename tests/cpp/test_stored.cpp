@@ -207,6 +207,20 @@ TEST(Stored, ReadsWhatItWrites) {
   }
 }
 
+TEST(Stored, ReadsOneMomentOfAPackedTensor) {
+  const Format format = formats()[6];
+  Stored stored = stepped(format, 100, {100});
+  std::vector<float> m(100);
+  std::vector<float> v(100);
+  std::vector<float> alone(100);
+  read_values(stored.tensor(), format.settings, {.m = m.data(), .v = v.data()});
+  read_values(stored.tensor(), format.settings, {.m = alone.data()});
+  EXPECT_EQ(alone, m);
+  read_values(stored.tensor(), format.settings, {.v = alone.data()});
+  EXPECT_EQ(alone, v);
+  read_values(stored.tensor(), format.settings, {});
+}
+
 TEST(Stored, StepsRowsOfATable) {
   const AdamSettings settings{.moments = Moments::packed, .low_bits = LowBits::int8};
   const std::vector<std::int64_t> indices{3, 9, 3};
@@ -369,6 +383,8 @@ TEST(RefusedStored, Conversions) {
   std::vector<float> m(8);
   EXPECT_EQ(message_of([&] { write_values(stored.tensor(), settings, {.m = m.data()}); }),
             "values.m and values.v must be given together. Received: one of them");
+  EXPECT_EQ(message_of([&] { read_values(stored.tensor(), settings, {.vhat = m.data()}); }),
+            "values.vhat must be null without amsgrad. Received: an address");
 }
 
 TEST(RefusedStored, Settings) {

@@ -95,13 +95,15 @@ TensorList checked_tensor(const MixedTensor& tensor, const AdamOptions& options,
   const TensorRef ref = reference_of(tensor, options.settings());
   std::vector<ByteRange> arrays;
   check_written(ref, options.settings(), {"tensor"}, arrays);
-  const bool has_both = (values.m == nullptr) == (values.v == nullptr);
-  if (ref.param_storage() == Storage::f64 || (writes && !has_both)) {
-    throw std::invalid_argument(
-        ref.param_storage() == Storage::f64
-            ? broken_rule("tensor.param must not be double, which needs no conversion", "double")
-            : broken_rule("values.m and values.v must be given together", "one of them"));
-  }
+  const auto require = [](bool holds, const char* rule, const char* received) {
+    if (!holds) throw std::invalid_argument(broken_rule(rule, received));
+  };
+  require(ref.param_storage() != Storage::f64,
+          "tensor.param must not be double, which needs no conversion", "double");
+  require(values.vhat == nullptr || options.settings().amsgrad,
+          "values.vhat must be null without amsgrad", "an address");
+  require(!writes || (values.m == nullptr) == (values.v == nullptr),
+          "values.m and values.v must be given together", "one of them");
   return TensorList({ref});
 }
 

@@ -364,7 +364,7 @@ inline void read(const TensorStreams& tensor, std::size_t first, std::size_t n, 
   if (s.data[kind::packed] == nullptr) {
     if (to.m != nullptr) widen(to.m, stream_of(s, kind::m, 0), {}, n);
     if (to.v != nullptr) widen(to.v, stream_of(s, kind::v, 0), {}, n);
-  } else if (to.m != nullptr) {
+  } else if (to.m != nullptr || to.v != nullptr) {
     unpack(to.m, to.v, s.data[kind::packed], n);
   }
 }

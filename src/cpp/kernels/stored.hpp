@@ -298,6 +298,7 @@ inline UnpackedMoments unpacked(Words word) {
   return {floats_of(m), floats_of(v)};
 }
 
+// Null: not wanted.
 inline void unpack(float* m, float* v, const void* words, std::size_t n) {
   const auto* in = static_cast<const char*>(words);
   constexpr std::size_t step = 2 * lanes;
@@ -311,8 +312,8 @@ inline void unpack(float* m, float* v, const void* words, std::size_t n) {
     const UnpackedMoments odd = unpacked<true>(pair >> 16);
     store_floats(out[0], {even.m, odd.m});
     store_floats(out[1], {even.v, odd.v});
-    copy_bytes(m + i, out[0], count * sizeof(float));
-    copy_bytes(v + i, out[1], count * sizeof(float));
+    if (m != nullptr) copy_bytes(m + i, out[0], count * sizeof(float));
+    if (v != nullptr) copy_bytes(v + i, out[1], count * sizeof(float));
   }
 }
 
