@@ -36,6 +36,10 @@ static constexpr std::uint8_t item_size(Storage storage) {
   return item_sizes[static_cast<std::size_t>(storage)];
 }
 
+static constexpr bool is_half(Storage storage) {
+  return storage == Storage::f16 || storage == Storage::bf16;
+}
+
 // Indices of the arrays of a tensor. `low_bits` extends a parameter in bfloat16; `packed` takes the
 // place of m and v.
 namespace kind {

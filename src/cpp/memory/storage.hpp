@@ -41,10 +41,6 @@ constexpr const char* name_of(Storage storage) noexcept {
   return names[static_cast<std::size_t>(storage)];
 }
 
-constexpr bool is_half(Storage storage) noexcept {
-  return storage == Storage::f16 || storage == Storage::bf16;
-}
-
 // Whether the kernels can read gradients of this storage for parameters of that one: the same
 // compute type, to which they are widened exactly.
 constexpr bool steps_without_copy(Storage grad, Storage param) noexcept {

@@ -399,11 +399,15 @@ class FusedStep(torch.optim.Optimizer):
         needed = {i: needed_state(params[i], options[groups[i]], f"params[{i}]") for i in present}
         changed = False
         for i in present:
-            before, low_bits = dict(states[i]), states[i].get("low_bits")
-            changes_weights = low_bits is not None and low_bits.dtype != needed[i].get("low_bits")
-            weights = params[i].clone() if changes_weights else None
-            undo.callback(_put_back, states[i], before, _steps(before), params[i], weights)
-            changed = conform(states[i], params[i], needed[i]) or changed
+            state, param = states[i], params[i]
+            converted, low_bits = dict(state), state.get("low_bits")
+            if low_bits is not None and low_bits.dtype != needed[i].get("low_bits"):
+                undo.callback(_put_back, state, dict(state), _steps(state), param, param.clone())
+            if conform(converted, param, needed[i]):
+                undo.callback(_put_back, state, dict(state), _steps(state), param, None)
+                state.clear()
+                state.update(converted)
+                changed = True
         return changed
 
     def _begin(
