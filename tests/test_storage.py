@@ -271,6 +271,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[Adam, list[Array]]:
     dtype, moments, low_bits, rounding = request.param
     rng = np.random.default_rng(7)
     params = [numbers(rng, shape, DTYPES[dtype]) for shape in SHAPES]
+    params.append(numbers(rng, (9,), np.float32))  # has no low bits
     adam: Any = Adam(moments=moments, low_bits=low_bits, rounding=rounding, seed=5, use_ema=True)
     for _ in range(3):
         adam.step(params, grads_of(rng, params))
@@ -323,10 +324,9 @@ def test_master_weights_join_and_split(trained: tuple[Adam, list[Array]]) -> Non
     assert_all_same_bits(values, expected)
     before = [p.copy() for p in params]
     adam.set_master_weights(params, [w * np.float32(1.37) for w in values])
-    dtype = params[0].dtype
     for value, p, part in zip(values, params, low, strict=True):
         named = None if part is None else part.dtype.name
-        hi, rest = storage.store_weight(value * np.float32(1.37), dtype, named)
+        hi, rest = storage.store_weight(value * np.float32(1.37), p.dtype, named)
         assert_same_bits(p, hi)
         if rest is not None:
             assert_same_bits(part, rest)

@@ -696,3 +696,21 @@ def test_numpy_interface_takes_tensors_of_16_bits(tmp_path: Path) -> None:
     assert_same_bits(resumed.master_weights(tensors)[0], of_arrays.master_weights(arrays)[0])
     with pytest.raises(TypeError, match=r"params\[0\] must be float32.*Received: "):
         fusedadam.Adam.load(tmp_path / "adam.safetensors", [torch.ones(70, dtype=torch.int16)])
+
+
+@pytest.mark.parametrize("low_bits", ["int8", None])
+def test_error_after_a_change_of_formats_changes_nothing(low_bits: str | None) -> None:
+    p = torch.nn.Parameter(tensor(values(np.random.default_rng(0), (70,), "float32")).bfloat16())
+    optimizer = AdamW([p], low_bits="int16")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    before, state = p.detach().clone(), copy.deepcopy(dict(optimizer.state[p]))
+    optimizer.param_groups[0].update(moments="packed", low_bits=low_bits)
+    p.grad = torch.ones(70, dtype=torch.bfloat16).to_sparse()
+    p.grad._indices()[0, 0] = 10**6  # out of range
+    with pytest.raises(ValueError, match=r"indices.*Received: "):
+        optimizer.step()
+    assert_same_bits(array(p), array(before))
+    assert optimizer.state[p].keys() == state.keys()
+    for name, value in state.items():
+        assert_same_bits(array(optimizer.state[p][name]), array(value), name)

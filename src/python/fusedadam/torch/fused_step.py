@@ -678,7 +678,7 @@ def _call(
             for grad, param in zip(grads, params, strict=True)
         ]
         if any(map(_is_stored, params)) or any(option.moments != "auto" for option in options):
-            parts = [part_of(param) for param in params]
+            parts = [part_of(p) if any_distributed([p]) else None for p in params]
         params = [local_tensor(param) for param in params]
         states = [{k: local_tensor(value) for k, value in state.items()} for state in states]
     stepped = plan.step_counted(params, grads, states, groups, options, parts)

@@ -53,10 +53,8 @@ def mapped(function: Callable[..., Any], *tensors: Any) -> Any:
     return tuple(map(placed, result)) if isinstance(result, tuple) else placed(result)
 
 
-def part_of(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the shape of a DTensor and the offset of the local shard; None for other tensors."""
-    if not any_distributed([tensor]):
-        return None
+def part_of(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of a DTensor and the offset of the local shard."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, offset = compute_local_shape_and_global_offset(
