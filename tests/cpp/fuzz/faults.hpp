@@ -42,8 +42,17 @@ bool add_written(std::vector<Range>& ranges, const Tensor<T, Grad>& t, const Ada
   return good;
 }
 
+// Calls the body with a tensor. Programs have none whose element types are known only at run time.
+template <class Body, class Any>
+auto visit_tensor(const Body& body, Any& any) {
+  if (auto* f32 = std::get_if<Tensor<float>>(&any)) return body(*f32);
+  if (auto* f64 = std::get_if<Tensor<double>>(&any)) return body(*f64);
+  if (auto* f16 = std::get_if<Tensor<float, float16>>(&any)) return body(*f16);
+  return body(std::get<Tensor<float, bfloat16>>(any));
+}
+
 inline bool add_all(std::vector<Range>& ranges, const AnyTensor& any, const AdamSettings& s) {
-  return std::visit(
+  return visit_tensor(
       [&](const auto& t) {
         return add_written(ranges, t, s) && add_range(ranges, t.grad, t.size, s.zero_grad);
       },
@@ -154,10 +163,10 @@ bool apply(const Fault& fault, Tensor<T, Grad>& tensor, const AnyTensor& other) 
       break;
   }
   const std::uintptr_t begin =
-      std::visit([&](const auto& t) { return address(t, fault.other_member); }, other);
+      visit_tensor([&](const auto& t) { return address(t, fault.other_member); }, other);
   set_address(tensor, fault.member, begin + static_cast<std::uintptr_t>(fault.amount * item));
   const std::int64_t bytes =
-      std::visit([&](const auto& t) { return t.size * item_size(t, fault.other_member); }, other);
+      visit_tensor([&](const auto& t) { return t.size * item_size(t, fault.other_member); }, other);
   const std::int64_t reach = (fault.amount + tensor.size) * item;
   return fault.amount >= 0 && reach <= bytes;
 }

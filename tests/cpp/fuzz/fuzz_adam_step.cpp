@@ -35,10 +35,9 @@ auto visit_types(Storage grad, Body body) {
       return body.template operator()<float, float16>();
     case Storage::bf16:
       return body.template operator()<float, bfloat16>();
-    case Storage::f32:
-      break;
+    default:
+      return body.template operator()<float, float>();
   }
-  return body.template operator()<float, float>();
 }
 
 Storage drawn_gradient_storage(Input& in, Entry entry) {
@@ -187,8 +186,8 @@ bool apply(const Fault& fault, Tensors& tensors) {
   }
   if (all.empty()) return true;
   const AnyTensor other = *all[fault.other % all.size()];
-  return std::visit([&](auto& tensor) { return apply(fault, tensor, other); },
-                    *all[fault.tensor % all.size()]);
+  return visit_tensor([&](auto& tensor) { return apply(fault, tensor, other); },
+                      *all[fault.tensor % all.size()]);
 }
 
 template <class T>
