@@ -162,3 +162,16 @@ def test_state_of_a_step_that_was_taken_is_kept(ema_decay: float | None) -> None
         optimizer.step()
     assert optimizer.state[p]["step"] == (1 if ema_decay is None else 2)
     assert ("ema" in optimizer.state[p]) == (ema_decay is not None)
+
+
+def test_formats_of_a_step_that_was_taken_are_kept() -> None:
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    p.grad = torch.ones_like(p)
+    optimizer = fusedadam.torch.Adam([p])
+    optimizer.step()
+    optimizer.param_groups[0]["moments"] = "packed"
+    optimizer._plan.core = _Interrupted(optimizer._plan.core)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+    assert optimizer.state[p].keys() == {"step", "packed_moments"}
