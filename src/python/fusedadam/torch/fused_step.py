@@ -335,9 +335,8 @@ class FusedStep(torch.optim.Optimizer):
             distributed = self._known_distributed if known else any_distributed(params)
             # No branch before `try`: CPython 3.11 would then leave its start outside of the `with`.
             used = grads if copy_scale is None else _divided(grads, copy_scale)
-            formats = [(option.moments, option.low_bits) for option in options]
             try:
-                if formats != plan.formats:
+                if plan.differs(options):
                     self._conform_for(params, states, groups, options, undo)
                 stepped = _call(plan.core, params, used, states, groups, options, distributed)
             except ValueError:
@@ -346,7 +345,7 @@ class FusedStep(torch.optim.Optimizer):
                     raise
                 stepped = _call(plan.core, params, used, states, groups, options, distributed)
             undo.pop_all()
-            plan.formats = formats
+            plan.took(options)
         torch.autograd.graph.increment_version(stepped)
         if scale is not None or any(option.zero_grad for option in options):
             _leave_gradients(grads, used, [options[group].zero_grad for group in groups], scale)

@@ -38,7 +38,22 @@ class Plan:
 
     def __init__(self) -> None:
         self.core = _core.TensorPlan(copy_like, NAMES)
-        self.formats: Sequence[tuple[str, str | None]] = ()
+        self.options: list[_core.AdamOptions] = []
+        self.formats: list[tuple[str, str | None]] = []
+
+    def differs(self, options: list[_core.AdamOptions]) -> bool:
+        """Whether these options ask for other formats than those of the last step."""
+        # The same objects in most steps: reading their settings would take longer.
+        return not _core.same_objects(self.options, options) and self.formats != _formats(options)
+
+    def took(self, options: list[_core.AdamOptions]) -> None:
+        """Remember the options of a step."""
+        if not _core.same_objects(self.options, options):
+            self.options, self.formats = options, _formats(options)
+
+
+def _formats(options: Sequence[_core.AdamOptions]) -> list[tuple[str, str | None]]:
+    return [(option.moments, option.low_bits) for option in options]
 
 
 def needed_state(
