@@ -111,7 +111,7 @@ void require_averages(const S& s, const std::string& name, const std::string& va
                   name + '=' + value + " without use_ema"));
 }
 
-// What would stand still or diverge (docs/storage.md has the measurements).
+// Refuses what would stand still or diverge (docs/storage.md gives the limits).
 void check_storage(const S& s) {
   const auto require = [](bool holds, const char* rule, const std::string& received) {
     if (!holds) throw std::invalid_argument(broken_rule(rule, received));

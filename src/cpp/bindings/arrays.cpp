@@ -5,7 +5,6 @@
 #include <string>
 
 #include "api/checks.hpp"
-
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
 #include "parallel/float_environment.hpp"

@@ -22,7 +22,7 @@ bool need_same_state(const AdamSettings& a, const AdamSettings& b, Storage param
   return same;
 }
 
-// Describes the state that parameters need: "m, v (bfloat16)".
+// Names the state that parameters need: "m, v".
 std::string names_of(const std::vector<StateKind>& kinds) {
   std::string text;
   for (const StateKind& state : kinds) {

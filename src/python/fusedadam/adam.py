@@ -135,8 +135,8 @@ class Adam(Optimizer):
     moments : {"float32", "bfloat16", "packed", "auto"}, default "float32"
         How m and v are stored: in the precision of the arithmetic (float64 for float64
         parameters), in 2 bytes each, or both in one word of 2 bytes; "auto" is "bfloat16" for
-        16-bit parameters and "float32" for others. `docs/storage.md` has the formats, their cost
-        and their evidence. "packed" excludes `amsgrad`.
+        16-bit parameters and "float32" for others. `docs/storage.md` has the formats and their
+        limits. "packed" excludes `amsgrad`.
     low_bits : {None, "int8", "int16"}, default None
         Keep this many more bits of each bfloat16 parameter in the state. With "int16", the
         parameter is the upper half of an exact float32 weight. Without, parameters in bfloat16 and
