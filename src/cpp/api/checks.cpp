@@ -5,6 +5,7 @@
 
 #include "api/messages.hpp"
 #include "api/settings_table.hpp"
+#include "memory/state_kinds.hpp"
 #include "step/progress.hpp"
 
 namespace fusedadam {
@@ -54,9 +55,7 @@ void check_param_type(Storage param, const AdamSettings& settings, const ArrayNa
     throw std::invalid_argument(broken_rule(name.text() + ' ' + rule, name_of(param)));
   };
   if (!is_float(param)) refuse_type("must be float32, float64, float16 or bfloat16");
-  const bool in_16_bits =
-      settings.moments == Moments::bfloat16 || settings.moments == Moments::packed;
-  if (param == Storage::f64 && in_16_bits) {
+  if (param == Storage::f64 && moments_in_16_bits(settings)) {
     refuse_type(
         "must not be float64, whose moments have its precision, with moments='" +
         std::string(names_of(settings.moments)[static_cast<std::size_t>(settings.moments)]) + "'");

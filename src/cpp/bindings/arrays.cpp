@@ -7,6 +7,7 @@
 #include "api/checks.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
+#include "memory/state_kinds.hpp"
 #include "parallel/float_environment.hpp"
 
 namespace fusedadam::python {
@@ -101,9 +102,7 @@ ArrayView float_array(ArrayReader& reader, const py::handle& object, const char*
 void check_param_type(const ArrayView& view, const AdamSettings& settings, const char* list,
                       std::int64_t index) {
   fusedadam::check_param_type(view.storage, settings, {list, index});
-  const bool in_16_bits =
-      settings.moments == Moments::bfloat16 || settings.moments == Moments::packed;
-  if (view.is_complex && in_16_bits) {
+  if (view.is_complex && moments_in_16_bits(settings)) {
     throw py::value_error(
         broken_rule(element_name(list, index) +
                         " must be real to have moments in 16 bits: use moments='float32'",

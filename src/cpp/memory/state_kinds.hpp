@@ -25,6 +25,11 @@ struct StateKind {
   Storage (*storage)(const AdamSettings& settings, Storage param);
 };
 
+// Whether the settings ask for m and v in 16 bits, each or together, for parameters of any type.
+inline bool moments_in_16_bits(const AdamSettings& s) {
+  return s.moments == Moments::bfloat16 || s.moments == Moments::packed;
+}
+
 namespace state_rules {
 
 inline bool separate_moments(const AdamSettings& s, Storage) {
@@ -44,7 +49,7 @@ inline bool low_bits(const AdamSettings& s, Storage param) {
 inline Storage computed(const AdamSettings&, Storage param) { return compute_storage(param); }
 inline Storage moment(const AdamSettings& s, Storage param) {
   const bool in_16_bits =
-      s.moments == Moments::bfloat16 || (s.moments == Moments::automatic && is_half(param));
+      moments_in_16_bits(s) || (s.moments == Moments::automatic && is_half(param));
   return in_16_bits ? Storage::bf16 : compute_storage(param);
 }
 inline Storage word(const AdamSettings&, Storage) { return Storage::i16; }
