@@ -28,15 +28,19 @@ py::list names_of(std::span<const StateKind> kinds) {
   return names;
 }
 
-// Returns {kind: dtype} of the state that a parameter of this dtype needs.
-// @throws std::invalid_argument  such a parameter cannot be stepped
+// Returns {kind: dtype} of the state that a parameter of this dtype needs. For a complex dtype,
+// that of its real view.
+// @throws ValueError  such a parameter cannot be stepped
 py::dict needed_state_of(const AdamOptions& options, const std::string& dtype,
                          const std::string& name) {
   constexpr Storage floats[] = {Storage::f32, Storage::f64, Storage::f16, Storage::bf16};
   py::dict needed;
   for (const Storage param : floats) {
-    if (dtype != name_of(param)) continue;
-    check_param_type(param, options.settings(), {name.c_str()});
+    const bool is_complex = (param == Storage::f32 && dtype == "complex64") ||
+                            (param == Storage::f64 && dtype == "complex128");
+    if (!is_complex && dtype != name_of(param)) continue;
+    const ArrayView view{.storage = param, .is_complex = is_complex};
+    check_param_type(view, options.settings(), name.c_str(), no_index);
     for (const StateKind& state : state_kinds) {
       if (!state.needed(options.settings(), param)) continue;
       needed[state.name] = name_of(state.storage(options.settings(), param));

@@ -260,7 +260,7 @@ def gradients_of(tensors: list[Any]) -> list[Any]: ...
 def needed_state(options: AdamOptions, dtype: str, name: str = ...) -> dict[str, str]:
     """Return the dtypes of the state, by kind, that a parameter of this dtype needs.
 
-    Raises ValueError, with this name, if such a parameter cannot be stepped.
+    For a complex dtype, those of its real view. Raises ValueError, with this name, if such a parameter cannot be stepped.
     """
 
 def allocate_state(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedadam.torch.fused_step import FusedStep, name_tensors
+from fusedadam.torch.fused_step import FusedStep, groups_of, name_tensors
 from fusedadam.torch.scaled_losses import require_unscaled, unwatch, watch
 from fusedadam.torch.state import Plan
 
@@ -65,13 +65,7 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
         share no parameter that requires a gradient; the averages are swapped in; or `max_grad_norm`
         is set, since the norm of all gradients is known only after the backward pass.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module. Received: {type(model).__name__}")
-    if not isinstance(optimizer, FusedStep):
-        raise TypeError(
-            "optimizer must be a fusedadam.torch.Adam or AdamW. "
-            f"Received: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
-        )
+    group_of = groups_of(model, optimizer)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
             raise TypeError(
@@ -79,11 +73,6 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
                 "gradients, before they are averaged. Received: one "
                 + (f"as module {name!r}" if name else "as the model itself")
             )
-    group_of = {
-        param: index
-        for index, group in enumerate(optimizer.param_groups)
-        for param in group["params"]
-    }
     names: dict[torch.Tensor, str] = {
         p: name for name, p in model.named_parameters() if p.requires_grad and p in group_of
     }

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import torch
 
 from fusedadam import _core
-from fusedadam.adapters import divides_by, flushes
+from fusedadam.adapters import divides_by
 from fusedadam.locks import new_lock
 from fusedadam.signals import assignments, without_interruption
 from fusedadam.torch.local import (
@@ -25,33 +23,30 @@ from fusedadam.torch.local import (
     mapped,
     part_of,
 )
+from fusedadam.torch.settings import (
+    EXTRAS,
+    core_options,
+    drop_what_is_off,
+    require_no_misspelt,
+    require_valid,
+)
 from fusedadam.torch.state import (
     ABSENT,
     NAMES,
     Plan,
     conform,
     joined,
+    keep_tensors,
     needed_state,
     new_average,
     new_states,
     separate_counter,
     split_into,
+    unwrap_tensors,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Settings that torch lacks, and their values when off. Groups contain only those that are on,
-# because torch's tools compare the keys of groups with those of torch's own optimizers.
-_EXTRAS: Final[dict[str, Any]] = {
-    "max_grad_norm": None,
-    "ema_decay": None,
-    "zero_grad_in_step": False,
-    "moments": "auto",
-    "low_bits": None,
-    "rounding": "stochastic",
-    "seed": 0,
-}
 
 # The names of tensors in the kernel's error messages.
 _NAMED_TENSOR: Final = re.compile(rf"\b(?:params|grads|{'|'.join(NAMES.values())})\[(\d+)\]")
@@ -63,9 +58,9 @@ class FusedStep(torch.optim.Optimizer):
     _extras: Mapping[str, Any] = {}
 
     def _use_extras(self, **extras: Any) -> None:
-        """Set the defaults of groups for `_EXTRAS`; call before torch's own `__init__`."""
+        """Set the defaults of groups for `EXTRAS`; call before torch's own `__init__`."""
         self._extras = extras
-        _drop_what_is_off(extras)
+        drop_what_is_off(extras)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -97,11 +92,11 @@ class FusedStep(torch.optim.Optimizer):
             if params is not None and not isinstance(params, (torch.Tensor, set)):
                 param_group["params"] = list(params)
                 _require_once(param_group["params"])
-            _require_no_misspelt(param_group)
+            require_no_misspelt(param_group)
             for name, value in self._extras.items():
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)
-        _drop_what_is_off(param_group)
+        drop_what_is_off(param_group)
         try:
             self._options_of(len(self.param_groups) - 1)
         except BaseException:
@@ -113,7 +108,7 @@ class FusedStep(torch.optim.Optimizer):
         with self._lock:
             self._require_not_swapped()
             for group in self.param_groups:
-                _drop_what_is_off(group)
+                drop_what_is_off(group)
             self._conform_all()
             saved = super().state_dict()
             for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
@@ -130,7 +125,7 @@ class FusedStep(torch.optim.Optimizer):
         """
         self._require_not_swapped()
         # torch casts state to the dtype of its parameter, which destroys integers.
-        handle = self.register_load_state_dict_pre_hook(_keep_tensors)
+        handle = self.register_load_state_dict_pre_hook(keep_tensors)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -144,18 +139,18 @@ class FusedStep(torch.optim.Optimizer):
         # Called by pickle, and by load_state_dict, whose state may be of torch's own optimizer.
         groups_before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
-        _drop_what_is_off(self.defaults)
-        self._extras = {name: self.defaults[name] for name in _EXTRAS if name in self.defaults}
+        drop_what_is_off(self.defaults)
+        self._extras = {name: self.defaults[name] for name in EXTRAS if name in self.defaults}
         for index, group in enumerate(self.param_groups):
             extras = groups_before[index] if index < len(groups_before) else self._extras
-            for name in _EXTRAS:
+            for name in EXTRAS:
                 group.setdefault(name, extras.get(name))
             # Checkpoints of earlier versions may contain settings that are off.
-            _drop_what_is_off(group)
+            drop_what_is_off(group)
         self._prepare()
         counters: set[int] = set()
         for param, own in self.state.items():
-            _unwrap_tensors(own, param)
+            unwrap_tensors(own, param)
             if isinstance(param, torch.Tensor):
                 conform(own, param)
                 separate_counter(own, counters)
@@ -452,7 +447,7 @@ class FusedStep(torch.optim.Optimizer):
         try:
             lr, (beta_1, beta_2) = float(group["lr"]), map(float, group["betas"])
         except (TypeError, ValueError):
-            _require_valid(group, index)
+            require_valid(group, index)
             raise
         settings = {
             "lr": lr,
@@ -464,49 +459,16 @@ class FusedStep(torch.optim.Optimizer):
             "amsgrad": group["amsgrad"],
             "maximize": group["maximize"],
             "differentiable": group["differentiable"],
-            **{name: group.get(name, off) for name, off in _EXTRAS.items()},
+            **{name: group.get(name, off) for name, off in EXTRAS.items()},
             "loss_scale": loss_scale,
         }
         key = tuple(settings.values())
         known = self._options.get(index)
         if known is None or known[0] != key:
-            _drop_what_is_off(group)
-            _require_valid(group, index)
-            known = self._options[index] = key, _core_options(settings)
+            drop_what_is_off(group)
+            require_valid(group, index)
+            known = self._options[index] = key, core_options(settings)
         return known[1]
-
-
-class _Kept:
-    """A tensor of a state dict that torch must not cast."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def _keep_tensors(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    known = set(NAMES.values()) - {"step"}
-    state = {
-        param: {
-            name: _Kept(value) if name in known and isinstance(value, torch.Tensor) else value
-            for name, value in own.items()
-        }
-        if isinstance(own, dict)
-        else own
-        for param, own in state_dict["state"].items()
-    }
-    return {**state_dict, "state": state}
-
-
-def _unwrap_tensors(own: Any, param: Any) -> None:
-    """Replace kept tensors by what torch would make of them, without a cast to 16 bits."""
-    for name, value in own.items() if isinstance(own, dict) else ():
-        if not isinstance(value, _Kept):
-            continue
-        own[name] = tensor = value.tensor
-        if isinstance(param, torch.Tensor):
-            own[name] = tensor = tensor.to(param.device)
-            if torch.float64 in (param.dtype, tensor.dtype) and tensor.is_floating_point():
-                own[name] = tensor.to(param.dtype) if param.is_floating_point() else tensor
 
 
 def _put_back(
@@ -534,88 +496,6 @@ def _forget_average(state: dict[str, Any], steps: float) -> None:
         state.pop("ema", None)
 
 
-# The maximum of each numeric setting of a group, except betas.
-_GREATEST: Final = {
-    "lr": math.inf,
-    "eps": math.inf,
-    "weight_decay": math.inf,
-    "max_grad_norm": math.inf,
-    "ema_decay": 1.0,
-}
-
-
-def _require_valid(group: Mapping[str, Any], index: int) -> None:
-    """Check the numeric settings of a group and the flags that torch does not check."""
-    rules: dict[str, str] = {}
-    if group["differentiable"]:
-        rules["differentiable"] = "must be False: autograd cannot differentiate through the step"
-    betas = group["betas"]
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        rules["betas"] = "must be two numbers"
-        betas = ()
-    values = {**group, **{f"betas[{i}]": beta for i, beta in enumerate(betas)}}
-    for name in (*_GREATEST, *(f"betas[{i}]" for i in range(len(betas)))):
-        if name not in values:
-            continue
-        if _is_no_number(values[name]):
-            raise TypeError(
-                f"{name} must be a real number. "
-                f"Received: {name}={values[name]!r} in param_groups[{index}]"
-            )
-        number, greatest = float(values[name]), _GREATEST.get(name, 1.0)
-        if name.startswith("betas") and not 0 <= number < 1:
-            rules[name] = "must be >= 0 and < 1"
-        elif not math.isfinite(number) or number > greatest or (number < 0 and name != "lr"):
-            # Schedulers may end with lr < 0.
-            limits = " and >= 0" if math.isinf(greatest) else f", >= 0 and <= {greatest:g}"
-            rules[name] = "must be finite" + ("" if name == "lr" else limits)
-    if group.get("zero_grad_in_step", False) not in (True, False):
-        rules["zero_grad_in_step"] = "must be True or False"
-    for name, rule in rules.items():
-        raise ValueError(
-            f"{name} {rule}. Received: {name}={values[name]!r} in param_groups[{index}]"
-        )
-
-
-def _is_no_number(value: Any) -> bool:
-    # float() also accepts strings and booleans.
-    return (
-        isinstance(value, (str, bytes, bool))
-        or not hasattr(value, "__float__")
-        or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
-    )
-
-
-def _core_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
-    ema_decay = settings["ema_decay"]
-    return _core.AdamOptions(
-        {
-            "lr": settings["lr"],
-            "beta_1": settings["beta_1"],
-            "beta_2": settings["beta_2"],
-            "epsilon": float(settings["eps"]),
-            "bias_corrected_epsilon": True,
-            "weight_decay" if settings["decoupled"] else "l2": float(settings["weight_decay"]),
-            "amsgrad": bool(settings["amsgrad"]),
-            "maximize": bool(settings["maximize"]),
-            "clipnorm": settings["max_grad_norm"],
-            "use_ema": ema_decay is not None,
-            **({} if ema_decay is None else {"ema_momentum": ema_decay}),
-            "zero_grad": bool(settings["zero_grad_in_step"]),
-            "loss_scale": settings["loss_scale"],
-            "flush_denormals": flushes(settings["eps"]),
-            **{name: settings[name] for name in ("moments", "low_bits", "rounding", "seed")},
-        }
-    )
-
-
-def _drop_what_is_off(settings: dict[str, Any]) -> None:
-    """Delete `_EXTRAS` that are off from a group or from the defaults."""
-    for name, off in _EXTRAS.items():
-        if name in settings and settings[name] in (None, off):
-            del settings[name]
-
-
 def _require_once(params: Sequence[Any]) -> None:
     """Raise if a parameter, named or not, occurs twice."""
     first: dict[int, int] = {}
@@ -629,15 +509,20 @@ def _require_once(params: Sequence[Any]) -> None:
         first[id(param)] = i
 
 
-def _require_no_misspelt(group: Mapping[str, Any]) -> None:
-    """Raise if a key is nearly one of `_EXTRAS`: torch would accept and ignore it."""
-    for key in group:
-        for name in difflib.get_close_matches(str(key), _EXTRAS, 1, 0.85):
-            if key != name:
-                raise TypeError(
-                    f"a group has no setting {key!r}. Did you mean {name!r}? "
-                    f"Received: {key}={group[key]!r}"
-                )
+def groups_of(model: torch.nn.Module, optimizer: FusedStep) -> dict[Tensor, int]:
+    """Return the index of the group of each parameter of an optimizer; raise if it is another one."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module. Received: {type(model).__name__}")
+    if not isinstance(optimizer, FusedStep):
+        raise TypeError(
+            "optimizer must be a fusedadam.torch.Adam or AdamW. "
+            f"Received: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        )
+    return {
+        param: index
+        for index, group in enumerate(optimizer.param_groups)
+        for param in group["params"]
+    }
 
 
 def name_tensors(error: Exception, names: Sequence[str]) -> None:

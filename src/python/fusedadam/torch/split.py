@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from fusedadam.torch.fused_step import FusedStep
+from fusedadam.torch.fused_step import FusedStep, groups_of
 from fusedadam.torch.local import any_distributed
 from fusedadam.torch.state import split_into
 
@@ -45,26 +45,16 @@ def split_(model: torch.nn.Module, optimizer: FusedStep) -> None:
     >>> model.weight.dtype, optimizer.master_weights(model.weight).dtype
     (torch.bfloat16, torch.float32)
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module. Received: {type(model).__name__}")
-    if not isinstance(optimizer, FusedStep):
-        raise TypeError(
-            "optimizer must be a fusedadam.torch.Adam or AdamW. "
-            f"Received: {type(optimizer).__module__}.{type(optimizer).__qualname__}"
-        )
-    group_of = {
-        param: index
-        for index, group in enumerate(optimizer.param_groups)
-        if group.get("low_bits") is not None
-        for param in group["params"]
-    }
+    groups = groups_of(model, optimizer)
+    low_bits_of = [group.get("low_bits") for group in optimizer.param_groups]
+    group_of = {param: i for param, i in groups.items() if low_bits_of[i] is not None}
     weights: list[torch.Tensor] = [
         param for param in model.parameters() if param in group_of and param.dtype == torch.float32
     ]
     if not weights:
         raise ValueError(
             "model must have float32 parameters in a group with low_bits. Received: none, "
-            f"low_bits={[group.get('low_bits') for group in optimizer.param_groups]!r}"
+            f"low_bits={low_bits_of!r}"
         )
     if any_distributed(weights):
         raise TypeError("model must be split before it is sharded. Received: a DTensor")
@@ -84,7 +74,7 @@ def split_(model: torch.nn.Module, optimizer: FusedStep) -> None:
         values, tensor.grad = tensor.data, None
         tensor.data = values.bfloat16()
         if tensor in group_of:
-            dtype = getattr(torch, optimizer.param_groups[group_of[tensor]]["low_bits"])
+            dtype = getattr(torch, str(low_bits_of[group_of[tensor]]))
             low_bits[tensor] = torch.empty_like(tensor, dtype=dtype, requires_grad=False)
             split_into(values, tensor, low_bits[tensor])
     optimizer._adopt(weights, [group_of[param] for param in weights])

@@ -60,13 +60,8 @@ def needed_state(
     param: Tensor, options: _core.AdamOptions, name: str = "params"
 ) -> dict[str, torch.dtype]:
     """Return the dtypes of the state of a parameter, by torch's names; raise if there is none."""
-    dtype = _name_of(_real_dtype(param))
+    dtype = str(param.dtype).removeprefix("torch.")
     needed = _core.needed_state(options, dtype, name)
-    if param.is_complex() and options.moments in ("bfloat16", "packed"):
-        raise ValueError(
-            f"{name} must be real to have moments in 16 bits: use moments='float32'. "
-            "Received: complex"
-        )
     return {
         NAMES[kind]: param.dtype if param.is_complex() else getattr(torch, named)
         for kind, named in needed.items()
@@ -198,12 +193,41 @@ def split_into(values: Tensor, param: Tensor, low_bits: Tensor | None) -> None:
     torch.autograd.graph.increment_version(local)
 
 
-def _real_dtype(param: Tensor) -> torch.dtype:
-    return param.dtype.to_real() if param.dtype.is_complex else param.dtype
+# ---- state dicts
 
 
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+class _Kept:
+    """A tensor of a state dict that torch must not cast."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def keep_tensors(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict with its tensors wrapped: torch casts those to the parameter's dtype."""
+    known = set(NAMES.values()) - {"step"}
+    state = {
+        param: {
+            name: _Kept(value) if name in known and isinstance(value, torch.Tensor) else value
+            for name, value in own.items()
+        }
+        if isinstance(own, dict)
+        else own
+        for param, own in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def unwrap_tensors(own: Any, param: Any) -> None:
+    """Replace kept tensors by what torch would make of them, without a cast to 16 bits."""
+    for name, value in own.items() if isinstance(own, dict) else ():
+        if not isinstance(value, _Kept):
+            continue
+        own[name] = tensor = value.tensor
+        if isinstance(param, torch.Tensor):
+            own[name] = tensor = tensor.to(param.device)
+            if torch.float64 in (param.dtype, tensor.dtype) and tensor.is_floating_point():
+                own[name] = tensor.to(param.dtype) if param.is_floating_point() else tensor
 
 
 def separate_counter(state: dict[str, Any], seen: set[int]) -> None:
