@@ -3,7 +3,6 @@
 // The Adam step over contiguous elements, stage by stage. Compiled once per instruction set: read
 // kernels/README.md before changing this file.
 #include "kernels/formula.hpp"
-#include "kernels/kernel_table.hpp"
 #include "kernels/stored_update.hpp"
 
 namespace {

@@ -74,6 +74,9 @@ struct Values {
   float* vhat = nullptr;
 };
 
+// The increment of splitmix64, of which the keys of dithers are multiples.
+constexpr std::uint64_t dither_increment = 0x9E3779B97F4A7C15U;
+
 // The scalars of a step, computed in double and rounded once to the compute type of the tensor.
 template <class T>
 struct AdamConstants {
@@ -95,7 +98,7 @@ struct AdamConstants {
   bool decay_param;      // whether weight_decay applies
   bool overwrite_param;  // param = ema, after the step
   bool flush_denormals;
-  std::uint64_t dither_key = 0;   // of stochastic rounding: depends on seed and step
+  std::uint64_t dither_key = 0;   // of stochastic rounding: seed + step * dither_increment
   bool round_to_nearest = false;  // what is stored in 16 bits; else stochastically
 };
 

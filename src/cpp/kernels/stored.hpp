@@ -11,6 +11,7 @@
 namespace {
 
 namespace kind = fusedadam::kind;
+using fusedadam::dither_increment;
 using fusedadam::item_size;
 using fusedadam::Storage;
 using fusedadam::Stream;
@@ -21,8 +22,6 @@ using fusedadam::TensorStreams;
 // Elements that share one 64-bit random number.
 constexpr std::size_t group_size = 64;
 static_assert(group_size % (2 * lanes) == 0);
-
-constexpr std::uint64_t golden = 0x9E3779B97F4A7C15U;
 
 // The finalizer of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
 // generators").
@@ -41,7 +40,8 @@ struct Dither {
 // The dither of the pairs of a group.
 class GroupDither {
  public:
-  GroupDither(std::uint64_t key, std::uint64_t group) : bits_(mixed(key + group * golden)) {}
+  GroupDither(std::uint64_t key, std::uint64_t group)
+      : bits_(mixed(key + group * dither_increment)) {}
 
   Dither even(std::size_t first) const {
     const auto at = static_cast<std::uint32_t>(first);

@@ -20,7 +20,7 @@ StepScalars step_scalars(const AdamSettings& s, std::int64_t step, std::int64_t 
       .ema_momentum = own_step == 1 ? 0 : s.ema_momentum,
       .overwrite_param = s.ema_overwrite_frequency && step % *s.ema_overwrite_frequency == 0,
       .dither_key = static_cast<std::uint64_t>(s.seed) +
-                    static_cast<std::uint64_t>(own_step) * 0x9E3779B97F4A7C15U,
+                    static_cast<std::uint64_t>(own_step) * dither_increment,
   };
 }
 
