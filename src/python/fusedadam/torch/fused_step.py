@@ -25,6 +25,7 @@ from fusedadam.torch.local import (
 )
 from fusedadam.torch.settings import (
     EXTRAS,
+    OWN,
     core_options,
     drop_what_is_off,
     require_no_misspelt,
@@ -35,6 +36,7 @@ from fusedadam.torch.state import (
     NAMES,
     Plan,
     conform,
+    formats_of,
     joined,
     keep_tensors,
     needed_state,
@@ -330,8 +332,9 @@ class FusedStep(torch.optim.Optimizer):
             distributed = self._known_distributed if known else any_distributed(params)
             # No branch before `try`: CPython 3.11 would then leave its start outside of the `with`.
             used = grads if copy_scale is None else _divided(grads, copy_scale)
+            known_options = plan.knows(options)
             try:
-                if plan.differs(options):
+                if not known_options and plan.formats != formats_of(options):
                     self._conform_for(params, states, groups, options, undo)
                 stepped = _call(plan.core, params, used, states, groups, options, distributed)
             except ValueError:
@@ -340,7 +343,8 @@ class FusedStep(torch.optim.Optimizer):
                     raise
                 stepped = _call(plan.core, params, used, states, groups, options, distributed)
             undo.pop_all()
-            plan.took(options)
+            if not known_options:
+                plan.took(options)
         torch.autograd.graph.increment_version(stepped)
         if scale is not None or any(option.zero_grad for option in options):
             _leave_gradients(grads, used, [options[group].zero_grad for group in groups], scale)
@@ -449,25 +453,26 @@ class FusedStep(torch.optim.Optimizer):
         except (TypeError, ValueError):
             require_valid(group, index)
             raise
-        settings = {
-            "lr": lr,
-            "beta_1": beta_1,
-            "beta_2": beta_2,
-            "eps": group["eps"],
-            "weight_decay": group["weight_decay"],
-            "decoupled": group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW)),
-            "amsgrad": group["amsgrad"],
-            "maximize": group["maximize"],
-            "differentiable": group["differentiable"],
-            **{name: group.get(name, off) for name, off in EXTRAS.items()},
-            "loss_scale": loss_scale,
-        }
-        key = tuple(settings.values())
+        # Read in each step: a dict of all settings would take a twelfth of a small step.
+        get = group.get
+        key = (
+            *(lr, beta_1, beta_2, loss_scale, get("decoupled_weight_decay")),
+            *map(get, OWN),
+            *map(get, EXTRAS),
+        )
         known = self._options.get(index)
         if known is None or known[0] != key:
             drop_what_is_off(group)
             require_valid(group, index)
-            known = self._options[index] = key, core_options(settings)
+            decoupled = group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW))
+            settings = {
+                **EXTRAS,
+                **group,
+                "lr": lr,
+                "betas": (beta_1, beta_2),
+                "decoupled_weight_decay": decoupled,
+            }
+            known = self._options[index] = key, core_options(settings, loss_scale)
         return known[1]
 
 

@@ -23,6 +23,9 @@ EXTRAS: Final[dict[str, Any]] = {
     "seed": 0,
 }
 
+# Settings of torch that the step reads as they are; beside them, lr and betas.
+OWN: Final = ("eps", "weight_decay", "amsgrad", "maximize", "differentiable")
+
 # The maximum of each numeric setting of a group, except betas.
 _GREATEST: Final = {
     "lr": math.inf,
@@ -75,24 +78,26 @@ def _is_no_number(value: Any) -> bool:
     )
 
 
-def core_options(settings: Mapping[str, Any]) -> _core.AdamOptions:
-    """Return settings by torch's names, all of them, as options of the kernel."""
+def core_options(settings: Mapping[str, Any], loss_scale: float | None) -> _core.AdamOptions:
+    """Return the settings of a group, with all of `EXTRAS`, as options of the kernel."""
+    beta_1, beta_2 = settings["betas"]
     ema_decay = settings["ema_decay"]
+    decay = "weight_decay" if settings["decoupled_weight_decay"] else "l2"
     return _core.AdamOptions(
         {
             "lr": settings["lr"],
-            "beta_1": settings["beta_1"],
-            "beta_2": settings["beta_2"],
+            "beta_1": beta_1,
+            "beta_2": beta_2,
             "epsilon": float(settings["eps"]),
             "bias_corrected_epsilon": True,
-            "weight_decay" if settings["decoupled"] else "l2": float(settings["weight_decay"]),
+            decay: float(settings["weight_decay"]),
             "amsgrad": bool(settings["amsgrad"]),
             "maximize": bool(settings["maximize"]),
             "clipnorm": settings["max_grad_norm"],
             "use_ema": ema_decay is not None,
             **({} if ema_decay is None else {"ema_momentum": ema_decay}),
             "zero_grad": bool(settings["zero_grad_in_step"]),
-            "loss_scale": settings["loss_scale"],
+            "loss_scale": loss_scale,
             "flush_denormals": flushes(settings["eps"]),
             **{name: settings[name] for name in ("moments", "low_bits", "rounding", "seed")},
         }

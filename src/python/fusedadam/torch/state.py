@@ -41,18 +41,17 @@ class Plan:
         self.options: list[_core.AdamOptions] = []
         self.formats: list[tuple[str, str | None]] = []
 
-    def differs(self, options: list[_core.AdamOptions]) -> bool:
-        """Whether these options ask for other formats than those of the last step."""
-        # The same objects in most steps: reading their settings would take longer.
-        return not _core.same_objects(self.options, options) and self.formats != _formats(options)
+    def knows(self, options: list[_core.AdamOptions]) -> bool:
+        """Whether these options are the objects of the last step: reading them would take longer."""
+        return _core.same_objects(self.options, options)
 
     def took(self, options: list[_core.AdamOptions]) -> None:
         """Remember the options of a step."""
-        if not _core.same_objects(self.options, options):
-            self.options, self.formats = options, _formats(options)
+        self.options, self.formats = options, formats_of(options)
 
 
-def _formats(options: Sequence[_core.AdamOptions]) -> list[tuple[str, str | None]]:
+def formats_of(options: Sequence[_core.AdamOptions]) -> list[tuple[str, str | None]]:
+    """Return the formats that options ask for."""
     return [(option.moments, option.low_bits) for option in options]
 
 
