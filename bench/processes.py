@@ -12,7 +12,7 @@ from typing import Any
 
 import lines
 from lines import WorkerError
-from peers import ADAPTERS, PEERS, twin
+from peers import MODULES, twin
 
 # The number of threads, under each library's own name.
 THREAD_VARIABLES = (
@@ -65,7 +65,7 @@ def probe(names: Iterable[str], threads: int) -> tuple[dict[str, str], dict[str,
     """Start each peer once. Return the installed versions, and why contenders are absent."""
     modules: dict[str, list[str]] = {}
     for name in names:
-        modules.setdefault((PEERS | ADAPTERS)[name], []).append(name)
+        modules.setdefault(MODULES[name], []).append(name)
     versions: dict[str, str] = {}
     absent: dict[str, str] = {}
     workers = {module: Worker(module, threads) for module in modules}

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from lines import PAUSE, WorkerError
 from machine import available_bytes
-from peers import ADAPTERS, PEERS, TAIL_PEERS, TEMPORARIES, Work, load
+from peers import (
+    ADAPTERS,
+    FORMAT_PEERS,
+    HELD_BYTES,
+    MODULES,
+    TAIL_PEERS,
+    TEMPORARIES,
+    Work,
+    load,
+)
 from processes import Worker
 
 if TYPE_CHECKING:
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
     from settings import Settings
     from typing_extensions import Self
 
-ALWAYS = ("fusedadam", "traffic twin", *ADAPTERS)
+ALWAYS = ("fusedadam", "traffic twin", *ADAPTERS, *FORMAT_PEERS)
 # Seconds. The arrays of a step that takes longer are far larger than any cache, so warm-up steps
 # after the turns of other contenders have no effect.
 NO_WARMING = 0.25
@@ -82,12 +91,14 @@ class Contest:
         threads: int | None = None,
         dtype: str = "float32",
         tail: bool = False,
+        count_bytes: bool = False,
     ) -> None:
         self._settings = settings
         self._threads = settings.threads if threads is None else threads
         self._dtype = dtype
         self._tail = tail
-        self._modules = TAIL_PEERS if tail else PEERS | ADAPTERS
+        self._count_bytes = count_bytes
+        self._modules = TAIL_PEERS if tail else MODULES
         self._names = chosen(names)
         self._workers: dict[str, Worker] = {}
         self._checked: set[str] = set()
@@ -113,6 +124,7 @@ class Contest:
         try:
             turns = self._calibrated(ready, not_run)
             seconds = self._timed(turns, not_run)
+            held = self._held(turns) if self._count_bytes else {}
         finally:
             self._freed()
         return {
@@ -124,7 +136,7 @@ class Contest:
             "seconds": seconds,
             "steps": {name: turns[name].steps for name in seconds},
             "not_run": not_run,
-        }
+        } | held
 
     def _not_fit(self, case: Case, names: Sequence[str]) -> dict[str, str]:
         """Return the contenders that cannot run, with reasons known before they are started."""
@@ -136,11 +148,12 @@ class Contest:
         left = available_bytes() - SPARE_BYTES - temporaries * array
         # Parameters, gradients and two moments. A tail also has averages, and copies of the
         # gradients to set them from.
-        needed = (6 if self._tail else 4) * array
+        usual = (6 if self._tail else 4) * array
         holding: set[str] = set()  # contenders in one process share their arrays
         for name in names:
             module = self._modules[name]
             why = self._excluded.get(name) or load(module).limit(name, work)
+            needed = HELD_BYTES[module] * sum(case.sizes) if module in HELD_BYTES else usual
             if not why and module not in holding and needed > left:
                 why = f"memory: needs {needed / 2**30:.1f} GiB beside the others"
             if why:
@@ -217,6 +230,14 @@ class Contest:
                 if name in not_run:
                     del timings[name]
         return timings
+
+    def _held(self, turns: dict[str, Turn]) -> dict[str, dict[str, int]]:
+        """Return the bytes that each contender holds, under the name of this entry of a row."""
+        return {
+            "held_bytes": {
+                name: turn.worker.ask("held_bytes", name=name) for name, turn in turns.items()
+            }
+        }
 
     def _rounds(self, seconds: float) -> int:
         """Return the number of rounds if each takes `seconds`."""

@@ -27,7 +27,7 @@ from typing import Any
 import machine
 import rounds
 import sections
-from peers import ADAPTERS, PEERS, TAIL_PEERS, twin
+from peers import ADAPTERS, PEERS, STORING_PEERS, TAIL_PEERS, twin
 from processes import probe
 from settings import Settings
 from tqdm import tqdm
@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         nargs="+",
-        choices=tuple(PEERS | TAIL_PEERS),
+        choices=tuple(PEERS | TAIL_PEERS | STORING_PEERS),
         metavar="NAME",
         help="beside fusedadam, only these",
     )
@@ -107,7 +107,7 @@ def summary(name: str, results: dict[str, Any]) -> str:
             lines.append("  " + ", ".join(f"{key} {shown(value)}" for key, value in row.items()))
             continue
         # Either fusedadam or one of its adapters takes part in a case.
-        us = next((name for name in ("fusedadam", *ADAPTERS) if name in seconds), "")
+        us = next((n for n in (row.get("ours"), "fusedadam", *ADAPTERS) if n in seconds), "")
         ours = seconds.get(us)
         cells = []
         for contender, times in seconds.items():
@@ -145,7 +145,7 @@ def main() -> int:
     begin = time.monotonic()
     if not twin.library_path():
         print("The traffic twin could not be built: see above.", file=sys.stderr)
-    versions, absent = probe(rounds.chosen(PEERS | ADAPTERS), settings.threads)
+    versions, absent = probe(rounds.chosen(PEERS | ADAPTERS | STORING_PEERS), settings.threads)
     for name, why in absent.items():
         print(f"absent: {name}: {why}", file=sys.stderr)
     document: dict[str, Any] = {

@@ -123,6 +123,10 @@ class Worker:
             self._contenders[name].step()
         return self._seconds(name, steps)
 
+    def held_bytes(self, name: str) -> int:
+        """Return the bytes of a contender's parameters, gradients and state."""
+        return self._contenders[name].held_bytes()
+
     def _require_right(self, name: str) -> None:
         """Check a contender. This also loads and compiles everything its steps need."""
         wrong = self.error(name, "float32", False)

@@ -12,9 +12,10 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
+from formats import FORMATS, ISAS, contender
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
@@ -47,6 +48,23 @@ ADAPTERS = {
     "fusedadam.torch": "fusedadam_torch",
     "fusedadam.keras": "fusedadam_keras",
 }
+
+# The formats of `fusedadam.torch` on each instruction set, and optimizers of others that store less
+# than float32; timed in the section `storage`.
+FORMAT_PEERS = {contender(name, isa): "fusedadam_storage" for isa in ISAS for name in FORMATS}
+STORING_PEERS = {
+    "torch fused bf16": "torch_bf16",
+    "deepspeed bf16": "deepspeed_bf16",
+    "bitsandbytes 8 bit": "bitsandbytes_adam",
+    "bitsandbytes-cpu-fork 8 bit": "bitsandbytes_fork",
+    "torchao 8 bit": "torchao_adam",
+}
+# All without a training tail.
+MODULES = PEERS | ADAPTERS | FORMAT_PEERS | STORING_PEERS
+
+# Bytes per element of a module whose contenders have arrays of their own. Others hold parameters,
+# gradients and two moments, once.
+HELD_BYTES = {"fusedadam_storage": sum(stored.held for stored in FORMATS.values())}
 
 # Temporary arrays of a step, beside those that Adam requires, in multiples of the parameters' size
 # (measured). Other contenders have none.
@@ -123,12 +141,20 @@ class Work:
                 yield np.resize(block, size)
 
 
+class Rounding(NamedTuple):
+    """The largest errors of a contender that stores less than it computes with."""
+
+    weight: float = 0.0  # relative, of a stored weight
+    update: float = 0.0  # of the update of a step, in learning rates
+
+
 class Contender(ABC):
     """An implementation that steps the tensors of a `Work`."""
 
     form: ClassVar[Form]
     # The type that its scalars are rounded to, if not that of the tensors.
     scalars: ClassVar[str | None] = None
+    rounding: Rounding = Rounding()
 
     @abstractmethod
     def step(self) -> object:
@@ -145,6 +171,10 @@ class Contender(ABC):
     def averages(self) -> list[Array]:
         """Return the averages of the parameters; [] without a training tail."""
         return []
+
+    def held_bytes(self) -> int:
+        """Return the bytes of parameters, gradients and state. Not all contenders count them."""
+        raise NotImplementedError("counts no bytes")
 
 
 # Makes an optimizer over existing parameters and gradients, and returns its step.

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from peers import Array, Form, Hyper, Peer, Work
+from peers import Array, Contender, Form, Hyper, Peer, Work
 
 STEPS = 5
-# Sizes that are no multiple of any vector length. The largest is divided among threads.
-SIZES = (1, 3, 17, 1_025, 70_001)
+# Sizes that are no multiple of any vector length; the largest is divided among threads. Contenders
+# with states in blocks store only the last one in fewer bits.
+SIZES = (1, 3, 17, 1_025, 70_001, 1 << 16)
 # lr and epsilon are so large that a wrong form of epsilon, or a wrong step number, causes a large
 # error.
 HYPER = Hyper(lr=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-3)
@@ -32,14 +33,17 @@ def error(peer: Peer, name: str, work: Work, threads: int) -> str:
         contender.set_grads(grads)
         contender.step()
         expected.step(grads)
-    scalars = contender.scalars or work.dtype
-    return differences("parameter", contender.params(), expected.params, work, scalars) or (
-        differences("average", contender.averages(), expected.averages, work, scalars)
+    return differences("parameter", contender.params(), expected.params, work, contender) or (
+        differences("average", contender.averages(), expected.averages, work, contender)
     )
 
 
 def differences(
-    what: str, actual: Sequence[Array], expected: Sequence[Array], work: Work, scalars: str
+    what: str,
+    actual: Sequence[Array],
+    expected: Sequence[Array],
+    work: Work,
+    contender: Contender,
 ) -> str:
     """Return where arrays differ by more than the tolerance, or ""."""
     if len(actual) != len(expected):
@@ -48,21 +52,25 @@ def differences(
         if a.shape != b.shape or a.dtype != work.dtype:
             return f"{what} {index} is {a.dtype} {a.shape}, not {work.dtype} {b.shape}"
         off = float(np.max(np.abs(a.astype(np.float64) - b), initial=0.0))
-        allowed = tolerance(work, b, scalars)
+        allowed = tolerance(work, b, contender)
         if not off <= allowed:
             return f"{what} {index} is off by {off:.3g}, more than {allowed:.3g}"
     return ""
 
 
-def tolerance(work: Work, expected: Array, scalars: str) -> float:
+def tolerance(work: Work, expected: Array, contender: Contender) -> float:
     """Return the largest error of a correct result.
 
     Each step rounds the parameter. Many peers also compute 1 - beta_2**t in the precision of the
-    tensor, so that the first step's 0.001 has the absolute error of a number near 1.
+    tensor, so that the first step's 0.001 has the absolute error of a number near 1. Some store
+    weights and moments in fewer bits.
     """
-    of_scalars = work.hyper.lr * float(np.finfo(scalars).eps) / (1 - work.hyper.beta_2)
+    lr = work.hyper.lr
+    scalars = np.finfo(contender.scalars or work.dtype)
+    of_update = lr * (float(scalars.eps) / (1 - work.hyper.beta_2) + contender.rounding.update)
+    of_weight = 4 * float(np.finfo(work.dtype).eps) + contender.rounding.weight
     largest = float(np.max(np.abs(expected), initial=1.0))
-    return STEPS * (of_scalars + 4 * float(np.finfo(work.dtype).eps) * largest)
+    return STEPS * (of_update + of_weight * largest)
 
 
 class Reference:

@@ -58,13 +58,14 @@ def beginning(work: Work, threads: int) -> Beginning:
     return lambda: TorchStep(work, params, VARIANTS["torch fused"]).step
 
 
-def parameters(work: Work) -> list[torch.nn.Parameter]:
-    """Return parameters with gradients, in torch's memory."""
+def parameters(work: Work, dtype: str = "") -> list[torch.nn.Parameter]:
+    """Return parameters with gradients, in torch's memory. The default dtype is that of the work."""
     import torch
 
-    params = [torch.nn.Parameter(torch.from_numpy(array).clone()) for array in work.params()]
+    kind: Any = getattr(torch, dtype or work.dtype)
+    params = [torch.nn.Parameter(torch.from_numpy(a).to(kind, copy=True)) for a in work.params()]
     for param, grad in zip(params, work.grads(), strict=True):
-        param.grad = torch.from_numpy(grad).clone()
+        param.grad = torch.from_numpy(grad).to(kind, copy=True)
     return params
 
 
@@ -78,9 +79,11 @@ class TorchTensors(Contender):
 
     def set_grads(self, grads: Iterable[Array]) -> None:
         """Copy arrays into the gradients."""
+        import torch
+
         for param, values in zip(self._params, grads, strict=True):
             gradient: Any = param.grad
-            gradient.numpy()[...] = values
+            gradient.copy_(torch.from_numpy(values))
 
     def params(self) -> list[Array]:
         """Return views of them as NumPy arrays."""

@@ -8,17 +8,26 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import child
+import fusedadam
 import numpy as np
 import pytest
 import rounds
+from formats import FLOAT32, FORMATS, ISAS, contender
+from helpers import running
 from lines import WorkerError
 from peers import (
     ADAPTERS,
+    FORMAT_PEERS,
+    MODULES,
     PEERS,
+    STORING_PEERS,
     TAIL_PEERS,
     Tail,
     Work,
+    bitsandbytes_fork,
     fusedadam_adam,
+    fusedadam_storage,
     load,
     numpy_adam,
     reference,
@@ -31,6 +40,7 @@ from worker import work_of
 
 BENCH = Path(rounds.__file__).parent
 FRAMEWORKS = {"torch", "deepspeed", "tensorflow", "keras", "jax", "optax", "numba", "fusedadam"}
+FRAMEWORKS |= {"bitsandbytes", "torchao"}
 QUICK = Settings(threads=1, rounds=2, quick=True)
 
 
@@ -40,8 +50,14 @@ def no_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(twin, "library_path", str)
 
 
+def require(*modules: str) -> None:
+    """Skip the test if one of these modules is not installed."""
+    for module in modules:
+        pytest.importorskip(module)
+
+
 def test_adapters_are_read_without_their_peers() -> None:
-    names = {*PEERS.values(), *TAIL_PEERS.values(), *ADAPTERS.values()}
+    names = {*MODULES.values(), *TAIL_PEERS.values()}
     modules = [f"peers.{module}" for module in names]
     code = f"""
 import importlib, sys
@@ -55,9 +71,9 @@ print(*{FRAMEWORKS}.intersection(sys.modules))
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("name", PEERS | ADAPTERS)
+@pytest.mark.parametrize("name", PEERS | ADAPTERS | STORING_PEERS)
 def test_adapters_know_their_limits(name: str) -> None:
-    assert load((PEERS | ADAPTERS)[name]).limit(name, Work((1000,))) == ""
+    assert load(MODULES[name]).limit(name, Work((1000,))) == ""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -71,12 +87,63 @@ def test_a_right_contender_is_right(name: str, dtype: str) -> None:
     ("name", "needs"), [("fusedadam.torch", ["torch"]), ("fusedadam.keras", ["keras", "torch"])]
 )
 def test_the_library_is_right_behind_a_framework(name: str, needs: list[str], dtype: str) -> None:
-    for module in needs:
-        pytest.importorskip(module)
+    require(*needs)
     # A process can choose only one backend of Keras, so this needs its own process.
     with Worker(ADAPTERS[name], threads=2) as worker:
         assert worker.receive().keys() == {"fusedadam", *needs}
         assert worker.ask("error", name=name, dtype=dtype, tail=False) == ""
+
+
+@pytest.mark.parametrize("isa", fusedadam.supported_isas())
+@pytest.mark.parametrize("stored", FORMATS)
+def test_a_format_is_right_and_as_small_as_it_says(stored: str, isa: str) -> None:
+    require("torch")
+    name = contender(stored, isa)
+    peer = load(FORMAT_PEERS[name])
+    with running(isa=isa, threads=2):
+        assert reference.error(peer, name, Work(()), threads=2) == ""
+        step = peer.make([name], Work((1_000,)), threads=2)[name]
+        step.step()
+        assert step.held_bytes() == FORMATS[stored].held * 1_000 + 4  # and a count of the steps
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+def test_another_formula_is_found_within_the_tolerance_of_a_format(
+    stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("torch")
+    monkeypatch.setattr(fusedadam_storage.FormatStep, "form", "hat")
+    name = contender(stored, fusedadam.active_isa())
+    assert "is off by" in reference.error(load("fusedadam_storage"), name, Work(()), threads=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("torch fused bf16", "torch"),
+        ("deepspeed bf16", "deepspeed"),
+        ("bitsandbytes 8 bit", "bitsandbytes"),
+        ("torchao 8 bit", "torchao"),
+        ("bitsandbytes-cpu-fork 8 bit", "bitsandbytes-cpu-fork"),
+    ],
+)
+def test_a_peer_that_stores_less_is_right(name: str, package: str) -> None:
+    # Not imported here, as it may change the process.
+    apart = package == bitsandbytes_fork.PACKAGE
+    if not (bitsandbytes_fork.DIRECTORY.exists() if apart else child.absence(package) is None):
+        pytest.skip(f"{package} is not installed")
+    with Worker(STORING_PEERS[name], threads=2) as worker:
+        assert package in worker.receive()
+        assert worker.ask("error", name=name, dtype="float32", tail=False) == ""
+
+
+def test_a_format_needs_its_instruction_set_and_float32_work() -> None:
+    missing = next((isa for isa in ISAS if isa not in fusedadam.supported_isas()), None)
+    assert missing is not None
+    peer = load("fusedadam_storage")
+    assert peer.limit(contender(FLOAT32, missing), Work(())) == f"not supported here: {missing}"
+    here = contender(FLOAT32, fusedadam.active_isa())
+    assert peer.limit(here, Work((), "float64")) == "the formats are of float32 work"
 
 
 def test_the_tail_is_right() -> None:
@@ -152,6 +219,16 @@ def test_a_contender_that_does_not_fit_into_memory_is_named(
     assert all(why.startswith("memory: needs") for why in row["not_run"].values())
 
 
+def test_the_memory_of_formats_is_that_of_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [contender(stored, fusedadam.active_isa()) for stored in FORMATS]
+    needed = sum(stored.held for stored in FORMATS.values()) * 100
+    monkeypatch.setattr(rounds, "available_bytes", lambda: rounds.SPARE_BYTES + needed - 1)
+    with Contest(names, QUICK) as contest:
+        assert contest._not_fit(Case("1 x 100", 1, 100), names).keys() == {*names}
+        monkeypatch.setattr(rounds, "available_bytes", lambda: rounds.SPARE_BYTES + needed)
+        assert contest._not_fit(Case("1 x 100", 1, 100), names) == {}
+
+
 def test_a_wrong_contender_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Worker.ask
 
@@ -173,7 +250,7 @@ def test_fusedadam_takes_part_whatever_is_chosen() -> None:
 
 
 def test_a_missing_peer_is_absent_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PEERS, "numpy", "no_such_peer")
+    monkeypatch.setitem(MODULES, "numpy", "no_such_peer")
     versions, absent = probe(["numpy"], threads=1)
     assert versions == {}
     assert absent == {"numpy": "ModuleNotFoundError: No module named 'peers.no_such_peer'"}
