@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rows import OURS, TWIN, as_count
 
+WIDTH = 10.0  # inches: 1,200 pixels
+
 GREY = "#5f6368"
 PALE = "#c9cdd2"
 SHADE = "#f0f1f3"

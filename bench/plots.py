@@ -25,6 +25,7 @@ from plot_looks import (
     SKY,
     STYLE,
     VERMILION,
+    WIDTH,
     LineEnd,
     Part,
     bold_ours,
@@ -52,12 +53,12 @@ from rows import (
     ratio,
     spread,
 )
+from storage_plot import storage_plot
 from tables import optimizer_shares
 
 Results: TypeAlias = Mapping[str, Any]
 
 DPI = 120
-WIDTH = 10.0  # inches: 1,200 pixels
 
 # ---- lines -------------------------------------------------------------------------------------
 
@@ -484,6 +485,7 @@ PLOTS = {
     "memory": Plot(memory_plot, "Peak memory by use"),
     "calls": Plot(calls_plot, "Where the time of a call goes, and its cost by number of tensors"),
     "training": Plot(training_plot, "Share of the optimizer in the time of a training"),
+    "storage": Plot(storage_plot, "Speed of each format over the bandwidth of a core"),
 }
 COST_MODEL_ALT = "The cost model through the measurements, and its errors"
 

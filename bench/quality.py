@@ -30,7 +30,7 @@ import numpy as np
 import plots
 import torch
 from matplotlib.figure import Figure
-from plot_looks import BLACK, BLUE, GREEN, ORANGE, SHADE, SKY, VERMILION
+from plot_looks import BLACK, BLUE, GREEN, ORANGE, SHADE, SKY, VERMILION, WIDTH
 from quality_tasks import FORMATS, LARGE, REFERENCE, TASKS, TINY_RATES, TRAININGS, large
 from report import write
 from rows import as_count, digits, table
@@ -318,7 +318,7 @@ COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, BLACK)
 
 def losses_plot(trials: Sequence[dict[str, Any]]) -> Figure:
     """Draw the differences from float32: a row for each format, a mark for each training."""
-    figure = Figure(figsize=(plots.WIDTH, 5.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     axes = figure.subplots()
     forms = [form for form in FORMATS if form != REFERENCE]
     axes.axvspan(-noise_of(trials), noise_of(trials), color=SHADE, zorder=0, label="chance")
@@ -348,7 +348,7 @@ def losses_plot(trials: Sequence[dict[str, Any]]) -> Figure:
 
 def large_plot(results: dict[str, Any]) -> Figure:
     """Draw the validation losses of the larger model."""
-    figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     steps = [point["step"] for point in results["curve"]]
     for name, colour, style in zip(LARGE, COLOURS, ("-", "--", ":"), strict=False):

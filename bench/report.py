@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 from cost_model import FITTED_SECTIONS, Fit, fit, samples_of
 from cost_page import cost_model_part
 from plots import COST_MODEL_ALT, PLOTS, cost_model_plot, save
+from storage_page import storage_memory_part, storage_part
 from tables import (
+    FLOAT_SECTIONS,
     HEADLINES,
-    SECTIONS,
     figures_part,
     machine_part,
     one_line,
@@ -36,6 +37,11 @@ from targets import TARGETS
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
 BEGIN = re.compile(r"^<!-- begin (\S+) -->$", re.MULTILINE)
+SECTIONS = {
+    **FLOAT_SECTIONS,
+    "storage": storage_part,
+    "storage_memory": storage_memory_part,
+}
 # Parts that are made from several sections. A part is renewed only by results with all of them.
 DERIVED = {
     "targets": tuple(dict.fromkeys(target.section for target in TARGETS)),

@@ -156,6 +156,12 @@ def with_quartiles(figure: Spread) -> str:
     return f"{as_ratio(figure.middle)} ({as_ratio(figure.low)} to {as_ratio(figure.high)})"
 
 
+def time_with_quartiles(seconds: Sequence[float]) -> str:
+    """Format the median of times with its quartiles."""
+    low, middle, high = spread(seconds)
+    return f"{as_time(middle)} ({as_time(low)} to {as_time(high)})"
+
+
 def as_error(share: float) -> str:
     """Format a deviation in percent, with a sign unless it rounds to zero."""
     text = f"{100 * share:+.1f} %"

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from figures import NotMeasuredError, Sections, Target, beyond_expected
 from rows import (
     OURS,
     PEERS,
@@ -27,9 +28,10 @@ from rows import (
     round_by_round,
     spread,
     table,
+    time_with_quartiles,
     with_quartiles,
 )
-from targets import TARGETS, NotMeasuredError, Sections, Target, beyond_expected
+from targets import TARGETS
 
 Results: TypeAlias = Mapping[str, Any]
 
@@ -354,12 +356,6 @@ def timed_rows(results: Results) -> list[Row]:
     return [row for row in results["rows"] if "seconds" in row]
 
 
-def time_with_quartiles(seconds: Sequence[float]) -> str:
-    """Format the median of times with its quartiles."""
-    low, middle, high = spread(seconds)
-    return f"{as_time(middle)} ({as_time(low)} to {as_time(high)})"
-
-
 def with_reasons(text: str, results: Results) -> str:
     """Append the reasons why parts of a section were not run, if there are any."""
     not_run = results.get("not_run", {})
@@ -513,7 +509,7 @@ def short_ratio(row: Row, contender: str) -> str:
     return DASH if figure is None else as_ratio(figure.middle)
 
 
-SECTIONS: dict[str, Callable[[Results], str]] = {
+FLOAT_SECTIONS: dict[str, Callable[[Results], str]] = {
     "sizes": steps_part,
     "float64": steps_part,
     "many_tensors": many_tensors_part,

@@ -3,208 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-from rows import OURS, TWIN, Spread, as_count, find, growth, ratio, round_by_round, spread
-
-Sections: TypeAlias = Mapping[str, Any]
+from figures import (
+    Target,
+    adapter_times,
+    bytes_per_element,
+    first_over_later,
+    format_times,
+    gibibytes_at_peak,
+    gradients_saved,
+    growth_of,
+    import_milliseconds,
+    megabytes_beyond,
+    microseconds,
+    slowdown_beside_runtimes,
+    times,
+    worst_at_once,
+)
+from formats import FLOAT32, PACKED, contender
+from rows import TWIN, as_count
 
 K = 1_000
 M = 1 << 20
 # 1B is 10**9. A parameter with its gradient and moments takes 16 bytes: 16 GB in total.
 B = 1_000_000_000
-
-
-class NotMeasuredError(Exception):
-    """The results lack a figure. The message says why."""
-
-
-Figure: TypeAlias = Callable[[Sections], Spread]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A figure and its bounds in the figure's unit. None means no bound."""
-
-    work: str
-    rule: str
-    section: str
-    figure: Figure
-    at_least: float | None = None
-    at_most: float | None = None
-    unit: str = ""
-
-    def met(self, value: float) -> bool:
-        """Return whether an unrounded figure is within the bounds."""
-        return (self.at_least is None or value >= self.at_least) and (
-            self.at_most is None or value <= self.at_most
-        )
-
-
-# ---- figures -----------------------------------------------------------------------------------
-
-
-def rows_of(sections: Sections, section: str) -> list[Any]:
-    """Return the rows of a section. Raise if it was not run."""
-    if section not in sections:
-        raise NotMeasuredError(f"no section {section} in this run")
-    return list(sections[section]["rows"])
-
-
-def row_of(sections: Sections, section: str, tensors: int, elements: int) -> Any:
-    """Return the row of a case. Raise if it was not run."""
-    row = find(rows_of(sections, section), tensors=tensors, elements=elements)
-    if row is None:
-        raise NotMeasuredError(
-            f"no case {tensors:,} x {as_count(elements)} in {section} of this run"
-        )
-    return row
-
-
-def times(peer: str, section: str, tensors: int, elements: int) -> Figure:
-    """Figure: peer / fusedadam, round by round."""
-
-    def figure(sections: Sections) -> Spread:
-        row = row_of(sections, section, tensors, elements)
-        result = ratio(row, peer)
-        if result is None:
-            raise NotMeasuredError(row.get("not_run", {}).get(peer, f"{peer} was not run"))
-        return result
-
-    return figure
-
-
-def microseconds(section: str, tensors: int, elements: int) -> Figure:
-    """Figure: microseconds per step."""
-
-    def figure(sections: Sections) -> Spread:
-        row = row_of(sections, section, tensors, elements)
-        return spread([1e6 * seconds for seconds in row["seconds"][OURS]])
-
-    return figure
-
-
-def first_over_later(memory: str, *, with_build: bool) -> Figure:
-    """Figure: first step / later step, with or without `build` in the first step."""
-
-    def figure(sections: Sections) -> Spread:
-        for row in rows_of(sections, "first_step"):
-            if row["contender"] == OURS and row["memory"] == memory:
-                build = row["build"] if with_build else [0.0] * len(row["first"])
-                first = [b + f for b, f in zip(build, row["first"], strict=True)]
-                return round_by_round(first, row["later"])
-        raise NotMeasuredError(f"no first step on {memory} memory in this run")
-
-    return figure
-
-
-def megabytes_beyond(elements: int) -> Figure:
-    """Figure: peak memory in MB beyond parameters, gradients and moments."""
-
-    def figure(sections: Sections) -> Spread:
-        for row in rows_of(sections, "memory"):
-            if row["contender"] == OURS and find([row], elements=elements):
-                return spread([beyond_expected(row) / 1e6])
-        raise NotMeasuredError(f"no peak at {as_count(elements)} in this run")
-
-    return figure
-
-
-def beyond_expected(row: Any) -> int:
-    """Return the bytes at peak beyond the process baseline and the arrays that a step needs."""
-    return int(row["peak_bytes"] - row["baseline_bytes"] - row["expected_bytes"])
-
-
-def growth_of(elements: int) -> Figure:
-    """Figure: time per element at this size / that of the first 64M, round by round."""
-
-    def figure(sections: Sections) -> Spread:
-        row = find(rows_of(sections, "large"), elements=elements)
-        if row is None:
-            raise NotMeasuredError(f"no step of {as_count(elements)} in this run")
-        return growth(row)
-
-    return figure
-
-
-def adapter_times(peer: str, adapter: str, tensors: int, elements: int) -> Figure:
-    """Figure: peer / adapter, round by round."""
-
-    def figure(sections: Sections) -> Spread:
-        rows = [row for row in rows_of(sections, "adapters") if row.get("adapter") == adapter]
-        row = find(rows, tensors=tensors, elements=elements)
-        if row is None:
-            raise NotMeasuredError(
-                f"no case {tensors:,} x {as_count(elements)} of {adapter} in this run"
-            )
-        result = ratio(row, peer, adapter)
-        if result is None:
-            not_run = row.get("not_run", {})
-            reasons = [not_run[name] for name in (adapter, peer) if name in not_run]
-            raise NotMeasuredError(reasons[0] if reasons else f"{peer} was not run")
-        return result
-
-    return figure
-
-
-def gradients_saved(elements: int) -> Figure:
-    """Figure: reduction of the peak by `attach`, as a fraction of the size of all gradients."""
-
-    def figure(sections: Sections) -> Spread:
-        peaks = {
-            row["attached"]: beyond_expected(row) / (4 * row["elements"])
-            for row in rows_of(sections, "adapters")
-            if "attached" in row and find([row], elements=elements)
-        }
-        if peaks.keys() != {False, True}:
-            raise NotMeasuredError(f"no two peaks at {as_count(elements)} in this run")
-        return spread([peaks[False] - peaks[True]])
-
-    return figure
-
-
-def import_milliseconds(sections: Sections) -> Spread:
-    """Figure: milliseconds of `import fusedadam` beyond `import numpy`."""
-    for row in rows_of(sections, "imports"):
-        if row["package"] == OURS:
-            return spread([1e3 * seconds for seconds in row["seconds"]])
-    raise NotMeasuredError("no import of fusedadam in this run")
-
-
-def worst_at_once(sections: Sections) -> Spread:
-    """Figure: concurrent steps / back-to-back steps, in the worst case."""
-    rows = rows_of(sections, "at_once")
-    return largest(
-        round_by_round(row["seconds"]["at once"], row["seconds"]["one after the other"])
-        for row in rows
-    )
-
-
-def slowdown_beside_runtimes(elements: int) -> Figure:
-    """Figure: step beside another OpenMP runtime / step alone, for the worst kind of process."""
-
-    def figure(sections: Sections) -> Spread:
-        rows = [row for row in rows_of(sections, "runtimes") if row["when"] == "later"]
-        row = find(rows, elements=elements)
-        if row is None:
-            raise NotMeasuredError(f"no step of {as_count(elements)} in runtimes of this run")
-        seconds = dict(row["seconds"])
-        alone = seconds.pop("alone")
-        if not seconds:
-            raise NotMeasuredError("no other runtime in this run")
-        return largest(round_by_round(beside, alone) for beside in seconds.values())
-
-    return figure
-
-
-def largest(figures: Iterable[Spread]) -> Spread:
-    """Return the figure with the largest median."""
-    return max(figures, key=lambda figure: figure.middle)
-
-
-# ---- the targets -------------------------------------------------------------------------------
 
 
 def against(
@@ -222,6 +43,43 @@ def adapter_against(
     figure = adapter_times(peer, adapter, tensors, elements)
     rule = f"at least {bound:g} x {peer}"
     return Target(f"`{adapter}`, {work}", rule, "adapters", figure, at_least=bound)
+
+
+def format_against(
+    other: str, bound: float, work: str, format_name: str, elements: int, isa: str = "avx512"
+) -> Target:
+    """Return a target for the speed of a format relative to float32, or to a peer."""
+    peer = contender(other, isa) if other == FLOAT32 else other
+    figure = format_times(peer, contender(format_name, isa), elements)
+    rule = f"at least {bound:g} x {other}"
+    where = {"avx512": "AVX-512", "avx2": "AVX2"}[isa]
+    return Target(f"{work}, {as_count(elements)}, {where}", rule, "storage", figure, at_least=bound)
+
+
+def packed_memory(training: str, bound: float) -> tuple[Target, Target]:
+    """Return targets for the bytes of an element in a training, and for the peak beyond them."""
+    name, elements = f"{PACKED}: {training}", 256 * M
+    work = f"packed, {as_count(elements)}, {training}"
+    held = bytes_per_element("storage_memory", name, elements)
+    beyond = megabytes_beyond(elements, "storage_memory", name)
+    return (
+        Target(
+            work,
+            f"at most {bound:g} bytes a parameter",
+            "storage_memory",
+            held,
+            at_most=bound,
+            unit="bytes",
+        ),
+        Target(
+            work,
+            "peak memory at most 64 MB beyond that",
+            "storage_memory",
+            beyond,
+            at_most=64.0,
+            unit="MB",
+        ),
+    )
 
 
 TARGETS = (
@@ -321,5 +179,31 @@ TARGETS = (
             at_most=1.1,
         )
         for elements in (32 << 10, M, 16 * M)
+    ),
+    *(
+        format_against(FLOAT32, bound, work, name, 64 * M, isa)
+        for work, name, of_avx512, of_avx2 in (
+            ("all bf16", "bf16", 1.7, 1.25),
+            ("bf16 + int8 weights, bf16 moments", "bf16 + int8", 1.5, 1.05),
+            ("packed, 7 bytes", PACKED, 0.85, 0.58),
+        )
+        for isa, bound in (("avx512", of_avx512), ("avx2", of_avx2))
+    ),
+    # No slower, within the noise of a round.
+    format_against(
+        FLOAT32, 0.97, "float32 state, bf16 gradients and copy", "float32 + bf16 copy", 64 * M
+    ),
+    format_against("torch fused bf16", 1.8, "all bf16", "bf16", 64 * M),
+    format_against("bitsandbytes-cpu-fork 8 bit", 5.0, "packed, 7 bytes", PACKED, 16 * M),
+    format_against("torchao 8 bit", 20.0, "packed, 7 bytes", PACKED, 16 * M),
+    *packed_memory("backward, then step", 7.05),
+    *packed_memory("attach", 5.05),
+    Target(
+        "packed, 2.5B parameters",
+        "a step in at most 24 GiB",
+        "storage_memory",
+        gibibytes_at_peak("storage_memory", "1 x 2,500,000,000"),
+        at_most=24.0,
+        unit="GiB",
     ),
 )

@@ -29,6 +29,8 @@ NAMES = (
     "ranks",
     "at_once",
     "runtimes",
+    "storage",
+    "storage_memory",
 )
 
 

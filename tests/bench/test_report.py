@@ -13,13 +13,9 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import report
+import storage_results
 from cost_model import CostModel
-from plots import PLOTS
-from report import ReportError, make_report, markers, with_part
-from rows import as_bytes, as_count, as_error, as_ratio, as_time, digits, ratio, round_by_round
-from tables import adapters_part, figures_part, machine_part, targets_part, timed_part
-from targets import (
-    TARGETS,
+from figures import (
     NotMeasuredError,
     Target,
     adapter_times,
@@ -28,6 +24,11 @@ from targets import (
     times,
     worst_at_once,
 )
+from plots import PLOTS
+from report import ReportError, make_report, markers, with_part
+from rows import as_bytes, as_count, as_error, as_ratio, as_time, digits, ratio, round_by_round
+from tables import adapters_part, figures_part, machine_part, targets_part, timed_part
+from targets import TARGETS
 
 MODEL = CostModel(
     call=2.5e-6,
@@ -297,6 +298,8 @@ def sample() -> dict[str, Any]:
         ],
         "not_run": {"a training": "why not."},
     }
+    sections["storage"] = storage_results.storage()
+    sections["storage_memory"] = storage_results.storage_memory()
     return {
         "format": 1,
         "date": "2026-11-25",

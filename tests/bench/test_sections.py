@@ -13,8 +13,11 @@ from typing import Any
 import child
 import fusedadam
 import numpy as np
+import peaks as peaks_of
 import pytest
+import rounds
 import sections
+from formats import FORMATS, PACKED, contender, parts_of
 from helpers import running
 from peers import Work, twin
 from sections import adapters, at_once, callbacks, calls, imports, ranks, runtimes, training
@@ -23,6 +26,7 @@ from settings import Results, Settings
 ROUNDS = 2
 SETTINGS = Settings(threads=2, rounds=ROUNDS, quick=True)
 
+HELD = FORMATS[PACKED].held
 ABSENT = "ModuleNotFoundError: No module named 'torch'"
 
 
@@ -162,11 +166,52 @@ def test_adapters(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         if here["torch"] and (here["keras"] or row["adapter"] == adapters.TORCH):
             check_timed(row)
     peaks = [row for row in results["rows"] if "seconds" not in row]
-    assert len(peaks) + len(results["not_run"]) == len(adapters.TRAININGS)
-    if here["torch"] and adapters.RESET_PEAK.exists():
+    assert len(peaks) + len(results["not_run"]) == len(adapters.trainings(SETTINGS))
+    if here["torch"] and peaks_of.RESET_PEAK.exists():
         assert [row["attached"] for row in peaks] == [False, True]
     for row in peaks:
         assert 0 < row["baseline_bytes"] < row["peak_bytes"]
+
+
+def test_storage(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twin, "library_path", str)
+    # The peers need minutes to compile; test_peers.py checks them.
+    rounds.choose([])
+    try:
+        results = results_of("storage", capfd)
+    finally:
+        rounds.choose(None)
+    assert [row["threads"] for row in results["rows"]] == [2, 2, 1, 1]
+    names = [contender(name, results["isa"]) for name in FORMATS]
+    for row in results["rows"]:
+        if child.absence("torch") is not None:
+            assert all("ModuleNotFoundError" in why for why in row["not_run"].values())
+            continue
+        assert not row["not_run"]
+        assert row["seconds"].keys() >= {*names}
+        for values in row["seconds"].values():
+            check_seconds(values)
+        for name, held in row.get("held_bytes", {}).items():
+            stored, _ = parts_of(name) or ("", "")
+            # A count of the steps as well.
+            assert held == FORMATS[stored].held * row["elements"] + 4
+
+
+def test_storage_memory(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = results_of("storage_memory", capfd)
+    if child.absence("torch") is None and peaks_of.RESET_PEAK.exists():
+        assert [round(row["held_bytes"] / row["elements"], 1) for row in results["rows"]] == [
+            HELD,
+            HELD - 2,
+            HELD,
+        ]
+        assert not results["not_run"]
+        for row in results["rows"]:
+            assert 0 < row["baseline_bytes"] < row["peak_bytes"]
+    monkeypatch.setattr(peaks_of, "available_bytes", lambda: 0)
+    results = results_of("storage_memory", capfd)
+    assert results["rows"] == []
+    assert [why.partition(":")[0] for why in results["not_run"].values()] == ["memory"] * 3
 
 
 def test_callbacks(capfd: pytest.CaptureFixture[str]) -> None:
@@ -232,18 +277,20 @@ def test_runtimes(
 
 def test_no_peak_without_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     without_torch(monkeypatch)
-    monkeypatch.setattr(adapters, "RESET_PEAK", tmp_path)
-    rows, not_run = adapters.peak_rows(SETTINGS, lambda _words: None)
-    assert (rows, not_run) == ([], dict.fromkeys(adapters.TRAININGS, ABSENT))
+    monkeypatch.setattr(peaks_of, "RESET_PEAK", tmp_path)
+    trainings = adapters.trainings(SETTINGS)
+    rows, not_run = peaks_of.peak_rows(trainings, SETTINGS, lambda _words: None)
+    assert (rows, not_run) == ([], dict.fromkeys(trainings, ABSENT))
 
 
 def test_trainings_that_differ_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([1.0, 1.1])
-    monkeypatch.setattr(adapters, "absent", lambda _elements: "")
-    monkeypatch.setattr(child, "call", lambda *_: (1, 2, next(losses)))
-    rows, not_run = adapters.peak_rows(SETTINGS, lambda _words: None)
+    monkeypatch.setattr(peaks_of, "absent", lambda _training: "")
+    monkeypatch.setattr(child, "call", lambda *_: (1, 2, 3, next(losses)))
+    trainings = adapters.trainings(SETTINGS)
+    rows, not_run = peaks_of.peak_rows(trainings, SETTINGS, lambda _words: None)
     assert rows == []
-    assert set(not_run) == set(adapters.TRAININGS)
+    assert set(not_run) == set(trainings)
     assert all(why.startswith("wrong result") for why in not_run.values())
 
 
