@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """DeepSpeed's `DeepSpeedCPUAdam` over bfloat16 parameters, with moments in bfloat16 as well.
 
-Its documentation names `fp32_optimizer_states=False` to save memory. It is also the faster setting.
+Its documentation names `fp32_optimizer_states=False` to save memory.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from peers.torch_adam import limit, versions
 
 __all__ = ["limit", "make", "versions"]
 
-# Weights and moments are rounded to nearest, and every operation in between.
+# Weights and moments are rounded to nearest.
 ROUNDING = Rounding(weight=2.0**-8, update=0.05)
 
 

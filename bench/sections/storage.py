@@ -19,8 +19,8 @@ SIZE, SIZE_OF_ALL = 1 << 26, 1 << 24
 QUICK_SIZE, QUICK_SIZE_OF_ALL = 1 << 18, 1 << 16
 # They take up to 50 times as long as float32, so that they would leave few rounds to the others.
 SLOW = ("bitsandbytes 8 bit", "bitsandbytes-cpu-fork 8 bit", "torchao 8 bit")
-# On one thread. The larger tensor has 1 MB in float32, and fits into the second level of a cache.
-CACHED_SIZES = (1 << 12, 1 << 16)
+# On one thread. The larger tensor takes 512 KiB in float32, which the second level of a cache holds.
+CACHED_SIZES = (1 << 12, 1 << 15)
 
 
 def ticks(settings: Settings) -> int:  # noqa: ARG001 - the interface of all sections

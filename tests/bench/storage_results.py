@@ -57,7 +57,7 @@ def row(elements: int, threads: int, *, cached: bool) -> dict[str, Any]:
 def storage() -> dict[str, Any]:
     """Return the results of the section `storage`."""
     large = [row(elements, 2, cached=False) for elements in (1 << 26, 1 << 24)]
-    cached = [row(elements, 1, cached=True) for elements in (1 << 12, 1 << 16)]
+    cached = [row(elements, 1, cached=True) for elements in (1 << 12, 1 << 15)]
     return {"rows": large + cached, "isa": "avx512"}
 
 
