@@ -128,6 +128,7 @@ def test_another_formula_is_found_within_the_tolerance_of_a_format(
     ],
 )
 def test_a_peer_that_stores_less_is_right(name: str, package: str) -> None:
+    require("torch")
     # Not imported here, as it may change the process.
     apart = package == bitsandbytes_fork.PACKAGE
     if not (bitsandbytes_fork.DIRECTORY.exists() if apart else child.absence(package) is None):
