@@ -18,12 +18,19 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 from fusedadam import Adam
+from fusedadam.arrays import dtype_named
 from helpers import Array
 
 Mutate: TypeAlias = Callable[[bytes, random.Random], bytes]
 
-SHAPES_AND_DTYPES: Final = [((3,), "float32"), ((2, 2), "float64"), ((), "float64"), ((0, 2), "f4")]
-_SIZES: Final = {"F32": 4, "F64": 8}
+_SHAPES: Final = [(3,), (2, 2), (), (0, 2)]
+# The dtypes of the parameters for a file whose configuration names this setting. The first fits.
+_DTYPES: Final = {
+    b"low_bits": ("bfloat16", "bfloat16", "float32", "bfloat16"),
+    b"moments": ("bfloat16", "float16", "float16", "float32"),
+    b"": ("float32", "float64", "float64", "float32"),
+}
+_SIZES: Final = {"F32": 4, "F64": 8, "BF16": 2, "I16": 2, "I8": 1}
 
 # Not a meaningful schedule, only an importable one.
 SCHEDULE: Final = math.erf
@@ -32,6 +39,10 @@ _OPTIONS: Final[list[dict[str, Any]]] = [
     {"amsgrad": True, "use_ema": True, "ema_overwrite_frequency": 2, "maximize": True},
     {"loss_scale": "dynamic", "gradient_accumulation_steps": 3, "clipnorm": 1.0},
     {"lr": SCHEDULE, "weight_decay": 0.01, "l2": 0.001, "skip_nonfinite": True},
+    {"moments": "bfloat16", "amsgrad": True, "rounding": "nearest"},
+    {"moments": "packed", "gradient_accumulation_steps": 3, "seed": 2**63 - 1},
+    {"moments": "auto", "lr": SCHEDULE, "low_bits": "int16", "use_ema": True},
+    {"low_bits": "int8", "loss_scale": "dynamic"},
 ]
 
 _NUMBERS: Final = [
@@ -46,6 +57,12 @@ _TEXTS: Final = [
     "F16",
     "F32",
     "F64",
+    "BF16",
+    "I8",
+    "I16",
+    "low_bits.2",
+    "packed",
+    "float32",
     "dynamic",
     "os:system",
     "\ud800",
@@ -58,8 +75,11 @@ class Pairs(list[Any]):
     """A JSON object as a list of pairs, in which a name may occur twice."""
 
 
-def parameters() -> list[Array]:
-    return [np.full(shape, 0.5, dtype) for shape, dtype in SHAPES_AND_DTYPES]
+def parameters(content: bytes) -> list[Array]:
+    """Parameters for a file with these bytes, or for its configuration as text."""
+    dtypes = next(dtypes for name, dtypes in _DTYPES.items() if name in content)
+    named = zip(_SHAPES, map(dtype_named, dtypes), strict=True)
+    return [np.full(shape, 0.5, dtype) for shape, dtype in named]
 
 
 def seeds(folder: Path) -> list[bytes]:
@@ -67,7 +87,7 @@ def seeds(folder: Path) -> list[bytes]:
     found = []
     for options in _OPTIONS:
         for steps, own in ((0, False), (2, False), (4, True)):
-            adam, params = Adam(**options), parameters()
+            adam, params = Adam(**options), parameters(str(options).encode())
             adam.exclude_from_weight_decay(params[1:2])
             if own:
                 adam.override(params[::2], lr=0.5, maximize=True)
