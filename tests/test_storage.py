@@ -334,6 +334,21 @@ def test_master_weights_join_and_split(trained: tuple[Adam, list[Array]]) -> Non
     assert_all_same_bits(params, before)
 
 
+def test_master_weights_of_a_copy_whose_state_has_another_layout() -> None:
+    rng = np.random.default_rng(9)
+    values = rng.standard_normal((3, 5)).astype(np.float32)
+    param = np.asfortranarray(values.astype(BFLOAT16))
+    adam = Adam(low_bits="int16")
+    adam.build([param])
+    adam.set_master_weights([param], [values])
+    twin = pickle.loads(pickle.dumps(adam))
+    assert_same_bits(twin.master_weights([param])[0], values)
+    twin.set_master_weights([param], [2 * values])
+    assert_same_bits(twin.master_weights([param])[0], 2 * values)
+    twin.step([param], [np.zeros_like(param)])
+    assert_same_bits(twin.master_weights([param])[0], 2 * values)
+
+
 # ---- refusals
 
 

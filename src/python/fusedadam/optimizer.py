@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fusedadam._core import (
     AdamOptions,
     AdamState,
-    join_weights,
     public,
     require_gradients,
-    split_weights,
 )
 from fusedadam.arrays import (
     Array,
@@ -53,6 +51,7 @@ from fusedadam.structures import (
 from fusedadam.weights import (
     copied_weights,
     count_array,
+    joined,
     moments_of,
     split_values,
     taken_weights,
@@ -246,7 +245,7 @@ class Optimizer(ABC):
         """
         leaves, structure = leaves_of(params)
         with self._lock, Naming(structure):
-            return [join_weights(p, low) for p, low in with_low_bits(self._state, leaves)]
+            return [joined(p, low) for p, low in with_low_bits(self._state, leaves)]
 
     @public
     def set_master_weights(self, params: Iterable[Any], values: Iterable[Any]) -> None:
@@ -269,8 +268,7 @@ class Optimizer(ABC):
         leaves, structure = leaves_of(params)
         with self._lock, Naming(structure):
             pairs = with_low_bits(self._state, leaves)
-            new = split_values(pairs, listed(values, "values"))
-            without_interruption(*(partial(split_weights, *each) for each in new))
+            without_interruption(*split_values(pairs, listed(values, "values")))
             mark_as_changed(leaves)
 
     @public

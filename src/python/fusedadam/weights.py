@@ -21,7 +21,9 @@ a list is refused, because it counts calls instead of steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,9 +33,10 @@ from fusedadam._core import (
     join_weights,
     max_iterations,
     pack_moments,
+    split_weights,
     unpack_moments,
 )
-from fusedadam.arrays import Array, as_array, listed
+from fusedadam.arrays import Array, as_array, listed, parameter_arrays
 
 # The layouts, described for the error message about an ambiguous list.
 LAYOUTS = {
@@ -365,15 +368,37 @@ def with_low_bits(state: AdamState, params: Sequence[Any]) -> list[tuple[Any, Ar
     return list(zip(params, low_bits, strict=True))
 
 
+def joined(param: Any, low: Array | None) -> Array:
+    """Return the values of a parameter in float32."""
+    return join_weights(param, _laid_out(low, param))
+
+
+def _laid_out(low: Array | None, param: Any) -> Array | None:
+    """Return low bits in the layout of their parameter, as a copy if they have another one.
+
+    The state gets the layout of the parameters in a step only: until then, that of a pickle may
+    have another one.
+    """
+    (array,) = parameter_arrays([param])
+    if low is None or getattr(array, "shape", None) != low.shape:
+        return low
+    like: Array = np.empty_like(array, low.dtype)
+    if like.strides == low.strides:
+        return low
+    like[...] = low
+    return like
+
+
 def split_values(
     pairs: Sequence[tuple[Any, Array | None]], values: Sequence[Any]
-) -> list[tuple[Array, Any, Array | None]]:
-    """Return arguments of `split_weights`: values in the layout of their parameter, checked."""
+) -> list[Callable[[], object]]:
+    """Return calls of compiled functions that set parameters to values, which are checked."""
     if len(values) != len(pairs):
         raise ValueError(f"values must be as many as params, {len(pairs)}. Received: {len(values)}")
-    checked = []
+    calls: list[Callable[[], object]] = []
     for i, ((param, low), value) in enumerate(zip(pairs, values, strict=True)):
-        like = join_weights(param, low)
+        turned = _laid_out(low, param)
+        like = join_weights(param, turned)
         array = as_array(value, f"values[{i}]")
         if array.shape != like.shape:
             raise ValueError(
@@ -381,5 +406,7 @@ def split_values(
                 f"Received: shape={array.shape}"
             )
         like[...] = array
-        checked.append((like, param, low))
-    return checked
+        calls.append(partial(split_weights, like, param, turned))
+        if turned is not low:
+            calls.append(partial(operator.setitem, low, ..., turned))
+    return calls
