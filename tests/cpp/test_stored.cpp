@@ -207,6 +207,23 @@ TEST(Stored, ReadsWhatItWrites) {
   }
 }
 
+TEST(Stored, DoesNotReadTheGradientsOfAnEarlierStep) {
+  constexpr std::int64_t n = 77;  // ends in part of a vector
+  const std::vector<float> values(n, 3.0F);
+  for (const Format& format : formats()) {
+    SCOPED_TRACE(format.name);
+    for_each_isa([&] {
+      Stored stored(format.param, format.grad, n, format.settings);
+      MixedTensor tensor = stored.tensor();
+      tensor.grad.data = reinterpret_cast<void*>(std::uintptr_t{64});  // no memory
+      write_values(tensor, format.settings, {.param = values.data()});
+      std::vector<float> param(n);
+      read_values(tensor, format.settings, {.param = param.data()});
+      EXPECT_EQ(param, values);
+    });
+  }
+}
+
 TEST(Stored, ReadsOneMomentOfAPackedTensor) {
   const Format format = formats()[6];
   Stored stored = stepped(format, 100, {100});

@@ -236,7 +236,8 @@ inline void write(const TensorStreams& tensor, std::size_t first, std::size_t n,
   std::size_t i = 0;
   for (; i + step <= n; i += step) write_pair(s, i, values);
   if (i == n) return;
-  const TensorStreams rest = from(s, i, i);
+  TensorStreams rest = from(s, i, i);
+  rest.data[kind::grad] = nullptr;  // may be that of an earlier step, which is gone
   Extended extended(rest, 0, n - i);
   float last[4][step] = {};
   const float* const sources[] = {values.param, values.m, values.v, values.vhat};
