@@ -398,6 +398,11 @@ ARRAYS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "low_bits must be None, 'int8' or 'int16'",
     ),
+    "low bits that are no array": (
+        {"packed": np.zeros(3, np.int16), "low_bits": [0, 0, 0]},
+        TypeError,
+        "low_bits.0. must be",
+    ),
     "moments of two dtypes": (
         {"m": np.zeros(3, BFLOAT16), "v": np.zeros(3, np.float32)},
         TypeError,

@@ -450,7 +450,7 @@ def adam_step(
         "amsgrad": vhat is not None,
         "use_ema": ema is not None,
         "moments": "packed" if packed is not None else _moments_dtype(state["m"]),
-        "low_bits": _first_dtype(state.get("low_bits", ())),
+        "low_bits": _low_bits_dtype(state.get("low_bits", ())),
     }
     options = require_not_negative(_core.AdamOptions(settings))
     progress = _core.AdamProgress.before(step)
@@ -462,6 +462,12 @@ def adam_step(
 def _first_dtype(arrays: Iterable[Any]) -> str | None:
     """Return the name of the dtype of the first item that has one."""
     return next((a.dtype.name for a in arrays if isinstance(a, np.ndarray)), None)
+
+
+def _low_bits_dtype(arrays: Sequence[Any]) -> str | None:
+    # Any name will do for items that are no arrays, which the core then refuses.
+    some = "int8" if any(a is not None for a in arrays) else None
+    return _first_dtype(arrays) or some
 
 
 def _moments_dtype(m: Iterable[Any]) -> str:
