@@ -441,18 +441,24 @@ class OracleAdam:
         return self._turned(positions, clipped)
 
     def swap_ema(self) -> None:
-        """Swap the parameters with their averages, which are rounded to nearest, and back exactly."""
+        """Swap the parameters with their averages, which are rounded to nearest, and back exactly.
+
+        What was written to 16-bit parameters in between is lost.
+        """
         kept, self._averages = self._averages, list(self.ema)
         for i, average in enumerate(list(self.ema)):
             stored = self._stored(i)
             self.ema[i] = storage.load(stored)["params"]
             self._replace(i, storage.store_weight_like(average, stored))
         if kept:
-            self.ema, self._averages = kept, []
+            pairs = zip(self.params, kept, self.ema, strict=True)
+            self.ema = [average if p.dtype.itemsize == 2 else old for p, average, old in pairs]
+            self._averages = []
 
     def weights(self) -> list[Array]:
-        """Return ``[iterations] + m + v + vhat``, as in the `weights` of `Adam`."""
-        return [np.array(self.iterations, dtype=np.int64), *self.m, *self.v, *self.vhat]
+        """Return ``[iterations] + packed + m + v + vhat``, as in the `weights` of `Adam`."""
+        count = np.array(self.iterations, dtype=np.int64)
+        return [count, *self.packed, *self.m, *self.v, *self.vhat]
 
     def _turned(self, positions: Iterable[int], grads: Sequence[Array]) -> list[Array]:
         """Transpose the gradients of Fortran-ordered parameters to memory order, or back."""
@@ -521,6 +527,7 @@ class OracleAdam:
         """Return the new arrays of tensor `i`."""
         olds = self._stored(i)
         is_rounded = any(old.dtype.itemsize < 4 for old in olds.values())
+        is_nearest = self._setting(i, "rounding") == "nearest"
         settings = (
             *("lr", "beta_1", "beta_2", "epsilon", "bias_corrected_epsilon", "decay"),
             *("ema_momentum", "weight_decay", "l2", "flush_denormals"),
@@ -529,7 +536,7 @@ class OracleAdam:
         news = stored_step(
             {name: np.asarray(old[rows]) for name, old in olds.items()},
             g,
-            self._dither(i, rows) if is_rounded and self.rounding == "stochastic" else None,
+            self._dither(i, rows) if is_rounded and not is_nearest else None,
             step=self.steps[i] + 1,
             iterations=self.iterations,
             overwrites=bool(frequency) and (self.iterations + 1) % frequency == 0,
@@ -545,4 +552,5 @@ class OracleAdam:
         p = self.params[i]
         index = self.first_index.get(i, 0) + np.arange(p.size)
         index = index.reshape(p.shape, order="F" if i in self.transposed else "C")
-        return storage.dither(self.seed, self.steps[i] + 1, np.asarray(index[rows]))
+        seed = self._setting(i, "seed")
+        return storage.dither(seed, self.steps[i] + 1, np.asarray(index[rows]))

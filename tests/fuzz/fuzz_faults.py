@@ -65,7 +65,7 @@ def _cast(dtype: str) -> Callable[[Array], Array]:
 
 
 def _other_dtype(a: Array) -> Array:
-    return _cast("float64" if a.dtype == np.float32 else "float32")(a)
+    return _cast("float32" if a.dtype == np.float64 else "float64")(a)
 
 
 def _strided(a: Array) -> Array:
@@ -74,7 +74,7 @@ def _strided(a: Array) -> Array:
 
 
 def _swapped(a: Array) -> Array:
-    return a.astype(a.dtype.newbyteorder())
+    return a.view(a.dtype.newbyteorder())
 
 
 def _longer(a: Array) -> Array:
@@ -539,6 +539,8 @@ FAULTS: Final[dict[str, Fault]] = {
     "params in another layout that overlap": _overlapping_twins,
     "nested otherwise": _nested_otherwise,
     "overriding the step": _overriding(ValueError, loss_scale=2.0),
+    "overriding the moments": _overriding(ValueError, moments="bfloat16"),
+    "overriding the low bits": _overriding(ValueError, low_bits=None),
     "overriding by a schedule": _overriding(TypeError, lr=lambda _: 0.1),
     "overriding an unknown one": _overriding(TypeError, momentum=0.1),
     "overriding out of range": _overriding(ValueError, beta_1=1.0),

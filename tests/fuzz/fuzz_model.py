@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from fuzz_values import ALWAYS, STRUCTURAL, TensorSpec, conflict
+import storage_oracle as storage
+from fuzz_values import ALWAYS, STRUCTURAL, TensorSpec, conflict, fitting
 from guarded import Guarded, Order, Place
 from helpers import Array, assert_all_same_bits
 from oracle import OracleAdam
@@ -19,6 +20,9 @@ DEFAULTS: Final[dict[str, Any]] = {
     for name, parameter in inspect.signature(OracleAdam).parameters.items()
     if name not in ("params", "excluded", "own")
 }
+
+# The oracle's names of settings, where they differ.
+_ATTRIBUTES: Final = {"low_bits": "low_bits_dtype"}
 
 # A value of 1 means the same as None.
 _COUNT: Final = "gradient_accumulation_steps"
@@ -72,8 +76,14 @@ class Model:
 
     # ---- settings
 
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self.oracle, _ATTRIBUTES.get(name, name)) for name in DEFAULTS}
+
+    def configure(self, name: str, value: Any) -> None:
+        setattr(self.oracle, _ATTRIBUTES.get(name, name), value)
+
     def config(self) -> dict[str, Any]:
-        now = {name: getattr(self.oracle, name) for name in DEFAULTS}
+        now = self.settings()
         if now[_COUNT] == 1:
             now[_COUNT] = None
         return {
@@ -83,17 +93,32 @@ class Model:
         }
 
     def can_set(self, name: str, value: Any) -> bool:
-        now = {n: getattr(self.oracle, n) for n in DEFAULTS}
+        now = self.settings()
         is_other = (value or 1) != (now[name] or 1) if name == _COUNT else value != now[name]
         if self.is_built and name in STRUCTURAL and is_other:
             return False
         return not conflict(now | {name: value})
 
     def can_override(self, settings: Mapping[str, Any]) -> bool:
-        now = {name: getattr(self.oracle, name) for name in DEFAULTS}
-        return not conflict({**now, **settings})
+        return not conflict({**self.settings(), **settings})
 
     # ---- which calls must be refused
+
+    def formats(self, params: Iterable[Array]) -> list[Any]:
+        """What the state of these parameters must have in common with that in a file."""
+        moments, low_bits = self.oracle.moments, self.oracle.low_bits_dtype
+        return [
+            (
+                x.shape,
+                moments if moments == "packed" else storage.moment_dtype(x.dtype, moments),
+                low_bits if x.dtype == storage.BFLOAT16 else None,
+            )
+            for x in params
+        ]
+
+    def refuses(self, params: Parameters) -> bool:
+        dtypes, settings = [str(array.dtype) for array in params.arrays], self.settings()
+        return [fitting(dtype, settings) for dtype in dtypes] != dtypes
 
     def own(self, params: Parameters) -> tuple[set[int], dict[int, Mapping[str, Any]]] | None:
         """Excluded positions, and settings by position. None if an array is not a parameter."""
@@ -116,7 +141,7 @@ class Model:
 
     def refuses_step(self, params: Parameters, structure: str | None = None) -> bool:
         own = self.own(params)
-        if self.is_swapped or own is None:
+        if self.is_swapped or own is None or self.refuses(params):
             return True
         if structure is not None and self.structure not in (None, structure):
             return True
@@ -128,12 +153,15 @@ class Model:
         own = self.own(params) if self.to_override else (set(), self.oracle.own)
         if own is None:
             return None
-        clips = {i: each for i, each in own[1].items() if any("clip" in name for name in each)}
+        clips: dict[int, Mapping[str, Any]] = {
+            i: {name: value for name, value in each.items() if "clip" in name}
+            for i, each in own[1].items()
+        }
         return clips if all(map(self.can_override, clips.values())) else None
 
     def refuses_build(self, params: Parameters) -> bool:
         own = self.own(params)
-        if self.is_swapped or own is None:
+        if self.is_swapped or own is None or self.refuses(params):
             return True
         return any(position >= len(params.arrays) for position in (*own[0], *own[1]))
 
@@ -170,8 +198,19 @@ class Model:
 
     def swap_ema(self) -> None:
         if self.bound is not None:
-            self.bound.expected, self.oracle.ema = self.oracle.ema, self.bound.expected
+            self.oracle.params = self.bound.expected
+            self.oracle.swap_ema()
+            self.bound.expected = self.oracle.params
         self.is_swapped = not self.is_swapped
+
+    def set_moments(self, count: int, moments: Mapping[str, Sequence[Array]]) -> None:
+        """Set m, v and any vhat from arrays in the dtypes of the arithmetic."""
+        self.oracle.set_count(count)
+        for i in range(len(self.oracle.params)):
+            olds = self.oracle._stored(i)
+            like = {name: x for name, x in olds.items() if name in ("packed", "m", "v", "vhat")}
+            values = {name: arrays[i] for name, arrays in moments.items()}
+            self.oracle._replace(i, storage.store(values, like))
 
     def copied(self, *, is_deep: bool) -> None:
         """Continue as a copy of the optimizer, which is not bound to the parameters."""
@@ -192,16 +231,16 @@ class Model:
         """Whether it can be loaded for these parameters."""
         if not all(map(self.can_override, self.oracle.own.values())):
             return False
-        known = [(x.shape, x.dtype) for x in self.oracle.m] if self.is_built else []
+        known = self.formats(self.oracle.params) if self.is_built else []
         if not known and self.oracle.iterations == 0:
             return True
-        return known == [(x.shape, x.dtype) for x in params.arrays]
+        return known == self.formats(params.arrays) and not self.refuses(params)
 
     def loaded(self, params: Parameters) -> Model:
         """The optimizer loaded from a file of this one."""
         loaded = self.saved()
         # State without parameters counts as no state.
-        loaded.is_built = self.is_built and bool(self.oracle.m)
+        loaded.is_built = self.is_built and bool(self.oracle.params)
         if loaded.is_built:
             loaded._accept(params)
         return loaded
@@ -229,6 +268,17 @@ class Model:
 
     def weights(self) -> list[Array]:
         return self.oracle.weights() if self.is_built else []
+
+    def exported(self) -> list[Array]:
+        """What `get_weights` returns: m, v and vhat as the arithmetic sees them."""
+        count = len(self.oracle.params) if self.is_built else 0
+        loaded = [storage.load(self.oracle._stored(i)) for i in range(count)]
+        arrays = [x[name] for name in ("m", "v", "vhat") for x in loaded if name in x]
+        return [*self.weights()[:1], *arrays]
+
+    def low_bits(self) -> list[Array | None]:
+        """The low bits of each parameter, or None."""
+        return (self.oracle.low_bits or [None] * len(self.oracle.params)) if self.is_built else []
 
     def ema(self) -> list[Array]:
         return self.oracle.ema if self.is_built else []

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import ml_dtypes
@@ -42,11 +42,13 @@ def shapes(draw: st.DrawFn, *, min_dims: int = 0) -> Shape:
     return (size,)
 
 
-dtypes = st.sampled_from(FLOATS)
+dtypes = st.sampled_from([*FLOATS, "bfloat16", "float16"])
 places = st.sampled_from(PLACES)
 tensors = st.tuples(shapes(), dtypes, places)
 tables = st.tuples(shapes(min_dims=1), dtypes, places)
 TensorSpec: TypeAlias = tuple[Shape, str, Place]
+
+_finfo: Final[Any] = ml_dtypes.finfo  # NumPy's own does not know bfloat16
 
 # Most numbers are plain, because a NaN in a moment never goes away.
 TAME: Final = ["plain", "plain", "small", "zeros", "tiny"]
@@ -54,7 +56,13 @@ WILD: Final = [*TAME, "spiked", "odd"]
 
 
 def numbers(rng: np.random.Generator, shape: Shape, dtype: str, kind: str) -> Array:
-    """Draw an array. "spiked" has a few extraordinary numbers, "odd" nothing else."""
+    """Draw an array. "spiked" has a few extraordinary numbers, "odd" nothing else.
+
+    Integers are words of packed moments or low bits, and of any kind.
+    """
+    if dtype in ("int8", "int16"):
+        info = np.iinfo(dtype)
+        return np.asarray(rng.integers(info.min, info.max, shape, dtype, endpoint=True))
     if kind == "zeros":
         return np.zeros(shape, dtype)
     if kind == "small":
@@ -64,7 +72,7 @@ def numbers(rng: np.random.Generator, shape: Shape, dtype: str, kind: str) -> Ar
     drawn = values(rng, shape, dtype)
     if kind == "tiny":
         with np.errstate(all="ignore"):
-            return np.asarray(drawn * (256 * np.finfo(dtype).smallest_normal))
+            return np.asarray(drawn * (256 * _finfo(dtype).smallest_normal), dtype)
     if kind == "spiked" and drawn.size:
         flat = drawn.reshape(-1)
         flat[rng.integers(0, drawn.size, 2)] = rng.choice(_odd(dtype), 2)
@@ -72,7 +80,7 @@ def numbers(rng: np.random.Generator, shape: Shape, dtype: str, kind: str) -> Ar
 
 
 def _odd(dtype: str) -> Array:
-    info = np.finfo(dtype)
+    info = _finfo(dtype)
     last, tiny, largest = info.smallest_subnormal, info.smallest_normal, info.max
     finite = [0.0, last, tiny / 2, tiny, 1.0, largest / 2, largest]
     return np.array([*finite, *(-x for x in finite), np.inf, -np.inf, np.nan], dtype)
@@ -106,7 +114,7 @@ def cast_gradient(rng: np.random.Generator, grad: Array) -> Any:
     kinds = ["float16", "bfloat16", "float32", "float64", "longdouble", "int32", "uint8", "bool"]
     kind = str(rng.choice([*kinds, "swapped", "list", "Fortran"]))
     with np.errstate(all="ignore"):
-        if kind == "swapped":
+        if kind == "swapped" and grad.dtype.kind == "f":
             return grad.astype(grad.dtype.newbyteorder())
         if kind == "Fortran":
             return np.array(grad, order="F")
@@ -115,9 +123,9 @@ def cast_gradient(rng: np.random.Generator, grad: Array) -> Any:
             return given if np.shape(given) == grad.shape else grad
         if kind == "bfloat16":
             return grad.astype(ml_dtypes.bfloat16)
-        if np.dtype(kind).kind != "f":
+        if kind in ("int32", "uint8", "bool"):
             return rng.integers(0, 4, grad.shape).astype(kind)
-        return grad.astype(kind)
+        return grad if kind == "swapped" else grad.astype(kind)
 
 
 # -- settings ---------------------------------------------------------------------------------
@@ -158,12 +166,16 @@ SETTINGS: Final[dict[str, st.SearchStrategy[Any]]] = {
     "zero_grad": _switch,
     "maximize": _switch,
     "flush_denormals": _switch,
+    "moments": st.sampled_from(["float32", "bfloat16", "packed", "auto"]),
+    "low_bits": st.sampled_from([None, "int8", "int16"]),
+    "rounding": st.sampled_from(["stochastic", "nearest"]),
+    "seed": st.one_of(st.integers(0, 3), st.integers(0, 2**63 - 1)),
 }
 # The settings that single parameters may have.
 OWN: Final = (
     *("beta_1", "beta_2", "epsilon", "decay", "bias_corrected_epsilon", "weight_decay", "l2"),
     *("clipnorm", "clipnorm_per_tensor", "clipvalue", "ema_momentum", "ema_overwrite_frequency"),
-    *("maximize", "flush_denormals"),
+    *("maximize", "flush_denormals", "rounding", "seed"),
 )
 OWN_SETTINGS: Final = st.lists(st.sampled_from(["lr", *OWN]), max_size=3, unique=True).flatmap(
     # Only a few, because more of them tend to exclude each other.
@@ -171,7 +183,7 @@ OWN_SETTINGS: Final = st.lists(st.sampled_from(["lr", *OWN]), max_size=3, unique
         {name: _any if name == "lr" else SETTINGS[name] for name in names}
     )
 )
-STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps")
+STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps", "moments", "low_bits")
 ALWAYS: Final = ("lr", "beta_1", "beta_2", "epsilon", "decay")
 
 
@@ -186,9 +198,14 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
             chosen[name] = True
     if draw(st.booleans()):
         chosen["loss_scale"] = "dynamic"
-    if conflict(chosen):
-        for name in ("clipnorm_per_tensor", "ema_overwrite_frequency", "ema_momentum"):
+    for name in ("moments", "low_bits"):
+        if draw(st.booleans()):
+            chosen[name] = draw(SETTINGS[name])
+    for name in ("clipnorm_per_tensor", "ema_overwrite_frequency", "ema_momentum", "rounding"):
+        if conflict(chosen):
             chosen.pop(name, None)
+    if conflict(chosen):
+        del chosen["amsgrad"]
     return chosen
 
 
@@ -199,7 +216,28 @@ def conflict(chosen: dict[str, Any]) -> bool:
         chosen.get("ema_overwrite_frequency") is not None
         or chosen.get("ema_momentum", 0.99) != 0.99
     )
-    return None not in by_norm or (needs_ema and not chosen.get("use_ema", False))
+    is_packed = chosen.get("moments") == "packed"
+    needs_dithers = is_packed or chosen.get("low_bits") == "int8"
+    return (
+        None not in by_norm
+        or (needs_ema and not chosen.get("use_ema", False))
+        or (is_packed and chosen.get("amsgrad", False))
+        or (needs_dithers and chosen.get("rounding") == "nearest")
+    )
+
+
+def fitting(dtype: str, chosen: Mapping[str, Any]) -> str:
+    """Return a dtype of parameters that these settings allow: this one if possible."""
+    is_refused = (dtype == "float64" and chosen.get("moments") in ("bfloat16", "packed")) or (
+        dtype == "float16" and chosen.get("low_bits") is not None
+    )
+    return "bfloat16" if is_refused else dtype
+
+
+def gradient_dtype(rng: np.random.Generator, dtype: str) -> str:
+    """Draw that of the parameter or, more seldom, another one that needs no conversion."""
+    others = [] if dtype == "float64" else ["float32", "float16", "bfloat16"]
+    return str(rng.choice([dtype, dtype, dtype, *others]))
 
 
 _NAN, _INF = float("nan"), float("inf")
@@ -214,6 +252,10 @@ BAD_SETTINGS: Final[list[tuple[str, Any]]] = [
     *(("ema_overwrite_frequency", bad) for bad in (0, -1, 1.5, 2**64)),
     *(("gradient_accumulation_steps", bad) for bad in (0, -3, 2.0, "2")),
     *(("loss_scale", bad) for bad in (0.0, -1.0, _NAN, 2.0**-128, True, "static", [1.0])),
+    *(("moments", bad) for bad in ("float16", "", None, 16, True)),
+    *(("low_bits", bad) for bad in ("int32", "None", 8, 0, False)),
+    *(("rounding", bad) for bad in ("up", None, 0, True)),
+    *(("seed", bad) for bad in (-1, 2**63, 0.5, True, None, "0")),
     *(("iterations", bad) for bad in (0, 7)),
     *((name, 1) for name in ("skipped_steps", "current_loss_scale", "weights", "ema")),
     ("current_lr", 0.5),

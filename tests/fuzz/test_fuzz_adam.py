@@ -23,6 +23,7 @@ import fusedadam
 import fuzz_runs
 import numpy as np
 import pytest
+import storage_oracle as storage
 from fusedadam import Adam
 from fuzz_faults import FAULTS, ROUTES
 from fuzz_model import Model, Parameters
@@ -35,6 +36,8 @@ from fuzz_values import (
     WILD,
     TensorSpec,
     cast_gradient,
+    fitting,
+    gradient_dtype,
     nested,
     numbers,
     options,
@@ -95,6 +98,7 @@ class AdamMachine(RuleBasedStateMachine):
         self.folder = Path(self._directory.name)
         self._is_ready = False
         self._grads: list[Guarded] = []
+        self._graded: list[Array] = []  # the parameters of these gradients
         self._doubles: list[Guarded] = []  # room for twice as many gradients
         self._saved: Model | None = None  # the contents of the file at `_path`
         self._path = self.folder / "saved"
@@ -113,6 +117,9 @@ class AdamMachine(RuleBasedStateMachine):
         return kind if self.is_wild or kind in TAME else "plain"
 
     def _parameters(self, specs: Sequence[TensorSpec], kind: str) -> Parameters:
+        if not self.is_misfit:
+            settings = self.model.settings()
+            specs = [(shape, fitting(dtype, settings), place) for shape, dtype, place in specs]
         drawn = self._drawn(specs, kind)
         return Parameters(drawn, [place for _, _, place in specs], self._orders(specs))
 
@@ -126,6 +133,8 @@ class AdamMachine(RuleBasedStateMachine):
 
     def _new_gradients(self, kind: str) -> list[Array]:
         specs = self.params.specs
+        specs = [(shape, gradient_dtype(self.rng, dtype), place) for shape, dtype, place in specs]
+        self._graded = self.params.arrays
         self._grads = [
             Guarded(g, place)
             for g, (_, _, place) in zip(self._drawn(specs, kind), specs, strict=True)
@@ -145,6 +154,7 @@ class AdamMachine(RuleBasedStateMachine):
         ),
         chosen=options(),
         is_wild=st.booleans(),
+        is_misfit=st.sampled_from([*[False] * 7, True]),
         seed=seeds,
         isa=st.sampled_from(fusedadam.supported_isas()),
         threads=st.integers(1, 4),
@@ -154,18 +164,20 @@ class AdamMachine(RuleBasedStateMachine):
         specs: list[TensorSpec],
         chosen: dict[str, Any],
         is_wild: bool,
+        is_misfit: bool,
         seed: int,
         isa: str,
         threads: int,
     ) -> None:
+        """Start. Only parameters of a misfit may have dtypes that the settings do not allow."""
         TALLY["programs"] += 1
         self.rng = np.random.default_rng(seed)
-        self.is_wild = is_wild
+        self.is_wild, self.is_misfit = is_wild, is_misfit
         fusedadam.set_isa(isa)
         fusedadam.set_num_threads(threads)
-        self.params, self.others = (self._parameters(specs, "plain") for _ in range(2))
         self.adam = Adam(**chosen)
         self.model = Model(**chosen)
+        self.params, self.others = (self._parameters(specs, "plain") for _ in range(2))
         self._is_ready = True
 
     # ---- steps
@@ -209,7 +221,7 @@ class AdamMachine(RuleBasedStateMachine):
             return
         with np.errstate(all="ignore"):
             as_cast = [
-                None if g is None else np.array(g, a.dtype)
+                None if g is None else self._as_read(g, a, form)
                 for g, a in zip(grads, arrays, strict=True)
             ]
             before = copy.deepcopy(given)
@@ -233,12 +245,12 @@ class AdamMachine(RuleBasedStateMachine):
     ) -> tuple[list[Any], list[Guarded], bool]:
         """Gradients of this form, the memory that holds them, and whether a step writes to it."""
         params = self.params.arrays
-        if form == "again" and _alike([g.array for g in self._grads], params):
+        if form == "again" and _alike(self._graded, params):
             return [g.array for g in self._grads], self._grads, False
         grads = self._new_gradients(kind)
         if form in ("packed", "spread"):
             # Both start at the same address in each call, but with another layout.
-            if not _alike([_packed(held.array) for held in self._doubles], params):
+            if not _alike([_packed(held.array) for held in self._doubles], grads):
                 self._doubles = [Guarded(np.stack([g, g]), place) for g in grads]
             views = [_packed(held.array) for held in self._doubles]
             if form == "spread":
@@ -261,14 +273,23 @@ class AdamMachine(RuleBasedStateMachine):
             return self.adam.weights[1 : 1 + count], [], True
         return grads, self._grads, False
 
+    @staticmethod
+    def _as_read(grad: Any, param: Array, form: str) -> Array:
+        """A copy of a gradient, converted to the dtype of the arithmetic if a call must do so.
+
+        Words of packed moments are integers.
+        """
+        is_cast = form == "cast" or grad.dtype.kind == "i"
+        return np.array(grad, storage.compute_dtype(param.dtype) if is_cast else None)
+
     def _check_updates(self, updates: Any) -> None:
         oracle = self.model.oracle
         expected: list[Array] = [np.array(oracle.iterations)]
         for i, param in enumerate(oracle.params):
-            vhat = oracle.vhat[i : i + 1]
-            expected += [*vhat, oracle.m[i], oracle.v[i], param]
+            kinds = (oracle.vhat, oracle.packed, oracle.m, oracle.v)
+            expected += [*(kind[i] for kind in kinds if kind), param]
         assert_all_same_bits(updates, expected, "updates")
-        every = 4 if oracle.amsgrad else 3
+        every = (len(expected) - 1) // len(oracle.params) if oracle.params else 1
         for update, array in zip(updates[every::every], self.params.arrays, strict=True):
             assert update is array
 
@@ -292,8 +313,10 @@ class AdamMachine(RuleBasedStateMachine):
 
         scale = self.model.oracle.current_loss_scale
         with np.errstate(all="ignore"):
-            if self.model.refuses_step(self.params, nested_so):
-                self._refused(call)
+            # autograd does not know bfloat16.
+            is_known = all(a.dtype.kind == "f" for a in arrays)
+            if not is_known or self.model.refuses_step(self.params, nested_so):
+                self._refused(call, ValueError, *([] if is_known else [TypeError]))
                 return
             plain = [np.asarray(a) for a in arrays]
             grads = autograd.grad(
@@ -332,7 +355,10 @@ class AdamMachine(RuleBasedStateMachine):
         named = [int(f * len(table)) for f in fractions] if len(table) else []
         indices = Guarded(np.array(named, dtype), place)
         drawn = numbers(
-            self.rng, (len(named), *table.shape[1:]), str(table.dtype), self._kind(kind)
+            self.rng,
+            (len(named), *table.shape[1:]),
+            gradient_dtype(self.rng, str(table.dtype)),
+            self._kind(kind),
         )
         held = Guarded(drawn, place)
         rows = held.array
@@ -366,7 +392,7 @@ class AdamMachine(RuleBasedStateMachine):
         oracle.own = {i: dict(each) for i, each in clips.items()}
         with np.errstate(all="ignore"):
             kept = [
-                np.array(g, a.dtype, order="C")
+                np.array(self._as_read(g, a, form), order="C")
                 for g, a in zip(grads, self.params.arrays, strict=True)
             ]
             TALLY["calls"] += 1
@@ -411,6 +437,7 @@ class AdamMachine(RuleBasedStateMachine):
     def set_weights(self, count: int, kind: str, form: str) -> None:
         oracle = self.model.oracle
         specs = self.params.specs if self.model.is_built else []
+        specs = [(s, str(storage.compute_dtype(np.dtype(d))), p) for s, d, p in specs]
         m = self._drawn(specs, kind)
         v = [np.asarray(np.abs(x)) for x in self._drawn(specs, kind)]
         more = [np.abs(x) for x in self._drawn(specs, kind)] if oracle.vhat else []
@@ -429,24 +456,47 @@ class AdamMachine(RuleBasedStateMachine):
             self._refused(lambda: self.adam.set_weights(given))
             return
         TALLY["calls"] += 1
-        try:
-            self.adam.set_weights(given)
-        except ValueError as error:
-            # Only allowed if the list is ambiguous. Then the layout is named.
-            if "more than one layout" not in str(error):
-                raise
-            self.adam.set_weights(given, layout="keras-3" if form == "Keras 3" else "fusedadam")
-        oracle.set_count(count)
-        oracle.m, oracle.v, oracle.vhat = m, v, vhat
+        with np.errstate(all="ignore"):
+            try:
+                self.adam.set_weights(given)
+            except ValueError as error:
+                # Only allowed if the list is ambiguous. Then the layout is named.
+                if "more than one layout" not in str(error):
+                    raise
+                layout = "keras-3" if form == "Keras 3" else "fusedadam"
+                self.adam.set_weights(given, layout=layout)
+            moments = {"m": m, "v": v} | ({"vhat": vhat} if oracle.vhat else {})
+            self.model.set_moments(count, moments)
         if lr is not None and not callable(oracle.lr):
             oracle.lr = lr
 
     @rule(kind=kinds)
+    def set_master_weights(self, kind: str) -> None:
+        """Read the parameters with their low bits, and write others."""
+        arrays, model = self.params.arrays, self.model
+        given = [numbers(self.rng, a.shape, "float32", self._kind(kind)) for a in arrays]
+        low_bits = model.low_bits() or [None] * len(arrays)
+        if model.is_swapped or any(a.dtype == np.float64 for a in arrays):
+            self._refused(lambda: self.adam.master_weights(arrays), TypeError, ValueError)
+            self._refused(
+                lambda: self.adam.set_master_weights(arrays, given), TypeError, ValueError
+            )
+            return
+        TALLY["calls"] += 1
+        old = list(map(storage.load_weight, self.params.expected, low_bits))
+        assert_all_same_bits(self.adam.master_weights(arrays), old, "master weights")
+        self.adam.set_master_weights(arrays, given)
+        for i, (array, low) in enumerate(zip(arrays, low_bits, strict=True)):
+            named = None if low is None else low.dtype
+            self.params.expected[i], new = storage.store_weight(given[i], array.dtype, named)
+            if low is not None:
+                low[...] = new
+
+    @rule(kind=kinds)
     def write_live_moments(self, kind: str) -> None:
         """Users may write to the optimizer's own arrays in `weights` and `ema`."""
-        oracle = self.model.oracle
         live = [*self.adam.weights[1:], *self.adam.ema]
-        mirrors = [*oracle.m, *oracle.v, *oracle.vhat, *oracle.ema] if self.model.is_built else []
+        mirrors = [*self.model.weights()[1:], *self.model.ema()]
         TALLY["calls"] += 1
         for array, mirror in zip(live, mirrors, strict=True):
             drawn = numbers(self.rng, array.shape, str(array.dtype), self._kind(kind))
@@ -469,7 +519,7 @@ class AdamMachine(RuleBasedStateMachine):
             return
         TALLY["calls"] += 1
         twin = copier(self.adam)
-        assert_all_same_bits(twin.get_weights(), self.model.weights(), "weights of the copy")
+        assert_all_same_bits(twin.get_weights(), self.model.exported(), "weights of the copy")
         assert twin._state.progress.as_dict() == self.model.progress()
         if goes_on and not self.model.to_override:
             self.adam = twin
@@ -578,7 +628,7 @@ class AdamMachine(RuleBasedStateMachine):
             return
         TALLY["calls"] += 1
         setattr(self.adam, name, value)
-        setattr(self.model.oracle, name, value)
+        self.model.configure(name, value)
 
     @rule(bad=st.sampled_from(BAD_SETTINGS))
     def set_to_bad_value(self, bad: tuple[str, Any]) -> None:
@@ -642,6 +692,12 @@ class AdamMachine(RuleBasedStateMachine):
             params.check()
         assert_all_same_bits(adam.weights, model.weights(), "weights")
         assert_all_same_bits(adam.ema, model.ema(), "ema")
+        low_bits = model.low_bits()
+        live = adam._state.slots.get("low_bits", [None] * len(low_bits))
+        for array, low in zip(live, low_bits, strict=True):
+            assert (array is None) == (low is None)
+            if low is not None:
+                assert_same_bits(array, low, "low bits")
         assert adam._state.progress.as_dict() == model.progress()
         assert adam.iterations == model.oracle.iterations
         assert adam._state.own[0] == model.oracle.excluded
