@@ -18,7 +18,8 @@ import fuzz_runs
 import numpy as np
 import oracle
 import pytest
-from fuzz_values import TAME, WILD, TensorSpec, numbers, seeds, tensors
+import storage_oracle as storage
+from fuzz_values import TAME, WILD, TensorSpec, conflict, fitting, numbers, seeds, tensors
 from guarded import PLACES, Guarded
 from helpers import Array, assert_same_bits
 from hypothesis import strategies as st
@@ -41,6 +42,20 @@ SETTINGS: dict[str, list[Any]] = {
     "max_grad_norm": [None, 0.0, 0.5, 1e30],
     "ema_decay": [None, 0.0, 0.9, 1.0],
     "zero_grad_in_step": [False, True],
+    "moments": ["auto", "float32", "bfloat16", "packed"],
+    "low_bits": [None, "int8", "int16"],
+    "rounding": ["stochastic", "nearest"],
+    "seed": [0, 7, 2**63 - 1],
+}
+FORMATS = ("moments", "low_bits", "rounding")
+# The oracle's names of the arrays of state, and torch's.
+NAMES = {
+    "m": "exp_avg",
+    "v": "exp_avg_sq",
+    "packed": "packed_moments",
+    "low_bits": "low_bits",
+    "vhat": "max_exp_avg_sq",
+    "ema": "ema",
 }
 BAD_SETTINGS: list[tuple[str, Any]] = [
     *(("lr", bad) for bad in (float("nan"), float("inf"), "fast", None)),
@@ -50,6 +65,10 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     *(("max_grad_norm", bad) for bad in (-1.0, float("nan"), "long")),
     *(("ema_decay", bad) for bad in (-0.1, 1.5, "slow")),
     ("differentiable", True),
+    *(("moments", bad) for bad in ("float16", None, 16)),
+    *(("low_bits", bad) for bad in ("int32", 8, False)),
+    *(("rounding", bad) for bad in ("up", None)),
+    *(("seed", bad) for bad in (-1, 0.5, 2**63)),
 ]
 
 setting = st.sampled_from(
@@ -62,12 +81,27 @@ class CallersError(Exception):
     """Raised by a closure."""
 
 
+def tensor_of(array: Array) -> Any:
+    """A tensor in the memory of an array."""
+    if array.dtype != storage.BFLOAT16:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+
+
+def array_of(tensor: Any) -> Array:
+    """An array in the memory of a tensor."""
+    tensor = tensor.detach()
+    if tensor.dtype != torch.bfloat16:
+        return np.asarray(tensor.numpy())
+    return np.asarray(tensor.view(torch.int16).numpy().view(storage.BFLOAT16))
+
+
 class Slot:
     """A parameter with its expected values and state."""
 
     def __init__(self, values: Array, place: Any) -> None:
         self.held = Guarded(values, place)
-        self.param = torch.nn.Parameter(torch.from_numpy(self.held.array))
+        self.param = torch.nn.Parameter(tensor_of(self.held.array))
         self.expected = values
         self.state: dict[str, Array] = {}
         self.grad: Guarded | None = None
@@ -75,6 +109,57 @@ class Slot:
     @property
     def dtype(self) -> str:
         return str(self.expected.dtype)
+
+    def stored(self) -> dict[str, Array]:
+        """The arrays by the oracle's names."""
+        state = {kind: self.state[name] for kind, name in NAMES.items() if name in self.state}
+        return {"params": self.expected, **state}
+
+    def begin(self, group: dict[str, Any]) -> None:
+        """Make the state that a step of this group begins with."""
+        formats = self.formats(group)
+        self.state = {NAMES[k]: np.zeros_like(self.expected, d) for k, d in formats.items()}
+        self.state["step"] = np.zeros((), "float32")
+
+    def formats(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The dtypes of the state, but the average, by the oracle's names."""
+        moments, low_bits = group.get("moments", "auto"), group.get("low_bits")
+        moment = storage.moment_dtype(self.expected.dtype, moments)
+        dtypes: dict[str, Any] = {"packed": "int16"} if moments == "packed" else {"m": moment}
+        if "m" in dtypes:
+            dtypes |= {"v": moment}
+        if group["amsgrad"]:
+            dtypes["vhat"] = moment
+        if low_bits and self.expected.dtype == storage.BFLOAT16:
+            dtypes["low_bits"] = low_bits
+        return dtypes
+
+    @np.errstate(all="ignore")
+    def convert(self, group: dict[str, Any]) -> None:
+        """Round the state to nearest in the formats of its group."""
+        if not self.state:
+            return
+        formats, old = self.formats(group), self.stored()
+        values = storage.load(old)
+        for kind, name in NAMES.items():
+            if kind not in ("ema", "low_bits"):
+                self.state.pop(name, None)
+        if "packed" in formats:
+            words = old.get("packed")
+            packed = storage.encode(values["m"], values["v"]) if words is None else words
+            self.state[NAMES["packed"]] = packed
+        for kind in ("m", "v", "vhat"):
+            if kind in formats:
+                is_half = formats[kind] == storage.BFLOAT16
+                value = values[kind]
+                self.state[NAMES[kind]] = storage.to_bfloat16(value) if is_half else value
+        low = formats.get("low_bits")
+        if low is None:
+            self.state.pop("low_bits", None)
+        elif "low_bits" not in old:
+            self.state["low_bits"] = np.zeros_like(self.expected, low)
+        elif old["low_bits"].dtype != low:
+            self.expected, self.state["low_bits"] = storage.split(values["params"], low)
 
 
 class TorchMachine(RuleBasedStateMachine):
@@ -109,6 +194,13 @@ class TorchMachine(RuleBasedStateMachine):
     @initialize(
         first=st.lists(tensors, min_size=1, max_size=4),
         second=st.lists(tensors, max_size=2),
+        formats=st.lists(
+            st.fixed_dictionaries(
+                {}, optional={name: st.sampled_from(SETTINGS[name]) for name in (*FORMATS, "seed")}
+            ),
+            min_size=2,
+            max_size=2,
+        ),
         kind=st.sampled_from([Adam, AdamW]),
         amsgrad=st.booleans(),
         extras=st.booleans(),
@@ -121,6 +213,7 @@ class TorchMachine(RuleBasedStateMachine):
         self,
         first: list[TensorSpec],
         second: list[TensorSpec],
+        formats: list[dict[str, Any]],
         kind: Any,
         amsgrad: bool,
         extras: bool,
@@ -136,10 +229,19 @@ class TorchMachine(RuleBasedStateMachine):
         fusedadam.set_num_threads(threads)
         self.kind = kind
         self.options = {"amsgrad": amsgrad, "ema_decay": 0.9 if extras else None}
-        self.groups = [self._slots_of(first)]
-        if second:
-            self.groups.append(self._slots_of(second))
+        for own in formats:
+            if amsgrad and own.get("moments") == "packed":
+                del own["moments"]
+            if conflict(own):
+                del own["rounding"]
+        self.groups = [
+            self._slots_of([(shape, fitting(dtype, own), place) for shape, dtype, place in specs])
+            for specs, own in zip((first, second), formats, strict=True)
+            if specs
+        ]
         self.optimizer = self._new_optimizer(kind)
+        for group, own in zip(self.optimizer.param_groups, formats, strict=False):
+            group.update(own)
 
     def _new_optimizer(self, kind: Any) -> Any:
         groups = [{"params": [slot.param for slot in group]} for group in self.groups]
@@ -151,7 +253,12 @@ class TorchMachine(RuleBasedStateMachine):
 
     def _model_step(self, grads: list[Any]) -> None:
         """Step the expected state. A gradient is None, an array, or a pair of indices and rows."""
-        summed = [oracle.sum_rows(*g) if isinstance(g, tuple) else (..., g) for g in grads]
+        summed = [
+            oracle.sum_rows(g[0], storage.widen(g[1]))
+            if isinstance(g, tuple)
+            else (..., g if g is None else storage.widen(g))
+            for g in grads
+        ]
         present = [g for _, g in summed if g is not None]
         bounds = [group.get("max_grad_norm") or 0.0 for group in self.optimizer.param_groups]
         norm = oracle.global_norm(present) if any(bounds) else 0.0
@@ -174,25 +281,24 @@ class TorchMachine(RuleBasedStateMachine):
         factor *= -1.0 if group["maximize"] else 1.0
         if factor != 1:
             g = np.asarray(g.dtype.type(factor) * g)
+        slot.convert(group)
+        if not slot.state:
+            slot.begin(group)
         state = slot.state
-        if not state:
-            state["step"] = np.zeros((), "float32")
-            for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] * group["amsgrad"])):
-                state[name] = np.zeros_like(slot.expected)
         averages = group.get("ema_decay") is not None
         if averages and "ema" not in state:
-            state["ema"] = slot.expected.copy()
+            state["ema"] = storage.load(slot.stored())["params"].copy()
         state["step"] = np.asarray(state["step"] + 1, "float32")
-        names = ["exp_avg", "exp_avg_sq"]
-        optional = {"vhat": ("max_exp_avg_sq", group["amsgrad"]), "ema": ("ema", averages)}
-        more = {key: name for key, (name, is_on) in optional.items() if is_on}
+        step = int(state["step"])
+        stored = {kind: x for kind, x in slot.stored().items() if averages or kind != "ema"}
+        index = np.asarray(np.arange(slot.expected.size).reshape(slot.expected.shape)[rows])
+        is_nearest = group.get("rounding") == "nearest"
         is_apart = self.kind is AdamW
-        stepped = oracle.adam_step(
-            slot.expected[rows],
+        stepped = oracle.stored_step(
+            {kind: np.asarray(x[rows]) for kind, x in stored.items()},
             g,
-            *(state[name][rows] for name in names),
-            **{key: state[name][rows] for key, name in more.items()},
-            step=int(state["step"]),
+            None if is_nearest else storage.dither(group.get("seed", 0), step, index),
+            step=step,
             lr=float(group["lr"]),
             beta_1=group["betas"][0],
             beta_2=group["betas"][1],
@@ -203,9 +309,8 @@ class TorchMachine(RuleBasedStateMachine):
             ema_momentum=group.get("ema_decay") or 0.0,
             flush_denormals=group["eps"] >= 1e-12,
         )
-        wholes = [slot.expected, *(state[name] for name in (*names, *more.values()))]
-        for whole, new in zip(wholes, stepped, strict=True):
-            whole[rows] = new
+        for kind, new in stepped.items():
+            stored[kind][rows] = new
 
     # ---- steps
 
@@ -224,12 +329,12 @@ class TorchMachine(RuleBasedStateMachine):
                 given.append(self._give_rows(slot, kind))
             elif form == "strided" and drawn.ndim > 1:
                 held = Guarded(np.ascontiguousarray(drawn.T), self._place())
-                slot.param.grad = torch.from_numpy(held.array.T)
+                slot.param.grad = tensor_of(held.array.T)
                 slot.grad = held
                 given.append(drawn)
             else:
                 held = Guarded(drawn, self._place())
-                slot.param.grad = torch.from_numpy(held.array)
+                slot.param.grad = tensor_of(held.array)
                 slot.grad = held
                 given.append(drawn)
         return given
@@ -243,7 +348,7 @@ class TorchMachine(RuleBasedStateMachine):
         self._guards += [indices, rows]
         slot.param.grad = torch.sparse_coo_tensor(
             torch.from_numpy(indices.array)[None],
-            torch.from_numpy(rows.array),
+            tensor_of(rows.array),
             slot.param.shape,
             check_invariants=False,
         )
@@ -287,10 +392,10 @@ class TorchMachine(RuleBasedStateMachine):
         for (slot, group), g in zip(self._with_groups(), grads, strict=True):
             if slot.grad is not None:
                 left = np.zeros_like(g) if group.get("zero_grad_in_step") and not refused else g
-                assert_same_bits(slot.param.grad.numpy(), left, "grad after the call")
+                assert_same_bits(array_of(slot.param.grad), left, "grad after the call")
                 slot.grad.assert_canaries_alive()
             elif isinstance(g, tuple):
-                assert_same_bits(slot.param.grad._values().numpy(), g[1], "rows after the call")
+                assert_same_bits(array_of(slot.param.grad._values()), g[1], "rows after the call")
         for held in self._guards:
             held.assert_canaries_alive()
 
@@ -298,7 +403,12 @@ class TorchMachine(RuleBasedStateMachine):
     def set(self, chosen: tuple[str, Any], index: int) -> None:
         name, value = chosen
         groups = self.optimizer.param_groups
-        groups[index % len(groups)][name] = value
+        index %= len(groups)
+        group = {**groups[index], name: value}
+        dtypes = [slot.dtype for slot in self.groups[index]]
+        formats = {key: group.get(key) for key in (*FORMATS, "amsgrad")}
+        if not conflict(formats) and dtypes == [fitting(dtype, formats) for dtype in dtypes]:
+            groups[index][name] = value
 
     @rule()
     def swap_ema(self) -> None:
@@ -310,11 +420,22 @@ class TorchMachine(RuleBasedStateMachine):
             return
         self.optimizer.swap_ema()
         for slot in averaged:
-            assert_same_bits(slot.held.array, slot.state["ema"], "parameter swapped in")
+            new = storage.store_weight_like(slot.state["ema"], slot.stored())
+            assert_same_bits(slot.held.array, new["params"], "parameter swapped in")
+            if "low_bits" in new:
+                actual = array_of(self.optimizer.state[slot.param]["low_bits"])
+                assert_same_bits(actual, new["low_bits"], "low bits swapped in")
         for refused in (self.optimizer.step, self.optimizer.state_dict):
             with pytest.raises(ValueError, match="averages must be swapped out first"):
                 refused()
         self.optimizer.swap_ema()
+        for slot in averaged:
+            # Low bits that do not belong to their parameter may make it a NaN.
+            stored = slot.stored()
+            new = storage.store_weight_like(storage.load(stored)["params"].copy(), stored)
+            slot.expected = new["params"]
+            if "low_bits" in new:
+                slot.state["low_bits"] = new["low_bits"]
 
     @rule(kind=kinds)
     def write_parameters(self, kind: str) -> None:
@@ -329,8 +450,8 @@ class TorchMachine(RuleBasedStateMachine):
         for slot in self.slots:
             for name, value in self.optimizer.state.get(slot.param, {}).items():
                 if name != "step":
-                    held = Guarded(value.numpy(), self._place())
-                    self.optimizer.state[slot.param][name] = torch.from_numpy(held.array)
+                    held = Guarded(array_of(value), self._place())
+                    self.optimizer.state[slot.param][name] = tensor_of(held.array)
                     self._guards.append(held)
 
     @rule(kind=kinds)
@@ -341,13 +462,17 @@ class TorchMachine(RuleBasedStateMachine):
                     continue
                 drawn = self._drawn(mirror, kind)
                 mirror[...] = np.abs(drawn) if name.endswith("sq") else drawn
-                self.optimizer.state[slot.param][name].numpy()[...] = mirror
+                array_of(self.optimizer.state[slot.param][name])[...] = mirror
 
     @rule(way=st.sampled_from(["copy", "file", "stock"]))
     def load_state_dict(self, way: str) -> None:
         """Continue with another optimizer that loads this one's state."""
         TALLY["calls"] += 1
-        saved = copy.deepcopy(self.optimizer.state_dict())
+        saved = self._state_dict()
+        if way == "stock" and any(
+            x.dtype.itemsize < 4 for slot in self.slots for x in slot.stored().values()
+        ):
+            way = "copy"  # torch would cast the state to the dtypes of the parameters
         if way == "file":
             file = io.BytesIO()
             torch.save(saved, file)
@@ -359,6 +484,11 @@ class TorchMachine(RuleBasedStateMachine):
             saved = copy.deepcopy(stock.state_dict())
         self.optimizer = self._new_optimizer(self.kind)
         self.optimizer.load_state_dict(saved)
+
+    def _state_dict(self) -> dict[str, Any]:
+        for slot, group in self._with_groups():
+            slot.convert(group)
+        return copy.deepcopy(self.optimizer.state_dict())
 
     @rule(specs=st.lists(tensors, min_size=1, max_size=2), decay=st.sampled_from([0.0, 0.1]))
     def add_param_group(self, specs: list[TensorSpec], decay: float) -> None:
@@ -383,11 +513,13 @@ class TorchMachine(RuleBasedStateMachine):
         name, value = bad
         grads = self._give_gradients("plain", ["new"])
         group = self.optimizer.param_groups[index % len(self.optimizer.param_groups)]
-        before, group[name] = group.get(name), value
+        before = dict(group)
+        group[name] = value
         try:
             self._refused(self.optimizer.step)
         finally:
-            group[name] = before
+            group.clear()
+            group.update(before)
         self._check_gradients(grads, refused=True)
 
     @rule(
@@ -398,10 +530,15 @@ class TorchMachine(RuleBasedStateMachine):
         filled = [slot for slot in self.slots if slot.state and slot.expected.size]
         if not filled:
             return
+        self._state_dict()  # a state that is yet to be converted may be converted from others
         grads = self._give_gradients("plain", ["new"])
         slot = filled[int(self.rng.integers(len(filled)))]
         state = self.optimizer.state[slot.param]
+        if name not in state:
+            name = "packed_moments"
         good = state[name]
+        if fault == "overlap" and good.dtype != slot.param.dtype:
+            fault = "shape"  # a tensor of another dtype may be converted
         bad: dict[str, Any] = {
             "shape": torch.zeros(slot.expected.size + 1, dtype=good.dtype),
             "dtype": torch.zeros(good.shape, dtype=torch.int32),
@@ -495,7 +632,7 @@ class TorchMachine(RuleBasedStateMachine):
 
     @rule()
     def load_bad_state_dict(self) -> None:
-        saved = copy.deepcopy(self.optimizer.state_dict())
+        saved = self._state_dict()
         saved["param_groups"].append(saved["param_groups"][0])
         self._refused(lambda: self.optimizer.load_state_dict(saved), ValueError)
 
@@ -510,7 +647,7 @@ class TorchMachine(RuleBasedStateMachine):
             state = self.optimizer.state.get(slot.param, {})
             assert sorted(state) == sorted(slot.state), "names of state"
             for name, expected in slot.state.items():
-                assert_same_bits(state[name].numpy(), expected, name)
+                assert_same_bits(array_of(state[name]), expected, name)
         for held in self._guards:
             held.assert_canaries_alive()
 
