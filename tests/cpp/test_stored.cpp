@@ -209,7 +209,7 @@ TEST(Stored, ReadsWhatItWrites) {
 
 TEST(Stored, DoesNotReadTheGradientsOfAnEarlierStep) {
   constexpr std::int64_t n = 77;  // ends in part of a vector
-  const std::vector<float> values(n, 3.0F);
+  std::vector<float> values(n, 3.0F);
   for (const Format& format : formats()) {
     SCOPED_TRACE(format.name);
     for_each_isa([&] {
