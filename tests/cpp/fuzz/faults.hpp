@@ -42,7 +42,8 @@ bool add_written(std::vector<Range>& ranges, const Tensor<T, Grad>& t, const Ada
   return good;
 }
 
-// Calls the body with a tensor. Programs have none whose element types are known only at run time.
+// Calls the body with a tensor. fuzz_stored_step.cpp has those whose element types are known only
+// at run time.
 template <class Body, class Any>
 auto visit_tensor(const Body& body, Any& any) {
   if (auto* f32 = std::get_if<Tensor<float>>(&any)) return body(*f32);

@@ -29,7 +29,7 @@ std::int64_t any_count(Input& in) {
 
 // Valid settings, some of which are then replaced by arbitrary values.
 AdamSettings any_settings(Input& in) {
-  AdamSettings s = drawn_settings(in, drawn_common_settings(in));
+  AdamSettings s = drawn_storage(in, drawn_settings(in, drawn_common_settings(in)));
   for (double AdamSettings::*member :
        {&AdamSettings::lr, &AdamSettings::beta_1, &AdamSettings::beta_2, &AdamSettings::epsilon,
         &AdamSettings::decay, &AdamSettings::l2, &AdamSettings::ema_momentum}) {
@@ -40,6 +40,12 @@ AdamSettings any_settings(Input& in) {
         &AdamSettings::clipvalue, &AdamSettings::loss_scale}) {
     if (seldom(in, 8)) s.*member = any_double(in);
   }
+  // One beyond the last value of each enumeration.
+  if (seldom(in, 8)) s.moments = static_cast<Moments>(in.ConsumeIntegralInRange(0, 4));
+  if (seldom(in, 8)) s.low_bits = static_cast<LowBits>(in.ConsumeIntegralInRange(0, 3));
+  if (seldom(in, 8)) s.rounding = static_cast<Rounding>(in.ConsumeIntegralInRange(0, 2));
+  if (seldom(in, 8)) s.seed = any_count(in);
+  if (seldom(in, 8)) s.amsgrad = in.ConsumeBool();
   if (seldom(in, 8)) s.dynamic_loss_scale = in.ConsumeBool();
   if (seldom(in, 8)) s.ema_overwrite_frequency = any_count(in);
   if (seldom(in, 8)) s.gradient_accumulation_steps = any_count(in);
@@ -62,7 +68,10 @@ bool is_allowed(const AdamSettings& s) {
          absent_or(
              s.loss_scale,
              [&](double x) { return 0x1p-127 <= x && x <= 0x1p127 && !s.dynamic_loss_scale; }) &&
-         s.gradient_accumulation_steps >= 1;
+         s.gradient_accumulation_steps >= 1 && s.moments <= Moments::automatic &&
+         s.low_bits <= LowBits::int16 && s.rounding <= Rounding::nearest && s.seed >= 0 &&
+         !(s.moments == Moments::packed && (s.amsgrad || s.rounding == Rounding::nearest)) &&
+         !(s.low_bits == LowBits::int8 && s.rounding == Rounding::nearest);
 }
 
 void check_settings(Input& in) {

@@ -152,6 +152,19 @@ inline AdamSettings drawn_settings(Input& in, AdamSettings s) {
   return s;
 }
 
+// Adds how the state is stored.
+inline AdamSettings drawn_storage(Input& in, AdamSettings s) {
+  s.moments = in.PickValueInArray(
+      {Moments::float32, Moments::bfloat16, Moments::packed, Moments::automatic});
+  s.low_bits = in.PickValueInArray({LowBits::none, LowBits::int8, LowBits::int16});
+  if (s.moments == Moments::packed) s.amsgrad = false;
+  if (s.moments != Moments::packed && s.low_bits != LowBits::int8 && in.ConsumeBool()) {
+    s.rounding = Rounding::nearest;
+  }
+  if (in.ConsumeBool()) s.seed = in.ConsumeIntegralInRange<std::int64_t>(0, INT64_MAX);
+  return s;
+}
+
 // ---- progress, not always valid ----------------------------------------------------------------
 
 inline std::int64_t drawn_count(Input& in) {
