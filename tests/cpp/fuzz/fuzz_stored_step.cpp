@@ -232,11 +232,16 @@ StoredFault drawn_stored_fault(Input& in) {
 }
 
 // Returns false if a step that accepts the tensors would access memory outside them.
-bool apply(const StoredFault& fault, const Calls& calls, std::vector<MixedTensor>& tensors) {
+bool apply(StoredFault fault, const Calls& calls, std::vector<MixedTensor>& tensors) {
   using Kind = StoredFault::Kind;
   if (tensors.empty() || fault.kind == Kind::none) return true;
   const std::size_t i = fault.tensor % tensors.size();
   MixedTensor& tensor = tensors[i];
+  // Mostly of an array that the step needs.
+  for (std::size_t k = 0; k < arrays && fault.amount < 6; ++k) {
+    if (!calls.tensors[i].bytes[fault.array].empty()) break;
+    fault.array = (fault.array + 1) % arrays;
+  }
   ArrayPointer& pointer = tensor.*pointers[fault.array];
   const Bytes& bytes = calls.tensors[i].bytes[fault.array];
   switch (fault.kind) {
@@ -543,7 +548,7 @@ bool check_call(Calls& calls, const StoredFault& fault, const Caller& caller, st
   if (fault.kind == StoredFault::Kind::none) {
     check_parts(calls, expected->first, cut);
     check_typed(calls, expected->first);
-    check_values(calls, caller);
+    if (cut % 4 == 0) check_values(calls, caller);
   }
   calls.tensors = std::move(expected->first);
   calls.progress = expected->second;
