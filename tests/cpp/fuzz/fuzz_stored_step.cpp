@@ -157,7 +157,11 @@ Stored drawn_tensor(Input& in, const AdamSettings& s, std::size_t size) {
     tensor.first_index = in.ConsumeBool() ? in.ConsumeIntegralInRange<std::int64_t>(0, 200)
                                           : in.ConsumeIntegralInRange<std::int64_t>(0, INT64_MAX);
   }
-  const ElementType of = in.PickValueInArray({bfloat16, float16, float32, float64});
+  ElementType of = in.PickValueInArray({bfloat16, float16, float32, float64});
+  // Otherwise most calls would be refused.
+  const bool in_16_bits = s.moments == Moments::bfloat16 || s.moments == Moments::packed;
+  const bool is_refused = of == float64 ? in_16_bits : of == float16 && s.low_bits != LowBits::none;
+  if (is_refused && !seldom(in, 8)) of = bfloat16;
   tensor.types[grad] = of == float64 ? float64 : in.PickValueInArray({float32, bfloat16, float16});
   const bool is_tame = !seldom(in, 8);
   for (const Array array : {param, m, v, packed, low_bits, vhat, ema, accumulator}) {
@@ -173,11 +177,16 @@ Calls drawn_calls(Input& in) {
   Calls calls;
   AdamSettings common = drawn_common_settings(in);
   calls.is_sparse = seldom(in, 3);
+  const bool is_exact = seldom(in, 3);
   if (calls.is_sparse && !seldom(in, 8)) common.gradient_accumulation_steps = 1;
   calls.progress = drawn_progress(in, common);
   if (calls.is_sparse && !seldom(in, 8)) calls.progress.accumulated = 0;
   for (int n = calls.is_sparse ? 1 : in.ConsumeIntegralInRange(0, 3); n > 0; --n) {
-    const AdamSettings s = drawn_storage(in, drawn_settings(in, common));
+    AdamSettings s = drawn_storage(in, drawn_settings(in, common));
+    if (is_exact) {
+      s.moments = Moments::float32;
+      s.low_bits = LowBits::int16;
+    }
     std::size_t size = drawn_size(in);
     if (calls.is_sparse) {
       const auto width = in.ConsumeIntegralInRange<std::size_t>(1, seldom(in, 4) ? 3000 : 40);
