@@ -463,8 +463,8 @@ class AdamMachine(RuleBasedStateMachine):
                 # Only allowed if the list is ambiguous. Then the layout is named.
                 if "more than one layout" not in str(error):
                     raise
-                layout = "keras-3" if form == "Keras 3" else "fusedadam"
-                self.adam.set_weights(given, layout=layout)
+                layouts = {"Keras 3": "keras-3", "placeholders": "keras-2"}
+                self.adam.set_weights(given, layout=layouts.get(form, "fusedadam"))
             moments = {"m": m, "v": v} | ({"vhat": vhat} if oracle.vhat else {})
             self.model.set_moments(count, moments)
         if lr is not None and not callable(oracle.lr):

@@ -71,9 +71,8 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     *(("seed", bad) for bad in (-1, 0.5, 2**63)),
 ]
 
-setting = st.sampled_from(
-    [(name, value) for name, options in SETTINGS.items() for value in options]
-)
+every_setting = [(name, value) for name, options in SETTINGS.items() for value in options]
+setting = st.sampled_from(every_setting)
 kinds = st.sampled_from(WILD)
 
 
@@ -399,8 +398,19 @@ class TorchMachine(RuleBasedStateMachine):
         for held in self._guards:
             held.assert_canaries_alive()
 
+    @rule(
+        chosen=st.sampled_from([chosen for chosen in every_setting if chosen[0] in FORMATS]),
+        index=st.integers(0, 1),
+    )
+    def set_format(self, chosen: tuple[str, Any], index: int) -> None:
+        """A separate rule, because `set` draws formats too rarely."""
+        self._set(chosen, index)
+
     @rule(chosen=setting, index=st.integers(0, 1))
     def set(self, chosen: tuple[str, Any], index: int) -> None:
+        self._set(chosen, index)
+
+    def _set(self, chosen: tuple[str, Any], index: int) -> None:
         name, value = chosen
         groups = self.optimizer.param_groups
         index %= len(groups)
