@@ -515,3 +515,12 @@ def test_load_is_for_any_optimizer(path: Path) -> None:
     Adam(lr=0.5).save(path)
     loaded: Adam = load_checkpoint(Adam, path, [np.ones(2)])
     assert loaded.lr == 0.5
+
+
+def test_gradients_accumulated_without_parameters_fit_no_others(tmp_path: Path) -> None:
+    adam = Adam(gradient_accumulation_steps=2)
+    adam.apply_gradients([])
+    adam.save(tmp_path / "adam")
+    # Otherwise the next step would be half of what it should be.
+    with pytest.raises(ValueError, match=r"has the state of 0\. Received: 1"):
+        Adam.load(tmp_path / "adam", [np.ones(2)])

@@ -232,7 +232,7 @@ class Model:
         if not all(map(self.can_override, self.oracle.own.values())):
             return False
         known = self.formats(self.oracle.params) if self.is_built else []
-        if not known and self.oracle.iterations == 0:
+        if not known and self.oracle.iterations == self.oracle.accumulated == 0:
             return True
         return known == self.formats(params.arrays) and not self.refuses(params)
 

@@ -155,8 +155,8 @@ def load(
         if lr is not None:
             cls.from_config(config | {"lr": lr})
         slots = _slots(path, file, blank._options, arrays)
-        if not slots and arrays and progress.get("iterations"):
-            # Only an optimizer that has not been built has no arrays, and it has taken no steps.
+        if not slots and arrays and (progress.get("iterations") or progress.get("accumulated")):
+            # Only an optimizer that has not been built has no arrays, and it has seen no gradients.
             raise _other_count(path, 0, len(arrays))
         if any(position >= len(arrays) for position in excluded):
             raise refused(path, "this file is damaged: an excluded parameter does not exist")
