@@ -385,6 +385,12 @@ class TorchMachine(RuleBasedStateMachine):
             assert self.optimizer.step(lambda: 0.25) == 0.25
         else:
             assert self.optimizer.step() is None
+        for (slot, group), g in zip(self._with_groups(), grads, strict=True):
+            # A step may also convert the state of parameters without gradients.
+            state = self.optimizer.state.get(slot.param, {})
+            dtypes = {name: array_of(value).dtype for name, value in state.items()}
+            if g is None and dtypes != {name: x.dtype for name, x in slot.state.items()}:
+                slot.convert(group)
         self._check_gradients(grads)
 
     def _check_gradients(self, grads: list[Any], *, refused: bool = False) -> None:
