@@ -140,10 +140,14 @@ def split(p: Array, low_bits: Any, d: Array | None = None) -> tuple[Array, Array
 
 
 def join(high: Array, low: Array) -> Array:
-    """Return the float32 numbers that `split` has split."""
+    """Return the float32 numbers that `split` has split.
+
+    Low bits do not count where they would make a number NaN: a weight that was set to zero.
+    """
     shift = 16 - 8 * low.dtype.itemsize
-    high_word = high.view(np.uint16).astype(np.int64)
-    return floats((high_word << 16) + (low.astype(np.int64) << shift))
+    high_word = high.view(np.uint16).astype(np.int64) << 16
+    joined = floats(high_word + (low.astype(np.int64) << shift))
+    return np.where(np.isnan(joined), floats(high_word), joined)
 
 
 def load_weight(weight: Array, low: Array | None = None) -> Array:

@@ -334,6 +334,31 @@ def test_master_weights_join_and_split(trained: tuple[Adam, list[Array]]) -> Non
     assert_all_same_bits(params, before)
 
 
+@pytest.mark.parametrize("moments", ["float32", "bfloat16", "packed"])
+@pytest.mark.parametrize("low_bits", ["int8", "int16"])
+@pytest.mark.parametrize("value", [0.0, -0.0, np.inf, -np.inf])
+def test_weights_set_from_outside_are_what_they_were_set_to(
+    moments: str, low_bits: str, value: float
+) -> None:
+    rng = np.random.default_rng(3)
+    param = rng.standard_normal(1000).astype(BFLOAT16)
+    decay = 0.1 if value == 0 else None  # of an infinity, it would be a NaN
+    adam = Adam(moments=moments, low_bits=low_bits, weight_decay=decay)
+    for _ in range(3):
+        adam.step([param], [rng.standard_normal(1000).astype(np.float32)])
+    low = adam._state.slots["low_bits"][0]
+    # The other low bits make a zero a subnormal number, and an infinity the largest one.
+    would_be_nan = low < 0 if value == 0 else low > 0
+    assert would_be_nan.any()
+    param[:] = value
+    joined = adam.master_weights([param])[0]
+    assert_same_bits(joined[would_be_nan], np.full(would_be_nan.sum(), value, np.float32))
+    assert not np.isnan(joined).any()
+    adam.step([param], [np.ones(1000, np.float32)])
+    assert not np.isnan(param.astype(np.float32)).any()
+    assert not np.isnan(adam.master_weights([param])[0]).any()
+
+
 def test_master_weights_of_a_copy_whose_state_has_another_layout() -> None:
     rng = np.random.default_rng(9)
     values = rng.standard_normal((3, 5)).astype(np.float32)

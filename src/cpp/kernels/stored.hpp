@@ -144,22 +144,31 @@ inline void store_moment(const Stream& s, std::size_t i, const Pair& x, Words ev
   }
 }
 
+// `high` is in the upper half. Without `all_values`, a number may become a NaN: a zero or an
+// infinity that was set from outside, beside the low bits of an earlier weight, which do not count
+// then.
+template <bool all_values>
+inline Floats joined(Words high, Words low) {
+  const Words sum = high + low;
+  if constexpr (!all_values) return floats_of(sum);
+  return floats_of((sum & 0x7fffffffU) > infinity ? high : sum);
+}
+
 // `low` is absent if its storage is neither i8 nor i16.
+template <bool all_values>
 inline Pair load_weights(const Stream& s, const Stream& low, std::size_t i) {
   if (low.storage != Storage::i8 && low.storage != Storage::i16) return load_pair(s, i);
   const Words x = load_words(element<2>(s, i));
-  Words even = x << 16;
-  Words odd = x & 0xffff0000U;
+  const Words even = x << 16;
+  const Words odd = x & 0xffff0000U;
   if (low.storage == Storage::i8) {
     const Words bytes = load_halves(element<1>(low, i));
-    even += words_of(ints_of(bytes << 24) >> 16);
-    odd += words_of(ints_of(bytes << 16) >> 16) & 0xffffff00U;
-  } else {
-    const Words halves = load_words(element<2>(low, i));
-    even += words_of(ints_of(halves << 16) >> 16);
-    odd += words_of(ints_of(halves) >> 16);
+    return {joined<all_values>(even, words_of(ints_of(bytes << 24) >> 16)),
+            joined<all_values>(odd, words_of(ints_of(bytes << 16) >> 16) & 0xffffff00U)};
   }
-  return {floats_of(even), floats_of(odd)};
+  const Words halves = load_words(element<2>(low, i));
+  return {joined<all_values>(even, words_of(ints_of(halves << 16) >> 16)),
+          joined<all_values>(odd, words_of(ints_of(halves) >> 16))};
 }
 
 inline void copy_bytes(void* to, const void* from, std::size_t n) {
@@ -177,14 +186,14 @@ FUSEDADAM_NOINLINE inline void widen(float* out, const Stream& s, const Stream& 
                                      std::size_t n) {
   constexpr std::size_t step = 2 * lanes;
   std::size_t i = 0;
-  for (; i + step <= n; i += step) store_floats(out + i, load_weights(s, low, i));
+  for (; i + step <= n; i += step) store_floats(out + i, load_weights<true>(s, low, i));
   if (i == n) return;
   alignas(64) char rest[step * sizeof(float)] = {};
   alignas(64) char low_rest[step * sizeof(float)] = {};
   alignas(64) float widened[step];
   copy_bytes(rest, address(s, i), (n - i) * item_size(s.storage));
   if (low.data != nullptr) copy_bytes(low_rest, address(low, i), (n - i) * item_size(low.storage));
-  store_floats(widened, load_weights({rest, s.storage}, {low_rest, low.storage}, 0));
+  store_floats(widened, load_weights<true>({rest, s.storage}, {low_rest, low.storage}, 0));
   copy_bytes(out + i, widened, (n - i) * sizeof(float));
 }
 

@@ -56,6 +56,17 @@ inline UpdateStreams update_streams(const TensorStreams& tensor, const AdamConst
           .round_to_nearest = c.round_to_nearest};
 }
 
+// The weights before the step's update.
+template <bool all_values>
+inline Pair decayed_weights(const UpdateStreams& s, std::size_t i, const AdamConstants<float>& c) {
+  Pair p = load_weights<all_values>(s.param, s.low_bits, i);
+  if (c.decay_param) {
+    p.even = p.even - c.weight_decay * p.even;
+    p.odd = p.odd - c.weight_decay * p.odd;
+  }
+  return p;
+}
+
 // Groups of elements. `group` is the number of the first one in the whole tensor.
 template <bool is_packed>
 FUSEDADAM_INLINE void update_groups(const UpdateStreams& s, std::uint64_t group, std::size_t groups,
@@ -69,26 +80,20 @@ FUSEDADAM_INLINE void update_groups(const UpdateStreams& s, std::uint64_t group,
       const Dither even = dither.even(j);
       const Dither odd = GroupDither::odd(even);
       const Pair g = load_pair(s.grad, i);
-      Pair p = load_weights(s.param, s.low_bits, i);
-      if (c.decay_param) {
-        p.even = p.even - c.weight_decay * p.even;
-        p.odd = p.odd - c.weight_decay * p.odd;
-      }
+      Pair p = decayed_weights<false>(s, i, c);
       if constexpr (is_packed) {
         const Words words = load_words(element<2>(s.m, i));
-        Pair new_p = p;
         Words a = words & 0xffffU;
         Words b = words >> 16;
-        if (!(update_packed<false>(new_p.even, a, g.even, even.moments, smallest, c) &&
-              update_packed<false>(new_p.odd, b, g.odd, odd.moments, smallest, c))) {
-          new_p = p;
+        if (!(update_packed<false>(p.even, a, g.even, even.moments, smallest, c) &&
+              update_packed<false>(p.odd, b, g.odd, odd.moments, smallest, c))) {
+          p = decayed_weights<true>(s, i, c);
           a = words & 0xffffU;
           b = words >> 16;
-          update_packed<true>(new_p.even, a, g.even, even.moments, smallest, c);
-          update_packed<true>(new_p.odd, b, g.odd, odd.moments, smallest, c);
-          new_p = quieted(new_p);
+          update_packed<true>(p.even, a, g.even, even.moments, smallest, c);
+          update_packed<true>(p.odd, b, g.odd, odd.moments, smallest, c);
+          p = quieted(p);
         }
-        p = new_p;
         store_words(element<2>(s.m, i), a | b << 16);
       } else {
         Pair m = load_pair(s.m, i);
@@ -102,11 +107,14 @@ FUSEDADAM_INLINE void update_groups(const UpdateStreams& s, std::uint64_t group,
           const Pair old = load_pair(s.vhat, i);
           largest = {larger(old.even, v.even), larger(old.odd, v.odd)};
         }
-        p.even = p.even - change(m.even, square_root(largest.even), c);
-        p.odd = p.odd - change(m.odd, square_root(largest.odd), c);
+        const Pair by = {change(m.even, square_root(largest.even), c),
+                         change(m.odd, square_root(largest.odd), c)};
+        p = {p.even - by.even, p.odd - by.odd};
         // A NaN in a moment is one in the parameter too.
         const Floats test = p.even + p.odd;
         if (any(test != test)) {
+          p = decayed_weights<true>(s, i, c);
+          p = {p.even - by.even, p.odd - by.odd};
           m = quieted(m);
           v = quieted(v);
           largest = quieted(largest);

@@ -4,6 +4,8 @@
 // get something that must be refused. The result must not depend on the instruction set, the number
 // of threads or a division into parts. Formats that lose nothing must give the bits of a Tensor,
 // which the other targets compare with a reference; tests/storage_oracle.py is that of the others.
+#include <cmath>
+
 #include "checks.hpp"
 #include "faults.hpp"
 #include "fenced.hpp"
@@ -442,7 +444,10 @@ void join(Stored& tensor) {
   std::vector<float> weights(high.size());
   for (std::size_t i = 0; i < high.size(); ++i) {
     const std::uint32_t upper = static_cast<std::uint32_t>(high[i]) << 16;
-    weights[i] = std::bit_cast<float>(upper + static_cast<std::uint32_t>(std::int32_t{low[i]}));
+    const auto joined =
+        std::bit_cast<float>(upper + static_cast<std::uint32_t>(std::int32_t{low[i]}));
+    // Low bits do not count where they would make a number NaN.
+    weights[i] = std::isnan(joined) ? std::bit_cast<float>(upper) : joined;
   }
   tensor.types[param] = ElementType::float32;
   tensor.bytes[param] = bytes_of(weights);
