@@ -338,7 +338,7 @@ def test_master_weights_join_and_split(trained: tuple[Adam, list[Array]]) -> Non
 @pytest.mark.parametrize("low_bits", ["int8", "int16"])
 @pytest.mark.parametrize("value", [0.0, -0.0, np.inf, -np.inf])
 def test_weights_set_from_outside_are_what_they_were_set_to(
-    moments: str, low_bits: str, value: float
+    moments: Any, low_bits: Any, value: float
 ) -> None:
     rng = np.random.default_rng(3)
     param = rng.standard_normal(1000).astype(BFLOAT16)
