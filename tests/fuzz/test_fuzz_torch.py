@@ -65,9 +65,9 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     *(("max_grad_norm", bad) for bad in (-1.0, float("nan"), "long")),
     *(("ema_decay", bad) for bad in (-0.1, 1.5, "slow")),
     ("differentiable", True),
-    *(("moments", bad) for bad in ("float16", None, 16)),
+    *(("moments", bad) for bad in ("float16", 16)),
     *(("low_bits", bad) for bad in ("int32", 8, False)),
-    *(("rounding", bad) for bad in ("up", None)),
+    ("rounding", "up"),
     *(("seed", bad) for bad in (-1, 0.5, 2**63)),
 ]
 
