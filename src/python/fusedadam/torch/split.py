@@ -35,6 +35,11 @@ def split_(model: torch.nn.Module, optimizer: FusedStep) -> None:
         No group with `low_bits` has a float32 parameter of the model, or one has gaps. Nothing has
         changed.
 
+    Notes
+    -----
+    The float32 weights are freed one after the other, so that the peak of memory is low. An
+    interrupt in the middle therefore leaves a model of which a part is rounded to bfloat16.
+
     Examples
     --------
     >>> import torch
