@@ -694,6 +694,10 @@ def test_numpy_interface_takes_tensors_of_16_bits(tmp_path: Path) -> None:
     of_tensors.save(tmp_path / "adam.safetensors")
     resumed = fusedadam.Adam.load(tmp_path / "adam.safetensors", tensors)
     assert_same_bits(resumed.master_weights(tensors)[0], of_arrays.master_weights(arrays)[0])
+    of_two = fusedadam.Adam(low_bits="int8")
+    of_two.build([torch.ones(70, dtype=torch.bfloat16) for _ in range(2)])
+    with pytest.raises(TypeError, match=r"params\[1\] must be float32.*Received: "):
+        of_two.master_weights([tensors[0], torch.ones(70, dtype=torch.int16)])
     with pytest.raises(TypeError, match=r"params\[0\] must be float32.*Received: "):
         fusedadam.Adam.load(tmp_path / "adam.safetensors", [torch.ones(70, dtype=torch.int16)])
 

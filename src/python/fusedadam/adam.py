@@ -466,8 +466,7 @@ def _first_dtype(arrays: Iterable[Any]) -> str | None:
 
 def _low_bits_dtype(arrays: Sequence[Any]) -> str | None:
     # Any name will do for items that are no arrays, which the core then refuses.
-    some = "int8" if any(a is not None for a in arrays) else None
-    return _first_dtype(arrays) or some
+    return _first_dtype(arrays) or ("int8" if any(a is not None for a in arrays) else None)
 
 
 def _moments_dtype(m: Iterable[Any]) -> str:

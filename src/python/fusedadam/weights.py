@@ -357,7 +357,7 @@ def _step_count(array: Array) -> int:
 
 
 def with_low_bits(state: AdamState, params: Sequence[Any]) -> list[tuple[Any, Array | None]]:
-    """Return each parameter with its low bits, or None."""
+    """Return each parameter, tensors as arrays, with its low bits or None."""
     state.require_not_swapped()
     low_bits: Sequence[Array | None] = state.slots.get("low_bits", [None] * len(params))
     if len(low_bits) != len(params):
@@ -365,7 +365,7 @@ def with_low_bits(state: AdamState, params: Sequence[Any]) -> list[tuple[Any, Ar
             "params must be as many as those that the moments were built for, "
             f"{len(low_bits)}. Received: {len(params)}"
         )
-    return list(zip(params, low_bits, strict=True))
+    return list(zip(parameter_arrays(params), low_bits, strict=True))
 
 
 def joined(param: Any, low: Array | None) -> Array:
@@ -379,10 +379,9 @@ def _laid_out(low: Array | None, param: Any) -> Array | None:
     The state gets the layout of the parameters in a step only: until then, that of a pickle may
     have another one.
     """
-    (array,) = parameter_arrays([param])
-    if low is None or getattr(array, "shape", None) != low.shape:
+    if low is None or getattr(param, "shape", None) != low.shape:
         return low
-    like: Array = np.empty_like(array, low.dtype)
+    like: Array = np.empty_like(param, low.dtype)
     if like.strides == low.strides:
         return low
     like[...] = low

@@ -25,7 +25,7 @@ from fusedadam.torch.local import (
 )
 from fusedadam.torch.settings import (
     EXTRAS,
-    OWN,
+    PLAIN,
     core_options,
     drop_what_is_off,
     require_no_misspelt,
@@ -457,7 +457,7 @@ class FusedStep(torch.optim.Optimizer):
         get = group.get
         key = (
             *(lr, beta_1, beta_2, loss_scale, get("decoupled_weight_decay")),
-            *map(get, OWN),
+            *map(get, PLAIN),
             *map(get, EXTRAS),
         )
         known = self._options.get(index)

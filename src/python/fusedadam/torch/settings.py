@@ -24,7 +24,7 @@ EXTRAS: Final[dict[str, Any]] = {
 }
 
 # Settings of torch that the step reads as they are; beside them, lr and betas.
-OWN: Final = ("eps", "weight_decay", "amsgrad", "maximize", "differentiable")
+PLAIN: Final = ("eps", "weight_decay", "amsgrad", "maximize", "differentiable")
 
 # The maximum of each numeric setting of a group, except betas.
 _GREATEST: Final = {
