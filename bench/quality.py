@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Train small models in every format of weights and moments, and compare their losses.
 
-    python bench/quality.py                 everything but --large: an hour on two cores
+    python bench/quality.py                 everything but --large: 40 minutes on two cores
     python bench/quality.py --large 60      a larger language model, for 60 minutes
     python bench/quality.py --keep          only what the file of results lacks
     python bench/quality.py --tasks mlp zipf --formats 7-bytes --seeds 5
@@ -43,8 +43,8 @@ EDGE = 100.0  # standard deviations; the plot draws at its edge what is beyond
 PAGE_TEXT = """\
 # What storing less costs
 
-`python bench/quality.py` trained small models in every format and wrote this page. ({date}, {seeds}
-seeds, {minutes:.0f} minutes of one core, {software}.){warning}
+`python bench/quality.py --seeds {seeds}` trained small models in every format and wrote this page.
+({date}, {minutes:.0f} minutes of one core, {software}.){warning}
 
 ## Formats
 

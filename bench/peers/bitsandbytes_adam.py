@@ -31,12 +31,10 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
     import bitsandbytes
 
     optimizers: Any = bitsandbytes.optim  # it declares no exports
-    settings = storing.common(work.hyper)
     return storing.make(
         names,
         work,
         threads,
-        "bfloat16",
         ROUNDING,
-        lambda params: optimizers.AdamW8bit(params, **settings),
+        lambda params, settings: optimizers.AdamW8bit(params, **settings),
     )

@@ -29,8 +29,7 @@ def versions() -> dict[str, str]:
     if not DIRECTORY.exists():
         raise ModuleNotFoundError(f"nothing in bench/apart/{PACKAGE}; docs/benchmarks.md says why")
     sys.path.insert(0, str(DIRECTORY))
-    # Its documentation: the library for AVX-512 in the wheels for older systems has no threads. The
-    # other one, on two threads, took 16 ms where it took 26.
+    # Its documentation: the library for AVX-512 in the wheels for older systems has no threads.
     os.environ.setdefault("BNB_CPU_DISABLE_AVX512", "1")
     found = bitsandbytes_adam.versions()
     return {PACKAGE: found.pop("bitsandbytes"), **found}

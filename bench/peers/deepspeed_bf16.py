@@ -19,12 +19,10 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
     """Make the contender."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    settings = storing.common(work.hyper)
     return storing.make(
         names,
         work,
         threads,
-        "bfloat16",
         ROUNDING,
-        lambda params: DeepSpeedCPUAdam(params, **settings, fp32_optimizer_states=False),
+        lambda params, settings: DeepSpeedCPUAdam(params, **settings, fp32_optimizer_states=False),
     )

@@ -12,7 +12,9 @@ from peers.torch_adam import TorchTensors, parameters
 if TYPE_CHECKING:
     import torch
 
-MakeOptimizer: TypeAlias = "Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]"
+MakeOptimizer: TypeAlias = (
+    "Callable[[list[torch.nn.Parameter], dict[str, Any]], torch.optim.Optimizer]"
+)
 
 
 def common(hyper: Hyper) -> dict[str, Any]:
@@ -25,18 +27,17 @@ def make(
     names: Sequence[str],
     work: Work,
     threads: int,
-    dtype: str,
     rounding: Rounding,
     optimizer: MakeOptimizer,
 ) -> dict[str, Contender]:
-    """Make contenders with one optimizer each, over parameters of this dtype."""
+    """Make contenders with one optimizer each, over parameters in bfloat16."""
     import torch
 
     torch.set_num_threads(threads)
     steps: dict[str, Contender] = {}
     for name in names:
-        params = parameters(work, dtype)
-        steps[name] = StoringStep(params, optimizer(params), rounding)
+        params = parameters(work, "bfloat16")
+        steps[name] = StoringStep(params, optimizer(params, common(work.hyper)), rounding)
     return steps
 
 

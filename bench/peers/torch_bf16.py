@@ -10,7 +10,8 @@ from peers.torch_adam import limit, versions
 
 __all__ = ["limit", "make", "versions"]
 
-# Weights and moments are rounded to nearest.
+# Weights and moments are rounded to nearest. In a step, a gradient and m are off by up to 2^-9, and
+# the root of v by half of that; the check takes five steps.
 ROUNDING = Rounding(weight=2.0**-8, update=0.05)
 
 
@@ -18,12 +19,10 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
     """Make the contender."""
     import torch
 
-    settings = storing.common(work.hyper)
     return storing.make(
         names,
         work,
         threads,
-        "bfloat16",
         ROUNDING,
-        lambda params: torch.optim.AdamW(params, **settings, fused=True),
+        lambda params, settings: torch.optim.AdamW(params, **settings, fused=True),
     )

@@ -27,7 +27,6 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
     """Make the contender."""
     from torchao.optim import AdamW8bit
 
-    settings = storing.common(work.hyper)
     return storing.make(
-        names, work, threads, "bfloat16", ROUNDING, lambda params: AdamW8bit(params, **settings)
+        names, work, threads, ROUNDING, lambda params, settings: AdamW8bit(params, **settings)
     )
