@@ -162,9 +162,9 @@ inline Pair load_weights(const Stream& s, const Stream& low, std::size_t i) {
   const Words even = x << 16;
   const Words odd = x & 0xffff0000U;
   if (low.storage == Storage::i8) {
-    const Words bytes = load_halves(element<1>(low, i));
+    const Words bytes = words_of(load_halves(element<1>(low, i)));
     return {joined<all_values>(even, words_of(ints_of(bytes << 24) >> 16)),
-            joined<all_values>(odd, words_of(ints_of(bytes << 16) >> 16) & 0xffffff00U)};
+            joined<all_values>(odd, bytes & 0xffffff00U)};
   }
   const Words halves = load_words(element<2>(low, i));
   return {joined<all_values>(even, words_of(ints_of(halves << 16) >> 16)),
@@ -255,7 +255,7 @@ inline void store_weights(const Stream& s, const Stream& low, std::size_t i, con
   if (low.storage == Storage::i8) {
     even = (even + (nearest ? broadcast(0x80U) : even_dither >> 24)) >> 8;
     odd = (odd + (nearest ? broadcast(0x80U) : odd_dither >> 24)) >> 8;
-    store_words(element<2>(s, i), upper_halves((even + 0x80U) << 8, (odd + 0x80U) << 8));
+    store_words(element<2>(s, i), blended((even + 0x80U) >> 8, (odd + 0x80U) << 8));
     store_halves(element<1>(low, i), (even & 0xffU) | ((odd << 8) & 0xff00U));
   } else if (low.storage == Storage::i16) {
     store_words(element<2>(s, i), upper_halves(even + 0x8000U, odd + 0x8000U));
@@ -289,18 +289,18 @@ struct UnpackedMoments {
   Floats v;
 };
 
-// `word` is in the lower half of a lane. `all_words`: also those that stand for a v of infinity.
+// `word` is in the upper half of a lane, above zeros. `all_words`: also those that stand for a v of
+// infinity.
 template <bool all_words>
 inline UnpackedMoments unpacked(Words word) {
-  const Words c = word & 511U;
-  const Floats s = floats_of(where(c != 0U, (c + packed::root_offset) << 20));
-  const Floats ratio =
-      floats_of((((word >> 9) & 63U) + packed::ratio_offset) << 20) - packed::ratio_bias;
-  const Words sign = (word << 16) & 0x80000000U;
-  Words m = words_of(ratio * s) | sign;
+  const Words c = (word << 4) & (511U << 20);
+  const Words u = (word >> 5) & (63U << 20);
+  const Floats s = floats_of(where(c != 0U, c + (packed::root_offset << 20)));
+  const Floats ratio = floats_of(u + (packed::ratio_offset << 20)) - packed::ratio_bias;
+  Words m = words_of(ratio * s) | (word & 0x80000000U);
   Words v = words_of(s * s);
   if constexpr (all_words) {
-    const auto is_frozen = word == packed::frozen;
+    const auto is_frozen = word == packed::frozen << 16;
     m = is_frozen ? broadcast(0U) : m;
     v = is_frozen ? broadcast(infinity) : v;
   }
@@ -317,8 +317,8 @@ inline void unpack(float* m, float* v, const void* words, std::size_t n) {
     float out[2][step];
     copy_bytes(rest, in + 2 * i, 2 * count);
     const Words pair = load_words(rest);
-    const UnpackedMoments even = unpacked<true>(pair & 0xffffU);
-    const UnpackedMoments odd = unpacked<true>(pair >> 16);
+    const UnpackedMoments even = unpacked<true>(pair << 16);
+    const UnpackedMoments odd = unpacked<true>(pair & 0xffff0000U);
     store_floats(out[0], {even.m, odd.m});
     store_floats(out[1], {even.v, odd.v});
     if (m != nullptr) copy_bytes(m + i, out[0], count * sizeof(float));
@@ -326,27 +326,34 @@ inline void unpack(float* m, float* v, const void* words, std::size_t n) {
   }
 }
 
-// `s` is the root of v. `all_values`: also NaNs and infinity.
+// The word, in the lower half. `s` is the root of v. `all_values`: also NaNs and infinity.
 template <bool all_values>
 inline Words packed_word(Floats m, Floats s, Words dither) {
-  const Words root = words_of(s);
-  const Words for_root = ((dither << 4) & 0xffff0U) + 8U;
-  Ints c = ints_of((root + for_root) >> 20) - static_cast<std::int32_t>(packed::root_offset);
-  const Ints one = ints_of(broadcast(1U));
-  const Ints largest = ints_of(broadcast(packed::largest_root));
-  c = c < one ? one : c;
-  c = c > largest ? largest : c;
-  const Floats stored = floats_of((words_of(c) + packed::root_offset) << 20);
+  // Rounding drops 20 bits. The dither has 16 of them; 8 is half of the last one.
+  const Words for_root = ((dither << 4) & 0xffff0U) | 8U;
+  const Words for_ratio = ((dither >> 12) & 0xffff0U) | 8U;
+  Ints root = ints_of((words_of(s) + for_root) >> 20);
+  const Ints least = ints_of(broadcast(packed::root_offset + 1));
+  const Ints largest = ints_of(broadcast(packed::root_offset + packed::largest_root));
+  root = root < least ? least : root;
+  root = root > largest ? largest : root;
+  const Floats stored = floats_of(words_of(root) << 20);
   const Floats ratio = smaller(magnitude(m) / stored, broadcast(packed::largest_ratio));
-  const Words for_ratio = ((dither >> 12) & 0xffff0U) + 8U;
-  const Words u = ((words_of(ratio + packed::ratio_bias) + for_ratio) >> 20) - packed::ratio_offset;
-  const Words sign = where(u != 0U, (words_of(m) >> 16) & 0x8000U);
-  Words word = where(root != 0U, sign | u << 9 | words_of(c));
+  const Words u = (words_of(ratio + packed::ratio_bias) + for_ratio) >> 20;
+  Words word = (u << 9) + words_of(root) - ((packed::ratio_offset << 9) + packed::root_offset);
+  word |= where(u != packed::ratio_offset, (words_of(m) >> 16) & 0x8000U);
+  word = where(words_of(s) != 0U, word);
   if constexpr (all_values) {
     word = s < floats_of(broadcast(infinity)) ? word : broadcast(packed::frozen);
     word = m != m ? broadcast(packed::frozen) : word;
   }
   return word;
+}
+
+template <bool all_values>
+inline Words packed_pair(const Pair& m, const Pair& root, Words even_dither, Words odd_dither) {
+  return packed_word<all_values>(m.even, root.even, even_dither) |
+         packed_word<all_values>(m.odd, root.odd, odd_dither) << 16;
 }
 
 }  // namespace

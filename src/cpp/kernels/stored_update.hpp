@@ -11,24 +11,22 @@ namespace {
 
 using fusedadam::Values;
 
-// One vector of elements with packed moments. Returns whether it is done: without `all_values`, an
-// infinity or a NaN in a moment or the parameter changes nothing.
+// New moments, as m and the root of v, and the change of the parameter.
+struct Change {
+  Floats m;
+  Floats root;
+  Floats by;
+};
+
+// The old word is in the upper half of a lane, above zeros. `all_values`: also a v of infinity.
 template <bool all_values>
-inline bool update_packed(Floats& param, Words& word, Floats g, Words dither, float smallest,
-                          const AdamConstants<float>& c) {
+inline Change change_packed(Words word, Floats g, float smallest, const AdamConstants<float>& c) {
   const UnpackedMoments old = unpacked<all_values>(word);
   const Floats m = flushed(next_m(old.m, g, c), smallest);
-  const Floats v = flushed(next_v(old.v, g, c), smallest);
-  const Floats s = square_root(v);
+  const Floats v = next_v(old.v, g, c);  // not negative
+  const Floats root = square_root(v < smallest ? broadcast(0.0F) : v);
   // Where v is 0, packing drops m; an update of m / epsilon would be far too large.
-  const Floats p = param - where(words_of(s) != 0U, change(m, s, c));
-  if constexpr (!all_values) {
-    const Floats test = (s - s) + p;
-    if (any((test != test) | (word == packed::frozen))) return false;
-  }
-  param = p;
-  word = packed_word<all_values>(m, s, dither);
-  return true;
+  return {m, root, where(words_of(root) != 0U, change(m, root, c))};
 }
 
 // The arrays of an update. Their storage is that of `tensor`, or constants that the caller knows.
@@ -80,21 +78,30 @@ FUSEDADAM_INLINE void update_groups(const UpdateStreams& s, std::uint64_t group,
       const Dither even = dither.even(j);
       const Dither odd = GroupDither::odd(even);
       const Pair g = load_pair(s.grad, i);
-      Pair p = decayed_weights<false>(s, i, c);
+      Pair p;
       if constexpr (is_packed) {
         const Words words = load_words(element<2>(s.m, i));
-        Words a = words & 0xffffU;
-        Words b = words >> 16;
-        if (!(update_packed<false>(p.even, a, g.even, even.moments, smallest, c) &&
-              update_packed<false>(p.odd, b, g.odd, odd.moments, smallest, c))) {
+        const Words low = words << 16;
+        const Words high = words & 0xffff0000U;
+        Change a = change_packed<false>(low, g.even, smallest, c);
+        Change b = change_packed<false>(high, g.odd, smallest, c);
+        p = decayed_weights<false>(s, i, c);
+        p = {p.even - a.by, p.odd - b.by};
+        // NaN if a root is infinite or NaN, or a parameter NaN.
+        const Floats test = (a.root - a.root) + p.even + ((b.root - b.root) + p.odd);
+        const auto frozen = (low == packed::frozen << 16) | (high == packed::frozen << 16);
+        Words packed_words;
+        if (any((test != test) | frozen)) {
+          a = change_packed<true>(low, g.even, smallest, c);
+          b = change_packed<true>(high, g.odd, smallest, c);
           p = decayed_weights<true>(s, i, c);
-          a = words & 0xffffU;
-          b = words >> 16;
-          update_packed<true>(p.even, a, g.even, even.moments, smallest, c);
-          update_packed<true>(p.odd, b, g.odd, odd.moments, smallest, c);
-          p = quieted(p);
+          p = quieted({p.even - a.by, p.odd - b.by});
+          packed_words = packed_pair<true>({a.m, b.m}, {a.root, b.root}, even.moments, odd.moments);
+        } else {
+          packed_words =
+              packed_pair<false>({a.m, b.m}, {a.root, b.root}, even.moments, odd.moments);
         }
-        store_words(element<2>(s.m, i), a | b << 16);
+        store_words(element<2>(s.m, i), packed_words);
       } else {
         Pair m = load_pair(s.m, i);
         Pair v = load_pair(s.v, i);
@@ -109,6 +116,7 @@ FUSEDADAM_INLINE void update_groups(const UpdateStreams& s, std::uint64_t group,
         }
         const Pair by = {change(m.even, square_root(largest.even), c),
                          change(m.odd, square_root(largest.odd), c)};
+        p = decayed_weights<false>(s, i, c);
         p = {p.even - by.even, p.odd - by.odd};
         // A NaN in a moment is one in the parameter too.
         const Floats test = p.even + p.odd;
@@ -232,9 +240,8 @@ inline void write_pair(const TensorStreams& s, std::size_t i, const Values& from
     return;
   }
   const Words half = broadcast(0x80008000U);
-  store_words(address(stream(kind::packed), i),
-              packed_word<true>(m.even, square_root(v.even), half) |
-                  packed_word<true>(m.odd, square_root(v.odd), half) << 16);
+  const Pair root = {square_root(v.even), square_root(v.odd)};
+  store_words(address(stream(kind::packed), i), packed_pair<true>(m, root, half, half));
 }
 
 inline void write(const TensorStreams& tensor, std::size_t first, std::size_t n,

@@ -80,15 +80,21 @@ using Ints = std::int32_t FUSEDADAM_VECTOR(4 * lanes);
 using Words = std::uint32_t FUSEDADAM_VECTOR(4 * lanes);
 using Mask = Ints;  // all bits of a lane are equal
 using WordsInMemory FUSEDADAM_IN_MEMORY = Words;
-using Halves = std::uint16_t FUSEDADAM_VECTOR(2 * lanes);
+using Halves = std::int16_t FUSEDADAM_VECTOR(2 * lanes);
 using HalvesInMemory FUSEDADAM_IN_MEMORY = Halves;
 
 inline Words load_words(const void* data) { return *static_cast<const WordsInMemory*>(data); }
 inline void store_words(void* data, Words x) { *static_cast<WordsInMemory*>(data) = x; }
 
-// Lanes of 16 bits in memory.
-inline Words load_halves(const void* data) {
-  return __builtin_convertvector(*static_cast<const HalvesInMemory*>(data), Words);
+// Lanes of 16 bits in memory, with their signs. GCC 12 converts each half of a vector by itself.
+inline Ints load_halves(const void* data) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepi16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(data)));
+#elif defined(__AVX2__)
+  return (Ints)_mm256_cvtepi16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(data)));
+#else
+  return __builtin_convertvector(*static_cast<const HalvesInMemory*>(data), Ints);
+#endif
 }
 // The upper halves of the lanes must be zero.
 inline void store_halves(void* data, Words x) {
@@ -114,7 +120,7 @@ inline Floats converted(Ints x) { return __builtin_convertvector(x, Floats); }
 inline Ints truncated(Floats x) { return __builtin_convertvector(x, Ints); }
 
 // x where the mask is set, else 0.
-inline Words where(Mask mask, Words x) { return x & (Words)mask; }
+inline Words where(Mask mask, Words x) { return mask ? x : Words{}; }
 
 // {0, 1, 2, ...}
 inline Words lane_numbers() {
@@ -154,13 +160,13 @@ inline bool any(Mask mask) {
 }
 #endif
 
-// The upper halves of two vectors: `even` in the lower halves of the result.
-inline Words upper_halves(Words even, Words odd) {
+// The lower halves of a vector, whose upper ones must be zero, and the upper halves of another.
+inline Words blended(Words lower, Words upper) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   // One instruction instead of two.
-  return (Words)_mm256_blend_epi16((__m256i)(even >> 16), (__m256i)odd, 0xaa);
+  return (Words)_mm256_blend_epi16((__m256i)lower, (__m256i)upper, 0xaa);
 #else
-  return (even >> 16) | (odd & 0xffff0000U);
+  return lower | (upper & 0xffff0000U);
 #endif
 }
 
@@ -228,7 +234,7 @@ inline void store_bytes(void* data, Words x, std::size_t bytes) {
 }
 inline Words load_words(const void* data) { return load_bytes(data, 4); }
 inline void store_words(void* data, Words x) { store_bytes(data, x, 4); }
-inline Words load_halves(const void* data) { return load_bytes(data, 2); }
+inline Ints load_halves(const void* data) { return static_cast<std::int16_t>(load_bytes(data, 2)); }
 inline void store_halves(void* data, Words x) { store_bytes(data, x, 2); }
 
 inline Words broadcast(std::uint32_t x) { return x; }
@@ -243,7 +249,7 @@ inline Words where(Mask mask, Words x) { return mask ? x : 0; }
 inline Words lane_numbers() { return 0; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline bool any(Mask mask) { return mask; }
-inline Words upper_halves(Words even, Words odd) { return (even >> 16) | (odd & 0xffff0000U); }
+inline Words blended(Words lower, Words upper) { return lower | (upper & 0xffff0000U); }
 inline Pair load_floats(const void* data) {
   return {floats_of(load_words(data)),
           floats_of(load_words(static_cast<const char*>(data) + sizeof(float)))};
@@ -254,6 +260,9 @@ inline void store_floats(void* data, const Pair& x) {
 }
 
 #endif
+
+// The upper halves of two vectors, those of `even` below those of `odd`.
+inline Words upper_halves(Words even, Words odd) { return blended(even >> 16, odd); }
 
 inline Floats where(Mask mask, Floats x) { return floats_of(where(mask, words_of(x))); }
 
