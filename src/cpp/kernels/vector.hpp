@@ -119,7 +119,8 @@ inline Floats magnitude(Floats x) { return (Floats)((Words)x & 0x7fffffffU); }
 inline Floats converted(Ints x) { return __builtin_convertvector(x, Floats); }
 inline Ints truncated(Floats x) { return __builtin_convertvector(x, Ints); }
 
-// x where the mask is set, else 0.
+// x where the mask is set, else 0. Not x & mask: with AVX-512, GCC would first turn the mask
+// register into a vector.
 inline Words where(Mask mask, Words x) { return mask ? x : Words{}; }
 
 // {0, 1, 2, ...}
