@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Every combination of extreme floats, under every option, with each instruction set. This is
-// tests/test_extremes.py for systems without Python.
+// tests/numpy/test_extremes.py for systems without Python.
 #include <gtest/gtest.h>
 
 #include <cmath>

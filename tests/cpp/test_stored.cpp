@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Parameters and moments that are stored in 16 bits or fewer. tests/test_storage.py compares every
+// Parameters and moments that are stored in 16 bits or fewer. tests/numpy/test_storage.py compares every
 // format with an oracle; here are the C++ interface, and divisions of a tensor.
 #include <gtest/gtest.h>
 

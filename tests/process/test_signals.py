@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 from fresh_python import output_of
 from fusedadam import Adam, locks
-from helpers import FEW, Training, values
+from helpers import values
 from interrupts import Case, interrupt_everywhere
+from training import FEW, Training
 
 # The number of real signals for each kind of call.
 INTERRUPTS = int(os.environ.get("FUSEDADAM_INTERRUPTS", "8"))

@@ -27,8 +27,9 @@ import threadpoolctl
 from at_once import together
 from fresh_python import output_of
 from fusedadam import Adam, _core, adam_step
-from helpers import Array, ShapesAndDtypes, Training, assert_all_same_bits, running, state, values
+from helpers import Array, assert_all_same_bits, running, state, values
 from step_scripts import LARGE, QUIET, SETUP, SMALL
+from training import ShapesAndDtypes, Training
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 

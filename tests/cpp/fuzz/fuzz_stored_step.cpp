@@ -3,7 +3,7 @@
 // MixedTensor and MixedSparseTensor in every format: several calls in a row, the last of which may
 // get something that must be refused. The result must not depend on the instruction set, the number
 // of threads or a division into parts. Formats that lose nothing must give the bits of a Tensor,
-// which the other targets compare with a reference; tests/storage_oracle.py is that of the others.
+// which the other targets compare with a reference; tests/support/storage_oracle.py is that of the others.
 #include <cmath>
 
 #include "checks.hpp"

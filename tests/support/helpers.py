@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Shared by several test files: bitwise comparison, buffer placement, trainings with an oracle."""
+"""Bitwise comparison, where arrays lie, what they contain, and what runs a step."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import fusedadam
 import numpy as np
 import numpy.typing as npt
-import oracle
-from fusedadam import Adam
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -125,64 +123,3 @@ def state(
 def halving(iterations: int) -> float:
     """A learning rate schedule that can be imported by name."""
     return 0.25 * 0.5**iterations
-
-
-ShapesAndDtypes: TypeAlias = Sequence[tuple[tuple[int, ...], str]]
-FEW: ShapesAndDtypes = [
-    ((3, 5), "float32"),
-    ((7,), "float64"),
-    ((), "float32"),
-    ((0, 2), "float64"),
-]
-
-
-class Training:
-    """An optimizer, its parameters, and an oracle that sees the same gradients.
-
-    Parameters at the positions `excluded` do not decay. `own` maps positions to settings. A
-    gradient of None freezes its parameter.
-    """
-
-    def __init__(
-        self,
-        shapes_and_dtypes: ShapesAndDtypes = FEW,
-        *,
-        seed: int = 5,
-        excluded: Iterable[int] = (),
-        own: Mapping[int, Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.params = [values(self.rng, *of) for of in shapes_and_dtypes]
-        excluded, own = list(excluded), own or {}
-        self.reference = oracle.OracleAdam(self.params, excluded=excluded, own=own, **options)
-        self.optimizer = Adam(**options)
-        for position, settings in own.items():
-            self.optimizer.override([self.params[position]], **settings)
-        if excluded:
-            self.optimizer.exclude_from_weight_decay([self.params[i] for i in excluded])
-
-    def grads(self) -> list[Array]:
-        return [values(self.rng, p.shape, str(p.dtype)) for p in self.params]
-
-    def step(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.call(self.grads())
-
-    def call(self, grads: Sequence[Array | None]) -> None:
-        """Apply these gradients and check that the call leaves them as the oracle does."""
-        left = self.reference.step(grads)
-        count = self.optimizer.apply_gradients(list(zip(grads, self.params, strict=True)))
-        assert count == self.reference.iterations
-        there = [g for g in grads if g is not None]
-        assert_all_same_bits(there, [g for g in left if g is not None], "grads after the call")
-
-    def check(self) -> None:
-        optimizer, reference = self.optimizer, self.reference
-        assert_all_same_bits(self.params, reference.params, "params")
-        assert_all_same_bits(optimizer.weights, reference.weights(), "weights")
-        assert_all_same_bits(optimizer.ema, reference.ema, "ema")
-        assert optimizer.iterations == reference.iterations
-        assert not optimizer._state.is_built or optimizer._state.steps == reference.steps
-        assert optimizer.skipped_steps == reference.skipped_steps
-        assert optimizer.current_loss_scale == reference.current_loss_scale

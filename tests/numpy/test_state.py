@@ -19,15 +19,8 @@ import numpy as np
 import oracle
 import pytest
 from fusedadam import Adam
-from helpers import (
-    FEW,
-    Array,
-    Training,
-    assert_all_same_bits,
-    assert_same_bits,
-    halving,
-    values,
-)
+from helpers import Array, assert_all_same_bits, assert_same_bits, halving, values
+from training import FEW, Training
 
 # With these options, `weights` holds all state besides the parameters.
 OPTIONS: dict[str, Any] = {

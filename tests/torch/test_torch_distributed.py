@@ -24,11 +24,11 @@ torch: Any = pytest.importorskip("torch")
 TORCHS_OWN = "`torch.jit."
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", TORCHS_OWN, DeprecationWarning)
+    import distributed_worker
     from distributed_checks import CHECKS
     from distributed_worker import RANKS, TIME_LIMIT_S
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
-TESTS = WORKER.parent.parent
+WORKER = Path(distributed_worker.__file__)
 
 
 class Rank(NamedTuple):
@@ -40,11 +40,9 @@ class Rank(NamedTuple):
 
 
 def start(rank: int, directory: Path) -> subprocess.Popen[bytes]:
-    paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("FUSEDADAM_", "OMP_"))},
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     filters = ["-W", "error", "-W", f"ignore:{TORCHS_OWN}:DeprecationWarning"]
     with (directory / f"errors-{rank}.txt").open("wb") as errors:

@@ -14,7 +14,6 @@ from helpers import (
     FLOATS,
     Array,
     Placed,
-    Training,
     assert_all_same_bits,
     assert_same_bits,
     halving,
@@ -24,6 +23,7 @@ from helpers import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from training import Training
 
 State: TypeAlias = tuple[Array, Array, Array, Array]
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from fusedadam import Adam
 from fusedadam.structures import flatten
-from helpers import Array, Training, assert_all_same_bits, values
+from helpers import Array, assert_all_same_bits, values
+from training import Training
 
 SHAPES_AND_DTYPES = [((2, 3), "float32"), ((5,), "float64"), ((), "float32"), ((0, 2), "float64")]
 

@@ -21,18 +21,16 @@ import pytest
 from fusedadam import Adam, adam_step, global_norm
 from fusedadam._core import AdamOptions
 from helpers import (
-    FEW,
     FLOATS,
     Array,
     Placed,
-    ShapesAndDtypes,
-    Training,
     assert_all_same_bits,
     assert_same_bits,
     halving,
     state,
     values,
 )
+from training import FEW, ShapesAndDtypes, Training
 
 NAN, INF = float("nan"), float("inf")
 TORCH_REASON = "what is said of tensors needs torch"

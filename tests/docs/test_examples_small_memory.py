@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
-EXAMPLE = Path(__file__).parent.parent / "examples/train_small_memory.py"
+EXAMPLE = Path(__file__).parents[2] / "examples/train_small_memory.py"
 SMALL = ["--steps=3", "--memory=60MB"]
 TIME_LIMIT_S = 120
 

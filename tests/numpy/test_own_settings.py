@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fusedadam import Adam
-from helpers import Training, assert_all_same_bits, halving
+from helpers import assert_all_same_bits, halving
 from oracle import clip
+from training import Training
 
 OWN: list[tuple[dict[int, dict[str, Any]], dict[str, Any]]] = [
     ({0: {"lr": 0.5}, 2: {"lr": 0.25}}, {}),

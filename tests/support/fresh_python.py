@@ -19,8 +19,9 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Run `code` with the test helpers importable. Kill it after `time_limit` seconds."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FUSEDADAM_", "OMP_"))}
-    tests = Path(__file__).parent
-    paths = [str(tests), str(tests / "process"), inherited.get("PYTHONPATH", "")]
+    tests = Path(__file__).parents[1]
+    folders = [str(tests / name) for name in ("support", "process", "checkpoint")]
+    paths = [*folders, inherited.get("PYTHONPATH", "")]
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
     with subprocess.Popen(

@@ -12,7 +12,7 @@ import pytest
 from fusedadam import Adam, adam_step, global_norm
 from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits
 
-PAGE = Path(__file__).parent.parent / "docs/numerics.md"
+PAGE = Path(__file__).parents[2] / "docs/numerics.md"
 SOURCE = Path(__file__).read_text(encoding="utf-8")
 
 INF, NAN = np.inf, np.nan

@@ -19,7 +19,7 @@ import pytest
 from fresh_python import output_of
 from fusedadam._core import AdamOptions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 
@@ -97,7 +97,7 @@ def test_readme_fit_finds_the_line(tmp_path: Path) -> None:
 
 def test_readme_cpp_example_is_the_one_that_the_consumer_project_builds_and_runs() -> None:
     (code,) = blocks(PAGES[0], "cpp")
-    built = (Path(__file__).parent / "cpp/consumer/readme.cpp").read_text(encoding="utf-8")
+    built = (ROOT / "tests/cpp/consumer/readme.cpp").read_text(encoding="utf-8")
     assert built == code
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fusedadam import Adam
-from helpers import FEW, Training, assert_all_same_bits, halving, values
+from helpers import assert_all_same_bits, halving, values
+from training import FEW, Training
 
 LARGE = [((210, 200), "float32"), ((33_000,), "float64"), ((5,), "float32")]
 

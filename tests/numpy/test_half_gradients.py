@@ -12,7 +12,8 @@ import numpy as np
 import oracle
 import pytest
 from fusedadam import Adam, adam_step, global_norm
-from helpers import Array, Training, assert_all_same_bits, assert_same_bits, state, values
+from helpers import Array, assert_all_same_bits, assert_same_bits, state, values
+from training import Training
 
 HALVES = {"float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 halves = pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import helpers
 import pytest
 from fresh_python import output_of
 from step_scripts import FORK
@@ -22,7 +23,7 @@ THREADS = {"OMP_NUM_THREADS": "3"}
 START = f"""
     import os, sys, threading, warnings
     warnings.simplefilter("ignore")
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    sys.path.insert(0, {str(Path(helpers.__file__).parent)!r})
     import torch, fusedadam
     from helpers import assert_all_same_bits
     from torch_workers import SAMPLES, SIZE, SteppedSamples, Training, sample
