@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -70,7 +69,7 @@ CPUS = [
 
 
 def run(
-    command: Sequence[str | os.PathLike[str]], *, cpu: Cpu | None = None, **environment: str
+    *command: str | Path, cpu: Cpu | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program on an emulated CPU, or on this one if `cpu` is None."""
     emulator = ["qemu-x86_64", "-cpu", cpu.model] if cpu else []
@@ -95,39 +94,40 @@ def last_line(text: str) -> str:
 def emulator_problems(cpu: Cpu) -> Iterator[str]:
     """Yield instructions that the emulator wrongly executes or refuses."""
     names = list(INSTRUCTIONS)
-    has = names.index(cpu.executes)
     with tempfile.TemporaryDirectory() as directory:
+        program = Path(directory, "program")
         for i, name in enumerate(names):
-            program = Path(directory, "program")
             code = f'int main(void) {{ __asm__ volatile("{INSTRUCTIONS[name]}"); }}'
             subprocess.run(
                 ["gcc", "-x", "c", "-", "-o", program], input=code, text=True, check=True
             )
-            status = run([program], cpu=cpu).returncode
-            if status != (0 if i <= has else -signal.SIGILL):
+            status = run(program, cpu=cpu).returncode
+            if status != (0 if i <= names.index(cpu.executes) else -signal.SIGILL):
                 yield f"the emulator's {name} instruction ends with status {status}"
 
 
-def digest_of(
-    *isa: str, cpu: Cpu | None = None, python: Sequence[str] = (sys.executable,), **environment: str
-) -> dict[str, Any]:
+def digest_of(*python: str | Path, cpu: Cpu | None = None, **environment: str) -> dict[str, Any]:
     """Run step_digest.py and return its report."""
-    done = run([*python, DIGEST, *isa], cpu=cpu, **environment)
+    done = run(*python, cpu=cpu, **environment)
     if done.returncode:
         return {"sha256": f"exit status {done.returncode}: {last_line(done.stderr)}"}
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
 
-def python_problems(cpu: Cpu, expected: dict[str, Any]) -> Iterator[str]:
-    """Yield differences on this CPU."""
-    report = digest_of(cpu=cpu)
-    if report["sha256"] != expected["sha256"]:
+def differences(report: dict[str, Any], sha256: str, isas: Sequence[str]) -> Iterator[str]:
+    """Yield how a report differs from the digest and the instruction sets expected."""
+    if report["sha256"] != sha256:
         yield f"other bits: {report['sha256']}"
-    elif tuple(report["supported"]) != cpu.isas or report["active"] != cpu.isas[0]:
-        yield f"instruction sets {report['supported']}, {report['active']} chosen, not {cpu.isas}"
+    elif report["supported"] != list(isas) or report["active"] != isas[0]:
+        yield f"instruction sets {report['supported']}, {report['active']} chosen, not {isas}"
+
+
+def python_problems(cpu: Cpu, sha256: str) -> Iterator[str]:
+    """Yield differences on this CPU."""
+    yield from differences(digest_of(sys.executable, DIGEST, cpu=cpu), sha256, cpu.isas)
     for isa in {"avx512", "avx2"}.difference(cpu.isas):
-        done = run([sys.executable, "-c", "import fusedadam"], cpu=cpu, FUSEDADAM_ISA=isa)
+        done = run(sys.executable, "-c", "import fusedadam", cpu=cpu, FUSEDADAM_ISA=isa)
         message = (
             "ImportError: FUSEDADAM_ISA must name an instruction set that this build and this CPU "
             f"support ({', '.join(cpu.isas)}). Received: '{isa}'"
@@ -136,68 +136,51 @@ def python_problems(cpu: Cpu, expected: dict[str, Any]) -> Iterator[str]:
             yield f"FUSEDADAM_ISA={isa}: status {done.returncode}, {last_line(done.stderr)}"
 
 
-def aarch64_problems(work: Path, expected: dict[str, Any]) -> Iterator[str]:
+def aarch64_problems(work: Path, sha256: str) -> Iterator[str]:
     """Yield differences on AArch64."""
     root = work.resolve() / "root"
-    report = digest_of(
-        python=["qemu-aarch64", "-L", str(root), str(root / "usr/bin/python3")],
-        PYTHONPATH=str(work.resolve() / "site"),
-    )
-    if report["sha256"] != expected["sha256"]:
-        yield f"other bits: {report['sha256']}"
-    elif report["supported"] != ["neon"]:
-        yield f"instruction sets {report['supported']}"
+    python = ["qemu-aarch64", "-L", root, root / "usr/bin/python3"]
+    report = digest_of(*python, DIGEST, PYTHONPATH=str(work.resolve() / "site"))
+    yield from differences(report, sha256, ["neon"])
 
 
 def test_problems(cpu: Cpu, tests: Path, test_filter: str) -> Iterator[str]:
     """Yield failures of the C++ tests on this CPU."""
     isas = ",".join(cpu.isas)
-    done = run([tests, f"--gtest_filter={test_filter}"], cpu=cpu, FUSEDADAM_EXPECTED_ISAS=isas)
+    done = run(tests, f"--gtest_filter={test_filter}", cpu=cpu, FUSEDADAM_EXPECTED_ISAS=isas)
     if done.returncode or "[  PASSED  ]" not in done.stdout:
         yield f"the C++ tests end with status {done.returncode}:\n{done.stdout}{done.stderr}"
 
 
 def main() -> int:
     """Check all CPUs; return 1 if there are problems."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Check the bits of older CPUs in QEMU.")
     parser.add_argument("--tests", type=Path, required=True, help="C++ tests (fusedadam_tests)")
     parser.add_argument("--filter", default="*", help="GoogleTest filter for them")
     parser.add_argument("--aarch64", type=Path, metavar="WORK", help="made by aarch64_python.sh")
     args = parser.parse_args()
-    if platform.machine() != "x86_64":
-        parser.error(f"needs an x86-64 machine. Received: {platform.machine()}")
 
-    expected = digest_of()
-    print(f"this machine: {expected}")
-    own = {isa: digest_of(isa)["sha256"] for isa in expected["supported"]}
-    problems = [
-        f"this machine, {isa}: {sha256}"
-        for isa, sha256 in own.items()
-        if sha256 != expected["sha256"]
-    ]
+    here = digest_of(sys.executable, DIGEST)
+    sha256 = here["sha256"]
+    print(f"this machine: {here}")
 
     def problems_of(cpu: Cpu) -> list[str]:
-        found = list(emulator_problems(cpu))
-        if cpu.runs_numpy:
-            found += python_problems(cpu, expected)
-        else:
-            found += test_problems(cpu, args.tests, args.filter)
-        return found
+        found = python_problems(cpu, sha256)
+        if not cpu.runs_numpy:
+            found = test_problems(cpu, args.tests, args.filter)
+        return [*emulator_problems(cpu), *found]
 
-    steps = f"{expected['steps']} steps, same digest"
+    found = {}
+    for isa in here["supported"]:
+        report = digest_of(sys.executable, DIGEST, isa)
+        found[isa] = list(differences(report | {"supported": [isa]}, sha256, [isa]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for cpu, found in zip(CPUS, pool.map(problems_of, CPUS), strict=True):
-            what = "FAILED" if found else steps if cpu.runs_numpy else "C++ tests passed"
-            print(f"{cpu.model}: {what} ({', '.join(cpu.isas)})", flush=True)
-            problems += [f"{cpu.model}: {problem}" for problem in found]
+        found |= zip((cpu.model for cpu in CPUS), pool.map(problems_of, CPUS), strict=True)
     if args.aarch64:
-        found = list(aarch64_problems(args.aarch64, expected))
-        print(f"aarch64: {'FAILED' if found else steps} (neon)")
-        problems += [f"aarch64: {problem}" for problem in found]
-    print(*problems, sep="\n", file=sys.stderr, end="\n" if problems else "")
-    return int(bool(problems))
+        found["aarch64"] = list(aarch64_problems(args.aarch64, sha256))
+    for name, problems in found.items():
+        print(f"{name}: {'; '.join(problems) or 'passed'}")
+    return int(any(found.values()))
 
 
 if __name__ == "__main__":

@@ -1,51 +1,29 @@
 # SPDX-License-Identifier: MIT
 """Print the only command in a Markdown file's fenced code blocks that starts with the given words.
 
+    python3 .ci/readme_command.py README.md "pip install '.[test]'"
+
 A command is a line, with backslash continuations joined, without a leading `$ ` prompt. No match or
 several matches are an error.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
-FENCED_BLOCK = re.compile(
-    r"^(?P<fence>```+|~~~+)[^\n]*\n(?P<code>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL
-)
-
-
-def commands(markdown: str) -> list[str]:
-    """Return all lines of all fenced blocks, with continued lines joined."""
-    lines: list[str] = []
-    for block in FENCED_BLOCK.finditer(markdown):
-        code = re.sub(r"\\\n\s*", "", block["code"])
-        lines += [line.strip().removeprefix("$ ") for line in code.splitlines()]
-    return lines
-
-
-def main() -> int:
-    """Print the command; return 1 if there is not exactly one."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("begins", help="start of the command, such as \"pip install '.[test]'\"")
-    args = parser.parse_args()
-
-    found = [
-        c for c in commands(args.file.read_text(encoding="utf-8")) if c.startswith(args.begins)
-    ]
-    if len(found) != 1:
-        print(
-            f"{args.file} must hold one command that begins with {args.begins!r} in a fenced block."
-            f" Received: {found}",
-            file=sys.stderr,
-        )
-        return 1
-    print(found[0])
-    return 0
-
+FENCED_BLOCK = re.compile(r"^(```+|~~~+)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    file, begins = sys.argv[1:]
+    blocks = (code for _, code in FENCED_BLOCK.findall(Path(file).read_text(encoding="utf-8")))
+    lines = (line for code in blocks for line in re.sub(r"\\\n\s*", "", code).splitlines())
+    commands = [line.strip().removeprefix("$ ") for line in lines]
+    found = [command for command in commands if command.startswith(begins)]
+    if len(found) != 1:
+        sys.exit(
+            f"{file} must have one command that begins with {begins!r} in a fenced block. "
+            f"Received: {found}"
+        )
+    sys.stdout.write(found[0] + "\n")

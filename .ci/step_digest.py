@@ -35,6 +35,11 @@ def halving(iterations: int) -> float:
     return 0.25 * 0.5**iterations
 
 
+ALL: dict[str, Any] = {
+    "amsgrad": True, "weight_decay": 0.1, "l2": 0.2, "clipnorm": 0.5, "clipvalue": 0.1,
+    "use_ema": True, "ema_overwrite_frequency": 3, "loss_scale": "dynamic", "zero_grad": True,
+    "maximize": True, "gradient_accumulation_steps": 2,
+}  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"lr": halving},
@@ -56,22 +61,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"loss_scale": 8.0},
     {"loss_scale": "dynamic"},
     {"gradient_accumulation_steps": 3},
-    {
-        "amsgrad": True,
-        "weight_decay": 0.1,
-        "l2": 0.2,
-        "clipnorm": 0.5,
-        "clipvalue": 0.1,
-        "use_ema": True,
-        "ema_overwrite_frequency": 3,
-        "loss_scale": "dynamic",
-        "zero_grad": True,
-        "maximize": True,
-        "gradient_accumulation_steps": 2,
-    },
+    ALL,
 ]
-
-
 # What is stored in fewer bits. Without bfloat16, which NumPy does not have.
 STORED: list[dict[str, Any]] = [
     {"moments": "float32"},
@@ -85,29 +76,24 @@ class Digest:
     """SHA-256 of arrays. All NaNs hash alike, since their bits depend on the CPU."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+        self.hash = hashlib.sha256()
         self.bytes = 0
         self.steps = 0
 
-    def add(self, arrays: list[Array]) -> None:
+    def add(self, *arrays: Array) -> None:
         """Hash arrays."""
         for array in arrays:
             if array.dtype.kind == "f":
                 array = np.where(np.isnan(array), array.dtype.type(np.nan), array)
-            data = array.tobytes()
-            self._hash.update(data)
-            self.bytes += len(data)
+            self.hash.update(array.tobytes())
+            self.bytes += array.nbytes
 
     def add_optimizer(self, adam: fusedadam.Adam, params: list[Array]) -> None:
         """Hash the parameters and the state of an optimizer."""
         # `weights` starts with the step count.
-        self.add([*params, *(w.astype(np.float64) if w.ndim == 0 else w for w in adam.weights)])
-        self.add(adam.ema)
-        self.add([np.float64(x).reshape(1) for x in (adam.iterations, adam.current_loss_scale)])
-
-    def hexdigest(self) -> str:
-        """Return the digest of everything added."""
-        return self._hash.hexdigest()
+        weights = [w.astype(np.float64) if w.ndim == 0 else w for w in adam.weights]
+        self.add(*params, *weights, *adam.ema)
+        self.add(np.array([adam.iterations, adam.current_loss_scale], np.float64))
 
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
@@ -136,7 +122,7 @@ def train(
             grads[-1].flat[-1] = np.inf
             grads[-2].flat[0] = np.nan
         adam.apply_gradients(list(zip(grads, params, strict=True)))
-        digest.add([*params, *grads])
+        digest.add(*params, *grads)
         digest.steps += 1
     digest.add_optimizer(adam, params)
 
@@ -166,8 +152,7 @@ def decay_into_subnormals(digest: Digest) -> None:
         digest.add_optimizer(adam, params)
 
 
-def main() -> int:
-    """Take all steps and print the report."""
+if __name__ == "__main__":
     if len(sys.argv) > 1:
         fusedadam.set_isa(sys.argv[1])
     fusedadam.set_num_threads(2)
@@ -185,17 +170,12 @@ def main() -> int:
         decay_into_subnormals(digest)
         rng = np.random.default_rng(13)
         norms = [fusedadam.global_norm([values(rng, (5003,), d)]) for d in ("float32", "float64")]
-        digest.add([np.array(norms)])
+        digest.add(np.array(norms))
     report = {
         "supported": fusedadam.supported_isas(),
         "active": fusedadam.active_isa(),
         "steps": digest.steps,
         "bytes": digest.bytes,
-        "sha256": digest.hexdigest(),
+        "sha256": digest.hash.hexdigest(),
     }
     print(json.dumps(report))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

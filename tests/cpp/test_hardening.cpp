@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The flags of cmake/hardening.cmake take effect: they stop what they are meant to stop. Only built
-// where they apply (CMakeLists.txt). .ci/elf_hardening.py checks wheels for the same.
+// where they apply (CMakeLists.txt). .ci/check_wheel.py checks wheels for the same.
 #include <gtest/gtest.h>
 
 #include <cstring>
