@@ -4,48 +4,30 @@
 # Runs test executables in Bochs, which emulates a Skylake-X with AVX-512. QEMU's emulator stops at
 # AVX2.
 #
-#     .ci/avx512.sh [-f GTEST_FILTER] [-t SECONDS] [-c FLAGS -e ISAS] WORK TEST...
-#
-# FLAGS are CPU features that the guest kernel is to ignore. CPUID still reports AVX, AVX2 and
-# AVX-512, but the kernel does not enable their registers: with avx512f, those up to AVX2 remain;
-# with avx, those of SSE; with xsave, programs cannot even query them (XGETBV faults). ISAS are the
-# instruction sets that the library must then find, best first (default avx512,avx2,baseline).
+#     .ci/avx512.sh WORK GTEST_FILTER ISAS FLAGS TEST...
 #
 # WORK is the working directory, created if missing. It keeps the kernel for the next call and,
-# after a failure, the logs. Each TEST must be statically linked (-DCMAKE_EXE_LINKER_FLAGS=-static),
-# since the guest has no other files. Prints the tests' output. Exits with 0 only if every TEST
-# does, within SECONDS of wall time (default 1200).
+# after a failure, the logs. ISAS are the instruction sets that the library must find, best first:
+# avx512,avx2,baseline if FLAGS is empty. FLAGS are CPU features that the guest kernel is to ignore.
+# CPUID still reports AVX, AVX2 and AVX-512, but the kernel does not enable their registers: with
+# avx512f, those up to AVX2 remain; with avx, those of SSE; with xsave, programs cannot even query
+# them (XGETBV faults). Each TEST must be statically linked (-DCMAKE_EXE_LINKER_FLAGS=-static), since
+# the guest has no other files. Prints the tests' output. Exits with 0 only if every TEST does,
+# within 1200 s.
 #
 # Needs Debian's packages binutils bochs bochs-term bochsbios busybox-static cpio isolinux
 # syslinux-common vgabios xorriso, and apt-get to download (not install) a kernel.
 set -euo pipefail
 
-filter='*'
-seconds=1200
-isas=avx512,avx2,baseline
-missing=
-while getopts c:e:f:t: option; do
-  case $option in
-    c) missing=,$OPTARG ;;
-    e) isas=$OPTARG ;;
-    f) filter=$OPTARG ;;
-    t) seconds=$OPTARG ;;
-    *) exit 2 ;;
-  esac
-done
-shift $((OPTIND - 1))
-if (($# < 2)); then
-  echo "usage: ${0##*/} [-f GTEST_FILTER] [-t SECONDS] [-c FLAGS -e ISAS] WORK TEST..." >&2
-  exit 2
-fi
-mkdir -p "$1"
-work=$(cd "$1" && pwd)
-shift
-
 fail() {
   echo "error: $*" >&2
   exit 1
 }
+
+(($# >= 5)) || fail "usage: ${0##*/} WORK GTEST_FILTER ISAS FLAGS TEST..."
+mkdir -p "$1"
+work=$(cd "$1" && pwd) filter=$2 isas=$3 flags=$4
+shift 4
 
 # ---- the kernel: Debian's cloud kernel, small and quick to boot ----------------------------------
 
@@ -105,7 +87,7 @@ chmod +x "$work/guest/init"
 ips=100000000
 
 forced=()
-[[ -n $missing ]] || forced=("FUSEDADAM_ISA=${isas%%,*}")
+[[ -n $flags ]] || forced=("FUSEDADAM_ISA=${isas%%,*}")
 
 options=(
   # Only critical kernel messages: they share the serial port with the tests.
@@ -113,7 +95,7 @@ options=(
   # After a panic, reset at once by a triple fault, which ends Bochs.
   panic=-1 reboot=t
   # Bochs 2.7 reports a wrong size of the compacted XSAVE area, which makes Linux disable AVX.
-  clearcpuid=xsavec,xsaves"$missing"
+  clearcpuid=xsavec,xsaves"${flags:+,$flags}"
   # Linux puts unknown parameters into init's environment. Without missing features, force the best
   # set, so that any test checks that the library finds it; otherwise let the library choose.
   FUSEDADAM_EXPECTED_ISAS="$isas" "${forced[@]}" GTEST_FILTER="$filter"
@@ -163,7 +145,7 @@ echo c >"$work/debugger"
 (
   cd "$work"
   # Bochs ignores SIGTERM.
-  exec env -u BXSHARE TERM=vt100 timeout --kill-after=1 "$seconds" \
+  exec env -u BXSHARE TERM=vt100 timeout --kill-after=1 1200 \
     bochs -q -f bochsrc -rc debugger </dev/null >/dev/null 2>bochs.err
 ) &
 bochs=$!
@@ -175,7 +157,7 @@ wait "$bochs" || status=$?
 trap - EXIT
 
 # Bochs exits with 1 when its guest shuts down, so its status only shows a timeout.
-((status != 124 && status != 137)) || fail "not done after $seconds s"
+((status != 124 && status != 137)) || fail "not done after 1200 s"
 if ! grep -q $'^avx512.sh: all passed\r*$' "$work/serial.log"; then
   if ! grep -q 'avx512.sh: FAILED' "$work/serial.log"; then
     tail -n 5 "$work/bochs.err" >&2

@@ -3,7 +3,7 @@
 
 Run this in an environment with the wheel:
 
-    python .ci/old_cpus.py --tests build/release/tests/cpp/fusedadam_tests [--aarch64 WORK]
+    python .ci/old_cpus.py build/release/tests/cpp/fusedadam_tests GTEST_FILTER [WORK]
 
 On each CPU model, `step_digest.py` must find the instruction sets of that model and print the same
 digest as on this machine with each of its sets. `import` must refuse a FUSEDADAM_ISA that the model
@@ -19,7 +19,6 @@ without SSE4.2.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -144,7 +143,7 @@ def aarch64_problems(work: Path, sha256: str) -> Iterator[str]:
     yield from differences(report, sha256, ["neon"])
 
 
-def test_problems(cpu: Cpu, tests: Path, test_filter: str) -> Iterator[str]:
+def test_problems(cpu: Cpu, tests: str, test_filter: str) -> Iterator[str]:
     """Yield failures of the C++ tests on this CPU."""
     isas = ",".join(cpu.isas)
     done = run(tests, f"--gtest_filter={test_filter}", cpu=cpu, FUSEDADAM_EXPECTED_ISAS=isas)
@@ -154,12 +153,7 @@ def test_problems(cpu: Cpu, tests: Path, test_filter: str) -> Iterator[str]:
 
 def main() -> int:
     """Check all CPUs; return 1 if there are problems."""
-    parser = argparse.ArgumentParser(description="Check the bits of older CPUs in QEMU.")
-    parser.add_argument("--tests", type=Path, required=True, help="C++ tests (fusedadam_tests)")
-    parser.add_argument("--filter", default="*", help="GoogleTest filter for them")
-    parser.add_argument("--aarch64", type=Path, metavar="WORK", help="made by aarch64_python.sh")
-    args = parser.parse_args()
-
+    tests, test_filter, *aarch64 = sys.argv[1:]
     here = digest_of(sys.executable, DIGEST)
     sha256 = here["sha256"]
     print(f"this machine: {here}")
@@ -167,7 +161,7 @@ def main() -> int:
     def problems_of(cpu: Cpu) -> list[str]:
         found = python_problems(cpu, sha256)
         if not cpu.runs_numpy:
-            found = test_problems(cpu, args.tests, args.filter)
+            found = test_problems(cpu, tests, test_filter)
         return [*emulator_problems(cpu), *found]
 
     found = {}
@@ -176,8 +170,8 @@ def main() -> int:
         found[isa] = list(differences(report | {"supported": [isa]}, sha256, [isa]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found |= zip((cpu.model for cpu in CPUS), pool.map(problems_of, CPUS), strict=True)
-    if args.aarch64:
-        found["aarch64"] = list(aarch64_problems(args.aarch64, sha256))
+    for work in aarch64:
+        found["aarch64"] = list(aarch64_problems(Path(work), sha256))
     for name, problems in found.items():
         print(f"{name}: {'; '.join(problems) or 'passed'}")
     return int(any(found.values()))

@@ -41,28 +41,14 @@ ALL: dict[str, Any] = {
     "maximize": True, "gradient_accumulation_steps": 2,
 }  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"lr": halving},
-    {"decay": 0.5},
-    {"beta_1": 0.75, "beta_2": 0.5, "epsilon": 1e-3},
-    {"bias_corrected_epsilon": True},
-    {"flush_denormals": False},
-    {"amsgrad": True},
-    {"weight_decay": 0.1},
-    {"l2": 0.1},
-    {"clipnorm": 0.5},
-    {"clipnorm_per_tensor": 0.5},
-    {"clipvalue": 0.05},
-    {"use_ema": True, "ema_momentum": 0.75},
-    {"use_ema": True, "ema_overwrite_frequency": 2},
-    {"zero_grad": True},
-    {"maximize": True},
-    {"skip_nonfinite": True},
-    {"loss_scale": 8.0},
-    {"loss_scale": "dynamic"},
-    {"gradient_accumulation_steps": 3},
-    ALL,
-]
+    {}, {"lr": halving}, {"decay": 0.5}, {"beta_1": 0.75, "beta_2": 0.5, "epsilon": 1e-3},
+    {"bias_corrected_epsilon": True}, {"flush_denormals": False}, {"amsgrad": True},
+    {"weight_decay": 0.1}, {"l2": 0.1},
+    {"clipnorm": 0.5}, {"clipnorm_per_tensor": 0.5}, {"clipvalue": 0.05},
+    {"use_ema": True, "ema_momentum": 0.75}, {"use_ema": True, "ema_overwrite_frequency": 2},
+    {"zero_grad": True}, {"maximize": True}, {"skip_nonfinite": True},
+    {"loss_scale": 8.0}, {"loss_scale": "dynamic"}, {"gradient_accumulation_steps": 3}, ALL,
+]  # fmt: skip
 # What is stored in fewer bits. Without bfloat16, which NumPy does not have.
 STORED: list[dict[str, Any]] = [
     {"moments": "float32"},
