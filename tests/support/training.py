@@ -12,7 +12,7 @@ import fusedadam
 import numpy as np
 import oracle
 from fusedadam import Adam
-from helpers import Array, assert_all_same_bits, values
+from helpers import Array, assert_all_same_bits, assert_same_bits, values
 
 ShapesAndDtypes: TypeAlias = Sequence[tuple[tuple[int, ...], str]]
 FEW: ShapesAndDtypes = [
@@ -49,8 +49,11 @@ class Training:
         if excluded:
             self.optimizer.exclude_from_weight_decay([self.params[i] for i in excluded])
 
-    def grads(self) -> list[Array]:
-        return [values(self.rng, p.shape, str(p.dtype)) for p in self.params]
+    def grads(self, dtype: str | None = None) -> list[Array]:
+        """Draw gradients, of this dtype for parameters of at most 32 bits."""
+        dtypes = [str(p.dtype if p.dtype == np.float64 else dtype or p.dtype) for p in self.params]
+        pairs = zip(self.params, dtypes, strict=True)
+        return [values(self.rng, p.shape, each) for p, each in pairs]
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):
@@ -58,17 +61,48 @@ class Training:
 
     def call(self, grads: Sequence[Array | None]) -> None:
         """Apply these gradients and check that the call leaves them as the oracle does."""
-        left = self.reference.step(grads)
-        count = self.optimizer.apply_gradients(list(zip(grads, self.params, strict=True)))
+        self.call_by("apply_gradients", grads)
+
+    def call_by(
+        self, by: str, grads: Sequence[Any], *, as_seen: Sequence[Array] | None = None
+    ) -> None:
+        """Do the same by the method of this name, also "step" or "get_updates".
+
+        If the step converts the gradients, the oracle gets them as the step sees them, `as_seen`.
+        """
+        left = self.reference.step(grads if as_seen is None else as_seen)
+        if by == "apply_gradients":
+            count = self.optimizer.apply_gradients(list(zip(grads, self.params, strict=True)))
+        elif by == "step":
+            count = self.optimizer.step(self.params, list(grads))
+        else:
+            count, *_ = self.optimizer.get_updates(list(grads), self.params)
         assert count == self.reference.iterations
-        there = [g for g in grads if g is not None]
-        assert_all_same_bits(there, [g for g in left if g is not None], "grads after the call")
+        if as_seen is None:
+            there = [g for g in grads if g is not None]
+            assert_all_same_bits(there, [g for g in left if g is not None], "grads after the call")
+
+    def call_rows(self, indices: Any, rows: Array, *, lazy: bool = True) -> None:
+        """Apply gradients of rows of the only parameter, and check that and what the call leaves."""
+        (table,) = self.params
+        kept = np.array(indices)
+        left = self.reference.apply_sparse(kept, rows, lazy=lazy)
+        count = self.optimizer.apply_sparse(indices, rows, table, lazy=lazy)
+        assert count == self.reference.iterations
+        assert_same_bits(rows, left, "grad_rows after the call")
+        assert_same_bits(np.array(indices), kept, "indices")
+        self.check()
 
     def check(self) -> None:
         optimizer, reference = self.optimizer, self.reference
         assert_all_same_bits(self.params, reference.params, "params")
         assert_all_same_bits(optimizer.weights, reference.weights(), "weights")
         assert_all_same_bits(optimizer.ema, reference.ema, "ema")
+        low_bits = optimizer._state.slots.get("low_bits", [])
+        for ours, theirs in zip(low_bits, reference.low_bits or [], strict=True):
+            assert (ours is None) == (theirs is None), "low_bits"
+            if ours is not None:
+                assert_same_bits(ours, theirs, "low_bits")
         assert optimizer.iterations == reference.iterations
         assert not optimizer._state.is_built or optimizer._state.steps == reference.steps
         assert optimizer.skipped_steps == reference.skipped_steps
