@@ -17,6 +17,11 @@ from helpers import Array, assert_all_same_bits, assert_same_bits, running
 # FUSEDADAM_EXTREMES=all adds the tests that take minutes and not seconds.
 ALL: Final = os.environ.get("FUSEDADAM_EXTREMES") == "all"
 
+LARGEST: Final = float(np.finfo(np.float64).max)
+LEAST: Final = 5e-324
+# The largest double below 1. It rounds to 1 in float32.
+NEARLY_1: Final = 1 - 2.0**-53
+
 # The number of elements compared with the oracle, counted per instruction set, and of calls.
 compared = {"elements": 0, "calls": 0}
 
@@ -81,18 +86,6 @@ def pieces(array: Array) -> list[Array]:
     return np.split(array, [*itertools.takewhile(lambda end: end < array.size, ends)])
 
 
-def _started(
-    optimizer: Adam, params: list[Array], reference: oracle.OracleAdam, *, split: bool
-) -> None:
-    optimizer.build(params)
-    parts = pieces if split else lambda array: [array]
-    weights = reference.weights()
-    optimizer.set_weights([weights[0], *(part for w in weights[1:] for part in parts(w))])
-    averages = (part for average in reference.ema for part in parts(average))
-    for own, average in zip(optimizer.ema, averages, strict=True):
-        own[...] = average
-
-
 def check_call(
     p: Array,
     g: Array,
@@ -117,28 +110,32 @@ def check_call(
     reference.m, reference.v = [m], [v]
     reference.vhat = [] if vhat is None else [vhat]
     reference.ema = [] if ema is None else [ema]
-    before = reference.weights(), list(reference.ema)
+    (count, *weights), averages = reference.weights(), list(reference.ema)
     grads = [g] if accumulated is None else [accumulated, g]
     lefts = [reference.step([grad])[0] for grad in grads]
     expected = [*reference.params, *reference.weights()[1:], *reference.ema]
 
-    start = oracle.OracleAdam([p], **options)
-    start.set_count(iterations)
-    start.m, start.v = [m], [v]
-    start.vhat, start.ema = before[0][3:], before[1]
+    def parts(array: Array) -> list[Array]:
+        return pieces(array) if split else [array]
+
     for isa in fusedadam.supported_isas():
         q = p.copy()
-        params = pieces(q) if split else [q]
+        params = parts(q)
         optimizer = Adam(**options)
-        _started(optimizer, params, start, split=split)
+        optimizer.build(params)
+        optimizer.set_weights([count, *(part for w in weights for part in parts(w))])
+        for own, average in zip(
+            optimizer.ema, [x for a in averages for x in parts(a)], strict=True
+        ):
+            own[...] = average
         with running(isa=isa):
             for grad, left in zip(grads, lefts, strict=True):
                 given = grad.copy()
-                parts = pieces(given) if split else [given]
-                optimizer.apply_gradients(list(zip(parts, params, strict=True)))
+                optimizer.apply_gradients(list(zip(parts(given), params, strict=True)))
                 assert_same_bits(given, left, f"{isa}: gradients after the call")
         kept = [*optimizer.weights[1:], *optimizer.ema]
-        kinds = [np.concatenate(kept[i : i + len(parts)]) for i in range(0, len(kept), len(parts))]
+        each = range(0, len(kept), len(params))
+        kinds = [np.concatenate(kept[i : i + len(params)]) for i in each]
         assert_all_same_bits([q, *kinds], expected, f"{isa}: [p, m, v, ...]")
         assert optimizer.iterations == reference.iterations
         assert optimizer.skipped_steps == reference.skipped_steps
