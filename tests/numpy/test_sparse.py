@@ -99,19 +99,6 @@ def test_no_rows_at_all(empty: Any, count: int, lazy: bool) -> None:
     assert training.optimizer.iterations == 3
 
 
-# -- repeats and order ------------------------------------------------------------------------
-
-
-@modes
-def test_repeated_rows_are_added_in_order(lazy: bool) -> None:
-    # In float32, 1e8 + 1 is 1e8, so the 1 only survives in some orders.
-    for terms, total in (([1e8, 1.0, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
-        param, adam = np.zeros((4, 1), "float32"), Adam(beta_1=0.5)
-        rows = np.array(terms, "float32").reshape(3, 1)
-        adam.apply_sparse(np.array([2, 2, 2]), rows, param, lazy=lazy)
-        assert adam.weights[1].ravel().tolist() == [0, 0, total / 2, 0]
-
-
 @modes
 def test_one_gradient_keeps_its_sign_of_zero(lazy: bool) -> None:
     # Adding the gradient to a zero would turn -0.0 into 0.0. An m of -0.0 shows it.
@@ -122,21 +109,6 @@ def test_one_gradient_keeps_its_sign_of_zero(lazy: bool) -> None:
     training.call_rows(np.array([1]), np.array([[-0.0, 0.0]]), lazy=lazy)
     signs = np.signbit(training.optimizer.weights[1])
     assert signs.tolist() == [[lazy, lazy], [True, False], [lazy, lazy]]
-
-
-@modes
-@pytest.mark.usefixtures("threads")
-def test_order_of_different_rows_does_not_matter(rng: np.random.Generator, lazy: bool) -> None:
-    indices, rows = rng.permutation(5_000)[:3_000], values(rng, (3_000, 12), "float32")
-    results = []
-    for order in (np.arange(3_000), rng.permutation(3_000), np.argsort(indices)):
-        training = table((5_000, 12), clipnorm=0.5)
-        training.optimizer.apply_sparse(indices[order], rows[order], *training.params, lazy=lazy)
-        results.append(training)
-    results[0].reference.apply_sparse(indices, rows, lazy=lazy)
-    for training in results:
-        training.reference = results[0].reference
-        training.check()
 
 
 # -- forms of indices and rows ----------------------------------------------------------------
