@@ -14,8 +14,8 @@ import hypothesis
 import numpy as np
 import pytest
 import threadpoolctl
-from checkpoint_files import Training
 from helpers import running
+from training import Training
 
 # Derandomized where a result gates a change, so that a failure can be reproduced.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)

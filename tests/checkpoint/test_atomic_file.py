@@ -9,18 +9,32 @@ import secrets
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_files import SCHEDULE, Training, names_beside
+from checkpoint_files import names_beside
 from fresh_python import output_of
 from fusedadam import Adam, atomic_file
+from training import Training
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+TOKEN = "0123456789abcdef"
+PLANTED = f".adam.safetensors.{TOKEN}.tmp"
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], object]]:
+    """Set the umask until the end of the test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+# -- places -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("as_given", [Path, str, os.fsencode, Path.name.__get__])
@@ -33,7 +47,7 @@ def test_save_leaves_one_file(
     monkeypatch.chdir(path.parent)
     for _ in range(3):
         training.optimizer.save(as_given(path))
-        training.step(1)
+        training.step()
     assert names_beside(path) == [path.name]
     assert Adam.load(as_given(path), training.params).iterations == 5
 
@@ -43,146 +57,142 @@ def test_save_leaves_one_file(
 def test_names_with_odd_characters(path: Path, name: str) -> None:
     path = path.with_name(name)
     for _ in range(2):
-        (path.parent / f".{name}.0123456789abcdef.tmp").touch()
+        path.with_name(f".{name}.{TOKEN}.tmp").touch()
         Adam().save(path)
         assert names_beside(path) == [name]
     assert Adam.load(path, []).iterations == 0
 
 
 @posix
-@pytest.mark.parametrize("umask", [0o022, 0o077, 0o000, 0o027])
-def test_new_file_has_the_permissions_that_open_gives(path: Path, umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        Adam().save(path)
-        path.with_name("opened").touch()
-    finally:
-        os.umask(before)
-    assert path.stat().st_mode == path.with_name("opened").stat().st_mode
-
-
-@posix
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o777, 0o444])
-def test_permissions_of_the_old_file_are_kept(path: Path, mode: int) -> None:
-    path.touch()
-    path.chmod(mode)
-    before = os.umask(0o022)
-    try:
-        Adam().save(path)
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == mode
-    assert Adam.load(path, []).iterations == 0
-
-
-@posix
-@pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize(("relative", "exists"), [(False, True), (True, False)])
 def test_symbolic_link_is_written_through(
-    path: Path, tmp_path: Path, training: Training, relative: bool, exists: bool
+    path: Path, tmp_path: Path, relative: bool, exists: bool
 ) -> None:
     target = tmp_path / "elsewhere" / "target"
     target.parent.mkdir()
     if exists:
         target.touch()
     path.symlink_to(Path("../elsewhere/target") if relative else target)
-    abandoned = target.with_name(".target.0123456789abcdef.tmp")
-    abandoned.touch()
-    training.optimizer.save(path)
+    target.with_name(f".target.{TOKEN}.tmp").touch()
+    Adam(lr=0.5).save(path)
     assert path.is_symlink()
     assert not target.is_symlink()
-    assert Adam.load(target, training.params).iterations == 3
+    assert Adam.load(target, []).lr == 0.5
     assert (names_beside(path), names_beside(target)) == ([path.name], ["target"])
 
 
-def places_without_a_way_to_write(directory: Path) -> dict[str, Path]:
-    places = {"no directory": directory / "missing/adam", "a directory": directory / "directory"}
-    if os.name == "posix":
-        places["a file as directory"] = directory / "file/adam"
-        places["a loop"] = directory / "loop"
-        places["a name too long"] = directory / ("x" * 300)
-    if sys.platform == "linux":
-        places["a file system of the kernel's"] = Path("/proc/adam")
-    return places
+# The place, what makes it beside the path, and how a save is refused.
+NOWHERE: dict[str, tuple[str, Callable[[Path], object], Any]] = {
+    "no directory": ("missing/adam", lambda _: None, OSError),
+    "a directory": ("place", Path.mkdir, OSError),
+}
+if os.name == "posix":
+    NOWHERE |= {
+        "a file as directory": ("place/adam", lambda place: place.parent.touch(), OSError),
+        "a loop": ("place", lambda place: place.symlink_to("place"), OSError),
+        "a name too long": ("x" * 300, lambda _: None, OSError),
+        # Stands in for a device such as /dev/null, which no test should risk.
+        "a pipe": ("place", os.mkfifo, "path must be that of a regular file"),
+    }
+if sys.platform == "linux":
+    NOWHERE["a file system of the kernel's"] = ("/proc/adam", lambda _: None, OSError)
 
 
-@pytest.mark.parametrize("place", places_without_a_way_to_write(Path()))
-def test_place_that_cannot_be_written_is_an_os_error(path: Path, place: str) -> None:
-    (path.parent / "directory").mkdir()
-    (path.parent / "file").touch()
-    if os.name == "posix":
-        (path.parent / "loop").symlink_to("loop")
-    before = names_beside(path)
-    with pytest.raises(OSError):
-        Adam().save(places_without_a_way_to_write(path.parent)[place])
-    assert names_beside(path) == before
-    assert names_beside(path.parent / "directory/x") == []
+@pytest.mark.parametrize(("place", "make", "refusal"), NOWHERE.values(), ids=NOWHERE)
+def test_place_that_cannot_be_written_is_left_as_it_is(
+    path: Path, place: str, make: Callable[[Path], object], refusal: Any
+) -> None:
+    def there() -> list[tuple[Path, int]]:
+        return sorted((file, file.lstat().st_mode) for file in path.parent.rglob("*"))
+
+    make(path.parent / place)
+    before = there()
+    is_text = isinstance(refusal, str)
+    with pytest.raises(ValueError if is_text else refusal, match=refusal if is_text else None):
+        Adam().save(path.parent / place)
+    assert there() == before
 
 
 @posix
-def test_what_is_no_regular_file_is_not_replaced(path: Path) -> None:
-    # Stands in for a device such as /dev/null, which no test should risk.
-    os.mkfifo(path)
-    with pytest.raises(ValueError, match="path must be that of a regular file"):
-        Adam().save(path)
-    assert path.is_fifo()
-    assert names_beside(path) == [path.name]
+@pytest.mark.parametrize(
+    ("old", "mask"),
+    [
+        *[(None, mask) for mask in (0o022, 0o077, 0o000, 0o027)],
+        *[(mode, 0o022) for mode in (0o600, 0o640, 0o666, 0o777, 0o444)],
+    ],
+)
+def test_permissions_are_those_of_the_old_file_or_of_open(
+    path: Path, umask: Callable[[int], object], old: int | None, mask: int
+) -> None:
+    umask(mask)
+    if old is not None:
+        path.touch()
+        path.chmod(old)
+    Adam().save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == (0o666 & ~mask if old is None else old)
+    assert Adam.load(path, []).iterations == 0
 
 
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The disk operations of a save, in order."""
-    seen: list[str] = []
+# -- faults -----------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("flushes_directories", [True, False])
+def test_the_whole_file_is_flushed_before_the_rename(
+    path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, flushes_directories: bool
+) -> None:
+    events: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
     def seen_fsync(descriptor: int) -> None:
         status = os.fstat(descriptor)
-        kind = "directory" if stat.S_ISDIR(status.st_mode) else f"file of {status.st_size}"
-        seen.append(f"flush {kind}")
+        is_directory = stat.S_ISDIR(status.st_mode)
+        events.append("flush directory" if is_directory else f"flush file of {status.st_size}")
+        if is_directory and not flushes_directories:
+            raise OSError(errno.EINVAL, "as some file systems say")
         fsync(descriptor)
 
     def seen_replace(source: Path, target: Path) -> Path:
-        seen.append(f"rename file of {source.stat().st_size}")
+        events.append(f"rename file of {source.stat().st_size}")
         assert source.parent == target.parent
         return replace(source, target)
 
     monkeypatch.setattr(os, "fsync", seen_fsync)
     monkeypatch.setattr(Path, "replace", seen_replace)
-    return seen
-
-
-@posix
-def test_the_whole_file_is_flushed_before_the_rename(
-    path: Path, training: Training, events: list[str]
-) -> None:
     training.optimizer.save(path)
     size = path.stat().st_size
     assert events == [f"flush file of {size}", f"rename file of {size}", "flush directory"]
+    assert Adam.load(path, training.params).iterations == 3
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), MemoryError()]
-)
-@pytest.mark.parametrize("when", ["flush", "rename"])
+FAULTS: list[tuple[object, str, BaseException]] = [
+    (of, name, error)
+    for of, name in ((os, "fsync"), (Path, "replace"))
+    for error in (OSError(errno.ENOSPC, "No space"), KeyboardInterrupt(), MemoryError())
+]
+if sys.platform != "win32":
+    FAULTS.append((os, "fchmod", PermissionError("fchmod")))
+
+
+@pytest.mark.parametrize(("of", "name", "error"), FAULTS)
 def test_failed_save_leaves_the_old_file_alone(
     path: Path,
     training: Training,
     monkeypatch: pytest.MonkeyPatch,
+    of: object,
+    name: str,
     error: BaseException,
-    when: str,
 ) -> None:
     def fail(*_: object) -> None:
         assert len(names_beside(path)) == 2
         raise error
 
     training.optimizer.save(path)
+    path.chmod(0o666)  # more than the umask gives to a new file
     before = path.read_bytes()
-    training.step(1)
+    training.step()
     with monkeypatch.context() as patch:
-        if when == "flush":
-            patch.setattr(os, "fsync", fail)
-        else:
-            patch.setattr(Path, "replace", fail)
+        patch.setattr(of, name, fail)
         with pytest.raises(type(error)):
             training.optimizer.save(path)
     assert names_beside(path) == [path.name]
@@ -192,127 +202,65 @@ def test_failed_save_leaves_the_old_file_alone(
 
 
 @posix
-def test_directory_that_cannot_be_flushed_is_no_failure(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsync = os.fsync
-
-    def only_files(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "as some file systems say")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", only_files)
-    Adam().save(path)
-    assert Adam.load(path, []).iterations == 0
-
-
-@posix
 @pytest.mark.parametrize("limit", [0, 100, 5000, 200_000])
 def test_full_disk_leaves_the_old_file_alone(path: Path, limit: int) -> None:
     # A file size limit, because a full disk would need a separate disk. Python ignores the signal.
-    code = f"""
-        import os, resource
-        import numpy as np
-        from fusedadam import Adam
+    import resource
 
-        params = [np.ones(1000), np.ones(50_000)]
-        optimizer = Adam(lr=0.5)
-        optimizer.build(params)
-        optimizer.save({str(path)!r})
-        optimizer.lr = 0.25
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-        try:
-            optimizer.save({str(path)!r})
-        except OSError as error:
-            print(os.strerror(error.errno))
-        assert Adam.load({str(path)!r}, params).lr == 0.5
-    """
-    assert output_of(code) == os.strerror(errno.EFBIG)
-    assert names_beside(path) == [path.name]
-
-
-def test_state_that_could_not_be_loaded_is_not_saved(path: Path) -> None:
-    class Odd(Adam):
-        def get_config(self) -> dict[str, Any]:
-            return super().get_config() | {"groups": [1, 2]}
-
-    with pytest.raises(TypeError, match=r"must consist of .* Received: groups=\[1, 2\]"):
-        Odd().save(path)
-    assert names_beside(path) == []
-
-
-def test_nothing_is_saved_while_the_averages_are_swapped_in(path: Path) -> None:
-    training = Training(use_ema=True)
-    training.step(2)
-    training.optimizer.save(path)
+    optimizer = Adam()
+    optimizer.build([np.ones(1000), np.ones(50_000)])
+    optimizer.save(path)
     before = path.read_bytes()
-    training.optimizer.swap_ema()
-    with pytest.raises(ValueError, match="swap_ema"):
-        training.optimizer.save(path)
+    optimizer.lr = 0.25
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            optimizer.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert path.read_bytes() == before
     assert names_beside(path) == [path.name]
-    training.optimizer.swap_ema()
-    training.optimizer.save(path)
-    assert path.read_bytes() == before
-
-
-def test_load_does_not_call_the_schedule(path: Path) -> None:
-    param = np.ones(3)
-    adam = Adam(lr=SCHEDULE)
-    adam.apply_gradients([(np.ones(3), param)])
-    adam.save(path)
-
-    def schedule(iterations: int) -> float:
-        raise AssertionError(iterations)
-
-    assert Adam.load(path, [param], lr=schedule).lr is schedule
-
-
-def test_save_before_excluded_parameters_are_found(tmp_path: Path) -> None:
-    kernel, bias = np.ones(3), np.ones(2)
-    adam = Adam(weight_decay=0.1)
-    adam.build([kernel, bias])
-    adam.exclude_from_weight_decay([bias])
-    with pytest.raises(ValueError, match=r"exclude_from_weight_decay.* Received: 1 "):
-        adam.save(tmp_path / "adam")
-    assert list(tmp_path.iterdir()) == []
-    adam.apply_gradients([(np.zeros(3), kernel), (np.zeros(2), bias)])
-    adam.save(tmp_path / "adam")
-    resumed = Adam.load(tmp_path / "adam", [kernel, bias])
-    resumed.apply_gradients([(np.zeros(3), kernel), (np.zeros(2), bias)])
-    assert (kernel < 1).all()
-    assert (bias == 1).all()
 
 
 # -- directories that others can write to -----------------------------------------------------
 
 
-PLANTED = ".adam.safetensors.0123456789abcdef.tmp"
+def plant(kind: str, path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Place something under the name of a temporary file. Return what must stay open."""
+    place = path.with_name(PLANTED)
+    if kind == "link":
+        place.symlink_to(victim)
+    elif kind == "hard link":
+        place.hardlink_to(victim)
+    elif kind == "link to nothing":
+        place.symlink_to(victim.with_name("new"))
+    elif kind == "file":
+        place.touch()
+    elif kind == "socket":
+        monkeypatch.chdir(path.parent)  # A socket's path may have about 100 bytes.
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(PLANTED)
+        return listening
+    else:
+        os.mkfifo(place)
+        if kind == "pipe with a reader":
+            return os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    return None
 
 
 @posix
-@pytest.mark.parametrize("planted", ["link", "hard link", "link to nothing", "pipe", "file"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "link to nothing", "pipe", "file"])
 def test_temporary_file_that_others_have_made_is_not_written_to(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     # As if the name could be guessed.
-    tokens = iter(["0123456789abcdef"])
+    tokens = iter([TOKEN])
     monkeypatch.setattr(secrets, "token_hex", lambda _: next(tokens))
     monkeypatch.setattr(atomic_file, "_remove_abandoned", lambda _: None)
     victim = tmp_path / "victim"
     victim.write_text("text")
-    place = path.with_name(PLANTED)
-    if planted == "link":
-        place.symlink_to(victim)
-    elif planted == "hard link":
-        place.hardlink_to(victim)
-    elif planted == "link to nothing":
-        place.symlink_to(tmp_path / "new")
-    elif planted == "pipe":
-        os.mkfifo(place)
-    else:
-        place.touch()
+    plant(kind, path, victim, monkeypatch)
     before = victim.stat()
     with pytest.raises(FileExistsError):
         Adam().save(path)
@@ -323,26 +271,13 @@ def test_temporary_file_that_others_have_made_is_not_written_to(
 
 
 @posix
-@pytest.mark.parametrize("planted", ["link", "hard link", "pipe", "pipe with a reader", "socket"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "pipe with a reader", "socket"])
 def test_what_looks_abandoned_may_be_anything(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("text")
-    place = path.with_name(PLANTED)
-    reader = listening = None
-    if planted == "link":
-        place.symlink_to(victim)
-    elif planted == "hard link":
-        place.hardlink_to(victim)
-    elif planted == "socket":
-        monkeypatch.chdir(path.parent)  # A socket's path may have about 100 bytes.
-        listening = socket.socket(socket.AF_UNIX)
-        listening.bind(PLANTED)
-    else:
-        os.mkfifo(place)
-        if planted == "pipe with a reader":
-            reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    opened = plant(kind, path, victim, monkeypatch)
     before = victim.stat()
     Adam().save(path)
     assert Adam.load(path, []).iterations == 0
@@ -350,11 +285,10 @@ def test_what_looks_abandoned_may_be_anything(
     assert victim.stat().st_mode == before.st_mode
     # Only a name may disappear, that of a hard link or of a pipe.
     assert set(names_beside(path)) <= {path.name, PLANTED}
-    if reader is not None:
-        assert os.read(reader, 1) == b""
-        os.close(reader)
-    if listening is not None:
-        listening.close()
+    if kind == "pipe with a reader":
+        assert opened.read(1) == b""
+    if opened is not None:
+        opened.close()
 
 
 @posix
@@ -380,9 +314,37 @@ def test_permissions_are_set_of_the_file_and_not_of_its_name(
 
 
 @forks
+def test_temporary_files_of_the_dead_are_removed_and_of_the_living_are_not(path: Path) -> None:
+    import fcntl
+
+    def beside(name: str) -> Path:
+        return path.with_name(name)
+
+    living, dead, link, directory = (
+        beside(f".{path.name}.00000000000000{two}.tmp") for two in ("aa", "bb", "cc", "dd")
+    )
+    others = [
+        *(beside(f".{path.name}{end}") for end in (".tmp", f".{TOKEN[:-1]}.tmp", f".{TOKEN}")),
+        *(beside(f"{path.name}.{TOKEN}.tmp"), beside(f".{path.name}.{TOKEN}g.tmp")),
+        *(beside(f".adam.{TOKEN}.tmp"), beside(TOKEN)),
+    ]
+    for file in (living, dead, *others):
+        file.touch()
+    link.symlink_to(others[0])
+    directory.mkdir()
+    kept = {file.name for file in (path, living, link, directory, *others)}
+    with living.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Adam().save(path)
+        assert set(names_beside(path)) == kept
+    Adam().save(path)
+    assert set(names_beside(path)) == kept - {living.name}
+
+
+@forks
 def test_abandoned_file_without_permission_to_write_is_removed() -> None:
     # Root can write to any file, so a process that runs as root becomes another user.
-    code = """
+    code = f"""
         import os, stat, tempfile
         from pathlib import Path
         from fusedadam import Adam
@@ -391,7 +353,7 @@ def test_abandoned_file_without_permission_to_write_is_removed() -> None:
             path = Path(directory) / "adam"
             Adam().save(path)
             path.chmod(0o444)
-            abandoned = path.with_name(".adam.0123456789abcdef.tmp")
+            abandoned = path.with_name(".adam.{TOKEN}.tmp")
             abandoned.touch(0o444)
             if os.geteuid() == 0:
                 for file in (path.parent, path, abandoned):
@@ -402,22 +364,3 @@ def test_abandoned_file_without_permission_to_write_is_removed() -> None:
             os.seteuid(os.getuid())
     """
     assert output_of(code) == "True ['adam']"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the mode is set by another call")
-def test_permissions_that_cannot_be_kept_leave_the_old_file_alone(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adam = Adam()
-    adam.save(path)
-    path.chmod(0o666)  # more than the umask gives to a new file
-    before = path.read_bytes()
-
-    def refuse(_descriptor: int, _mode: int) -> None:
-        raise PermissionError("fchmod")
-
-    monkeypatch.setattr(os, "fchmod", refuse)
-    with pytest.raises(PermissionError, match="fchmod"):
-        adam.save(path)
-    assert path.read_bytes() == before
-    assert [file.name for file in path.parent.iterdir()] == [path.name]

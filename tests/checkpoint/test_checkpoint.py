@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints: the round trip, the file, and other threads and processes."""
+"""Checkpoints: the round trip, the file, and processes that save at once or are killed."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
+import math
 import os
 import sys
-import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,68 +15,85 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_files import (
-    OPTIONS,
-    SCHEDULE,
-    Training,
-    assert_same_state,
-    names_beside,
-)
+from checkpoint_files import metadata_of, names_beside
 from fresh_python import output_of, run_python
 from fusedadam import Adam
 from fusedadam.checkpoint import load as load_checkpoint
-from fusedadam.snapshots import snapshot as snapshot_of
-from helpers import Array, assert_all_same_bits, read_only, values
-from safetensors import safe_open
+from helpers import Array, assert_all_same_bits, read_only
 from safetensors.numpy import load_file, save_file
+from training import Training
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
-
 # -- the round trip ---------------------------------------------------------------------------
 
-options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+# An importable function that serves as a schedule, from 0 up to 1.
+SCHEDULE = math.erf
+NUMBERS = {"lr": 1 / 3, "beta_1": 0.1 + 0.2, "beta_2": 0.99, "epsilon": 5e-324, "decay": 0.05} | {
+    "clipnorm": 3.0,
+    "clipvalue": 0.5,
+    "flush_denormals": False,
+}
+EVERYTHING: dict[str, Any] = (
+    {"lr": SCHEDULE, "decay": 0.01, "amsgrad": True, "weight_decay": 0.01, "l2": 0.001}
+    | {"clipnorm": 2.0, "clipvalue": 0.5, "use_ema": True, "ema_overwrite_frequency": 2}
+    | {"loss_scale": "dynamic", "skip_nonfinite": True, "gradient_accumulation_steps": 4}
+    | {"zero_grad": True, "maximize": True, "flush_denormals": False, "excluded": [1]}
+    | {"own": {2: {"lr": 0.5, "weight_decay": None}, 0: {"clipvalue": 0.25}}}
+)
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "numbers": NUMBERS,
+    "decay": {"amsgrad": True, "weight_decay": 0.01, "l2": 0.001, "excluded": [1]},
+    "norm of each": {"clipnorm_per_tensor": 0.1, "gradient_accumulation_steps": 1},
+    "averages": {"use_ema": True, "ema_momentum": 0.75, "bias_corrected_epsilon": True},
+    "averages taken over": {"use_ema": True, "ema_overwrite_frequency": 3},
+    "constant scale": {"loss_scale": 2.0**-20, "maximize": True},
+    "dynamic scale": {"loss_scale": "dynamic"},
+    "skips": {"skip_nonfinite": True, "zero_grad": True},
+    "accumulation": {"gradient_accumulation_steps": 3, "own": {1: {"lr": 0.5}}},
+    "schedule": {"lr": SCHEDULE},
+    "everything": EVERYTHING,
+}
 
 
-@options
-@pytest.mark.parametrize("before", [0, 1, 5, 6])
+def trained(calls: int, **options: Any) -> Training:
+    """A training of which the fourth call has an infinity, and the last freezes a parameter."""
+    training = Training(**options)
+    training.optimizer.build(training.params)
+    for call in range(1, calls + 1):
+        grads: list[Array | None] = [*training.grads()]
+        if call == 4 and ("skip_nonfinite" in options or options.get("loss_scale") == "dynamic"):
+            grads[0] = np.full_like(training.params[0], np.inf)
+        if call == calls:
+            grads[2] = None
+        training.call(grads)
+    return training
+
+
+@pytest.mark.parametrize("before", ["not built", 0, 1, 6])
+@pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_resumed_training_equals_one_that_never_stopped(
-    path: Path, options: dict[str, Any], before: int
+    path: Path, options: dict[str, Any], before: Any
 ) -> None:
-    unstopped = Training(**options)
-    if "weight_decay" in options:
-        unstopped.optimizer.exclude_from_weight_decay([unstopped.params[1]])
-    unstopped.optimizer.build(unstopped.params)
-    unstopped.step(before)
-    resumed = unstopped.resumed(path)
-    resumed.assert_same_as(unstopped)
-    for training in (unstopped, resumed):
-        training.step(8)
-    resumed.assert_same_as(unstopped)
-    assert resumed.optimizer.iterations > 0
-
-
-def test_the_trainings_above_reach_what_is_to_be_kept() -> None:
-    training = Training(**OPTIONS["everything"])
-    training.optimizer.exclude_from_weight_decay([training.params[1]])
-    training.step(6)
-    snapshot = snapshot_of(training.optimizer)
-    assert sorted(snapshot["slots"]) == ["accumulator", "ema", "m", "v", "vhat"]
-    assert snapshot["progress"]["accumulated"] == 2
-    assert snapshot["excluded"] == [1]
-    assert training.optimizer.skipped_steps == 1
-    assert training.optimizer.current_loss_scale == 2.0**14
-
-
-@options
-def test_optimizer_without_state(path: Path, options: dict[str, Any]) -> None:
-    fresh = Training(**options)
-    resumed = fresh.resumed(path)
-    assert resumed.optimizer.get_config() == fresh.optimizer.get_config()
-    assert resumed.optimizer.iterations == 0
-    for training in (fresh, resumed):
-        training.step(5)
-    resumed.assert_same_as(fresh)
+    if before == "not built":
+        # Settings of parameters that were not looked up are refused, below.
+        left_out = ("excluded", "own")
+        training = Training(**{k: v for k, v in options.items() if k not in left_out})
+    else:
+        training = trained(before, **options)
+    resumed = training.resumed(path)
+    assert resumed.optimizer.get_config() == training.optimizer.get_config()
+    if before != "not built":
+        resumed.check()
+        kept = resumed.optimizer.weights
+        assert not any(map(np.shares_memory, kept[1:], training.optimizer.weights[1:]))
+    resumed.step(8)
+    resumed.check()
+    if options is EVERYTHING and before == 6:  # what the table above reaches
+        assert training.reference.accumulated == 2
+        assert training.optimizer.skipped_steps == 1
+        assert training.optimizer.current_loss_scale == 2.0**14
 
 
 def test_no_parameters(path: Path) -> None:
@@ -87,12 +103,14 @@ def test_no_parameters(path: Path) -> None:
     assert Adam.load(path, []).iterations == 0
 
 
-def test_steps_over_no_parameters_are_not_those_of_others(path: Path) -> None:
-    optimizer = Adam()
+@pytest.mark.parametrize("calls_per_step", [1, 2], ids="steps={}".format)
+def test_calls_without_parameters_fit_no_others(path: Path, calls_per_step: int) -> None:
+    optimizer = Adam(gradient_accumulation_steps=calls_per_step)
     optimizer.apply_gradients([])
     optimizer.save(path)
-    assert Adam.load(path, []).iterations == 1
-    with pytest.raises(ValueError, match=r"the state of 0\. Received: 1"):
+    assert Adam.load(path, []).iterations == optimizer.iterations
+    # Otherwise, a step after half a mean would be half of what it should be.
+    with pytest.raises(ValueError, match=r"has the state of 0\. Received: 1"):
         Adam.load(path, [np.ones(3)])
 
 
@@ -108,79 +126,59 @@ def test_special_values_keep_their_bits(path: Path) -> None:
     assert [m.tobytes() for m in loaded] == [m.tobytes() for m in optimizer.weights[1:]]
 
 
-def test_what_was_set_later_is_kept(path: Path, training: Training) -> None:
-    training.optimizer.lr = 0.125
-    training.optimizer.beta_2 = 0.5
-    loaded = training.resumed(path).optimizer
+def test_what_was_set_later_is_kept_and_lr_replaces_the_saved_one(
+    path: Path, training: Training
+) -> None:
+    training.optimizer.lr, training.optimizer.beta_2 = 0.125, 0.5
+    training.optimizer.save(path)
+    loaded = Adam.load(path, training.params)
     assert (loaded.lr, loaded.beta_2) == (0.125, 0.5)
+    for lr in (0.5, SCHEDULE):
+        loaded = Adam.load(path, training.params, lr=lr)
+        assert (loaded.lr, loaded.iterations) == (lr, 3)
 
 
-def test_lr_replaces_the_saved_one(path: Path, training: Training) -> None:
-    training.optimizer.save(path)
-    assert Adam.load(path, training.params, lr=0.5).lr == 0.5
-    assert Adam.load(path, training.params, lr=SCHEDULE).lr is SCHEDULE
-    assert Adam.load(path, training.params, lr=0.5).iterations == 3
-
-
-def test_loading_writes_to_no_parameter_and_shares_nothing(path: Path, training: Training) -> None:
-    training.optimizer.save(path)
-    before = [param.copy() for param in training.params]
-    loaded = [Adam.load(path, training.params) for _ in range(2)]
-    assert_all_same_bits(training.params, before)
-    assert_same_state(loaded[0], loaded[1])
-    training.step(1)
-    assert_same_state(loaded[0], loaded[1])
-
-
-def test_torch_parameters(path: Path) -> None:
+def as_torch(params: list[Array]) -> Any:
     torch = pytest.importorskip("torch")
-    params = [torch.ones(3, requires_grad=True), torch.ones((), dtype=torch.float64)]
-    optimizer = Adam()
-    optimizer.apply_gradients([(np.ones(3, "float32"), params[0]), (np.ones(()), params[1])])
-    optimizer.save(path)
-    assert_same_state(Adam.load(path, params), optimizer)
+    return [torch.tensor(p, requires_grad=True) for p in params]
 
 
-LOOKED_AT: dict[str, Callable[[Array], Array]] = {
-    "read-only": read_only,
-    "in Fortran order": lambda p: np.array(p, order="F"),
-    "read-only in Fortran order": lambda p: read_only(np.array(p, order="F")),
-    "strided": lambda p: np.repeat(p, 2, axis=-1)[..., ::2] if p.ndim else p,
-    "memory-mapped": lambda p: np.frombuffer(p.tobytes(), p.dtype).reshape(p.shape),
+LOOKED_AT: dict[str, Callable[[list[Array]], Any]] = {
+    "read-only": lambda params: [read_only(p) for p in params],
+    "in Fortran order": lambda params: [np.array(p, order="F") for p in params],
+    "read-only in Fortran order": lambda ps: [read_only(np.array(p, order="F")) for p in ps],
+    "strided": lambda ps: [np.repeat(p, 2, -1)[..., ::2] if p.ndim else p for p in ps],
+    "of a buffer": lambda ps: [np.frombuffer(p.tobytes(), p.dtype).reshape(p.shape) for p in ps],
+    "dict": lambda params: {"a": params[0], "b": [params[1], tuple(params[2:])]},
+    "tuple": tuple,
+    "iterator": iter,
+    "torch": as_torch,
 }
 
 
 @pytest.mark.parametrize("change", LOOKED_AT.values(), ids=LOOKED_AT)
-@pytest.mark.parametrize("name", ["everything", "defaults"])
 def test_parameters_are_only_looked_at(
-    path: Path, name: str, change: Callable[[Array], Array]
+    path: Path, training: Training, change: Callable[[list[Array]], Any]
 ) -> None:
-    unstopped = Training(**OPTIONS[name])
-    unstopped.step(6)
-    resumed = unstopped.resumed(path)
-    lr = OPTIONS[name].get("lr")
-    looked_at = [change(p) for p in resumed.params]
-    resumed.optimizer = Adam.load(path, looked_at, lr=lr)
-    resumed.assert_same_as(unstopped)
-    for training in (unstopped, resumed):
-        training.step(8)
-    resumed.assert_same_as(unstopped)
-    # Parameters that are not writeable are refused.
-    if not looked_at[0].flags.writeable:
-        fresh = Adam.load(path, looked_at, lr=lr)
+    resumed = training.resumed(path)
+    looked_at = change(resumed.params)
+    resumed.optimizer = Adam.load(path, looked_at)
+    resumed.check()
+    resumed.step(3)
+    resumed.check()
+    if change in (LOOKED_AT["read-only"], LOOKED_AT["of a buffer"]):
+        fresh = Adam.load(path, looked_at)
         with pytest.raises(ValueError, match=r"params\[0\] must be writeable"):
             fresh.apply_gradients([(np.ones_like(p), p) for p in looked_at])
 
 
-def test_parameters_may_be_nested(path: Path, training: Training) -> None:
-    training.optimizer.save(path)
-    a, b, c, d = training.params
-    for nested in ({"a": a, "b": [b, (c, d)]}, (a, b, c, d), iter(training.params)):
-        assert_same_state(Adam.load(path, nested), training.optimizer)
-    only = Adam()
-    only.build(a)
-    only.save(path)
-    assert_same_state(Adam.load(path, a), only)
+def test_parameter_may_be_an_array(path: Path) -> None:
+    only = Training([((3, 5), "float32")])
+    only.step()
+    only.optimizer.save(path)
+    only.optimizer = Adam.load(path, only.params[0])
+    only.step()
+    only.check()
 
 
 class Step:
@@ -195,43 +193,30 @@ NAMELESS: dict[str, Callable[[int], float]] = {
     "partial": functools.partial(pow, 0.5),
     "instance": Step(),
     "method": Step().__call__,
+    "importable": SCHEDULE,
 }
 
 
 @pytest.mark.parametrize("schedule", NAMELESS.values(), ids=NAMELESS)
-@pytest.mark.parametrize("by", ["lr", "learning_rate"])
-def test_schedule_without_a_name_is_saved(path: Path, schedule: Any, by: str) -> None:
-    unstopped = Training(lr=schedule)
-    unstopped.step(3)
-    unstopped.optimizer.save(path)
-    resumed = copy.copy(unstopped)
-    resumed.params = [param.copy() for param in unstopped.params]
-    with pytest.raises(ValueError, match="lr must be given as a callable"):
-        Adam.load(path, resumed.params)
+def test_schedule_is_given_again(path: Path, schedule: Callable[[int], float]) -> None:
+    resumed = Training(lr=schedule)
+    resumed.step(3)
+    resumed.optimizer.save(path)
+    called = "'math:erf'" if schedule is SCHEDULE else ""
+    for lr in (None, 0.1):
+        with pytest.raises(ValueError, match=f"lr must be given as a callable .*{called}"):
+            Adam.load(path, resumed.params, lr=lr)
     with pytest.raises(TypeError, match="the same argument"):
         Adam.load(path, resumed.params, lr=schedule, learning_rate=schedule)
-    resumed.optimizer = Adam.load(path, resumed.params, **{by: schedule})
+
+    def uncalled(iterations: int) -> float:
+        raise AssertionError(iterations)
+
+    assert Adam.load(path, resumed.params, lr=uncalled).lr is uncalled
+    resumed.optimizer = Adam.load(path, resumed.params, learning_rate=schedule)
     assert resumed.optimizer.lr is schedule
-    resumed.assert_same_as(unstopped)
-    for _ in range(3):
-        for training in (unstopped, resumed):
-            rng = np.random.default_rng(training.optimizer.iterations)
-            grads = [values(rng, p.shape, str(p.dtype)) for p in training.params]
-            training.optimizer.apply_gradients(list(zip(grads, training.params, strict=True)))
-    resumed.assert_same_as(unstopped)
-
-
-@pytest.mark.parametrize("method", ["exclude_from_weight_decay", "override"])
-def test_parameters_still_to_be_found_are_not_saved(
-    path: Path, training: Training, method: str
-) -> None:
-    getattr(training.optimizer, method)(training.params[:2])
-    with pytest.raises(ValueError, match=rf"{method}.*before save\. .*Received: 2 parameters"):
-        training.optimizer.save(path)
-    assert names_beside(path) == []
-    training.step(1)
-    training.optimizer.save(path)
-    assert_same_state(Adam.load(path, training.params), training.optimizer)
+    resumed.step(3)
+    resumed.check()
 
 
 class Named(Adam):
@@ -239,34 +224,118 @@ class Named(Adam):
 
 
 def test_subclass(path: Path) -> None:
-    Named().save(path)
+    Named(lr=0.5).save(path)
     assert type(Named.load(path, [])) is Named
+    loaded: Named = load_checkpoint(Named, path, [np.ones(2)])
+    assert loaded.lr == 0.5
     with pytest.raises(ValueError, match="of an optimizer 'Named', not of 'Adam'"):
         Adam.load(path, [])
+
+
+# -- what is not saved ------------------------------------------------------------------------
+
+
+class Odd(Adam):
+    """An optimizer with a configuration that cannot be loaded."""
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"groups": [1, 2]}
+
+
+class Long(Adam):
+    """An optimizer with a configuration that would not be read."""
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"name": "x" * 1_000_000}
+
+
+def to_find(method: str) -> Callable[[], Training]:
+    def make() -> Training:
+        training = Training()
+        getattr(training.optimizer, method)(training.params[:2])
+        return training
+
+    return make
+
+
+def swapped() -> Training:
+    training = Training(use_ema=True)
+    training.step(2)
+    training.optimizer.swap_ema()
+    return training
+
+
+def of(cls: type[Adam]) -> Callable[[], Training]:
+    def make() -> Training:
+        training = Training()
+        training.optimizer = cls()
+        return training
+
+    return make
+
+
+UNSAVEABLE: dict[str, tuple[Callable[[], Training], type[Exception], str]] = {
+    "a list": (of(Odd), TypeError, r"must consist of .* Received: groups=\[1, 2\]"),
+    "long": (of(Long), ValueError, r"less than 1000000 bytes to be saved\. Received: "),
+    "swapped": (swapped, ValueError, "swap_ema"),
+    **{
+        method: (to_find(method), ValueError, rf"{method}.*before save\. .*Received: 2 parameters")
+        for method in ("exclude_from_weight_decay", "override")
+    },
+}
+
+
+@pytest.mark.parametrize(("make", "error", "reason"), UNSAVEABLE.values(), ids=UNSAVEABLE)
+def test_state_that_could_not_be_loaded_is_not_saved(
+    path: Path, make: Callable[[], Training], error: type[Exception], reason: str
+) -> None:
+    training = make()
+    with pytest.raises(error, match=reason):
+        training.optimizer.save(path)
+    assert names_beside(path) == []
+    if type(training.optimizer) is Adam:
+        if training.optimizer._state.is_swapped:
+            training.optimizer.swap_ema()
+        training.step()  # looks up the parameters
+        resumed = training.resumed(path)
+        resumed.step()
+        resumed.check()
 
 
 # -- the file ---------------------------------------------------------------------------------
 
 
 def test_the_file_is_as_documented(path: Path, training: Training) -> None:
-    training.optimizer.save(path)
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-        names = set(file.keys())
+    optimizer = training.optimizer
+    optimizer.save(path)
+    metadata, tensors, data = metadata_of(path), load_file(path), path.read_bytes()
     assert set(metadata) == {"format", "version", "optimizer", "config", "progress", "excluded"}
-    assert (metadata["format"], metadata["version"]) == ("fusedadam", "1")
-    assert metadata["optimizer"] == "Adam"
-    assert json.loads(metadata["config"]) == training.optimizer.get_config()
+    assert [metadata[k] for k in ("format", "version", "optimizer")] == ["fusedadam", "1", "Adam"]
+    assert json.loads(metadata["config"]) == optimizer.get_config()
     assert json.loads(metadata["progress"])["iterations"] == 3
-    assert names == {f"{kind}.{i}" for kind in ("m", "v", "vhat") for i in range(4)}
-    assert_all_same_bits([load_file(path)["vhat.1"]], [training.optimizer.weights[-3]])
-
-
-def test_the_same_state_gives_the_same_bytes(path: Path, training: Training) -> None:
-    training.optimizer.save(path)
-    first = path.read_bytes()
+    names = [f"{kind}.{i}" for kind in ("m", "v", "vhat") for i in range(4)]
+    assert tensors.keys() == set(names)
+    assert_all_same_bits([tensors[name] for name in names], optimizer.weights[1:])
+    # Arrays are aligned to their elements.
+    start = 8 + int.from_bytes(data[:8], "little")
+    for name, entry in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            size = {"F32": 4, "F64": 8}[entry["dtype"]]
+            assert (start + entry["data_offsets"][0]) % size == 0
     Adam.load(path, training.params).save(path)
-    assert path.read_bytes() == first
+    assert path.read_bytes() == data
+    # The safetensors library, which has another order, may write it again.
+    save_file(tensors, path, metadata)
+    assert_all_same_bits(Adam.load(path, training.params).weights, optimizer.weights)
+
+    optimizer.override(training.params[1:3], lr=0.5, weight_decay=None)
+    training.reference.own = {i: {"lr": 0.5, "weight_decay": None} for i in (1, 2)}
+    training.call([None if i == 2 else g for i, g in enumerate(training.grads())])
+    training.resumed(path).check()
+    metadata = metadata_of(path)
+    assert metadata["version"] == "2"
+    settings = {"lr": 0.5, "weight_decay": None}
+    assert json.loads(metadata["own"]) == {"steps": [4, 4, 3, 4], "overrides": [[[1, 2], settings]]}
 
 
 def test_arrays_in_the_file_are_in_c_order(path: Path) -> None:
@@ -275,50 +344,6 @@ def test_arrays_in_the_file_are_in_c_order(path: Path) -> None:
     optimizer.apply_gradients([(param.copy(), param)])
     optimizer.save(path)
     assert_all_same_bits([load_file(path)[f"{k}.0"] for k in "mv"], optimizer.weights[1:])
-
-
-def test_the_file_with_counts_and_settings_of_parameters_is_as_documented(
-    path: Path, training: Training
-) -> None:
-    grads = [np.ones_like(p) for p in training.params]
-    training.optimizer.override(training.params[1:3], lr=0.5, weight_decay=None)
-    training.optimizer.apply_gradients(
-        [
-            (None if i == 2 else g, p)
-            for i, (g, p) in enumerate(zip(grads, training.params, strict=True))
-        ]
-    )
-    training.optimizer.save(path)
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-    assert metadata["version"] == "2"
-    assert json.loads(metadata["own"]) == {
-        "steps": [4, 4, 3, 4],
-        "overrides": [[[1, 2], {"lr": 0.5, "weight_decay": None}]],
-    }
-    assert_same_state(Adam.load(path, training.params), training.optimizer)
-
-
-def test_arrays_in_the_file_are_aligned_to_their_elements(path: Path) -> None:
-    optimizer = Adam(amsgrad=True)
-    optimizer.build([np.ones(3, "float32"), np.ones(2), np.ones((2, 2), "float32"), np.ones(())])
-    optimizer.save(path)
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    for name, entry in json.loads(data[8:start]).items():
-        if name != "__metadata__":
-            size = {"F32": 4, "F64": 8}[entry["dtype"]]
-            assert (start + entry["data_offsets"][0]) % size == 0
-
-
-def test_file_that_the_safetensors_library_wrote_again_loads(
-    path: Path, training: Training
-) -> None:
-    training.optimizer.save(path)
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-    save_file(load_file(path), path, metadata)
-    assert_same_state(Adam.load(path, training.params), training.optimizer)
 
 
 def test_neither_saving_nor_loading_copies_the_whole_state(path: Path) -> None:
@@ -341,24 +366,20 @@ def test_neither_saving_nor_loading_copies_the_whole_state(path: Path) -> None:
 
 # -- parameters and lr that do not match ------------------------------------------------------
 
-
+SHAPE = "params.0. must have the shape of m.0"
 UNFIT: dict[str, tuple[Callable[[list[Array]], Any], type[Exception], str]] = {
     "fewer": (lambda p: p[:3], ValueError, "must be as many .* the state of 4. Received: 3"),
     "none": (lambda _: [], ValueError, "must be as many .* the state of 4. Received: 0"),
     "more": (lambda p: [*p, np.ones(2)], ValueError, "the state of 4. Received: 5"),
-    "reversed": (lambda p: p[::-1], ValueError, "params.0. must have the shape of m.0"),
-    "transposed": (lambda p: [p[0].T, *p[1:]], ValueError, "params.0. must have the shape of m.0"),
+    "reversed": (lambda p: p[::-1], ValueError, SHAPE),
+    "transposed": (lambda p: [p[0].T, *p[1:]], ValueError, SHAPE),
     "wider": (lambda p: [p[0].astype("f8"), *p[1:]], ValueError, "params.0. must have the dtype"),
     "swapped bytes": (lambda p: [p[0].astype(">f4")], TypeError, "params.0. must be float32"),
     "integers": (lambda p: [p[0].astype("i2")], TypeError, "params.0. must be float32"),
-    "lists": (
-        lambda p: [p[0].tolist()],
-        TypeError,
-        r"params\[0\]\[0\]\[0\] must be a numpy.ndarray",
-    ),
+    "lists": (lambda p: [p[0].tolist()], TypeError, r"params\[0\]\[0\]\[0\] must be a numpy.nd"),
     "masked": (lambda p: [np.ma.array(p[0]), *p[1:]], TypeError, "params.0. must have no mask"),
     "an array": (lambda p: p[0], ValueError, "must be as many .* the state of 4. Received: 1"),
-    "a dict in another order": (
+    "dict in another order": (
         lambda p: {"a": p[1], "b": p[0], "c": p[2], "d": p[3]},
         ValueError,
         r"params\['a'\] must have the shape of m.0",
@@ -391,80 +412,7 @@ def test_lr_is_checked(path: Path, training: Training, lr: Any, error: type[Exce
         Adam.load(path, training.params, lr=lr)
 
 
-@pytest.mark.parametrize("lr", [None, 0.1])
-def test_saved_schedule_must_be_given_again(path: Path, lr: Any) -> None:
-    training = Training(lr=SCHEDULE)
-    training.step(2)
-    training.optimizer.save(path)
-    with pytest.raises(ValueError, match=r"lr must be given as a callable .* 'math:erf'"):
-        Adam.load(path, training.params, lr=lr)
-    assert Adam.load(path, training.params, lr=SCHEDULE).iterations == 2
-
-
-# -- other threads and processes --------------------------------------------------------------
-
-
-def test_save_during_steps_of_another_thread_is_of_one_step(path: Path) -> None:
-    params = [np.ones(5000, "float32"), np.ones(3)]
-    grads = [np.ones(5000, "float32"), np.ones(3)]
-    optimizer = Adam()
-    optimizer.build(params)
-    stop = threading.Event()
-
-    def step() -> None:
-        while not stop.is_set():
-            optimizer.apply_gradients(list(zip(grads, params, strict=True)))
-
-    thread = threading.Thread(target=step)
-    thread.start()
-    found = []
-    try:
-        for _ in range(20):
-            optimizer.save(path)
-            found.append(Adam.load(path, params).get_weights())
-    finally:
-        stop.set()
-        thread.join()
-    expected = Adam()
-    others = [param.copy() for param in params]
-    expected.build(others)
-    for weights in found:
-        while expected.iterations < weights[0]:
-            expected.apply_gradients(list(zip(grads, others, strict=True)))
-        assert_all_same_bits(weights, expected.get_weights())
-
-
-@forks
-def test_temporary_files_of_the_dead_are_removed_and_of_the_living_are_not(path: Path) -> None:
-    import fcntl
-
-    def beside(name: str) -> Path:
-        return path.with_name(name)
-
-    living = beside(f".{path.name}.00000000000000aa.tmp")
-    dead = beside(f".{path.name}.00000000000000bb.tmp")
-    others = [
-        beside(".adam.0123456789abcdef.tmp"),
-        beside(f".{path.name}.tmp"),
-        beside(f".{path.name}.0123456789abcde.tmp"),
-        beside(f".{path.name}.0123456789abcdef"),
-        beside(f"{path.name}.0123456789abcdef.tmp"),
-        beside(f".{path.name}.0123456789abcdefg.tmp"),
-        beside("0123456789abcdef"),
-    ]
-    for file in (living, dead, *others):
-        file.touch()
-    (link := beside(f".{path.name}.00000000000000cc.tmp")).symlink_to(others[0])
-    (directory := beside(f".{path.name}.00000000000000dd.tmp")).mkdir()
-    with living.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        Adam().save(path)
-        kept = [path, living, link, directory, *others]
-        assert names_beside(path) == sorted(file.name for file in kept)
-    Adam().save(path)
-    kept.remove(living)
-    assert names_beside(path) == sorted(file.name for file in kept)
-
+# -- other processes --------------------------------------------------------------------------
 
 # Single-threaded, so that the process may fork.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -472,7 +420,7 @@ ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THRE
 
 @forks
 def test_several_processes_save_to_one_path(path: Path) -> None:
-    code = f"from crash import *; save_at_once(Path({str(path)!r}), writers=4, saves=100)"
+    code = f"from crash import *; save_at_once(Path({str(path)!r}), writers=4, saves=25)"
     assert output_of(code, environment=ONE_THREAD) == ""
     assert names_beside(path) == [path.name]
 
@@ -482,7 +430,7 @@ def test_kill_at_any_instant_leaves_a_whole_file(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = os.environ.get("FUSEDADAM_KILLS")
-    kills = int(asked or "300")
+    kills = int(asked or "60")
     code = f"""
         import json
         from crash import *
@@ -504,23 +452,5 @@ def test_kill_at_any_instant_leaves_a_whole_file(
     assert seen["last"] > kills / 20
     # Each save removes what the last kill left behind.
     assert seen["most_left"] == 1
-    params = [np.ones(2)]
-    optimizer = Adam()
-    optimizer.build(params)
-    optimizer.save(path)
+    Adam().save(path)
     assert names_beside(path) == [path.name]
-
-
-def test_load_is_for_any_optimizer(path: Path) -> None:
-    Adam(lr=0.5).save(path)
-    loaded: Adam = load_checkpoint(Adam, path, [np.ones(2)])
-    assert loaded.lr == 0.5
-
-
-def test_gradients_accumulated_without_parameters_fit_no_others(tmp_path: Path) -> None:
-    adam = Adam(gradient_accumulation_steps=2)
-    adam.apply_gradients([])
-    adam.save(tmp_path / "adam")
-    # Otherwise the next step would be half of what it should be.
-    with pytest.raises(ValueError, match=r"has the state of 0\. Received: 1"):
-        Adam.load(tmp_path / "adam", [np.ones(2)])
