@@ -8,7 +8,7 @@ import os
 from fresh_python import run_python
 
 # The number of processes for each kind of call.
-ENDS = int(os.environ.get("FUSEDADAM_ENDS", "3"))
+ENDS = int(os.environ.get("FUSEDADAM_ENDS", "1"))
 
 # Nobody joins daemon threads. The interpreter takes longer to shut down than the threads take for a
 # call, so each thread requests the GIL meanwhile.

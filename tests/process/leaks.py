@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # For each kind of call. A few hundred are enough to find a leak in every call.
-CALLS = int(os.environ.get("FUSEDADAM_LEAK_CALLS", "1000"))
+CALLS = int(os.environ.get("FUSEDADAM_LEAK_CALLS", "500"))
 
 # The smallest allocation of malloc.
 _LEAST_BYTES = 16

@@ -18,8 +18,9 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 
 @needs_fork
 @on_linux
-@pytest.mark.parametrize("parent", ["stepped(LARGE)", "stepped(SMALL)", "pass"])
-@pytest.mark.parametrize("child_threads", [None, 3])
+@pytest.mark.parametrize(
+    ("parent", "child_threads"), [("stepped(LARGE)", 3), ("stepped(SMALL)", None), ("pass", 3)]
+)
 def test_forked_child_steps_serially_with_the_same_bits(
     parent: str, child_threads: int | None
 ) -> None:
@@ -85,10 +86,10 @@ def test_fork_while_other_threads_step() -> None:
     def work():
         assert_all_same_bits(stepped(LARGE), expected)
 
-    print(*(in_child(work) for _ in range(20)))
+    print(*(in_child(work) for _ in range(8)))
     stop.set()
     """
-    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 20)
+    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 8)
 
 
 @needs_fork
@@ -122,9 +123,9 @@ def test_fork_waits_for_a_step_of_the_same_optimizer() -> None:
             thread.join()
 
     # An optimizer each, so that none has taken more steps than its child can soon repeat.
-    print(*(forked_while_it_steps() for _ in range(10)))
+    print(*(forked_while_it_steps() for _ in range(5)))
     """
-    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 10)
+    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 5)
 
 
 @needs_fork
@@ -156,10 +157,10 @@ def test_fork_while_the_step_of_one_optimizer_needs_another() -> None:
         inner.apply_gradients([(g, q)])
         outer.apply_gradients([(g, q)])
 
-    print(*(in_child(work, limit_s=10) for _ in range(20)))
+    print(*(in_child(work, limit_s=10) for _ in range(8)))
     stop.set()
     """
-    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 20)
+    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 8)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
