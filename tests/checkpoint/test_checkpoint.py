@@ -96,13 +96,6 @@ def test_resumed_training_equals_one_that_never_stopped(
         assert training.optimizer.current_loss_scale == 2.0**14
 
 
-def test_no_parameters(path: Path) -> None:
-    optimizer = Adam()
-    optimizer.build([])
-    optimizer.save(path)
-    assert Adam.load(path, []).iterations == 0
-
-
 @pytest.mark.parametrize("calls_per_step", [1, 2], ids="steps={}".format)
 def test_calls_without_parameters_fit_no_others(path: Path, calls_per_step: int) -> None:
     optimizer = Adam(gradient_accumulation_steps=calls_per_step)
