@@ -1,26 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Side by side with tf_keras in graph mode, the maintained descendant of the class behind `Adam`.
 
-Both sides minimize the same noisy quadratic for 100 steps, each with its own gradients. m, v and p
-are compared after every step. The tolerance is the bound of `rounding.Divergence` plus the
-differences between the two implementations (u is the unit roundoff of the dtype):
-
-- tf_keras keeps its constants as variables of the dtype and computes 1 - beta from the rounded
-  beta. This package computes it in float64 and rounds. The difference between the constants is
-  known exactly (500 u relative for float32 at beta_2 = 0.999).
-- tf_keras computes lr_t in the dtype from `pow(beta, t)`, this package in float64. With a = 1 -
-  beta**t, the error of the power is beta**t (4 u + t e), for 2 units in the last place of `pow` and
-  a relative error e of beta. The relative error of a is that over a, and half of it after the root.
-  The five operations and the rounding of lr add 6 u. At the first step the total is 2,000 u for
-  float32.
-- A gradient c (p - target) + noise differs by c times the difference of p so far, plus 4 roundings
-  on each side.
-- clipnorm: a sum of n squares has a relative error of at most n u in any order, and the norm half
-  of it. An earlier error of the gradient passes through the scale, and again through the norm.
-- clipvalue never increases a difference, and removes it where both sides clamp.
+Both sides minimize the same noisy quadratic, each with its own gradients. tf_keras
+computes lr_t in the dtype of the parameter from powers of a rounded beta, which costs 2,000
+roundings at the first step of float32. Everything else differs by a few roundings a step.
 
 Decay cannot be compared: tf_keras reads its counter without a control dependency on the increment.
-Its clipnorm is the norm of each tensor, which equals the global norm if there is one tensor.
+Its clipnorm is the norm of each tensor.
 """
 
 from __future__ import annotations
@@ -35,7 +21,6 @@ import numpy as np
 import pytest
 from fusedadam import Adam
 from helpers import FLOATS, Array, assert_all_same_bits, values
-from rounding import Divergence
 
 tf: Any = pytest.importorskip("tensorflow")
 tf_keras: Any = pytest.importorskip("tf_keras")
@@ -44,7 +29,9 @@ from tf_keras.src import backend
 from tf_keras.src.optimizers import optimizer_v1
 
 SHAPES = [(40, 25), (7,), (), (2, 3, 4)]
-STEPS = 100
+STEPS = 30
+# Relative to the largest value so far, of each element.
+TOLERANCE = {"float32": 1e-3, "float64": 1e-11}
 
 
 @pytest.fixture(params=FLOATS)
@@ -65,16 +52,16 @@ class SideBySide:
 
     def __init__(self, dtype: str, shapes: list[tuple[int, ...]], **options: Any) -> None:
         self._rng = np.random.default_rng(6)
-        self._options = {"lr": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8} | options
+        self._tolerance = TOLERANCE[dtype]
+        options = {"lr": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8} | options
         self.params = [values(self._rng, s, dtype) for s in shapes]
         self._targets = [values(self._rng, s, dtype) for s in shapes]
         # Curvatures that make gradients range from far below epsilon to far above 1.
         self._scales = [np.exp2(self._rng.uniform(-40, 4, s)).astype(dtype) for s in shapes]
-        self._u = float(np.finfo(dtype).eps) / 2
-        self.divergences = [Divergence(p) for p in self.params]
-
-        self.ours = Adam(**self._options)
+        self.ours = Adam(**options)
         self.ours.build(self.params)
+        self._start = [p.copy() for p in self.params]
+        self._largest: list[Array] = []
 
         self._variables = [tf.Variable(p) for p in self.params]
         self._noise = [tf.compat.v1.placeholder(dtype, s) for s in shapes]
@@ -82,7 +69,7 @@ class SideBySide:
         loss = tf.add_n(
             [tf.reduce_sum(c / 2 * (p - target) ** 2 + noise * p) for p, target, c, noise in terms]
         )
-        self.theirs = optimizer_v1.Adam(**self._options)
+        self.theirs = optimizer_v1.Adam(**options)
         self._session = backend.get_session()
         self._updates = self.theirs.get_updates(loss, self._variables)
         self._session.run(tf.compat.v1.global_variables_initializer())
@@ -91,79 +78,29 @@ class SideBySide:
         noise = [(c * self._rng.standard_normal(c.shape) * 4).astype(c.dtype) for c in self._scales]
         terms = zip(self.params, self._targets, self._scales, noise, strict=True)
         grads = [np.asarray(c * (p - target) + e) for p, target, c, e in terms]
-        before = self.ours.get_weights()
         self.ours.get_updates(grads, self.params)
         self._session.run(self._updates, dict(zip(self._noise, noise, strict=True)))
-        self._follow(grads, noise, before)
-
-    def _follow(self, grads: list[Array], noise: list[Array], before: list[Array]) -> None:
-        n, after = len(grads), self.ours.weights
-        errors = [
-            c * d.p + 8 * self._u * (np.abs(c * (p - target)) + np.abs(e))
-            for c, d, p, target, e in zip(
-                self._scales, self.divergences, self.params, self._targets, noise, strict=True
-            )
-        ]
-        grads, errors = self._clipped([np.asarray(g, np.float64) for g in grads], errors)
-        for i in range(n):
-            self.divergences[i].step(
-                (before[1 + i], before[1 + n + i]),
-                (self.params[i], after[1 + i], after[1 + n + i]),
-                grads[i],
-                g_error=errors[i],
-                **self._constants(self.params[i].dtype),
-            )
-
-    def _clipped(self, grads: list[Array], errors: list[Array]) -> tuple[list[Array], list[Array]]:
-        if clipnorm := self._options.get("clipnorm"):
-            (g,), (error,) = grads, errors
-            norm = float(np.linalg.norm(g))
-            scale = min(1.0, clipnorm / norm)
-            clipped = scale * g
-            through_norm = np.abs(clipped) * float(np.linalg.norm(error)) / norm
-            rounded = np.abs(clipped) * (g.size / 2 + 8) * self._u
-            grads, errors = [clipped], [scale * error + through_norm + rounded]
-        if clipvalue := self._options.get("clipvalue"):
-
-            def clamp(g: Array) -> Array:
-                return np.clip(g, -clipvalue, clipvalue)
-
-            # No error is left where both sides are clamped.
-            errors = [
-                np.maximum(clamp(g + error) - clamp(g), clamp(g) - clamp(g - error))
-                for g, error in zip(grads, errors, strict=True)
-            ]
-            grads = [clamp(g) for g in grads]
-        return grads, errors
-
-    def _constants(self, dtype: np.dtype[Any]) -> dict[str, float]:
-        t, T = self.ours.iterations, dtype.type
-        lr, epsilon = self._options["lr"], self._options["epsilon"]
-        constants, relative = {}, []
-        for name in ("beta_1", "beta_2"):
-            beta = self._options[name]
-            theirs, ours = T(1) - T(beta), T(1.0 - beta)
-            constants[name] = beta
-            constants[f"one_minus_{name}_error"] = abs(float(theirs) - float(ours))
-            beta_error = abs(float(T(beta)) - beta) / beta
-            relative.append(beta**t * (4 * self._u + t * beta_error) / (1 - beta**t))
-        return constants | {
-            "lr_t": lr * math.sqrt(1 - constants["beta_2"] ** t) / (1 - constants["beta_1"] ** t),
-            "lr_t_error": relative[0] + relative[1] / 2 + 6 * self._u,
-            "epsilon": epsilon,
-        }
-
-    def their_state(self) -> list[tuple[Array, Array, Array]]:
-        params = self._session.run(self._variables)
-        weights, n = self.theirs.get_weights(), len(params)
-        return [(p, weights[1 + i], weights[1 + n + i]) for i, p in enumerate(params)]
 
     def check(self) -> None:
-        weights, n = self.ours.weights, len(self.params)
-        for i, theirs in enumerate(self.their_state()):
-            ours = self.params[i], weights[1 + i], weights[1 + n + i]
-            what = f"step {self.ours.iterations}, parameter {i} of shape {ours[0].shape}"
-            self.divergences[i].check(ours, theirs, what)
+        """Compare m, v, and how far each parameter has moved."""
+        n = len(self.params)
+        sides = []
+        for params, weights in (
+            (self.params, self.ours.weights),
+            (self._session.run(self._variables), self.theirs.get_weights()),
+        ):
+            moved = [p - start for p, start in zip(params, self._start, strict=True)]
+            sides.append([np.asarray(x, np.float64) for x in (*moved, *weights[1 : 2 * n + 1])])
+        ours, theirs = sides
+        largest = self._largest or [np.full(x.shape, 1e-30) for x in theirs]
+        self._largest = [np.maximum(a, np.abs(x)) for a, x in zip(largest, theirs, strict=True)]
+        # A parameter is rounded at each step, by half a unit in its last place.
+        for i, p in enumerate(self._start):
+            self._largest[i] += np.abs(p) * np.finfo(p.dtype).eps * 4 / self._tolerance
+        for i, (a, b, most) in enumerate(zip(ours, theirs, self._largest, strict=True)):
+            off = float(np.max(np.abs(a - b) / most, initial=0))
+            what = f"step {self.ours.iterations}, array {i} of m, v and p"
+            assert off <= self._tolerance, f"{what} differs by {off:.3g}, too much"
 
     def run(self, steps: int = STEPS) -> None:
         for _ in range(steps):
@@ -171,39 +108,26 @@ class SideBySide:
             self.check()
 
 
-OPTIONS: dict[str, dict[str, float]] = {
-    "defaults": {},
-    "large lr": {"lr": 0.05},
-    "other betas": {"beta_1": 0.5, "beta_2": 0.95, "epsilon": 1e-4},
-    "exact betas": {"beta_1": 0.875, "beta_2": 1 - 2**-10, "epsilon": 2**-20},
-    "epsilon 0": {"epsilon": 0.0},
-    "clipvalue": {"clipvalue": 0.01},
+RUNS: dict[str, tuple[list[tuple[int, ...]], dict[str, float]]] = {
+    "defaults": (SHAPES, {}),
+    "large lr": (SHAPES, {"lr": 0.05}),
+    "other betas": (SHAPES, {"beta_1": 0.5, "beta_2": 0.95, "epsilon": 1e-4}),
+    "exact betas": (SHAPES, {"beta_1": 0.875, "beta_2": 1 - 2**-10, "epsilon": 2**-20}),
+    "epsilon 0": (SHAPES, {"epsilon": 0.0}),
+    "clipvalue": (SHAPES, {"clipvalue": 0.01}),
+    # The norm of one tensor is the global norm.
+    "clipnorm": ([SHAPES[0]], {"clipnorm": 0.5}),
+    "clipnorm of a scalar": ([()], {"clipnorm": 0.5}),
+    "clipnorm never reached": ([(7,)], {"clipnorm": 1e6}),
+    "clipnorm and clipvalue": ([(2, 3, 4)], {"clipnorm": 0.5, "clipvalue": 0.02}),
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_100_steps_side_by_side(dtype: str, options: dict[str, float]) -> None:
-    both = SideBySide(dtype, SHAPES, **options)
-    start = [p.copy() for p in both.params]
-    both.run()
-    assert both.ours.iterations == STEPS
-    # The tolerance must be far below the total movement, or the test would prove nothing.
-    moved = np.concatenate([np.abs(p - q).ravel() for p, q in zip(both.params, start, strict=True)])
-    bound = np.concatenate([d.p.ravel() for d in both.divergences])
-    assert np.median(moved) > 1e-4
-    assert np.sum(bound) < (1e-2 if dtype == "float32" else 1e-10) * np.sum(moved)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(
-    "limits",
-    [{"clipnorm": 0.5}, {"clipnorm": 1e6}, {"clipnorm": 0.5, "clipvalue": 0.02}],
-    ids=["clipnorm", "clipnorm never reached", "clipnorm and clipvalue"],
-)
-def test_100_steps_of_one_tensor_with_clipnorm(
-    dtype: str, shape: tuple[int, ...], limits: dict[str, float]
+@pytest.mark.parametrize(("shapes", "options"), RUNS.values(), ids=RUNS)
+def test_steps_side_by_side(
+    dtype: str, shapes: list[tuple[int, ...]], options: dict[str, float]
 ) -> None:
-    SideBySide(dtype, [shape], **limits).run()
+    SideBySide(dtype, shapes, **options).run()
 
 
 MISTAKES: dict[str, Callable[[SideBySide], None]] = {
@@ -223,7 +147,7 @@ MISTAKES: dict[str, Callable[[SideBySide], None]] = {
 def test_mistake_is_seen(dtype: str, mistake: Callable[[SideBySide], None]) -> None:
     both = SideBySide(dtype, SHAPES, clipvalue=0.5)
     mistake(both)
-    with pytest.raises(AssertionError, match="times the bound"):
+    with pytest.raises(AssertionError, match="too much"):
         both.run()
 
 
@@ -258,14 +182,14 @@ def test_configuration_moves_over(dtype: str) -> None:
 @pytest.mark.parametrize(
     "options", [{"clipnorm": -2.0}, {"clipvalue": -0.5}, {"momentum": 0.9}], ids=str
 )
-def test_constructor_says_the_same(dtype: str, options: dict[str, Any]) -> None:
+def test_constructor_says_the_same(options: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)) as theirs:
         optimizer_v1.Adam(**options)
-    with pytest.raises(theirs.type) as ours:
+    with pytest.raises(theirs.type, match="^" + re.escape(str(theirs.value))):
         Adam(**options)
-    assert str(ours.value).startswith(str(theirs.value)), f"floatx is {dtype}"
 
 
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -292,9 +216,9 @@ def test_set_weights_says_the_same(dtype: str, spoil: Callable[[list[Array]], li
     assert str(ours.value) == said
 
 
-def test_weights_before_the_first_step_say_the_same(dtype: str) -> None:
+def test_weights_before_the_first_step_say_the_same() -> None:
     theirs, ours = optimizer_v1.Adam(), Adam()
-    assert theirs.get_weights() == ours.get_weights() == [], f"floatx is {dtype}"
+    assert theirs.get_weights() == ours.get_weights() == []
     for optimizer in (theirs, ours):
         optimizer.set_weights([])
     with pytest.raises(ValueError) as said:
