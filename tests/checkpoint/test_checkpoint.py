@@ -290,12 +290,6 @@ def test_the_file_is_as_documented(path: Path, training: Training) -> None:
     names = [f"{kind}.{i}" for kind in ("m", "v", "vhat") for i in range(4)]
     assert tensors.keys() == set(names)
     assert_all_same_bits([tensors[name] for name in names], optimizer.weights[1:])
-    # Arrays are aligned to their elements.
-    start = 8 + int.from_bytes(data[:8], "little")
-    for name, entry in json.loads(data[8:start]).items():
-        if name != "__metadata__":
-            size = {"F32": 4, "F64": 8}[entry["dtype"]]
-            assert (start + entry["data_offsets"][0]) % size == 0
     Adam.load(path, training.params).save(path)
     assert path.read_bytes() == data
     # The safetensors library, which has another order, may write it again.
@@ -310,6 +304,18 @@ def test_the_file_is_as_documented(path: Path, training: Training) -> None:
     assert metadata["version"] == "2"
     settings = {"lr": 0.5, "weight_decay": None}
     assert json.loads(metadata["own"]) == {"steps": [4, 4, 3, 4], "overrides": [[[1, 2], settings]]}
+
+
+def test_arrays_in_the_file_are_aligned_to_their_elements(path: Path) -> None:
+    optimizer = Adam(amsgrad=True)
+    optimizer.build([np.ones(3, "float32"), np.ones(2)])  # 3 * 3 * 4 bytes are no multiple of 8
+    optimizer.save(path)
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:start])
+    del entries["__metadata__"]
+    for entry in entries.values():
+        assert (start + entry["data_offsets"][0]) % {"F32": 4, "F64": 8}[entry["dtype"]] == 0
 
 
 def test_arrays_in_the_file_are_in_c_order(path: Path) -> None:
