@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""Trees of parameters: flattened in one order, and every error names a path."""
+"""Nested parameters: one order, every method takes them, every error names a path."""
 
 from __future__ import annotations
 
 import collections
+import copy
+import pickle
 import re
 import types
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
+import autograd
+import autograd.numpy as anp
 import numpy as np
 import pytest
+from fusedadam import Adam
 from fusedadam.structures import flatten, flatten_like, named, paths, require_same
-from helpers import Array
+from helpers import Array, assert_all_same_bits
+from training import FEW, Training
 
 
 class Linear(NamedTuple):
-    """A layer."""
+    """Parameters of a layer."""
 
     weight: Any
     bias: Any
@@ -29,80 +36,87 @@ class Other(NamedTuple):
     offset: Any
 
 
-class Vector(np.ndarray):
+class Vector(np.ndarray[Any, Any]):
     """A user's subclass of ndarray."""
 
 
-def a(number: float) -> Array:
-    return np.full(2, number)
+class Attributes(dict[str, Any]):
+    """A dict whose entries are attributes, a common user class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__ = self
 
 
-class Dict(dict):  # type: ignore[type-arg]
-    """A user's subclass of dict."""
-
-
-# A tree of a(0), a(1), ..., and their paths.
-TREES: dict[str, tuple[Callable[[], Any], list[str]]] = {
-    "array": (lambda: a(0), ["params"]),
-    "subclass": (lambda: a(0).view(Vector), ["params"]),
-    "list": (lambda: [a(0), a(1)], ["params[0]", "params[1]"]),
-    "tuple": (lambda: (a(0),), ["params[0]"]),
-    "namedtuple": (lambda: Linear(a(0), a(1)), ["params.weight", "params.bias"]),
-    "dict": (lambda: {"w": a(0), "b": a(1)}, ["params['w']", "params['b']"]),
-    "OrderedDict": (
-        lambda: collections.OrderedDict(w=a(0), b=a(1)),
-        ["params['w']", "params['b']"],
+# A nesting of a flat list, and the paths of its arrays.
+Nest: TypeAlias = Callable[[Sequence[Any]], Any]
+BY_NAME = ["['w']", "['x']", "['y']", "['z']"]
+NESTS: dict[str, tuple[Nest, list[str]]] = {
+    "list": (list, ["[0]", "[1]", "[2]", "[3]"]),
+    "tuple": (tuple, ["[0]", "[1]", "[2]", "[3]"]),
+    "dict": (lambda a: dict(zip("zyba", a, strict=True)), ["['z']", "['y']", "['b']", "['a']"]),
+    "dict of numbers": (
+        lambda a: {9: a[0], 3: a[1], (1, 2): a[2], None: a[3]},
+        ["[9]", "[3]", "[(1, 2)]", "[None]"],
     ),
-    "defaultdict": (lambda: collections.defaultdict(list, {3: a(0)}), ["params[3]"]),
-    "subclass of dict": (lambda: Dict({("a", 1): a(0)}), ["params[('a', 1)]"]),
-    "nested": (
-        lambda: {
-            "layer2": {"w": a(0), "b": a(1)},
-            "layer1": [Linear([a(2), (a(3),)], a(4)), a(5)],
-            "none": [],
-            "last": a(6),
-        },
-        [
-            "params['layer2']['w']",
-            "params['layer2']['b']",
-            "params['layer1'][0].weight[0]",
-            "params['layer1'][0].weight[1][0]",
-            "params['layer1'][0].bias",
-            "params['layer1'][1]",
-            "params['last']",
-        ],
+    "defaultdict": (
+        lambda a: collections.defaultdict(list, zip("wxyz", a, strict=True)),
+        BY_NAME,
     ),
-    "empty list": (list, []),
-    "empty tuple": (tuple, []),
-    "empty dict": (dict, []),
-    "nothing but empty": (lambda: [[], {}, ((),)], []),
+    "user's dict": (lambda a: Attributes(zip("wxyz", a, strict=True)), BY_NAME),
+    "OrderedDict": (lambda a: collections.OrderedDict(zip("wxyz", a, strict=True)), BY_NAME),
+    "layers": (
+        lambda a: {"layer1": {"w": a[0], "b": a[1]}, "layer0": {"w": a[2], "b": a[3]}},
+        ["['layer1']['w']", "['layer1']['b']", "['layer0']['w']", "['layer0']['b']"],
+    ),
+    "namedtuples": (
+        lambda a: [Linear(a[0], a[1]), Linear(a[2], a[3])],
+        ["[0].weight", "[0].bias", "[1].weight", "[1].bias"],
+    ),
+    "everything": (
+        lambda a: {"x": [a[0], (a[1],)], "none": {}, "y": Linear([], {"p": (a[2], [a[3]])})},
+        ["['x'][0]", "['x'][1][0]", "['y'].bias['p'][0]", "['y'].bias['p'][1][0]"],
+    ),
 }
-trees = pytest.mark.parametrize(("make", "expected"), TREES.values(), ids=TREES)
+nests = pytest.mark.parametrize(("nest", "where"), NESTS.values(), ids=NESTS)
+TREES: dict[str, tuple[Nest, list[str]]] = NESTS | {
+    "array": (lambda a: a[0], [""]),
+    "subclass": (lambda a: a[0].view(Vector) if isinstance(a[0], np.ndarray) else a[0], [""]),
+    "empty list": (lambda _: [], []),
+    "empty tuple": (lambda _: (), []),
+    "empty dict": (lambda _: {}, []),
+    "nothing but empty": (lambda _: [[], {}, ((),)], []),
+}
+trees = pytest.mark.parametrize(("nest", "where"), TREES.values(), ids=TREES)
+
+
+A = np.ones(2)
+W, V, WB, BW = {"w": A}, {"v": A}, {"w": A, "b": A}, {"b": A, "w": A}
+LAYER = Linear(A, A)
+
+
+def arrays() -> list[Array]:
+    return [np.full(2, float(i)) for i in range(4)]
+
+
+# -- order and paths --------------------------------------------------------------------------
 
 
 @trees
-def test_arrays_in_order_and_their_paths(make: Callable[[], Any], expected: list[str]) -> None:
-    tree = make()
+def test_arrays_in_order_and_their_paths(nest: Nest, where: list[str]) -> None:
+    tree = nest(arrays())
     leaves, structure = flatten(tree, "params")
-    assert [leaf[0] for leaf in leaves] == list(range(len(expected)))
+    assert [leaf[0] for leaf in leaves] == list(range(len(where)))
     assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    assert paths(structure, "params") == expected
+    assert paths(structure, "params") == [f"params{path}" for path in where]
     # The same array objects, found by their paths.
-    assert all(
-        eval(path, {"params": tree}) is leaf for path, leaf in zip(expected, leaves, strict=True)
-    )
+    for path, leaf in zip(where, leaves, strict=True):
+        assert eval(f"params{path}", {"params": tree}) is leaf
     assert [id(g) for g in flatten_like(tree, structure, "grads")] == [id(p) for p in leaves]
-
-
-@trees
-def test_structures_of_equal_trees_are_equal(
-    make: Callable[[], Any],
-    expected: list[str],  # noqa: ARG001
-) -> None:
-    (_, one), (_, two) = flatten(make(), "params"), flatten(make(), "params")
-    assert one == two
-    assert hash(one) == hash(two)
-    require_same(one, two, "params")
+    twin = flatten(nest(arrays()), "params")[1]
+    assert twin == structure
+    assert hash(twin) == hash(structure)
+    require_same(twin, structure, "params")
 
 
 @pytest.mark.parametrize(
@@ -117,33 +131,31 @@ def test_tensors_are_arrays(wrap: Callable[[Any], Any]) -> None:
 @pytest.mark.parametrize(
     ("tree", "path", "received"),
     [
-        (None, "params", "NoneType"),
-        (3.0, "params", "float"),
-        ("weights", "params", "str"),
-        ({1.0}, "params", "set"),
-        (iter([np.ones(2)]), "params", "list_iterator"),
-        (types.MappingProxyType({}), "params", "mappingproxy"),
-        ([np.ones(2), np.float64(3)], "params[1]", "float64"),
-        ([np.ones(2), None], "params[1]", "NoneType"),
-        ({"a": {"b": [np.ones(2), iter(())]}}, "params['a']['b'][1]", "tuple_iterator"),
-        (Linear(np.ones(2), 1), "params.bias", "int"),
-        ([object], "params[0]", "type"),
+        (None, "", "NoneType"),
+        (3.0, "", "float"),
+        ("weights", "", "str"),
+        ({1.0}, "", "set"),
+        (iter([A]), "", "list_iterator"),
+        (types.MappingProxyType({}), "", "mappingproxy"),
+        ([A, np.float64(3)], "[1]", "float64"),
+        ([A, None], "[1]", "NoneType"),
+        ({"a": {"b": [A, iter(())]}}, "['a']['b'][1]", "tuple_iterator"),
+        (Linear(A, 1), ".bias", "int"),
+        ([object], "[0]", "type"),
     ],
     ids=repr,
 )
 def test_what_holds_no_arrays_is_refused(tree: Any, path: str, received: str) -> None:
     message = (
-        f"{path} must be a numpy.ndarray or a torch.Tensor, or a list, tuple or dict of them. "
-        f"Received: {received}"
+        f"params{path} must be a numpy.ndarray or a torch.Tensor, or a list, tuple or dict of "
+        f"them. Received: {received}"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         flatten(tree, "params")
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda x: [x], lambda x: {"a": x}, lambda x: (np.ones(1), x)],
-    ids=["list", "dict", "tuple"],
+    "make", [lambda x: [x], lambda x: {"a": x}, lambda x: (A, x)], ids=["list", "dict", "tuple"]
 )
 def test_nesting_has_a_limit(make: Callable[[Any], Any]) -> None:
     tree: Any = np.ones(2)
@@ -160,22 +172,11 @@ def test_list_that_contains_itself() -> None:
     with pytest.raises(ValueError, match=r"no list can contain itself\. Received: list$"):
         flatten(tree, "params")
     # Gradients are only traversed as deep as the parameters are.
-    grads = [tree[0], [tree[0], tree]]
-    _, structure = flatten([np.ones(2), [np.ones(2), np.ones(2)]], "params")
-    assert flatten_like(grads, structure, "grads")[2] is tree
+    _, structure = flatten([A, [A, A]], "params")
+    assert flatten_like([tree[0], [tree[0], tree]], structure, "grads")[2] is tree
 
 
 # -- gradients --------------------------------------------------------------------------------
-
-
-def params_and(make: Callable[[], Any]) -> Any:
-    return flatten(make(), "params")[1]
-
-
-def test_gradients_are_matched_by_key() -> None:
-    structure = params_and(lambda: {"w": a(0), "b": a(1), "more": {"z": a(2), "y": a(3)}})
-    grads = {"b": 1, "more": {"y": 3, "z": 2}, "w": 0}
-    assert flatten_like(grads, structure, "grads") == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -183,199 +184,466 @@ def test_gradients_are_matched_by_key() -> None:
 )
 @trees
 def test_gradient_is_whatever_stands_where_a_parameter_does(
-    make: Callable[[], Any], expected: list[str], leaf: Any
+    nest: Nest, where: list[str], leaf: Any
 ) -> None:
     def like(tree: Any) -> Any:
+        """The same nesting with dicts in another order, and lists and tuples swapped."""
         if isinstance(tree, np.ndarray):
             return leaf
         if isinstance(tree, dict):
             return {key: like(value) for key, value in reversed(tree.items())}
         if hasattr(tree, "_fields"):
             return type(tree)(*map(like, tree))
-        # Swaps lists and tuples.
         return list(map(like, tree)) if isinstance(tree, tuple) else tuple(map(like, tree))
 
-    grads = flatten_like(like(make()), params_and(make), "grads")
-    assert len(grads) == len(expected)
+    tree = nest(arrays())
+    grads = flatten_like(like(tree), flatten(tree, "params")[1], "grads")
+    assert len(grads) == len(where)
     assert all(grad is leaf for grad in grads)
 
 
-def test_namedtuple_is_matched_by_position() -> None:
-    structure = params_and(lambda: Linear(a(0), a(1)))
-    assert flatten_like((0, 1), structure, "grads") == [0, 1]
-    structure = params_and(lambda: [a(0), a(1)])
-    assert flatten_like(Other(0, 1), structure, "grads") == [0, 1]
+@pytest.mark.parametrize(
+    ("params", "grads"),
+    [
+        (WB | {"more": BW}, {"b": 1, "more": {"w": 3, "b": 2}, "w": 0}),
+        (LAYER, (0, 1)),
+        ([A, A], Other(0, 1)),
+    ],
+    ids=["by key", "by position", "fields that a list has not"],
+)
+def test_gradients_are_matched(params: Any, grads: Any) -> None:
+    leaves, structure = flatten(params, "params")
+    assert flatten_like(grads, structure, "grads") == list(range(len(leaves)))
+
+
+WV, LIKE = {"w": 0, "v": 1}, "that the parameters have"
+MISFITS: list[tuple[Any, Any, str, str]] = [
+    ({"a": WB}, {"a": W}, f"['a']['b'] is missing: grads['a'] must have the keys {LIKE}", "['w']"),
+    (
+        [W],
+        [WV],
+        f"[0]['v'] belongs to no parameter: grads[0] must have the keys {LIKE}, ['w']",
+        "['w', 'v']",
+    ),
+    ({"a": [A, A]}, {"a": [0]}, "['a'] must have as many elements as the parameters have, 2", "1"),
+    (
+        Linear(A, [A]),
+        (0, [1, 2]),
+        ".bias must have as many elements as the parameters have, 1",
+        "2",
+    ),
+    (LAYER, Other(0, 1), f" must have the fields {LIKE}, weight, bias", "weight, offset"),
+]
+OTHER_KINDS: list[tuple[Any, Any, str, str]] = [
+    (W, [0], " must be a dict", "list"),
+    ([[A]], [A], "[0] must be a list or tuple", "ndarray"),
+    ([A], iter(()), " must be a list or tuple", "tuple_iterator"),
+    ({"a": LAYER}, {"a": None}, "['a'] must be a namedtuple", "NoneType"),
+    ([], {}, " must be a list or tuple", "dict"),
+]
 
 
 @pytest.mark.parametrize(
-    ("make", "grads", "error", "message"),
-    [
-        (
-            lambda: {"a": {"w": a(0), "b": a(1)}},
-            {"a": {"w": 0}},
-            ValueError,
-            (
-                "grads['a']['b'] is missing: grads['a'] must have the keys that the parameters have. "
-                "Received: ['w']"
-            ),
-        ),
-        (
-            lambda: [{"w": a(0)}],
-            [{"w": 0, "v": 1}],
-            ValueError,
-            (
-                "grads[0]['v'] belongs to no parameter: grads[0] must have the keys that the "
-                "parameters have, ['w']. Received: ['w', 'v']"
-            ),
-        ),
-        (
-            lambda: {"a": [a(0), a(1)]},
-            {"a": [0]},
-            ValueError,
-            "grads['a'] must have as many elements as the parameters have, 2. Received: 1",
-        ),
-        (
-            lambda: Linear(a(0), a(1)),
-            Other(0, 1),
-            ValueError,
-            (
-                "grads must have the fields that the parameters have, weight, bias. "
-                "Received: weight, offset"
-            ),
-        ),
-        (
-            lambda: Linear(a(0), [a(1)]),
-            (0, [1, 2]),
-            ValueError,
-            "grads.bias must have as many elements as the parameters have, 1. Received: 2",
-        ),
-        (
-            lambda: {"a": a(0)},
-            [0],
-            TypeError,
-            "grads must be a dict, as there is among the parameters. Received: list",
-        ),
-        (
-            lambda: [[a(0)]],
-            [np.ones(1)],
-            TypeError,
-            "grads[0] must be a list or tuple, as there is among the parameters. Received: ndarray",
-        ),
-        (
-            lambda: [a(0)],
-            iter(()),
-            TypeError,
-            "grads must be a list or tuple, as there is among the parameters. Received: tuple_iterator",
-        ),
-        (
-            lambda: {"a": Linear(a(0), a(1))},
-            {"a": None},
-            TypeError,
-            "grads['a'] must be a namedtuple, as there is among the parameters. Received: NoneType",
-        ),
-        (
-            list,
-            {},
-            TypeError,
-            "grads must be a list or tuple, as there is among the parameters. Received: dict",
-        ),
+    ("params", "grads", "error", "said", "received"),
+    [*((p, g, ValueError, *said) for p, g, *said in MISFITS)]
+    + [
+        (p, g, TypeError, f"{s}, as there is among the parameters", r) for p, g, s, r in OTHER_KINDS
     ],
-    ids=range(10),
 )
 def test_gradients_of_another_structure(
-    make: Callable[[], Any], grads: Any, error: type[Exception], message: str
+    params: Any, grads: Any, error: type[Exception], said: str, received: str
 ) -> None:
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        flatten_like(grads, params_and(make), "grads")
+    with pytest.raises(error, match=f"^{re.escape(f'grads{said}. Received: {received}')}$"):
+        flatten_like(grads, flatten(params, "params")[1], "grads")
 
 
 # -- the same structure at each step ----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        (
-            {"w": a(0), "b": a(1)},
-            {"b": a(1), "w": a(0)},
-            (
-                "params must be a dict of 'w', 'b' in this order, {}. Received: a dict of 'b', 'w' in "
-                "this order"
-            ),
-        ),
-        (
-            {"x": [a(0), {"w": a(1)}]},
-            {"x": [a(0), {"v": a(1)}]},
-            (
-                "params['x'][1] must be a dict of 'w' in this order, {}. Received: a dict of 'v' in "
-                "this order"
-            ),
-        ),
-        (
-            [a(0), (a(1), a(2))],
-            [a(0), [a(1)]],
-            "params[1] must be a list or tuple of 2, {}. Received: a list or tuple of 1",
-        ),
-        ([a(0)], a(0), "params must be a list or tuple of 1, {}. Received: an array"),
-        (
-            Linear(a(0), a(1)),
-            Linear(a(0), [a(1)]),
-            "params.bias must be an array, {}. Received: a list or tuple of 1",
-        ),
-        (
-            Linear(a(0), a(1)),
-            Other(a(0), a(1)),
-            (
-                "params must be a namedtuple of 'weight', 'bias' in this order, {}. Received: a "
-                "namedtuple of 'weight', 'offset' in this order"
-            ),
-        ),
-    ],
-    ids=range(6),
-)
-def test_parameters_of_another_structure(old: Any, new: Any, message: str) -> None:
+PAIRS: list[tuple[Any, Any, str, str, str]] = [
+    (WB, BW, "", "a dict of 'w', 'b' in this order", "a dict of 'b', 'w' in this order"),
+    (
+        {"x": [A, W]},
+        {"x": [A, V]},
+        "['x'][1]",
+        "a dict of 'w' in this order",
+        "a dict of 'v' in this order",
+    ),
+    ([A, (A, A)], [A, [A]], "[1]", "a list or tuple of 2", "a list or tuple of 1"),
+    ([A], A, "", "a list or tuple of 1", "an array"),
+    (LAYER, Linear(A, [A]), ".bias", "an array", "a list or tuple of 1"),
+    (
+        LAYER,
+        Other(A, A),
+        "",
+        "a namedtuple of 'weight', 'bias' in this order",
+        "a namedtuple of 'weight', 'offset' in this order",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "path", "expected", "received"), PAIRS, ids=range(6))
+def test_parameters_of_another_structure(
+    old: Any, new: Any, path: str, expected: str, received: str
+) -> None:
     known, structure = flatten(old, "params")[1], flatten(new, "params")[1]
     assert structure != known
-    remedy = (
-        "as when the state was made; call build(params) for other parameters, whose moments start "
-        "at zero"
+    message = (
+        f"params{path} must be {expected}, as when the state was made; call build(params) for "
+        f"other parameters, whose moments start at zero. Received: {received}"
     )
-    with pytest.raises(ValueError, match=f"^{re.escape(message.format(remedy))}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         require_same(structure, known, "params")
 
 
 def test_list_may_become_a_tuple() -> None:
-    require_same(flatten([a(0)], "params")[1], flatten((a(0),), "params")[1], "params")
+    require_same(flatten([A], "params")[1], flatten((A,), "params")[1], "params")
+
+
+PAIR = {"w": np.ones(3), "b": np.ones(3)}
+OTHER_NESTS: dict[str, tuple[Any, str]] = {
+    "another order": ({"b": np.ones(3), "w": np.ones(3)}, "params must be a dict of 'w', 'b' in"),
+    "another name": ({"w": np.ones(3), "c": np.ones(3)}, "params must be a dict of 'w', 'b' in"),
+    "a list": ([np.ones(3), np.ones(3)], "params must be a dict of 'w', 'b' in this order"),
+    "deeper": ({"w": np.ones(3), "b": [np.ones(3)]}, "params['b'] must be an array"),
+}
+
+
+@pytest.mark.parametrize(("other", "said"), OTHER_NESTS.values(), ids=OTHER_NESTS)
+@pytest.mark.parametrize("method", ["step", "minimize"])
+@pytest.mark.parametrize("copier", [None, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_parameters_nested_otherwise_than_before(
+    method: str, other: Any, said: str, copier: Any
+) -> None:
+    params, other = copy.deepcopy(PAIR), copy.deepcopy(other)
+    adam, twin = Adam(), Adam()
+    for each in (adam, twin):
+        each.step(copy.deepcopy(PAIR), PAIR)
+    adam = adam if copier is None else copier(adam)
+    kept = [leaf.copy() for leaf in leaves_of(other)]
+    call: Any = {
+        "step": lambda: adam.step(other, other),
+        "minimize": lambda: adam.minimize(lambda p: sum(map(anp.sum, leaves_of(p))), other),
+    }[method]
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}.*build\\(params\\).*Received: "):
+        call()
+    assert_all_same_bits([*leaves_of(other), *adam.weights], [*kept, *twin.weights])
+    adam.step(params, PAIR)
+    adam.build(other)
+    call()
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """The arrays of a tree, or autograd's boxes of them."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        return [leaf for each in tree for leaf in leaves_of(each)]
+    return [tree]
+
+
+def test_refused_first_step_does_not_settle_the_nesting() -> None:
+    adam = Adam()
+    with pytest.raises(ValueError, match="shape"):
+        adam.step({"b": np.ones(3), "w": np.ones(3)}, {"b": np.ones(2), "w": np.ones(3)})
+    assert adam.step(copy.deepcopy(PAIR), PAIR) == 1
+
+
+def test_nesting_is_kept_apart_from_the_state(path: Path) -> None:
+    adam, params = Adam(), copy.deepcopy(PAIR)
+    adam.build(params)
+    adam.save(path)
+    for loaded in (adam, Adam.load(path, params), Adam.load(path, list(params.values()))):
+        assert loaded.step(copy.deepcopy(params), PAIR) == 1
 
 
 # -- errors of the core -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("tree", "message", "expected"),
-    [
-        (
-            {"layer1": {"w": a(0)}, "layer2": [a(1), Linear(a(2), a(3))]},
-            "params[0] and params[3] must not share memory; grads[2]. Received: grads[1]",
-            (
-                "params['layer1']['w'] and params['layer2'][1].bias must not share memory; "
-                "grads['layer2'][1].weight. Received: grads['layer2'][0]"
-            ),
-        ),
-        (
-            a(0),
-            "params[0] must be writeable, grads[0].copy()",
-            "params must be writeable, grads.copy()",
-        ),
-        ([a(0), a(1)], "params[1] must be", "params[1] must be"),
-        (
-            {"w": a(0)},
-            "params[7], weights[0], grads_and_vars[0]",
-            "params[7], weights[0], grads_and_vars[0]",
-        ),
-        ({"w": a(0)}, "no position", "no position"),
-    ],
-    ids=range(5),
-)
+LAYERS = {"layer1": W, "layer2": [A, LAYER]}
+POSITIONS: list[tuple[Any, str, str]] = [
+    (LAYERS, "params[0], params[3].", "params['layer1']['w'], params['layer2'][1].bias."),
+    (LAYERS, "grads[2]: grads[1]", "grads['layer2'][1].weight: grads['layer2'][0]"),
+    (A, "params[0] must be, grads[0].copy()", "params must be, grads.copy()"),
+    ([A, A], "params[1] must be", "params[1] must be"),
+    (W, "params[7], weights[0], grads_and_vars[0]", "params[7], weights[0], grads_and_vars[0]"),
+    (W, "no position", "no position"),
+]
+
+
+@pytest.mark.parametrize(("tree", "message", "expected"), POSITIONS, ids=range(6))
 def test_positions_become_paths(tree: Any, message: str, expected: str) -> None:
     assert named(message, flatten(tree, "params")[1]) == expected
+
+
+class Nested(Training):
+    """A training whose optimizer is called by `step`. The oracle sees the flat list."""
+
+    def __init__(self, nest: Nest, **options: Any) -> None:
+        super().__init__(FEW, **options)
+        self.nest = nest
+
+    def call(self, grads: Sequence[Array | None]) -> None:
+        left = self.reference.step(grads)
+        count = self.optimizer.step(self.nest(self.params), self.nest(grads))
+        assert count == self.reference.iterations
+        pairs = [pair for pair in zip(grads, left, strict=True) if pair[0] is not None]
+        for grad, expected in pairs:
+            assert_all_same_bits([grad], [expected], "gradient after the call")
+        self.check()
+
+
+# What replaces a parameter or a gradient, and the error.
+FAULTS: list[tuple[str, Callable[[Array], Any], type[Exception], str]] = [
+    ("grads", lambda _: np.ones((7, 7)), ValueError, "grads{0} must have the shape of params{0},"),
+    ("grads", lambda p: p * 1j, TypeError, "grads{0} must be of numbers"),
+    ("params", lambda p: p.astype("int64"), TypeError, "params{0} must be float32"),
+    ("params", lambda _: 5, TypeError, "params{0} must be "),
+]
+
+
+@nests
+@pytest.mark.parametrize("fresh", [True, False])
+def test_error_names_the_path(nest: Nest, where: list[str], fresh: bool) -> None:
+    training = Nested(nest)
+    if not fresh:
+        training.step()
+    for i, path in enumerate(where):
+        for of, changed, error, message in FAULTS:
+            lists: dict[str, list[Any]] = {"params": [*training.params], "grads": training.grads()}
+            lists[of][i] = changed(training.params[i])
+            params, grads = nest(lists["params"]), nest(lists["grads"])
+            calls = [lambda params=params, grads=grads: training.optimizer.step(params, grads)]
+            if of == "params":
+                calls.append(lambda params=params: training.optimizer.build(params))  # type: ignore[misc]
+            for call in calls:
+                with pytest.raises(error, match=f"^{re.escape(message.format(path))}"):
+                    call()
+    training.step(2)
+
+
+# -- step -------------------------------------------------------------------------------------
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"clipnorm": 0.5, "weight_decay": 0.1, "amsgrad": True},
+    {"gradient_accumulation_steps": 2, "use_ema": True, "zero_grad": True},
+    {"loss_scale": "dynamic"},
+]
+# Every nesting, and every set of options.
+NESTED = [*((name, {}) for name in NESTS), *(("everything", each) for each in OPTIONS[1:])]
+nested = pytest.mark.parametrize(("name", "options"), NESTED, ids=str)
+
+
+@nested
+def test_step_equals_oracle(name: str, options: dict[str, Any]) -> None:
+    training = Nested(NESTS[name][0], **options)
+    training.optimizer.build(training.nest(training.params))
+    assert len(training.optimizer.weights) == 1 + len(FEW) * (3 if "amsgrad" in options else 2)
+    training.step(2)
+    for present in ([0, 1, 2, 3], [1], [0, 3], [2]):
+        training.call([g if i in present else None for i, g in enumerate(training.grads())])
+    # Both ways of calling can alternate: they share one state.
+    Training.call(training, training.grads())
+    training.step()
+    with pytest.raises(ValueError, match=r"^grads must not all be None"):
+        training.optimizer.step(training.nest(training.params), training.nest([None] * 4))
+    training.step(2)
+
+
+def test_step_of_a_bare_array() -> None:
+    training = Training([((3, 4), "float32")])
+    for _ in range(3):
+        (g,) = training.grads()
+        training.reference.step([g])
+        assert training.optimizer.step(training.params[0], g) == training.reference.iterations
+        training.check()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: dict(reversed(g.items())),
+        lambda g: collections.OrderedDict(g),
+        lambda g: g | {"w": g["w"].tolist()},
+        lambda g: g | {"w": g["w"].astype("float64")},
+        lambda g: g | {"pair": list(g["pair"])},
+    ],
+    ids=["other order", "OrderedDict", "lists of numbers", "float64", "list for a tuple"],
+)
+def test_gradients_nested_almost_alike(change: Callable[[Any], Any]) -> None:
+    def nest(w: float, x: float, y: float, b: float) -> dict[str, Any]:
+        pair = np.full(3, x), np.full((), y)
+        return {"w": np.full((2, 2), w, "float32"), "pair": pair, "b": np.full(2, b)}
+
+    (params, twin), grads = (nest(1.0, 1.0, 1.0, 1.0) for _ in "12"), nest(0.5, -1.0, 2.0, 3.0)
+    assert Adam().step(params, change(grads)) == 1
+    Adam().step(twin, grads)
+    assert_all_same_bits(leaves_of(params), leaves_of(twin))
+
+
+@nests
+@pytest.mark.parametrize("method", ["override", "exclude_from_weight_decay"])
+def test_nested_parameters_are_found(nest: Nest, where: list[str], method: str) -> None:
+    training = Nested(nest, weight_decay=0.5, l2=0.25)
+    settings = {"weight_decay": None, "l2": 0.0} if method == "override" else {}
+    getattr(training.optimizer, method)(nest(training.params), **settings)
+    training.reference.excluded = set(range(len(where)))
+    training.step(3)
+
+
+# -- minimize ---------------------------------------------------------------------------------
+
+INPUTS = np.linspace(-1, 1, 20).reshape(4, 5)
+
+
+def loss_of(leaves: Sequence[Any]) -> Any:
+    w, b, scale, _ = leaves
+    return anp.sum((anp.dot(INPUTS, w.T).sum() * scale - b) ** 2)
+
+
+def kinds_of(tree: Any) -> Any:
+    """The nesting without the arrays."""
+    if isinstance(tree, dict):
+        return type(tree), {key: kinds_of(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree), [kinds_of(value) for value in tree]
+    return None
+
+
+@nested
+def test_minimize_equals_oracle(name: str, options: dict[str, Any]) -> None:
+    training = Nested(NESTS[name][0], **options)
+    seen: list[Any] = []
+
+    def loss(tree: Any) -> Any:
+        seen.append(kinds_of(tree))
+        return loss_of(leaves_of(tree))
+
+    for _ in range(4):
+        at = [p.copy() for p in training.params]
+        scale = training.optimizer.current_loss_scale
+        exact = autograd.grad(lambda a, scale=scale: scale * loss_of(a))(at)
+        training.reference.step([np.asarray(g, p.dtype) for g, p in zip(exact, at, strict=True)])
+        returned = training.optimizer.minimize(loss, training.nest(training.params))
+        assert type(returned) is float
+        assert returned == float(loss_of(at))
+        training.check()
+    # Called once per step, with the same nesting.
+    assert seen == [kinds_of(training.nest(training.params))] * 4
+
+
+@pytest.mark.parametrize(
+    ("make", "loss"),
+    [
+        (lambda x: x, lambda p: anp.sum(p**2)),
+        (lambda x: Attributes(x=x), lambda p: anp.sum(p.x**2)),
+    ],
+    ids=["bare array", "attributes of a user's dict"],
+)
+def test_loss_is_called_with_what_the_user_has(make: Callable[[Any], Any], loss: Any) -> None:
+    x = np.array([3.0, -4.0])
+    assert Adam(lr=0.5).minimize(loss, make(x)) == 25.0
+    np.testing.assert_allclose(x, [2.5, -3.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2.0**20, 3.0, 2.0**-100, "dynamic"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_returned_loss_is_not_scaled(scale: Any, dtype: str) -> None:
+    # Dividing the scaled loss would round it, or overflow in float32.
+    small, params = np.dtype(dtype).type(1e-30), {"x": np.array([0.1, 0.7], dtype)}
+    expected = float(np.sum(params["x"] ** 3) * small)
+    adam = Adam(loss_scale=scale)
+    assert adam.minimize(lambda p: anp.sum(p["x"] ** 3) * small, params) == expected
+
+
+def test_loss_of_parameters_that_are_subclasses() -> None:
+    class Bounded(np.ndarray[Any, Any]):
+        constraint = staticmethod(lambda p: np.clip(p, -0.5, 0.5))
+
+    params = {"x": np.ones(3).view(Bounded)}
+    assert Adam(lr=0.01).minimize(lambda p: anp.sum(p["x"] ** 2), params) == 3.0
+    np.testing.assert_array_equal(params["x"], 0.5)
+
+
+BAD_LOSSES: dict[str, tuple[Any, type[Exception], str]] = {
+    "gradients": ([np.ones(3), np.ones(3)], TypeError, "^loss must be .*call step.*Received: list"),
+    "a dict of gradients": (PAIR, TypeError, "^loss must be .*call step.*Received: dict"),
+    "an array": (np.ones(3), TypeError, "^loss must be .*call step.*Received: ndarray"),
+    "a number": (0.5, TypeError, "^loss must be .*call step.*Received: float"),
+    "None": (None, TypeError, "^loss must be .*call step.*Received: NoneType"),
+    "no scalar": (lambda p: p["w"] * 2.0, TypeError, "scalar"),
+    "a wrong name": (lambda p: anp.sum(p["v"]), KeyError, "v"),
+}
+
+
+@pytest.mark.parametrize(("loss", "error", "said"), BAD_LOSSES.values(), ids=BAD_LOSSES)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_loss_that_is_refused(loss: Any, error: type[Exception], said: str, fresh: bool) -> None:
+    params, adam = copy.deepcopy(PAIR), Adam()
+    if not fresh:
+        adam.step(params, PAIR)
+    kept = copy.deepcopy(params)
+    with pytest.raises(error, match=f"(?s){said}"):
+        adam.minimize(loss, params)
+    assert_all_same_bits(leaves_of(params), leaves_of(kept))
+    assert adam.iterations == (not fresh)
+    assert adam.step(params, PAIR) == 2 - fresh
+
+
+def test_parameter_that_cannot_be_stepped_is_named_by_minimize() -> None:
+    params = {"layer": {"w": np.ones((4, 4))[:, ::2]}}
+    with pytest.raises(ValueError, match=r"^params\['layer'\]\['w'\] must fill its memory"):
+        Adam().minimize(lambda p: anp.sum(p["layer"]["w"]), params)
+
+
+# -- tensors ----------------------------------------------------------------------------------
+
+
+@nests
+def test_tensors(nest: Nest, where: list[str]) -> None:
+    torch: Any = pytest.importorskip("torch", reason="what is said of tensors needs torch")
+    training = Nested(nest)
+    tensors = [torch.tensor(p, requires_grad=True) for p in training.params]
+    training.params = [t.detach().numpy() for t in tensors]  # share memory
+    for _ in range(3):
+        grads = training.grads()
+        versions = [t._version for t in tensors]
+        training.optimizer.step(nest(tensors), nest([torch.tensor(g) for g in grads]))
+        training.reference.step(grads)
+        training.check()
+        assert all(t._version > old for t, old in zip(tensors, versions, strict=True))
+    # If the loss is computed from tensors, it is a tensor.
+    loss = sum((t.double() ** 2).sum() for t in tensors)
+    exact = zip(tensors, training.params, strict=True)
+    training.reference.step([np.asarray((2 * t.double()).detach(), p.dtype) for t, p in exact])
+    assert training.optimizer.minimize(loss, nest(tensors)) == loss.item()
+    training.check()
+    # If the loss does not depend on a parameter, the error names the parameter.
+    loss = sum((t**2).sum() for t in tensors[:2] + tensors[3:])
+    message = rf"(?s)None.*Received: {re.escape(f'grads{where[2]}')}=None"
+    with pytest.raises(ValueError, match=message):
+        training.optimizer.minimize(loss, nest(tensors))
+    training.check()
+
+
+def test_loss_of_tensors_that_is_refused() -> None:
+    torch: Any = pytest.importorskip("torch", reason="what is said of tensors needs torch")
+    w, b = torch.ones(3, requires_grad=True), torch.ones(3)
+    for loss, params, error, said in [
+        (w * 2, {"w": w}, ValueError, "loss must be a scalar"),
+        (w.sum(), {"w": w, "b": b}, ValueError, r"^params\['b'\] must require a gradient"),
+        (w.sum(), {"w": w, "b": np.ones(3)}, TypeError, r"^params\['b'\] must be a torch.Tensor"),
+        (lambda p: p["w"].sum(), {"w": w}, TypeError, r"^params\['w'\] must be a numpy.ndarray"),
+    ]:
+        with pytest.raises(error, match=said):
+            Adam().minimize(loss, params)
+    assert w.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("scale", [2.0**20, 3.0])
+def test_returned_loss_of_tensors_is_not_scaled(scale: float) -> None:
+    torch: Any = pytest.importorskip("torch", reason="what is said of tensors needs torch")
+    w = torch.tensor([0.1, 0.7], requires_grad=True)
+    loss = (w**3).sum()
+    assert Adam(loss_scale=scale).minimize(loss, w) == loss.item()
