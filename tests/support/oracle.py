@@ -13,6 +13,7 @@ from __future__ import annotations
 import decimal
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -38,12 +39,7 @@ GROWTH_INTERVAL = 2000
 # means t <= 34, or that beta is a power of two, which underflows to zero by t = 1076. Powers up to
 # this exponent are computed exactly.
 LARGEST_EXACT_POWER = 1_500
-_DECIMAL = decimal.Context(
-    prec=120,
-    Emin=decimal.MIN_EMIN,
-    Emax=decimal.MAX_EMAX,
-    traps=[],
-)
+_DECIMAL = decimal.Context(prec=120, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[])
 
 
 def power(beta: float, t: int) -> float:
@@ -156,19 +152,9 @@ def stored_step(
     its rounding to nearest replaces if `overwrites`.
     """
     old = storage.load(stored)
-    p, m, v, *largest = adam_step(
-        old["params"],
-        storage.widen(g),
-        old["m"],
-        old["v"],
-        step=step,
-        vhat=old.get("vhat"),
-        rests_without_v="packed" in stored,
-        **settings,
-    )
-    values = {**old, "params": p, "m": m, "v": v}
-    if largest:
-        (values["vhat"],) = largest
+    settings |= {"step": step, "vhat": old.get("vhat"), "rests_without_v": "packed" in stored}
+    new_values = adam_step(old["params"], storage.widen(g), old["m"], old["v"], **settings)
+    values = old | dict(zip(("params", "m", "v", "vhat"), new_values, strict=False))
     new = storage.store(values, stored, dither)
     if "ema" in old:
         weight = storage.load(new)["params"]
@@ -281,6 +267,7 @@ def sum_rows(indices: Array, grad_rows: Array) -> tuple[Array, Array]:
     return np.array(rows, dtype=np.intp), summed
 
 
+@dataclass(eq=False, repr=False)
 class OracleAdam:
     """A whole optimizer: several tensors of mixed dtypes, stepped together.
 
@@ -296,70 +283,43 @@ class OracleAdam:
     `first_index` maps the positions of shards to the index of their first element.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Array],
-        *,
-        lr: float | Callable[[int], float] = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        bias_corrected_epsilon: bool = False,
-        decay: float = 0.0,
-        amsgrad: bool = False,
-        weight_decay: float | None = None,
-        l2: float = 0.0,
-        clipnorm: float | None = None,
-        clipnorm_per_tensor: float | None = None,
-        clipvalue: float | None = None,
-        use_ema: bool = False,
-        ema_momentum: float = 0.99,
-        ema_overwrite_frequency: int | None = None,
-        loss_scale: float | str | None = None,
-        skip_nonfinite: bool = False,
-        gradient_accumulation_steps: int | None = None,
-        zero_grad: bool = False,
-        maximize: bool = False,
-        flush_denormals: bool = True,
-        moments: str = "float32",
-        low_bits: str | None = None,
-        rounding: str = "stochastic",
-        seed: int = 0,
-        excluded: Iterable[int] = (),
-        own: Mapping[int, Mapping[str, Any]] | None = None,
-    ) -> None:
-        self.amsgrad = amsgrad
-        self.use_ema = use_ema
-        self.moments = moments
-        self.low_bits_dtype = low_bits
-        self.build(params)
-        self.iterations = 0
-        self.skipped_steps = 0
+    params: Any
+    _: KW_ONLY
+    lr: float | Callable[[int], float] = 0.001
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    bias_corrected_epsilon: bool = False
+    decay: float = 0.0
+    amsgrad: bool = False
+    weight_decay: float | None = None
+    l2: float = 0.0
+    clipnorm: float | None = None
+    clipnorm_per_tensor: float | None = None
+    clipvalue: float | None = None
+    use_ema: bool = False
+    ema_momentum: float = 0.99
+    ema_overwrite_frequency: int | None = None
+    loss_scale: float | str | None = None
+    skip_nonfinite: bool = False
+    gradient_accumulation_steps: int | None = None
+    zero_grad: bool = False
+    maximize: bool = False
+    flush_denormals: bool = True
+    moments: str = "float32"
+    low_bits: Any = None
+    rounding: str = "stochastic"
+    seed: int = 0
+    excluded: Any = ()
+    own: Any = None
+
+    def __post_init__(self) -> None:
+        self.low_bits_dtype = self.low_bits
+        self.build(self.params)
+        self.iterations = self.skipped_steps = self.good_steps = 0
         self.dynamic_loss_scale = FIRST_LOSS_SCALE
-        self.good_steps = 0
-        self.lr = lr
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
-        self.bias_corrected_epsilon = bias_corrected_epsilon
-        self.decay = decay
-        self.weight_decay = weight_decay
-        self.l2 = l2
-        self.clipnorm = clipnorm
-        self.clipnorm_per_tensor = clipnorm_per_tensor
-        self.clipvalue = clipvalue
-        self.ema_momentum = ema_momentum
-        self.ema_overwrite_frequency = ema_overwrite_frequency
-        self.loss_scale = loss_scale
-        self.skip_nonfinite = skip_nonfinite
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.zero_grad = zero_grad
-        self.maximize = maximize
-        self.flush_denormals = flush_denormals
-        self.rounding = rounding
-        self.seed = seed
-        self.excluded = set(excluded)
-        self.own: dict[int, dict[str, Any]] = {i: dict(each) for i, each in (own or {}).items()}
+        self.excluded = set(self.excluded)
+        self.own = {i: dict(each) for i, each in (self.own or {}).items()}
         self.transposed: set[int] = set()
         self.first_index: dict[int, int] = {}
 
@@ -371,12 +331,10 @@ class OracleAdam:
     def build(self, params: Iterable[Array]) -> None:
         """Start new moments for these parameters."""
         self.params = [p.copy() for p in params]
-        self.low_bits: Any = None
-        if self.low_bits_dtype:
-            self.low_bits = [
-                np.zeros_like(p, self.low_bits_dtype) if p.dtype == storage.BFLOAT16 else None
-                for p in self.params
-            ]
+        self.low_bits = self.low_bits_dtype and [
+            np.zeros_like(p, self.low_bits_dtype) if p.dtype == storage.BFLOAT16 else None
+            for p in self.params
+        ]
         is_packed = self.moments == "packed"
         assert not (is_packed and (self.amsgrad or any(p.dtype == np.float64 for p in self.params)))
         self.packed = [np.zeros_like(p, np.int16) for p in self.params] if is_packed else []
@@ -513,10 +471,8 @@ class OracleAdam:
 
     def _stored(self, i: int) -> dict[str, Array]:
         """The arrays of tensor `i` by the names of their lists."""
-        lists = {
-            name: getattr(self, name)
-            for name in ("params", "low_bits", "packed", "m", "v", "vhat", "ema")
-        }
+        names = ("params", "low_bits", "packed", "m", "v", "vhat", "ema")
+        lists = {name: getattr(self, name) for name in names}
         return {name: of[i] for name, of in lists.items() if of and of[i] is not None}
 
     def _replace(self, i: int, news: Mapping[str, Array]) -> None:
