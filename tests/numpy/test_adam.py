@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import autograd.numpy as anp
 import numpy as np
@@ -190,44 +190,26 @@ def test_in_range(name: str, value: Any) -> None:
 
 # -- the step ---------------------------------------------------------------------------------
 
-# Take parameters and options; return a function that takes one step with gradients, and returns
-# the parameters and the weights after it.
-Step: TypeAlias = Callable[[Sequence[Array]], tuple[list[Array], list[Array]]]
-Route: TypeAlias = Callable[..., Step]
+ROUTES = ["apply_gradients", "get_updates"]
+routes = pytest.mark.parametrize("route", ROUTES)
+routes_and_oracle = pytest.mark.parametrize("route", [*ROUTES, "oracle"])
 
 
-def by_apply(params: list[Array], **options: Any) -> Step:
-    adam = Adam(**options)
+def stepper(route: str, params: list[Array], **options: Any) -> Callable[[Any], list[Array]]:
+    """Return a function that takes a step with gradients, and returns [*params, *weights]."""
+    reference, adam = oracle.OracleAdam(params, **options), Adam(**options)
 
-    def step(grads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        adam.apply_gradients(zip(grads, params, strict=True))
-        return params, adam.weights
-
-    return step
-
-
-def by_updates(params: list[Array], **options: Any) -> Step:
-    adam = Adam(**options)
-
-    def step(grads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        adam.get_updates(grads, params)
-        return params, adam.weights
+    def step(grads: Sequence[Array]) -> list[Array]:
+        if route == "oracle":
+            reference.step(grads)
+            return [*reference.params, *reference.weights()]
+        if route == "get_updates":
+            adam.get_updates(grads, params)
+        else:
+            adam.apply_gradients(zip(grads, params, strict=True))
+        return [*params, *adam.weights]
 
     return step
-
-
-def by_oracle(params: list[Array], **options: Any) -> Step:
-    adam = oracle.OracleAdam(params, **options)
-
-    def step(grads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        adam.step(grads)
-        return adam.params, adam.weights()
-
-    return step
-
-
-routes = pytest.mark.parametrize("route", [by_apply, by_updates])
-routes_and_oracle = pytest.mark.parametrize("route", [by_apply, by_updates, by_oracle])
 
 
 @routes_and_oracle
@@ -239,20 +221,20 @@ routes_and_oracle = pytest.mark.parametrize("route", [by_apply, by_updates, by_o
     ],
 )
 def test_three_steps_of_two_parameters(
-    route: Route, decay: float, p0: list[float], p1: list[float]
+    route: str, decay: float, p0: list[float], p1: list[float]
 ) -> None:
-    step = route([np.array([1.0, 2.0]), np.array([3.0, 4.0])], decay=decay)
+    step = stepper(route, [np.array([1.0, 2.0]), np.array([3.0, 4.0])], decay=decay)
     for _ in range(3):
-        params, weights = step([np.array([0.1, 0.1]), np.array([0.01, 0.01])])
+        *params, iterations, m0, _, v0, _ = step([np.array([0.1, 0.1]), np.array([0.01, 0.01])])
     np.testing.assert_allclose(params, [p0, p1], rtol=0, atol=5e-9)
-    assert weights[0] == 3
-    np.testing.assert_allclose(weights[1], 0.0271, rtol=1e-14)
-    np.testing.assert_allclose(weights[3], 2.997001e-05, rtol=1e-14)
+    assert iterations == 3
+    np.testing.assert_allclose(m0, 0.0271, rtol=1e-14)
+    np.testing.assert_allclose(v0, 2.997001e-05, rtol=1e-14)
 
 
 @routes_and_oracle
-def test_three_steps_with_small_and_large_gradients(route: Route) -> None:
-    step = route([np.ones(4)], lr=0.001, epsilon=1e-8)
+def test_three_steps_with_small_and_large_gradients(route: str) -> None:
+    step = stepper(route, [np.ones(4)], lr=0.001, epsilon=1e-8)
     gradients = [[0.1, -0.2, 0.3, 0], [-0.1, 0.2, 0.3, 1e-8], [1e3, -1e-3, 0, 1e-8]]
     expected = [
         [0.9990000031622677, 1.0009999984188638, 0.9990000010540915, 1.0],
@@ -261,12 +243,11 @@ def test_three_steps_with_small_and_large_gradients(route: Route) -> None:
     ]
     for g, p in zip(gradients, expected, strict=True):
         # Half a unit in the last printed digit, plus the rounding of a few operations.
-        np.testing.assert_allclose(step([np.array(g)])[0][0], p, rtol=0, atol=3e-16)
+        np.testing.assert_allclose(step([np.array(g)])[0], p, rtol=0, atol=3e-16)
 
 
 def test_epsilon_is_not_divided_by_the_bias_correction() -> None:
-    p = np.zeros(1)
-    by_apply([p])([np.array([1e-8])])
+    (p, *_) = stepper("apply_gradients", [np.zeros(1)])([np.array([1e-8])])
     # Algorithm 1 of the paper does divide it, and would move p by lr / 2 here.
     m, root_v = 0.1 * 1e-8, 0.001**0.5 * 1e-8
     assert p[0] == pytest.approx(-0.001 * (0.001**0.5 / 0.1) * m / (root_v + 1e-8), rel=1e-12)
@@ -274,26 +255,22 @@ def test_epsilon_is_not_divided_by_the_bias_correction() -> None:
 
 
 def test_epsilon_of_none_is_that_of_keras() -> None:
-    gradient, zeros = np.array([1e-8, -1e-7, 1e-6]), [np.zeros(3), np.zeros(3)]
-    p, q, r = np.ones((3, 3))
-    by_apply([p], epsilon=None)([gradient])
-    adam_step(q, gradient, *zeros, step=1, epsilon=None)
-    by_apply([r], epsilon=1e-7)([gradient])
-    assert_all_same_bits([p, q], [r, r])
+    gradient, p = np.array([1e-8, -1e-7, 1e-6]), np.ones(3)
+    adam_step(p, gradient, np.zeros(3), np.zeros(3), step=1, epsilon=None)
+    for epsilon in (None, 1e-7):
+        assert_same_bits(
+            stepper("apply_gradients", [np.ones(3)], epsilon=epsilon)([gradient])[0], p
+        )
 
 
 def test_decay_counts_from_before_the_step() -> None:
-    starts = [np.array([1.0, -2.0])], [np.array([1.0, -2.0])]
-    (plain, decayed), g = starts, [np.array([0.3, -0.4])]
-    steps = by_apply(plain, lr=0.5), by_apply(decayed, lr=0.5, decay=1.0)
-    for step in steps:
-        step(g)
-    assert_all_same_bits(decayed, plain)  # the first step uses the whole lr
-    after_one = plain[0].copy()
-    for step in steps:
-        step(g)
-    moved = decayed[0] - after_one, plain[0] - after_one
-    np.testing.assert_allclose(moved[0], moved[1] / 2, rtol=1e-14)
+    g, moved = [np.array([0.3, -0.4])], []
+    for decay in (0.0, 1.0):
+        step = stepper("apply_gradients", [np.array([1.0, -2.0])], lr=0.5, decay=decay)
+        first, second = (step(g)[0].copy() for _ in range(2))
+        moved.append((first, second - first))
+    assert_same_bits(moved[0][0], moved[1][0])  # the first step uses the whole lr
+    np.testing.assert_allclose(moved[1][1], moved[0][1] / 2, rtol=1e-14)
 
 
 def test_lr_may_be_set_at_any_time() -> None:
@@ -305,80 +282,52 @@ def test_lr_may_be_set_at_any_time() -> None:
         training.check()
 
 
-class Bounded(np.ndarray[Any, np.dtype[Any]]):
-    """An array whose values never exceed 1/2."""
-
-    @staticmethod
-    def constraint(p: Array) -> Array:
-        limited: Array = np.minimum(p, p.dtype.type(0.5))
-        return limited
-
-
-class Unbounded(np.ndarray[Any, np.dtype[Any]]):
-    """Declares that it has no constraint, as Keras layers do."""
-
-    constraint = None
+def with_constraint(start: Array, constraint: Any) -> Array:
+    """A copy whose class has a constraint, or None, as Keras layers declare that they have none."""
+    kind: Any = type("Constrained", (np.ndarray,), {"constraint": constraint})
+    made: Array = start.copy().view(kind)
+    return made
 
 
 @routes
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_constraint_holds_after_each_step(
-    rng: np.random.Generator, route: Route, dtype: str
+def test_constraint_is_applied_to_the_stepped_value(
+    rng: np.random.Generator, route: str, dtype: str
 ) -> None:
-    start = values(rng, (3, 4), dtype)
+    start, g, seen = values(rng, (3, 4), dtype), np.full((3, 4), -0.2, dtype), []
     start[0, 0] = 0.495
-    bounded, unbounded, plain = (start.copy().view(t) for t in (Bounded, Unbounded, np.ndarray))
-    step, expected = route([bounded, unbounded, plain], lr=0.01), by_oracle([start], lr=0.01)
-    memory, g = bounded.ctypes.data, np.full((3, 4), -0.2, dtype)
-    for _ in range(2):
-        step([g, g, g])
-        (p,), _ = expected([g])
-        assert_all_same_bits([np.asarray(unbounded), plain], [p, p])
-        assert_same_bits(np.asarray(bounded), np.minimum(p, np.dtype(dtype).type(0.5)), "bounded")
-    assert p[0, 0] > 0.5
-    assert bounded.ctypes.data == memory
-
-
-def with_constraint(constraint: Any) -> Array:
-    kind: Any = type("Constrained", (np.ndarray,), {"constraint": constraint})
-    made: Array = np.ones(3).view(kind)
-    return made
-
-
-def test_constraint_is_applied_to_the_stepped_value() -> None:
-    seen = []
 
     def constraint(owner: Array, p: Array) -> Array:
-        seen.append(np.array(p))
         assert owner is p
-        return p * 0
+        seen.append(np.array(p))
+        return np.minimum(p, p.dtype.type(0.5))
 
-    p = with_constraint(constraint)
-    by_updates([p], lr=0.25)([np.ones(3)])
-    assert len(seen) == 1
-    np.testing.assert_allclose(seen[0], 0.75, rtol=1e-6)
-    np.testing.assert_array_equal(p, 0.0)
+    bounded, unbounded = with_constraint(start, constraint), with_constraint(start, None)
+    step = stepper(route, [bounded, unbounded, start.copy()], lr=0.01)
+    reference, memory = stepper("oracle", [start], lr=0.01), bounded.ctypes.data
+    for count in (1, 2):
+        left, p = [np.asarray(x) for x in step([g, g, g])[:3]], reference([g])[0]
+        assert_all_same_bits(left, [np.minimum(p, p.dtype.type(0.5)), p, p])
+        assert len(seen) == count
+    assert p[0, 0] > 0.5
+    assert seen[0][0, 0] > 0.5
+    assert bounded.ctypes.data == memory
 
 
 @pytest.mark.parametrize(
     ("constraint", "error", "message", "left"),
     [
         (1.0, TypeError, r"params\[0\]\.constraint must be callable. Received: float", 1.0),
-        (
-            lambda _, p: np.asarray(p)[:2],
-            ValueError,
-            r"the step has been taken. Received: shape=\(2,\)",
-            0.75,
-        ),
+        (lambda _, p: p[:2], ValueError, r"step has been taken. Received: shape=\(2,\)", 0.75),
     ],
     ids=["no function", "another shape"],
 )
 def test_constraint_that_is_refused(
     constraint: Any, error: type[Exception], message: str, left: float
 ) -> None:
-    p = with_constraint(constraint)
+    p = with_constraint(np.ones(3), constraint)
     with pytest.raises(error, match=message):
-        by_updates([p], lr=0.25)([np.ones(3)])
+        stepper("get_updates", [p], lr=0.25)([np.ones(3)])
     np.testing.assert_allclose(p, left, rtol=1e-6)
 
 
@@ -414,9 +363,9 @@ def test_clipping(options: dict[str, Any], expected: list[list[float]]) -> None:
         np.testing.assert_allclose(c, e, rtol=0, atol=5e-9)
     assert_all_same_bits(adam.get_gradients(loss, params), clipped)
     assert (adam.iterations, adam.weights) == (0, [])  # asking for gradients is not a step
-    for route in (by_apply, by_updates):
-        _, weights = route([np.zeros(2), np.zeros(1)], **options)(grads)
-        assert_all_same_bits(weights[1:3], [(1 - 0.9) * c for c in clipped])
+    for route in ROUTES:
+        after = stepper(route, [np.zeros(2), np.zeros(1)], **options)(grads)
+        assert_all_same_bits(after[3:5], [(1 - 0.9) * c for c in clipped])
     assert_all_same_bits(grads, gradients_13(), "the caller's gradients")
 
 
@@ -469,35 +418,26 @@ def test_apply_gradients_takes_any_iterable_and_returns_the_count() -> None:
 # -- the cases of Keras' own tests ------------------------------------------------------------
 
 
-class SoftmaxNet:
+def glorot(rng: np.random.Generator, n: int, k: int) -> Array:
+    limit = (6 / (n + k)) ** 0.5
+    return rng.uniform(-limit, limit, (n, k))
+
+
+def network(rng: np.random.Generator) -> list[Array]:
     """Two layers, ten inputs and two classes, as small as the network of Keras' own tests."""
+    return [glorot(rng, 10, 10), np.zeros(10), glorot(rng, 10, 2), np.zeros(2)]
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        def glorot(n: int, k: int) -> Array:
-            limit = (6 / (n + k)) ** 0.5
-            return rng.uniform(-limit, limit, (n, k))
 
-        self.params = [glorot(10, 10), np.zeros(10), glorot(10, 2), np.zeros(2)]
+def logits(params: list[Any], x: Array) -> Any:
+    w1, b1, w2, b2 = params
+    return anp.dot(anp.maximum(anp.dot(x, w1) + b1, 0.0), w2) + b2
 
-    @staticmethod
-    def logits(params: list[Any], x: Array) -> Any:
-        w1, b1, w2, b2 = params
-        return anp.dot(anp.maximum(anp.dot(x, w1) + b1, 0.0), w2) + b2
 
-    @classmethod
-    def loss(cls, x: Array, y: Array) -> Callable[[list[Any]], Any]:
-        """Return the mean cross-entropy of a batch as a function of the parameters."""
-
-        def cross_entropy(params: list[Any]) -> Any:
-            z = cls.logits(params, x)
-            z = z - anp.max(z, axis=1, keepdims=True)
-            log_p = z - anp.log(anp.sum(anp.exp(z), axis=1, keepdims=True))
-            return -anp.mean(log_p[np.arange(len(y)), y])
-
-        return cross_entropy
-
-    def accuracy(self, x: Array, y: Array) -> float:
-        return float(np.mean(np.argmax(self.logits(self.params, x), axis=1) == y))
+def cross_entropy(params: list[Any], x: Array, y: Array) -> Any:
+    z = logits(params, x)
+    z = z - anp.max(z, axis=1, keepdims=True)
+    log_p = z - anp.log(anp.sum(anp.exp(z), axis=1, keepdims=True))
+    return -anp.mean(log_p[np.arange(len(y)), y])
 
 
 @pytest.mark.parametrize(
@@ -513,13 +453,18 @@ class SoftmaxNet:
 def test_softmax_network_learns(rng: np.random.Generator, options: dict[str, Any]) -> None:
     y = rng.integers(0, 2, 1000)
     x = rng.uniform(0, 4, (2, 10))[y] + rng.standard_normal((1000, 10))  # one mean for each class
-    net, second, adam = SoftmaxNet(rng), SoftmaxNet(rng), Adam(**options)
-    assert net.accuracy(x, y) < 0.7
+    params, others, adam = network(rng), network(rng), Adam(**options)
+
+    def accuracy() -> float:
+        return float(np.mean(np.argmax(logits(params, x), axis=1) == y))
+
+    assert accuracy() < 0.7
     for i in [*range(0, 1000, 16)] * 2:  # 63 steps per epoch
-        adam.get_updates(net.loss(x[i : i + 16], y[i : i + 16]), net.params)
-    assert net.accuracy(x, y) >= 0.75
+        batch = slice(i, i + 16)
+        adam.get_updates(lambda p, batch=batch: cross_entropy(p, x[batch], y[batch]), params)
+    assert accuracy() >= 0.75
     assert adam.iterations == 126
-    adam.get_updates(second.loss(x, y), second.params)
+    adam.get_updates(lambda p: cross_entropy(p, x, y), others)
     assert adam.iterations == adam.get_weights()[0] == 127
 
 
