@@ -198,52 +198,39 @@ def test_no_list_is_silently_misread(data: st.DataObject) -> None:
 # -- how the layout is determined -------------------------------------------------------------
 
 
-def scalars(*numbers: float) -> list[Any]:
-    return [COUNT, *(float32(x) for x in numbers)]
-
-
-# The m and v of two scalars in a list, and what the list is.
-SIGNS: list[tuple[tuple[float, ...], str]] = [
-    ((1, -1, 2, 3), "fusedadam"),
-    ((1, 2, -1, 3), "keras-3-schedule"),
-    ((1, -0.0, 2, 3), "fusedadam"),
-    ((1, 2, -0.0, 3), "keras-3-schedule"),
-    ((1, -NAN, 2, 3), "ambiguous"),
-    ((-1, 1, 2, 3), "ambiguous"),
-    ((-1, 2, 2, 3), "both"),
+AMBIGUOUS, IMPOSSIBLE = "more than one layout", "^weights must be in a layout that they can have. "
+# Scalars after the count; whether vhat is among them; and the order in which m and v are read, or
+# the error.
+SIGNS: list[tuple[tuple[float, ...], bool, list[int] | str]] = [
+    ((1, -1, 2, 3), False, [0, 1, 2, 3]),
+    ((1, 2, -1, 3), False, [0, 2, 1, 3]),
+    ((1, -0.0, 2, 3), False, [0, 1, 2, 3]),
+    ((1, 2, -0.0, 3), False, [0, 2, 1, 3]),
+    ((1, -NAN, 2, 3), False, AMBIGUOUS),
+    ((-1, 1, 2, 3), False, AMBIGUOUS),
+    ((-1, 2, 2, 3), False, [0, 1, 2, 3]),
+    ((0, 0, -0.0, 0, 0, 0), False, AMBIGUOUS),  # the sign of zero is a value
+    ((1, 5, 2, 3, 2, 3), True, [0, 1, 2, 3, 4, 5]),  # in pairs, v0=5 and vhat0=2
+    (
+        (1, -1, -2, 1),
+        False,
+        IMPOSSIBLE + r'Received: not "fusedadam": v of params\[0\] would be negative; '
+        r'not "keras-3-schedule": v of params\[0\] would be negative$',
+    ),
 ]
 
 
-@pytest.mark.parametrize(("numbers", "layout"), SIGNS, ids=str)
-def test_sign_decides_which_are_second_moments(numbers: Any, layout: str) -> None:
-    adam = built([(), ()])
-    if layout == "ambiguous":
-        refused(adam, scalars(*numbers), "more than one layout")
-        return
-    adam.set_weights(scalars(*numbers))
-    a, b, c, d = numbers
-    expected = (a, c, b, d) if layout == "keras-3-schedule" else numbers
-    np.testing.assert_array_equal(adam.weights, [COUNT, *expected])
-
-
-def test_sign_of_zero_is_a_value() -> None:
-    refused(built([()] * 3), scalars(0.0, 0.0, -0.0, 0.0, 0.0, 0.0), "more than one layout")
-
-
-def test_maximum_is_not_less_than_what_it_is_of() -> None:
-    adam = built([(), ()], amsgrad=True)
-    numbers = 1, 5, 2, 3, 2, 3  # m0, m1, v0, v1, vhat0, vhat1; in pairs, v0=5 and vhat0=2
-    adam.set_weights(scalars(*numbers))
-    np.testing.assert_array_equal(adam.weights, [COUNT, *numbers])
-
-
-def test_list_that_no_layout_can_have() -> None:
-    message = (
-        "weights must be in a layout that they can have. Received: "
-        'not "fusedadam": v of params[0] would be negative; '
-        'not "keras-3-schedule": v of params[0] would be negative'
-    )
-    refused(built([(), ()]), scalars(1, -1, -2, 1), f"^{re.escape(message)}$")
+@pytest.mark.parametrize(("numbers", "amsgrad", "read"), SIGNS, ids=str)
+def test_sign_decides_which_are_second_moments(
+    numbers: Any, amsgrad: bool, read: list[int] | str
+) -> None:
+    adam = built([()] * (len(numbers) // (3 if amsgrad else 2)), amsgrad=amsgrad)
+    weights = [COUNT, *map(float32, numbers)]
+    if isinstance(read, str):
+        refused(adam, weights, read)
+    else:
+        adam.set_weights(weights)
+        np.testing.assert_array_equal(adam.weights, [COUNT, *(numbers[i] for i in read)])
 
 
 # -- named layouts ----------------------------------------------------------------------------
