@@ -41,19 +41,17 @@ EVERYTHING: dict[str, Any] = (
 
 
 @functools.cache
-def telling(seed: int, shape: int | tuple[int, ...], dtype: str) -> Array:
-    """Numbers that reveal every rounding mode, FTZ and DAZ, and that raise each exception."""
+def drawn(seed: int, shape: int | tuple[int, ...], dtype: str, *, telling: bool = True) -> Array:
+    """Numbers that reveal every rounding mode, FTZ and DAZ, and that raise each exception.
+
+    If not `telling`, they are finite and normal.
+    """
     x = values(np.random.default_rng(seed), shape, dtype)
-    info = np.finfo(x.dtype)
-    flat = x.reshape(-1)
-    flat[::3] *= info.smallest_normal
-    flat[1:2], flat[4:5], flat[7:8] = np.inf, np.nan, info.max
+    if telling:
+        info, flat = np.finfo(x.dtype), x.reshape(-1)
+        flat[::3] *= info.smallest_normal
+        flat[1:2], flat[4:5], flat[7:8] = np.inf, np.nan, info.max
     return x
-
-
-@functools.cache
-def finite(seed: int, shape: int | tuple[int, ...], dtype: str) -> Array:
-    return values(np.random.default_rng(seed), shape, dtype)
 
 
 class Scene:
@@ -61,12 +59,12 @@ class Scene:
 
     def __init__(self, size: int) -> None:
         kinds = [(size, "float32"), (size // 8, "float64")]
-        self.params, self.m, self.v = ([telling(i, *of).copy() for of in kinds] for i in (1, 2, 3))
-        self.grads = [telling(4, *kinds[0]).copy(), finite(4, *kinds[1]).copy()]
-        self.finite = [finite(5, *of).copy() for of in kinds]
-        self.table = telling(6, (size // 8, 8), "float32").copy()
+        self.params, self.m, self.v = ([drawn(i, *of).copy() for of in kinds] for i in (1, 2, 3))
+        self.finite = [drawn(5, *of, telling=False).copy() for of in kinds]
+        self.grads = [drawn(4, *kinds[0]).copy(), self.finite[1].copy()]
+        self.table = drawn(6, (size // 8, 8), "float32").copy()
         self.rows = np.random.default_rng(7).integers(0, size // 8, size // 16)
-        self.row_grads = telling(8, (size // 16, 8), "float32")
+        self.row_grads = drawn(8, (size // 16, 8), "float32")
         self.built: Adam | None = None
 
     def adam(self, params: list[Array] | None = None, **options: Any) -> Adam:
@@ -74,7 +72,7 @@ class Scene:
         adam = Adam(**({"epsilon": 0.0, "flush_denormals": False} | options))
         adam.build(self.params if params is None else params)
         for i, weight in enumerate(adam.weights[1:]):
-            weight[...] = telling(i, weight.shape, str(weight.dtype))
+            weight[...] = drawn(i, weight.shape, str(weight.dtype))
         adam.set_weights([3, *adam.get_weights()[1:]])
         self.built = adam
         return adam

@@ -51,7 +51,12 @@ class Attributes(dict[str, Any]):
 
 # A nesting of a flat list, and the paths of its arrays.
 Nest: TypeAlias = Callable[[Sequence[Any]], Any]
-BY_NAME = ["['w']", "['x']", "['y']", "['z']"]
+
+
+def by_name(kind: Callable[[Any], Any]) -> tuple[Nest, list[str]]:
+    return lambda a: kind(zip("wxyz", a, strict=True)), ["['w']", "['x']", "['y']", "['z']"]
+
+
 NESTS: dict[str, tuple[Nest, list[str]]] = {
     "list": (list, ["[0]", "[1]", "[2]", "[3]"]),
     "tuple": (tuple, ["[0]", "[1]", "[2]", "[3]"]),
@@ -60,12 +65,9 @@ NESTS: dict[str, tuple[Nest, list[str]]] = {
         lambda a: {9: a[0], 3: a[1], (1, 2): a[2], None: a[3]},
         ["[9]", "[3]", "[(1, 2)]", "[None]"],
     ),
-    "defaultdict": (
-        lambda a: collections.defaultdict(list, zip("wxyz", a, strict=True)),
-        BY_NAME,
-    ),
-    "user's dict": (lambda a: Attributes(zip("wxyz", a, strict=True)), BY_NAME),
-    "OrderedDict": (lambda a: collections.OrderedDict(zip("wxyz", a, strict=True)), BY_NAME),
+    "defaultdict": by_name(partial(collections.defaultdict, list)),
+    "user's dict": by_name(Attributes),
+    "OrderedDict": by_name(collections.OrderedDict),
     "layers": (
         lambda a: {"layer1": {"w": a[0], "b": a[1]}, "layer0": {"w": a[2], "b": a[3]}},
         ["['layer1']['w']", "['layer1']['b']", "['layer0']['w']", "['layer0']['b']"],
@@ -217,69 +219,55 @@ def test_gradients_are_matched(params: Any, grads: Any) -> None:
     assert flatten_like(grads, structure, "grads") == list(range(len(leaves)))
 
 
-WV, LIKE = {"w": 0, "v": 1}, "that the parameters have"
+WV, KEYS = {"w": 0, "v": 1}, "the keys that the parameters have"
+FIELDS = "the fields that the parameters have, weight, bias"
+NUMBER = "as many elements as the parameters have"
 MISFITS: list[tuple[Any, Any, str, str]] = [
-    ({"a": WB}, {"a": W}, f"['a']['b'] is missing: grads['a'] must have the keys {LIKE}", "['w']"),
+    ({"a": WB}, {"a": W}, f"['a']['b'] is missing: grads['a'] must have {KEYS}", "['w']"),
     (
         [W],
         [WV],
-        f"[0]['v'] belongs to no parameter: grads[0] must have the keys {LIKE}, ['w']",
+        f"[0]['v'] belongs to no parameter: grads[0] must have {KEYS}, ['w']",
         "['w', 'v']",
     ),
-    ({"a": [A, A]}, {"a": [0]}, "['a'] must have as many elements as the parameters have, 2", "1"),
-    (
-        Linear(A, [A]),
-        (0, [1, 2]),
-        ".bias must have as many elements as the parameters have, 1",
-        "2",
-    ),
-    (LAYER, Other(0, 1), f" must have the fields {LIKE}, weight, bias", "weight, offset"),
+    ({"a": [A, A]}, {"a": [0]}, f"['a'] must have {NUMBER}, 2", "1"),
+    (Linear(A, [A]), (0, [1, 2]), f".bias must have {NUMBER}, 1", "2"),
+    (LAYER, Other(0, 1), f" must have {FIELDS}", "weight, offset"),
 ]
 OTHER_KINDS: list[tuple[Any, Any, str, str]] = [
-    (W, [0], " must be a dict", "list"),
-    ([[A]], [A], "[0] must be a list or tuple", "ndarray"),
-    ([A], iter(()), " must be a list or tuple", "tuple_iterator"),
-    ({"a": LAYER}, {"a": None}, "['a'] must be a namedtuple", "NoneType"),
-    ([], {}, " must be a list or tuple", "dict"),
+    (W, [0], "dict", "list"),
+    ([A], A, "list or tuple", "ndarray"),
+    ([A], iter(()), "list or tuple", "tuple_iterator"),
+    (LAYER, None, "namedtuple", "NoneType"),
+    ([], {}, "list or tuple", "dict"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("params", "grads", "error", "said", "received"),
-    [*((p, g, ValueError, *said) for p, g, *said in MISFITS)]
-    + [
-        (p, g, TypeError, f"{s}, as there is among the parameters", r) for p, g, s, r in OTHER_KINDS
-    ],
-)
-def test_gradients_of_another_structure(
-    params: Any, grads: Any, error: type[Exception], said: str, received: str
-) -> None:
-    with pytest.raises(error, match=f"^{re.escape(f'grads{said}. Received: {received}')}$"):
+@pytest.mark.parametrize(("params", "grads", "said", "received"), MISFITS, ids=range(5))
+def test_gradients_that_do_not_fit(params: Any, grads: Any, said: str, received: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(f'grads{said}. Received: {received}')}$"):
         flatten_like(grads, flatten(params, "params")[1], "grads")
+
+
+@pytest.mark.parametrize(("params", "grads", "kind", "received"), OTHER_KINDS, ids=range(5))
+def test_gradients_of_another_kind(params: Any, grads: Any, kind: str, received: str) -> None:
+    message = f" must be a {kind}, as there is among the parameters. Received: {received}"
+    for path, wrap in (("", lambda x: x), ("[0]", lambda x: [x]), ("['a']", lambda x: {"a": x})):
+        with pytest.raises(TypeError, match=f"^{re.escape(f'grads{path}{message}')}$"):
+            flatten_like(wrap(grads), flatten(wrap(params), "params")[1], "grads")
 
 
 # -- the same structure at each step ----------------------------------------------------------
 
 
+ORDER, ITEMS = "in this order", "a list or tuple of"
 PAIRS: list[tuple[Any, Any, str, str, str]] = [
-    (WB, BW, "", "a dict of 'w', 'b' in this order", "a dict of 'b', 'w' in this order"),
-    (
-        {"x": [A, W]},
-        {"x": [A, V]},
-        "['x'][1]",
-        "a dict of 'w' in this order",
-        "a dict of 'v' in this order",
-    ),
-    ([A, (A, A)], [A, [A]], "[1]", "a list or tuple of 2", "a list or tuple of 1"),
-    ([A], A, "", "a list or tuple of 1", "an array"),
-    (LAYER, Linear(A, [A]), ".bias", "an array", "a list or tuple of 1"),
-    (
-        LAYER,
-        Other(A, A),
-        "",
-        "a namedtuple of 'weight', 'bias' in this order",
-        "a namedtuple of 'weight', 'offset' in this order",
-    ),
+    (WB, BW, "", f"a dict of 'w', 'b' {ORDER}", f"a dict of 'b', 'w' {ORDER}"),
+    ([A, [A, W]], [A, [A, V]], "[1][1]", f"a dict of 'w' {ORDER}", f"a dict of 'v' {ORDER}"),
+    ({"x": (A, A)}, {"x": [A]}, "['x']", f"{ITEMS} 2", f"{ITEMS} 1"),
+    ([A], A, "", f"{ITEMS} 1", "an array"),
+    (LAYER, Linear(A, [A]), ".bias", "an array", f"{ITEMS} 1"),
+    (LAYER, W, "", f"a namedtuple of 'weight', 'bias' {ORDER}", f"a dict of 'w' {ORDER}"),
 ]
 
 
