@@ -145,7 +145,7 @@ def test_reliability_page_names_tests_that_exist() -> None:
     for file, test in re.findall(r"\b(tests/[\w/.]+)::(\w+)", text):
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
     suites = set(re.findall(r"`(\w+)\.\*`", text))
-    cpp = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/cpp").glob("*.cpp"))
+    cpp = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/cpp").rglob("*.cpp"))
     assert suites
     assert [name for name in sorted(suites) if f"({name}, " not in cpp] == []
 
