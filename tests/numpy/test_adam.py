@@ -300,7 +300,7 @@ def test_constraint_is_applied_to_the_stepped_value(
     def constraint(owner: Array, p: Array) -> Array:
         assert owner is p
         seen.append(np.array(p))
-        return np.minimum(p, p.dtype.type(0.5))
+        return np.asarray(np.minimum(p, p.dtype.type(0.5)))
 
     bounded, unbounded = with_constraint(start, constraint), with_constraint(start, None)
     step = stepper(route, [bounded, unbounded, start.copy()], lr=0.01)

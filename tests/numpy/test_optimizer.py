@@ -329,7 +329,7 @@ def test_nothing_is_kept_alive() -> None:
         del first, second
         assert [gone() for gone in grads] == [None, None]
         tail, kept = optimizer.weights[2][-10:], [m.copy(), optimizer.weights[2][-10:].copy()]
-        others = [weakref.ref(optimizer), weakref.ref(param)]
+        others: list[Any] = [weakref.ref(optimizer), weakref.ref(param)]
         del optimizer, param
         assert [gone() for gone in others] == [None, None]
     finally:

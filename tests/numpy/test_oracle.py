@@ -262,10 +262,8 @@ def test_excluded_parameters_do_not_decay() -> None:
     p, g = np.array([2.0, -4.0]), np.array([1.0, 0.25])
     adam = oracle.OracleAdam([p, p, p], l2=0.25, weight_decay=0.5, excluded=[1])
     adam.own = {2: {"weight_decay": None}}
-    expected = [
-        oracle.OracleAdam([p], **options)
-        for options in ({"l2": 0.25, "weight_decay": 0.5}, {}, {"l2": 0.25})
-    ]
+    alike: list[dict[str, Any]] = [{"l2": 0.25, "weight_decay": 0.5}, {}, {"l2": 0.25}]
+    expected = [oracle.OracleAdam([p], **options) for options in alike]
     for _ in range(2):
         adam.step([g, g, g])
         for each in expected:
