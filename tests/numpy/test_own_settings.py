@@ -15,7 +15,7 @@ from oracle import clip
 from training import Training
 
 OWN: list[tuple[dict[int, dict[str, Any]], dict[str, Any]]] = [
-    ({0: {"lr": 0.5}, 2: {"lr": 0.25}}, {}),
+    ({0: {"lr": 0.5}, 2: {"lr": 0.25}, 3: {"lr": 0.5}}, {}),
     ({1: {"lr": 0.5}}, {"lr": halving, "decay": 0.5}),
     ({0: {"beta_1": 0.0, "beta_2": 0.5, "epsilon": 0.1}}, {"amsgrad": True}),
     ({1: {"weight_decay": None}, 2: {"weight_decay": 0.5, "l2": 0.1}}, {"weight_decay": 0.1}),
