@@ -1,35 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""Shared by the tests of `fusedadam.torch`: pairs of optimizers, and bounds on their difference.
-
-`Drift` derives the tolerance instead of choosing it. Two programs that follow torch's formula
-differ only by roundings. Each makes at most 2 units in the last place (ulp) of rounding error per
-step in each quantity of the formula, relative to the magnitude of the terms that it adds:
-
-- in m and in v: three roundings and one of a constant, each of half an ulp;
-- in the numerator and the denominator of the update: three roundings each, and one of a constant;
-- in p: the multiplication by ``1 - lr * weight_decay``, its constant, and two subtractions.
-
-If lr is a float32 tensor, torch computes the scalars in float32: three more roundings.
-
-Errors propagate as in the formula. Those of the moments shrink by beta and stay bounded, those of p
-add up. Nothing is averaged: the bound would hold even if all roundings went in the same direction.
-It is still far below the size of a step, which the tests check.
-"""
+"""A training of `fusedadam.torch` beside the oracle, and beside torch's own optimizer."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import oracle
 import pytest
+import storage_oracle as storage
 from helpers import Array, assert_same_bits, values
 
 torch: Any = pytest.importorskip("torch")
 
 import fusedadam.torch
+from fusedadam.torch.settings import EXTRAS
+
+# On a busy machine, torch's other threads cost far more time than they save.
+torch.set_num_threads(1)
 
 # torch's class for each of this package's.
 STOCK: dict[Any, Any] = {
@@ -37,65 +30,78 @@ STOCK: dict[Any, Any] = {
     fusedadam.torch.AdamW: torch.optim.AdamW,
 }
 KINDS = list(STOCK)
-DEFAULTS: dict[str, Any] = {
-    "lr": 1e-3,
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "weight_decay": 0.0,
-    "amsgrad": False,
-    "maximize": False,
-    "decoupled_weight_decay": False,
-}
 
-ULP = 2.0
-SIDES = 2
-SHAPES: list[tuple[int, ...]] = [(17, 5), (), (0, 4), (257,)]
+Shapes: TypeAlias = Sequence[tuple[int, ...]]
+# A number, an empty matrix, a partial group of 64 elements, and several vectors.
+SHAPES: Shapes = [(17, 5), (), (0, 4), (257,)]
 # Includes a parameter that is large enough for threads, and not a multiple of any vector width.
-LARGE: list[tuple[int, ...]] = [(3,), (41_003,), (), (205, 201)]
+LARGE: Shapes = [(3,), (41_003,), ()]
 
-Shapes = Sequence[tuple[int, ...]]
-
-
-def leaves(shapes: Shapes = SHAPES, dtype: str = "float32", *, seed: int = 7) -> list[Any]:
-    """Parameters of these shapes. The same seed gives the same values."""
-    rng = np.random.default_rng(seed)
-    return [torch.nn.Parameter(torch.tensor(values(rng, shape, dtype))) for shape in shapes]
-
-
-def grads_like(rng: np.random.Generator, params: Iterable[Any], *, zeros: bool = True) -> list[Any]:
-    """Gradients over 24 binary orders of magnitude. Without `zeros`, none of them is 0."""
-    grads = []
-    for p in params:
-        g = values(rng, tuple(p.shape), str(p.dtype).removeprefix("torch."))
-        if not zeros:
-            g = np.asarray(np.where(g == 0, g.dtype.type(0.25), g))
-        grads.append(torch.tensor(g))
-    return grads
-
-
-def set_grads(params: Iterable[Any], grads: Iterable[Any]) -> None:
-    """Give each parameter its own copy of a gradient, without other views."""
-    for p, g in zip(params, grads, strict=True):
-        p.grad = None if g is None else g.clone()
+# torch's names of the arrays of state, and the oracle's.
+NAMES = {
+    "exp_avg": "m",
+    "exp_avg_sq": "v",
+    "max_exp_avg_sq": "vhat",
+    "packed_moments": "packed",
+    "low_bits": "low_bits",
+    "ema": "ema",
+}
 
 
 def array(t: Any) -> Array:
-    """A dense copy of a tensor."""
-    dense = t.detach().to_dense() if t.layout is not torch.strided else t.detach()
-    copied: Array = dense.resolve_conj().resolve_neg().numpy().copy()
-    return copied
+    """A dense copy of a tensor; of complex numbers, as pairs of reals."""
+    t = (t.detach().to_dense() if t.layout is not torch.strided else t.detach()).resolve_conj()
+    t = torch.view_as_real(t) if t.is_complex() else t.resolve_neg()
+    is_bfloat16 = t.dtype == torch.bfloat16  # which NumPy lacks
+    x: Array = (t.view(torch.int16) if is_bfloat16 else t).numpy().copy()
+    return x.view(storage.BFLOAT16) if is_bfloat16 else x
 
 
 def arrays(tensors: Iterable[Any]) -> list[Array]:
     return [array(t) for t in tensors]
 
 
+def tensor(x: Array) -> Any:
+    """A copy of an array as a tensor: the inverse of `array`."""
+    is_bfloat16 = x.dtype == storage.BFLOAT16
+    return torch.tensor(x.view(np.int16)).view(torch.bfloat16) if is_bfloat16 else torch.tensor(x)
+
+
+def drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A tensor of numbers over 24 binary orders of magnitude, a tenth of them zero."""
+    name = str(dtype).removeprefix("torch.")
+    if name.startswith("complex"):
+        parts = (tensor(values(rng, shape, f"float{int(name[7:]) // 2}")) for _ in range(2))
+        return torch.complex(*parts)
+    return tensor(values(rng, shape, name))
+
+
+def drawn_rows(rng: np.random.Generator, indices: Array, p: Any) -> Any:
+    """A sparse gradient of a table, for these rows."""
+    rows = drawn(rng, (len(indices), *p.shape[1:]), p.dtype)
+    return sparse(indices, rows, p.shape)
+
+
+def sparse(indices: Any, rows: Any, shape: tuple[int, ...]) -> Any:
+    index = torch.as_tensor(indices)[None].long()
+    return torch.sparse_coo_tensor(index, rows, shape, check_invariants=True)
+
+
+def leaves(shapes: Shapes = SHAPES, dtype: str = "float32", *, seed: int = 7) -> list[Any]:
+    """Parameters of these shapes. The same seed gives the same values."""
+    rng = np.random.default_rng(seed)
+    return [torch.nn.Parameter(drawn(rng, shape, dtype)) for shape in shapes]
+
+
+def params_of(optimizer: Any) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def everything(optimizer: Any) -> list[dict[str, Array]]:
     """Copies of all parameters and their state. Missing state is left out."""
     return [
         {"param": array(p)} | {name: array(t) for name, t in optimizer.state.get(p, {}).items()}
-        for group in optimizer.param_groups
-        for p in group["params"]
+        for p in params_of(optimizer)
     ]
 
 
@@ -109,167 +115,298 @@ def assert_everything_same_bits(
             assert_same_bits(a[name], e[name], f"{what}: {name} of parameter {i}")
 
 
-def stepped(optimizer: Any, grads: Iterable[Any]) -> None:
-    """Set the gradients of all parameters in order, then step."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    set_grads(params, grads)
-    optimizer.step()
+def assert_close(ours: Any, theirs: Any, *, rtol: float = 1e-11, atol: float = 1e-12) -> None:
+    """Two optimizers have the same parameters and state, but for roundings."""
+    for i, (a, e) in enumerate(zip(everything(ours), everything(theirs), strict=True)):
+        assert sorted(set(a) - {"ema"}) == sorted(e), f"names of parameter {i}"
+        for name, expected in e.items():
+            assert a[name].dtype == expected.dtype, f"dtype of {name} of parameter {i}"
+            message = f"{name} of parameter {i}"
+            np.testing.assert_allclose(a[name], expected, rtol=rtol, atol=atol, err_msg=message)
 
 
 def train(optimizer: Any, steps: int, *, seed: int = 3) -> None:
     """Take steps with seeded gradients. The same shapes get the same gradients."""
     rng = np.random.default_rng(seed)
-    params = [p for group in optimizer.param_groups for p in group["params"]]
     for _ in range(steps):
-        stepped(optimizer, grads_like(rng, params))
+        for p in params_of(optimizer):
+            p.grad = drawn(rng, tuple(p.shape), p.dtype)
+        optimizer.step()
 
 
-class Drift:
-    """Bounds on the difference between two optimizers of one parameter, along one of them."""
-
-    def __init__(self, p: Any, **options: Any) -> None:
-        self._options = DEFAULTS | options
-        info = np.finfo(array(p).dtype)
-        self._ulp = ULP * SIDES * float(info.eps)
-        # Values that round to a subnormal, or that one side flushes to zero.
-        self._tiny = 4 * float(info.smallest_normal)
-        self._p = array(p).astype(np.float64)
-        self._m = np.zeros(p.shape)
-        self.bounds = {
-            name: np.zeros(p.shape) for name in ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        }
-        # The largest difference seen, relative to its bound.
-        self.worst = 0.0
-
-    def follow(
-        self, after: dict[str, Array], grad: Any, *, grad_error: float = 0.0, **now: Any
-    ) -> None:
-        """Follow one step to the state `after`. `now` has options that have changed since.
-
-        `grad_error` is the relative difference between the gradients of the two sides.
-        """
-        self._options |= now
-        if self._p.size == 0:
-            return
-        o, ulp = self._options, self._ulp
-        t = float(after["step"])
-        lr, (beta_1, beta_2), decay = float(o["lr"]), o["betas"], float(o["weight_decay"])
-        is_single = getattr(o["lr"], "dtype", None) is torch.float32
-        wrong_lr = 3 * 2.0**-24 if is_single else 0.0
-        p, m, v = (after[name].astype(np.float64) for name in ("param", "exp_avg", "exp_avg_sq"))
-        d_p, d_m, d_v, d_max = self.bounds.values()
-
-        g = array(grad).astype(np.float64) * (-1 if o["maximize"] else 1)
-        d_g = np.abs(g) * grad_error
-        if decay and not o["decoupled_weight_decay"]:
-            d_g = d_g + decay * d_p + ulp * (np.abs(g) + decay * np.abs(self._p))
-            g = g + decay * self._p
-
-        terms = beta_1 * np.abs(self._m) + (1 - beta_1) * (np.abs(g) + np.abs(self._m))
-        d_m = beta_1 * d_m + (1 - beta_1) * d_g + ulp * terms + self._tiny
-        d_v = beta_2 * d_v + (1 - beta_2) * (2 * np.abs(g) + d_g) * d_g + ulp * v + self._tiny
-        d_root, of_root = d_v, v
-        if o["amsgrad"]:
-            of_root = after["max_exp_avg_sq"].astype(np.float64)
-            d_root = d_max = np.maximum(d_max, d_v)
-
-        # The power may be off by one ulp on one side. Subtracting it from 1 amplifies the error.
-        wrong_1, wrong_2 = (b**t * 2.0**-52 / (1 - b**t) for b in (beta_1, beta_2))
-        correction = math.sqrt(1 - beta_2**t)
-        rate, eps = lr * correction / (1 - beta_1**t), o["eps"] * correction
-        root = np.sqrt(of_root)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            d_root = np.fmin(d_root / root, np.sqrt(d_root))
-            least = eps + np.maximum(root - d_root, 0)
-            update = np.abs(rate * m / (root + eps))
-            d_update = (
-                np.abs(rate) * d_m / least
-                + update * (d_root + eps * wrong_2) / least
-                + update * (2 * ulp + wrong_1 + wrong_2 + wrong_lr)
-            )
-        # 0 / 0 is NaN on both sides and has no bound.
-        defined = ~np.isnan(update)
-        assert np.all(least[defined] > 0), "the denominator is known too badly for a bound"
-        d_p = d_p + d_update + (ulp * (np.abs(p) + np.abs(self._p))) / 2 + self._tiny
-        if decay and o["decoupled_weight_decay"]:
-            d_p = d_p * (1 + lr * decay) + wrong_lr * np.abs(self._p)
-        self.bounds = dict(zip(self.bounds, (d_p, d_m, d_v, d_max), strict=True))
-        self._p, self._m = p, m
-
-    def check(self, ours: dict[str, Array], theirs: dict[str, Array], what: str) -> None:
-        assert sorted(ours) == sorted(theirs), f"{what}: names"
-        for name, expected in theirs.items():
-            actual = ours[name]
-            assert actual.dtype == expected.dtype, f"{what}: dtype of {name}"
-            assert actual.shape == expected.shape, f"{what}: shape of {name}"
-            if name not in self.bounds:
-                assert_same_bits(actual, expected, f"{what}: {name}")
-                continue
-            nan = np.isnan(expected)
-            assert np.array_equal(nan, np.isnan(actual)), f"{what}: NaNs of {name}"
-            error = np.abs(actual.astype(np.float64) - expected.astype(np.float64))[~nan]
-            # Before the first step, there is no difference and the bound is 0.
-            bound = np.maximum(self.bounds[name][~nan], np.finfo(np.float64).tiny)
-            worst = float(np.max(error / bound, initial=0.0))
-            self.worst = max(self.worst, worst)
-            assert worst <= 1, f"{what}: {name} differs by {worst:.3g} times the bound"
+def in_memory_order(p: Any) -> Array:
+    """The position in memory of each element, relative to the first one of the tensor."""
+    like = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
+    index: Array = torch.arange(like.numel()).as_strided(like.shape, like.stride()).numpy()
+    return index
 
 
-class Twins:
-    """Our optimizer beside torch's, over equal parameters with equal gradients."""
+class Training:
+    """An optimizer, and what the oracle expects of each of its parameters.
+
+    The oracle reads the settings of the groups at each step, so they may change in between, and so
+    may the formats of state: both sides convert it to nearest. `lay_out` makes a parameter of a
+    tensor, and `place` the gradient of a parameter of a new tensor. With `beside_torch`, torch's
+    optimizer takes the same steps on copies of the parameters.
+    """
 
     def __init__(
         self,
-        kind: Any,
-        *,
+        kind: Any = fusedadam.torch.Adam,
         shapes: Shapes = SHAPES,
-        dtype: str = "float32",
-        seed: int = 7,
-        fused: bool = False,
-        ours_only: dict[str, Any] | None = None,
-        make: Callable[..., list[Any]] = leaves,
+        dtypes: str = "float32",
+        *,
+        groups: Iterable[Mapping[str, Any]] = ({},),
+        lay_out: Callable[[Any], Any] = torch.clone,
+        place: Callable[[Any, Any], Any] = lambda g, _: g,
+        beside_torch: bool = False,
         **options: Any,
     ) -> None:
-        self._rng = np.random.default_rng(seed + 1)
-        self._zeros = options.get("eps", 1e-8) > 0
-        self.ours = make(shapes, dtype, seed=seed)
-        self.theirs = copy.deepcopy(self.ours)
-        self.start = arrays(self.ours)
-        self.optimizer = kind(self.ours, **copy.deepcopy(options), **(ours_only or {}))
-        how = {"fused": True} if fused else {"foreach": False}
-        self.stock = STOCK[kind](self.theirs, **copy.deepcopy(options), **how)
-        group = self.stock.param_groups[0]
-        self.drifts = [Drift(p, **{name: group[name] for name in DEFAULTS}) for p in self.theirs]
+        self.rng = np.random.default_rng(7)
+        self.place = place
+        self.zeros = options.get("eps") != 0  # 0 / 0 is NaN without epsilon
+        of = list(itertools.product(dtypes.split(), shapes))
+        made = [
+            {"params": [torch.nn.Parameter(lay_out(drawn(self.rng, s, d))) for d, s in of], **group}
+            for group in groups
+        ]
+        self.stock = None
+        if beside_torch:
+            theirs = [g | {"params": copy.deepcopy(g["params"])} for g in copy.deepcopy(made)]
+            known = {name: value for name, value in options.items() if name not in EXTRAS}
+            self.stock = STOCK[kind](theirs, **copy.deepcopy(known) | {"foreach": False})
+        self.optimizer = kind(made, **copy.deepcopy(options))
+        self.adopt()
 
-    def grads(self) -> list[Any]:
-        return grads_like(self._rng, self.theirs, zeros=self._zeros)
+    @classmethod
+    def of(cls, optimizer: Any) -> Training:
+        """Follow an optimizer that is already there."""
+        training = cls(shapes=[])
+        training.optimizer = optimizer
+        training.adopt()
+        return training
 
-    def step(self, grads: Sequence[Any] | None = None, *, grad_error: float = 0.0) -> None:
-        given = self.grads() if grads is None else grads
-        set_grads(self.ours, given)
-        set_grads(self.theirs, given)
-        self.optimizer.step()
-        self.stock.step()
-        self.follow(given, grad_error=grad_error)
+    @property
+    def params(self) -> list[Any]:
+        return params_of(self.optimizer)
 
-    def follow(self, grads: Sequence[Any], *, grad_error: float = 0.0) -> None:
-        """Follow a step that both have taken, with the options of torch's groups."""
-        of = {p: group for group in self.stock.param_groups for p in group["params"]}
-        after = everything(self.stock)
-        for drift, p, state, g in zip(self.drifts, self.theirs, after, grads, strict=True):
+    @property
+    def state(self) -> list[dict[str, Any]]:
+        return [self.optimizer.state.get(p, {}) for p in self.params]
+
+    @property
+    def group_of(self) -> list[dict[str, Any]]:
+        """The group of each parameter."""
+        return [group for group in self.optimizer.param_groups for _ in group["params"]]
+
+    def adopt(self) -> None:
+        """Expect what is there: after a change by hand."""
+        self.stored = [
+            {"params": array(p)} | {NAMES[n]: array(t) for n, t in state.items() if n != "step"}
+            for p, state in zip(self.params, self.state, strict=True)
+        ]
+        self.steps = [int(state.get("step", 0)) for state in self.state]
+
+    def grads(self, *, missing: float = 0.0) -> list[Any]:
+        """Draw gradients. A part of them is `missing`."""
+        grads: list[Any] = []
+        for p in self.params:
+            g = drawn(self.rng, tuple(p.shape), p.dtype)
+            g = g if self.zeros else torch.where(g == 0, 0.25, g).to(g.dtype)
+            grads.append(None if self.rng.random() < missing else g)
+        return grads
+
+    def give(self, grads: Sequence[Any]) -> None:
+        """Give each parameter a copy of its gradient, where `place` says."""
+        for p, g in zip(self.params, grads, strict=True):
+            p.grad = None  # whose dtype or layout may be another one
             if g is not None:
-                now = {name: of[p][name] for name in DEFAULTS}
-                drift.follow(state, g, grad_error=grad_error, **now)
+                p.grad = self.place(g.clone(), p) if g.layout is torch.strided else g.clone()
+
+    def run(self, steps: int, *, missing: float = 0.0) -> None:
+        for _ in range(steps):
+            self.step(missing=missing)
+
+    def step(self, grads: Sequence[Any] | None = None, *, missing: float = 0.0) -> None:
+        """Take a step and check it."""
+        grads = self.grads(missing=missing) if grads is None else grads
+        self.give(grads)
+        self.stepped(grads, self.optimizer.step)
+        if self.stock is not None:
+            for p, g in zip(params_of(self.stock), grads, strict=True):
+                p.grad = None if g is None else g.clone()
+            self.stock.step()
+
+    def stepped(self, grads: Sequence[Any], step: Callable[[], object]) -> None:
+        """Check a step by any other call, with gradients that the parameters have."""
+        scale = getattr(self.optimizer, "grad_scale", None)
+        scale = None if scale is None else float(scale)
+        held = [p.grad for p in self.params]
+        if scale is None or 2.0**-127 <= scale <= 2.0**127:
+            self.expect(grads, scale)
+        else:  # torch divides
+            self.expect([g if g is None else g / scale for g in grads])
+        step()
+        self.check()
+        for i, (p, g, group) in enumerate(zip(self.params, grads, self.group_of, strict=True)):
+            assert p.grad is held[i]
+            if g is None:
+                continue
+            left = array(g) if scale is None else array(g / scale)
+            is_zeroed = group.get("zero_grad_in_step")
+            left = np.zeros_like(left) if is_zeroed else left
+            assert_same_bits(array(p.grad), left, f"gradient {i} after the step")
+            if is_zeroed and p.grad.is_sparse:
+                assert p.grad._nnz() == 0
+
+    def expect(self, grads: Sequence[Any], scale: float | None = None) -> None:
+        """Let the oracle step the parameters that have a gradient, or the rows that are in it."""
+        given: dict[int, tuple[Any, Array]] = {}
+        flat: dict[int, Array] = {}  # in memory order, in which norms are added up
+        for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
+            if g is not None and g.is_sparse:
+                rows = storage.widen(array(g._values()))
+                given[i] = oracle.sum_rows(array(g._indices()[0]), rows)
+                flat[i] = given[i][1].ravel()
+            elif g is not None:
+                given[i] = ..., in_memory_order(p)
+                flat[i] = np.empty(given[i][1].size, storage.widen(array(g)).dtype)
+                flat[i][given[i][1].ravel()] = storage.widen(array(g)).ravel()
+        groups = self.group_of
+        for k, (i, (rows, placed)) in enumerate(given.items()):
+            group = groups[i]
+            clipped = oracle.clip(
+                list(flat.values()),
+                clipnorm=group.get("max_grad_norm"),
+                divisor=scale,
+                sign=-1.0 if group["maximize"] else 1.0,
+            )[k]
+            dense = rows is ...
+            grad = np.asarray(clipped[placed]) if dense else clipped.reshape(placed.shape)
+            self._expect_one(i, group, rows, grad)
+
+    def _expect_one(self, i: int, group: dict[str, Any], rows: Any, grad: Array) -> None:
+        kept = self.convert(i)
+        p, step, eps = self.params[i], self.steps[i] + 1, float(group["eps"])
+        beta_1, beta_2 = map(float, group["betas"])
+        decoupled = isinstance(self.optimizer, torch.optim.AdamW)
+        decay = "weight_decay" if group.get("decoupled_weight_decay", decoupled) else "l2"
+        dither = None
+        is_rounded = any(x.dtype.itemsize < 4 for x in self.stored[i].values())
+        if is_rounded and group.get("rounding") != "nearest":
+            index = in_memory_order(p)
+            dither = storage.dither(group.get("seed", 0), step, np.asarray(index[rows]))
+        new = oracle.stored_step(
+            {name: np.asarray(x[rows]) for name, x in self.stored[i].items()},
+            grad,
+            dither,
+            step=step,
+            lr=float(group["lr"]),
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=eps,
+            bias_corrected_epsilon=rows is ...,  # sparse ones are as in SparseAdam
+            flush_denormals=eps >= 1e-12,
+            ema_momentum=group.get("ema_decay") or 0.0,
+            **{decay: float(group["weight_decay"])},
+        )
+        for name, x in new.items():
+            self.stored[i][name] = self.stored[i][name].copy()
+            self.stored[i][name][rows] = x
+        self.stored[i] |= kept
+        self.steps[i] = step
+
+    def convert(self, i: int) -> dict[str, Array]:
+        """Convert what is expected to the formats of the group, or begin it.
+
+        Return averages and maxima that are no longer wanted: they stay as they are.
+        """
+        group, stored = self.group_of[i], self.stored[i]
+        dtype, moments = stored["params"].dtype, group.get("moments", "auto")
+        moment = storage.moment_dtype(dtype, moments)
+        formats = {"packed": np.dtype(np.int16)} if moments == "packed" else {"m": moment}
+        formats |= {} if moments == "packed" else {"v": moment}
+        formats |= {"vhat": moment} if group["amsgrad"] else {}
+        formats |= (
+            {"ema": storage.compute_dtype(dtype)} if group.get("ema_decay") is not None else {}
+        )
+        if group.get("low_bits") and dtype == storage.BFLOAT16:
+            formats["low_bits"] = np.dtype(group["low_bits"])
+        kept = {n: stored.pop(n) for n in ("vhat", "ema") if n in stored and n not in formats}
+        if {name: x.dtype for name, x in stored.items() if name != "params"} != formats:
+            loaded = storage.load(stored)
+            zeros = np.zeros_like(loaded["params"])
+            begun = {"m": zeros, "v": zeros, "vhat": zeros, "ema": loaded["params"].copy()}
+            like = {name: np.empty(zeros.shape, of) for name, of in formats.items()}
+            like["params"] = stored["params"]
+            new = storage.store(begun | loaded, like)
+            if "packed" in stored and "packed" in new:
+                new["packed"] = stored["packed"]
+            if "low_bits" in stored and "low_bits" not in new:
+                new["params"] = stored["params"]  # the low bits are dropped
+            self.stored[i] = new
+        return kept
 
     def check(self, what: str = "") -> None:
-        both = zip(everything(self.optimizer), everything(self.stock), strict=True)
-        for i, (ours, theirs) in enumerate(both):
-            self.drifts[i].check(
-                ours, theirs, f"{what} parameter {i} of shape {self.start[i].shape}"
-            )
+        """Everything is as expected, to the last bit."""
+        both = zip(self.params, self.state, self.stored, self.steps, strict=True)
+        for i, (p, state, stored, steps) in enumerate(both):
+            assert float(state.get("step", 0)) == steps, f"{what} step of parameter {i}"
+            actual = {"params": array(p)}
+            actual |= {NAMES[name]: array(t) for name, t in state.items() if name != "step"}
+            assert sorted(actual) == sorted(stored), f"{what} names of parameter {i}"
+            for name, x in actual.items():
+                assert_same_bits(x, stored[name], f"{what} {name} of parameter {i}")
 
-    def run(self, steps: int, *, every: int = 1) -> None:
-        for count in range(1, steps + 1):
-            self.step()
-            if count <= 3 or count % every == 0 or count == steps:
-                self.check(f"step {count},")
+    def check_torch(self, **tolerance: float) -> None:
+        """Check that torch's optimizer has the same parameters and state, but for roundings."""
+        assert_close(self.optimizer, self.stock, **tolerance)
+
+    def swap_ema(self) -> None:
+        """Swap the averages in, check them, and swap them back to the same bits."""
+        before = everything(self.optimizer)
+        self.optimizer.swap_ema()
+        for old, p, state in zip(before, self.params, self.state, strict=True):
+            low = state.get("low_bits")
+            if "ema" in old:
+                of = None if low is None else array(low).dtype
+                weight, low_bits = storage.store_weight(old["ema"], old["param"].dtype, of)
+                assert_same_bits(array(p), weight, "average swapped in")
+                joined = storage.load_weight(old["param"], old.get("low_bits"))
+                assert_same_bits(array(state["ema"]), joined, "weight swapped out")
+                if low is not None and low_bits is not None:
+                    assert_same_bits(array(low), low_bits, "low bits swapped in")
+        self.optimizer.swap_ema()
+        self.check("swapped back")
+
+    @contextlib.contextmanager
+    def refused(
+        self, match: str, error: Any = (TypeError, ValueError), *, spoilt: bool = False
+    ) -> Iterator[None]:
+        """A block that raises, after which nothing has changed, and the next step is right.
+
+        If the block itself has spoilt groups, state or memory before, this is first undone.
+        """
+        optimizer, params = self.optimizer, self.params
+        held = [(p.data, p.grad, None if p.grad is None else p.grad.clone()) for p in params]
+        groups = [dict(g) | {"params": list(g["params"])} for g in optimizer.param_groups]
+        state = {p: dict(own) for p, own in optimizer.state.items()}
+        with pytest.raises(error, match=match):
+            yield
+        for p, (_, grad, copied) in zip(params, held, strict=True):
+            if p.grad is grad and grad is not None:
+                assert_same_bits(array(grad), array(copied), "a gradient after a refused call")
+        if spoilt:
+            optimizer.param_groups[:] = groups
+            optimizer.state.clear()
+            optimizer.state.update(state)
+            for p, (memory, *_) in zip(params, held, strict=True):
+                p.grad = None
+                p.data = memory
+        assert len(optimizer.param_groups) == len(groups)
+        self.check("after the refused call,")
+
+
+def uncorrected(eps: float, beta_2: float, step: int) -> float:
+    """The "epsilon hat" of NumPy's interface that equals torch's epsilon at a step."""
+    return eps * math.sqrt(1.0 - oracle.power(beta_2, step))

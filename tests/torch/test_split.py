@@ -10,12 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import storage_oracle as storage
-from helpers import assert_same_bits, values
+from helpers import assert_same_bits
 
 torch: Any = pytest.importorskip("torch")
 
 from fusedadam.torch import Adam, AdamW, attach, split_
-from torch_helpers import KINDS, array, arrays, assert_everything_same_bits, everything
+from torch_helpers import (
+    KINDS,
+    Training,
+    array,
+    arrays,
+    assert_everything_same_bits,
+    drawn,
+    everything,
+    params_of,
+)
 
 # Both signs of zero and infinity, a tie, subnormals, and what rounds to infinity in bfloat16.
 EXTREMES = [0.0, -0.0, 1 + 2.0**-8, 1e-45, -1e-39, 3.4028235e38, -3.4e38, np.inf, -np.inf, np.nan]
@@ -29,7 +38,7 @@ def model_of(*, extremes: bool = False) -> Any:
     )
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.tensor(values(rng, tuple(p.shape), "float32")))
+            p.copy_(drawn(rng, tuple(p.shape), "float32"))
             p.mul_(1 + 2.0**-12)  # no zeros at the end
         if extremes:
             model[0].bias[: len(EXTREMES)] = torch.tensor(EXTREMES)
@@ -37,21 +46,16 @@ def model_of(*, extremes: bool = False) -> Any:
     return model
 
 
-def bits_of(tensors: Any) -> list[Any]:
-    """The bits of tensors in bfloat16, as lists."""
-    return [t.detach().view(torch.int16).tolist() for t in tensors]
-
-
 def go(optimizer: Any, grads: list[Any]) -> None:
-    for p, g in zip(optimizer.param_groups[0]["params"], grads, strict=True):
+    for p, g in zip(params_of(optimizer), grads, strict=True):
         p.grad = g.to(p.dtype)
     optimizer.step()
 
 
-def drawn(rng: np.random.Generator, model: Any) -> list[Any]:
+def grads_of(model: Any, seed: int) -> list[Any]:
     """Gradients that bfloat16 can represent."""
-    shapes = [tuple(p.shape) for p in model.parameters()]
-    return [torch.tensor(values(rng, shape, "float32")).bfloat16() for shape in shapes]
+    rng = np.random.default_rng(seed)
+    return [drawn(rng, tuple(p.shape), "bfloat16") for p in model.parameters()]
 
 
 @pytest.mark.parametrize("low_bits", ["int8", "int16"])
@@ -63,11 +67,10 @@ def test_weights_are_split_and_joined(low_bits: Any) -> None:
         p.grad = torch.ones_like(p)
     split_(model, optimizer)
     assert all(p is q for p, q in zip(params, model.parameters(), strict=True))
-    assert {str(p.dtype) for p in params} == {"torch.bfloat16"}
     assert [p.grad for p in params] == [None] * len(params)
     for p, weight in zip(params, weights, strict=True):
         high, low = storage.split(weight, low_bits)
-        assert p.view(torch.int16).tolist() == high.view(np.int16).tolist()
+        assert_same_bits(array(p), high)
         assert_same_bits(array(optimizer.state[p]["low_bits"]), low)
         master = array(optimizer.master_weights(p))
         assert_same_bits(master, storage.join(high, low))
@@ -91,28 +94,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_int16_trains_as_float32_does(kind: Any, settings: dict[str, Any], before: int) -> None:
     model, twin = model_of(), model_of()
-    rng = np.random.default_rng(4)
     reference = kind(twin.parameters(), lr=0.01, **settings)
     optimizer = kind(model.parameters(), lr=0.01, moments="float32", low_bits="int16", **settings)
-    for i in range(before + 4):
+    for i in range(before + 3):
         if i == before:
             split_(model, optimizer)
-        grads = drawn(rng, model)
-        go(optimizer, grads)
-        go(reference, grads)
+        go(optimizer, grads_of(model, i))
+        go(reference, grads_of(model, i))
         for p, expected in zip(model.parameters(), everything(reference), strict=True):
             assert p.dtype == (torch.float32 if i < before else torch.bfloat16)
             actual = {n: array(t) for n, t in optimizer.state[p].items() if n != "low_bits"}
             master = array(optimizer.master_weights(p))
             assert_everything_same_bits([{"param": master, **actual}], [expected])
             if i >= before:
-                high, _ = storage.split(master, "int16")
-                assert bits_of([p]) == [high.view(np.int16).tolist()]
+                assert_same_bits(array(p), storage.split(master, "int16")[0])
 
 
 def test_int8_follows_float32() -> None:
@@ -122,13 +122,12 @@ def test_int8_follows_float32() -> None:
     optimizer = AdamW(model.parameters(), lr=1e-4, moments="packed", low_bits="int8")
     split_(model, optimizer)
     start = np.concatenate([x.ravel() for x in arrays(twin.parameters())])
-    rng = np.random.default_rng(5)
-    for _ in range(200):
-        grads = [g + 0.5 for g in map(torch.sign, drawn(rng, model))]
+    for i in range(200):
+        grads = [g + 0.5 for g in map(torch.sign, grads_of(model, i))]
         go(optimizer, grads)
         go(reference, grads)
     flat = [
-        np.concatenate([array(o.master_weights(p)).ravel() for p in o.param_groups[0]["params"]])
+        np.concatenate([array(o.master_weights(p)).ravel() for p in params_of(o)])
         for o in (optimizer, reference)
     ]
     # Weights of bfloat16 to nearest would not move at all above 0.05. Measured: 0.09.
@@ -139,46 +138,38 @@ def test_int8_follows_float32() -> None:
 
 def test_groups_without_low_bits_are_rounded() -> None:
     model = model_of()
-    weights = [p.detach().clone() for p in model.parameters()]
     first, *others = model.parameters()
     frozen = others.pop()  # belongs to no optimizer
-    optimizer = Adam([{"params": [first], "low_bits": "int8"}, {"params": others}], lr=0.1)
-    assert frozen.grad is None
-    for p in (first, *others):
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    moved = [p.detach().clone() for p in model.parameters()]
-    assert torch.equal(moved[-1], weights[-1])
-    split_(model, optimizer)
-    assert bits_of(model.parameters())[1:] == bits_of(w.bfloat16() for w in moved)[1:]
-    assert ["low_bits" in optimizer.state[p] for p in (first, *others)] == [True] + [False] * 4
-    for p, weight in zip(others, moved[1:], strict=False):
-        assert torch.equal(optimizer.master_weights(p), weight.bfloat16().float())
-        p.grad = torch.ones_like(p)
+    groups = [{"params": [first], "low_bits": "int8"}, {"params": others}]
+    training = Training.of(Adam(groups, lr=0.1))
+    training.step()
+    weights = arrays([*others, frozen])
+    split_(model, training.optimizer)
+    for p, weight in zip((*others, frozen), weights, strict=True):
+        assert_same_bits(array(p), storage.to_bfloat16(weight))
+        if p is not frozen:
+            assert_same_bits(array(training.optimizer.master_weights(p)), array(p.float()))
+    assert ["low_bits" in state for state in training.state] == [True] + [False] * 4
     # The state of before goes on in the formats of now.
-    optimizer.step()
-    for p in others:
-        assert optimizer.state[p]["step"] == 2
-        assert {optimizer.state[p][n].dtype for n in ("exp_avg", "exp_avg_sq")} == {torch.bfloat16}
+    training.adopt()
+    training.run(2)
+    assert training.steps == [3] * 5
+    for state in training.state:
+        assert {state[name].dtype for name in ("exp_avg", "exp_avg_sq")} == {torch.bfloat16}
 
 
 def test_split_while_attached() -> None:
-    models = [model_of() for _ in range(2)]
-    optimizers = [AdamW(m.parameters(), moments="packed", low_bits="int8") for m in models]
-    attach(models[0], optimizers[0])
-    for model, optimizer in zip(models, optimizers, strict=True):
-        split_(model, optimizer)
+    model = model_of()
+    training = Training.of(AdamW(model.parameters(), moments="packed", low_bits="int8"))
+    attach(model, training.optimizer)
+    split_(model, training.optimizer)
+    training.adopt()
     for _ in range(3):
-        for model in models:
-            model(torch.linspace(0, 1, 36).reshape(4, 9).bfloat16()).square().sum().backward()
-        optimizers[1].step()
-        optimizers[1].zero_grad()
-        assert [p.grad for p in models[0].parameters()] == [None] * 6
-        first, second = (
-            [(bits_of([p]), *arrays(o.state[p].values())) for p in m.parameters()]
-            for m, o in zip(models, optimizers, strict=True)
-        )
-        np.testing.assert_equal(first, second)
+        loss = model(torch.linspace(0, 1, 36).reshape(4, 9).bfloat16()).square().sum()
+        training.expect(torch.autograd.grad(loss, training.params, retain_graph=True))
+        loss.backward()
+        training.check()
+        assert [p.grad for p in training.params] == [None] * 6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -195,13 +186,11 @@ def test_master_weights_are_those_of_now() -> None:
     p = torch.nn.Parameter(torch.ones(5, 3).bfloat16())
     optimizer = Adam([p], low_bits="int8", lr=1e-4)
     for _ in range(5):
-        p.grad = torch.ones_like(p)
-        optimizer.step()
+        go(optimizer, [torch.ones(5, 3)])
     assert torch.equal(p, torch.ones_like(p))
     np.testing.assert_allclose(array(optimizer.master_weights(p)), 1 - 5e-4, rtol=2.0**-15)
     optimizer.param_groups[0]["low_bits"] = None
-    p.grad = torch.zeros_like(p)
-    optimizer.step()
+    go(optimizer, [torch.zeros(5, 3)])
     assert torch.equal(optimizer.master_weights(p), p.float())
 
 
@@ -213,20 +202,29 @@ def swapped() -> tuple[Any, Any]:
     return model, optimizer
 
 
+def once_split() -> tuple[Any, Any]:
+    model, optimizer = with_optimizer(low_bits="int8", ema_decay=0.9)()
+    split_(model, optimizer)
+    return model, optimizer
+
+
 def with_gaps() -> tuple[Any, Any]:
     model = model_of()
     model.register_parameter("strided", torch.nn.Parameter(torch.ones(3, 8)[:, ::2]))
     return model, Adam(model.parameters(), low_bits="int8")
 
 
-def with_optimizer(kind: Any = Adam, **settings: Any) -> Callable[[], tuple[Any, Any]]:
+def with_optimizer(
+    kind: Any = Adam, dtype: Any = torch.float32, **settings: Any
+) -> Callable[[], tuple[Any, Any]]:
     def make() -> tuple[Any, Any]:
-        model = model_of()
+        model = model_of().to(dtype)
         return model, kind(model.parameters(), **settings)
 
     return make
 
 
+NO_WEIGHTS = "^model must have float32 parameters in a group with low_bits"
 ERRORS: dict[str, tuple[Callable[[], tuple[Any, Any]], type[Exception], str]] = {
     "no low bits": (with_optimizer(), ValueError, "low_bits"),
     "torch's optimizer": (with_optimizer(torch.optim.Adam), TypeError, "^optimizer must be"),
@@ -234,13 +232,10 @@ ERRORS: dict[str, tuple[Callable[[], tuple[Any, Any]], type[Exception], str]] = 
     "another model": (
         lambda: (model_of(), with_optimizer(low_bits="int8")()[1]),
         ValueError,
-        "^model must have float32 parameters",
+        NO_WEIGHTS,
     ),
-    "float64": (
-        lambda: (m := model_of().double(), Adam(m.parameters(), low_bits="int8")),
-        ValueError,
-        "^model must have float32 parameters",
-    ),
+    "float64": (with_optimizer(dtype=torch.float64, low_bits="int8"), ValueError, NO_WEIGHTS),
+    "split once": (once_split, ValueError, r"^model must have float32.*Received: none.*int8"),
     "swapped": (swapped, ValueError, "swapped out first"),
     "gaps": (with_gaps, ValueError, "gaps or overlaps"),
 }
@@ -249,31 +244,17 @@ ERRORS: dict[str, tuple[Callable[[], tuple[Any, Any]], type[Exception], str]] = 
 @pytest.mark.parametrize(("make", "error", "message"), ERRORS.values(), ids=ERRORS)
 def test_errors_of_split(make: Any, error: type[Exception], message: str) -> None:
     model, optimizer = make()
-    modules = [model] if isinstance(model, torch.nn.Module) else []
-    before = [copy.deepcopy(m.state_dict()) for m in modules], everything(optimizer)
-    with pytest.raises(error, match=rf"{message}.*Received: .+"):
+    models = [model] if isinstance(model, torch.nn.Module) else []
+    before = [copy.deepcopy(m.state_dict()) for m in models], everything(optimizer)
+    with pytest.raises(error, match=message) as caught:
         split_(model, optimizer)
-    after = [m.state_dict() for m in modules], everything(optimizer)
-    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
-    assert_everything_same_bits(after[1], before[1])
-
-
-def test_errors_once_split() -> None:
-    model = model_of()
-    optimizer = Adam(model.parameters(), low_bits="int8", ema_decay=0.9)
-    split_(model, optimizer)
-    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
-    with pytest.raises(ValueError, match=r"^model must have float32.*Received: none.*int8"):
-        split_(model, optimizer)
-    after = model.state_dict(), optimizer.state_dict()["state"]
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert "Received: " in str(caught.value)
+    torch.testing.assert_close([m.state_dict() for m in models], before[0], rtol=0, atol=0)
+    assert_everything_same_bits(everything(optimizer), before[1])
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex64"])
 def test_errors_of_master_weights(dtype: str) -> None:
     p = torch.nn.Parameter(torch.ones(3, dtype=getattr(torch, dtype)))
-    with pytest.raises(TypeError, match=r".*Received: .+"):
+    with pytest.raises(TypeError, match=r"^param must be float32, .*Received: .+"):
         Adam([p]).master_weights(p)
-    model, optimizer = swapped()
-    with pytest.raises(ValueError, match="swapped out first"):
-        optimizer.master_weights(model[0].weight)

@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: MIT
+"""torch tensors in `fusedadam.Adam`: losses, parameters and gradients, and its options as torch's."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fusedadam
+import numpy as np
+import oracle
+import pytest
+import storage_oracle as storage
+from fresh_python import output_of
+from fusedadam import Adam, adam_step, global_norm
+from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, running, values
+
+torch: Any = pytest.importorskip("torch")
+
+from torch_helpers import array, leaves, sparse, tensor, uncorrected
+
+SHAPES = [(5, 3), (3,), ()]
+ONES = [np.ones(shape, "float32") for shape in SHAPES]
+
+
+def loss_of(params: list[Any]) -> Any:
+    weight, bias, scale = params
+    inputs = torch.linspace(-1, 1, 20, dtype=weight.dtype).reshape(4, 5)
+    return ((torch.tanh(inputs @ weight + bias) * scale - 0.5) ** 2).mean()
+
+
+def numpy_of(tensors: Any) -> list[Array]:
+    return [t.detach().numpy() for t in tensors]
+
+
+# -- a scalar tensor as the loss --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("limits", [{}, {"clipnorm": 0.1, "clipvalue": 0.05}], ids=["", "clipped"])
+def test_steps_of_a_tensor_loss(dtype: str, limits: dict[str, Any]) -> None:
+    params = leaves(SHAPES, dtype)
+    addresses = [p.data_ptr() for p in params]
+    reference = oracle.OracleAdam([p.copy() for p in numpy_of(params)], lr=0.05, **limits)
+    optimizer = Adam(lr=0.05, **limits)
+    for _ in range(5):
+        grads = [g.numpy() for g in torch.autograd.grad(loss_of(params), params)]
+        clipped = optimizer.get_gradients(loss_of(params), params)
+        assert_all_same_bits(clipped, oracle.clip(grads, **limits))
+        reference.step(grads)
+        updates = optimizer.get_updates(loss_of(params), params)
+        assert len(updates) == 10
+        assert all(u is p for u, p in zip(updates[3::3], params, strict=True))
+    assert_all_same_bits(numpy_of(params), reference.params)
+    assert_all_same_bits(optimizer.weights, reference.weights())
+    assert [p.data_ptr() for p in params] == addresses
+    assert all(p.is_leaf and p.requires_grad and p.grad is None for p in params)
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        twins = copy.deepcopy(params)
+        twin.get_updates(loss_of(twins), twins)
+        once_more = copy.deepcopy(reference)
+        once_more.step([g.numpy() for g in torch.autograd.grad(loss_of(params), params)])
+        assert_all_same_bits(numpy_of(twins), once_more.params)
+
+
+@pytest.mark.parametrize("size", [7, 40_000])
+def test_expanded_gradients_of_mixed_dtypes(size: int) -> None:
+    params = [torch.ones(size, dtype=d, requires_grad=True) for d in (torch.float32, torch.float64)]
+    # The gradient of a sum is one number with stride 0.
+    assert torch.autograd.grad(params[0].sum(), params[0])[0].stride() == (0,)
+    reference = oracle.OracleAdam([p.copy() for p in numpy_of(params)])
+    reference.step([np.full(size, 2, "float32"), np.full(size, 3.0)])
+    loss = (2 * params[0]).sum() + (3 * params[1]).sum()
+    for grad, n in zip(Adam().get_gradients(loss, params), (2, 3), strict=True):
+        np.testing.assert_array_equal(grad, n)  # arrays
+    loss = (2 * params[0]).sum() + (3 * params[1]).sum()
+    Adam().get_updates(loss, params)
+    assert_all_same_bits(numpy_of(params), reference.params)
+
+
+def test_module_trained_from_its_grad_attributes() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    inputs, targets = torch.randn(32, 4), torch.randn(32, 1)
+    optimizer = Adam(lr=0.02)
+    reference = oracle.OracleAdam(numpy_of(model.parameters()), lr=0.02)
+    losses = []
+    for count in range(1, 51):
+        model.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
+        loss.backward()
+        reference.step([p.grad.numpy() for p in model.parameters()])
+        assert optimizer.apply_gradients((p.grad, p) for p in model.parameters()) == count
+        losses.append(loss.item())
+    assert_all_same_bits(numpy_of(model.parameters()), reference.params)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_stale_graph_is_noticed() -> None:
+    # As for any in-place change, a graph that saved the old values must not use the new ones.
+    p = torch.ones(3, requires_grad=True)
+    stale = (p**2).sum()
+    Adam().get_updates((p**2).sum(), [p])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
+
+
+def test_constraint_of_a_tensor() -> None:
+    p = torch.tensor([0.4999, -3.0], requires_grad=True)
+    p.constraint = lambda q: q.clamp(-0.5, 0.5)
+    Adam(lr=0.1).get_updates((-p).sum(), [p])
+    assert p.tolist() == [0.5, -0.5]
+    assert p.is_leaf
+    assert p.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_tensors_that_record_nothing(mode: str) -> None:
+    with getattr(torch, mode)():
+        p, g = torch.ones(3), torch.full((3,), 0.5)
+        Adam().apply_gradients([(g, p)])
+        reference = oracle.OracleAdam([np.ones(3, "float32")])
+        reference.step([np.full(3, 0.5, "float32")])
+        assert_same_bits(p.numpy(), reference.params[0])
+
+
+MOVES: dict[str, Callable[[Any], Any]] = {
+    "data": lambda p: setattr(p, "data", p.data.clone()),
+    "set_": lambda p: p.set_(p.clone()),
+    "share_memory_": lambda p: p.share_memory_(),
+    "swap_tensors": lambda p: torch.utils.swap_tensors(p, p.clone()),
+}
+
+
+@pytest.mark.parametrize("seen", ["stepped", "built", "loaded"])
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_swap_of_tensors_whose_memory_has_moved(
+    move: Callable[[Any], Any], seen: str, tmp_path: Path
+) -> None:
+    # The tensor is not the first parameter: state belongs to positions in the list.
+    adam, params = Adam(use_ema=True, ema_momentum=0.5, lr=1.0), [np.zeros(3), torch.zeros(5)]
+    for _ in range(2):
+        adam.apply_gradients([(np.ones(3), params[0]), (torch.ones(5), params[1])])
+    if seen == "built":
+        adam.build(params)
+    if seen == "loaded":
+        adam.save(tmp_path / "state")
+        adam.load(tmp_path / "state", params)
+    before, averages = params[1].clone(), adam.ema[1].copy()
+    move(params[1])
+    for ours, theirs in ((averages, before), (before, averages)):
+        adam.swap_ema()
+        assert_same_bits(np.asarray(params[1]), np.asarray(ours))
+        assert_same_bits(adam.ema[1], np.asarray(theirs))
+    params[1].data = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"params\[1\] must .*Received: .+"):
+        adam.swap_ema()
+    params[1].data = before
+    adam.apply_gradients([(np.ones(3), params[0]), (torch.ones(5), params[1])])
+
+
+# -- tensors mixed with arrays ----------------------------------------------------------------
+
+
+def as_tensors(arrays: list[Array]) -> list[Any]:
+    return [torch.from_numpy(a) for a in arrays]
+
+
+def graph_tensors(arrays: list[Array]) -> list[Any]:
+    """Gradients that have a graph of their own, as `create_graph=True` leaves them."""
+    return [t.requires_grad_() * 1 for t in as_tensors(arrays)]
+
+
+def expanded_tensors(arrays: list[Array]) -> list[Any]:
+    return [t[..., None].expand(*t.shape, 2)[..., 1] for t in as_tensors(arrays)]
+
+
+CALLS: dict[str, Callable[[Adam, Any, Any], Any]] = {
+    "build": lambda o, params, _: o.build(params),
+    "get_updates": lambda o, params, grads: o.get_updates(grads, params),
+    "get_gradients": lambda o, params, grads: o.get_gradients(grads, params),
+    "apply_gradients": lambda o, params, grads: o.apply_gradients(
+        list(zip(grads, params, strict=True))
+    ),
+}
+STEPS = ["get_updates", "get_gradients", "apply_gradients"]
+
+
+@pytest.mark.parametrize("of_params", [list, as_tensors])
+@pytest.mark.parametrize("of_grads", [list, as_tensors, graph_tensors, expanded_tensors])
+@pytest.mark.parametrize("method", STEPS)
+def test_gradients_as_a_sequence(
+    rng: np.random.Generator,
+    of_params: Callable[[list[Array]], list[Any]],
+    of_grads: Callable[[list[Array]], list[Any]],
+    method: str,
+) -> None:
+    params, grads = ([values(rng, s, d) for s in SHAPES for d in FLOATS] for _ in range(2))
+    kept = [g.copy() for g in grads]
+    reference = oracle.OracleAdam(params, clipnorm=1.0)
+    reference.step(grads)
+    optimizer = Adam(clipnorm=1.0)
+    given, stepped = of_grads(grads), of_params(params)
+    result = CALLS[method](optimizer, stepped, given)
+    if method == "get_gradients":
+        assert_all_same_bits(result, oracle.clip(kept, clipnorm=1.0))
+        optimizer.get_updates(given, stepped)
+    assert_all_same_bits(params, reference.params)
+    assert_all_same_bits(grads, kept)
+
+
+def test_adam_step_with_tensor_gradients(rng: np.random.Generator) -> None:
+    p, g, m = (values(rng, (3, 4), "float32") for _ in range(3))
+    v = m * m
+    expected = oracle.adam_step(p, g, m, v, step=2)
+    adam_step([p], [torch.from_numpy(g)], [m], [v], step=2)
+    assert_all_same_bits([p, m, v], expected)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int64"])
+def test_gradient_of_another_dtype_is_cast(dtype: str) -> None:
+    params = [torch.ones(3, 2).T for _ in range(2)]  # also a layout other than C order
+    grad = torch.tensor([[1.0, -2.0, 3.0], [0.0, 4.0, -5.0]]).to(getattr(torch, dtype))
+    for param, given in zip(params, (grad, grad.float()), strict=True):
+        Adam().apply_gradients([(given, param)])
+    assert torch.equal(*params)
+    assert not torch.equal(params[0], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("as_tensor", [True, False], ids=["tensors", "arrays"])
+def test_gradient_of_16_bits_is_read_where_it_is(dtype: Any, as_tensor: bool) -> None:
+    grad = torch.arange(-3, 6).to(dtype).reshape(3, 3).T
+    expected = np.ones((3, 3), "float32")
+    Adam(clipnorm=1.0).apply_gradients([(grad.float().numpy(), expected)])
+    for zero_grad in (False, True):
+        param: Any = torch.ones(3, 3).T if as_tensor else np.ones((3, 3), "float32")
+        given = grad.clone()
+        Adam(clipnorm=1.0, zero_grad=zero_grad).apply_gradients([(given, param)])
+        np.testing.assert_array_equal(np.asarray(param), expected)
+        assert torch.equal(given, torch.zeros_like(grad) if zero_grad else grad)
+        assert bool(given._version) == zero_grad
+
+
+def test_parameters_of_16_bits(tmp_path: Path) -> None:
+    x = values(np.random.default_rng(0), (70,), "float32").astype(storage.BFLOAT16)
+    of_arrays, of_tensors = (
+        Adam(moments="packed", low_bits="int8", clipnorm=0.1) for _ in range(2)
+    )
+    arrays, tensors = [x.copy()], [tensor(x)]
+    grads = [np.ones(70, storage.BFLOAT16)]
+    expected = of_arrays.get_gradients(grads, arrays)[0]
+    assert_same_bits(of_tensors.get_gradients([tensor(grads[0])], tensors)[0], expected)
+    assert expected.dtype == np.float32
+    of_arrays.step(arrays, grads)
+    of_tensors.step(tensors, [tensor(grads[0])])
+    assert_same_bits(array(tensors[0]), arrays[0])
+    of_tensors.save(tmp_path / "adam.safetensors")
+    resumed = Adam.load(tmp_path / "adam.safetensors", tensors)
+    assert_same_bits(resumed.master_weights(tensors)[0], of_arrays.master_weights(arrays)[0])
+    of_two = Adam(low_bits="int8")
+    of_two.build([torch.ones(70, dtype=torch.bfloat16) for _ in range(2)])
+    with pytest.raises(TypeError, match=r"params\[1\] must be float32.*Received: "):
+        of_two.master_weights([tensors[0], torch.ones(70, dtype=torch.int16)])
+    with pytest.raises(TypeError, match=r"params\[0\] must be float32.*Received: "):
+        Adam.load(tmp_path / "adam.safetensors", [torch.ones(70, dtype=torch.int16)])
+
+
+# -- refused calls ----------------------------------------------------------------------------
+
+
+class Training:
+    def __init__(self) -> None:
+        self.params = leaves(SHAPES)
+        self.optimizer = Adam(clipnorm=1.0)
+        self.step()
+
+    def step(self) -> None:
+        self.optimizer.get_updates(loss_of(self.params), self.params)
+
+    def everything(self) -> list[Array]:
+        return [a.copy() for a in (*numpy_of(self.params), *self.optimizer.weights)]
+
+
+@pytest.fixture
+def training() -> Iterator[Training]:
+    """A training that the test must not change, and that continues as if nothing had happened."""
+    training, twin = Training(), Training()
+    yield training
+    assert_all_same_bits(training.everything(), twin.everything())
+    training.step()
+    twin.step()
+    assert_all_same_bits(training.everything(), twin.everything())
+
+
+Row = tuple[Callable[[Any], Any], type[Exception], str]
+BAD_PARAMS: dict[str, Row] = {
+    "meta": (lambda p: torch.empty_like(p, device="meta"), ValueError, "CPU"),
+    "sparse": (lambda p: p.detach().to_sparse(), ValueError, "dense"),
+    "sparse rows": (lambda p: p.detach().to_sparse_csr(), ValueError, "dense"),
+    "int64": (lambda p: p.detach().long(), TypeError, "float32"),
+    "complex64": (lambda p: p.detach() * 1j, TypeError, "(real|float32)"),
+}
+NOT_DENSE: dict[str, Row] = {
+    "strided": (lambda _: torch.zeros(5, 6)[:, ::2], ValueError, "without gaps or overlaps"),
+    "expanded": (lambda _: torch.zeros(3).expand(5, 3), ValueError, "without gaps or overlaps"),
+}
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["built", "fresh"])
+@pytest.mark.parametrize(
+    ("method", "make", "error", "rule"),
+    [
+        pytest.param(method, *row, id=f"{method}-{name}")
+        for method in CALLS
+        # Only methods that write to a parameter need it to be dense.
+        for name, row in (BAD_PARAMS | (NOT_DENSE if method != "get_gradients" else {})).items()
+    ],
+)
+# torch warns that its compressed sparse tensors are in beta.
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+def test_parameter(
+    training: Training, make: Any, error: type[Exception], rule: str, method: str, fresh: bool
+) -> None:
+    optimizer = Adam() if fresh else training.optimizer
+    params = [make(training.params[0]), *training.params[1:]]
+    with pytest.raises(error, match=rf"(?s)params\[0\].*{rule}.*Received: .+"):
+        CALLS[method](optimizer, params, ONES)
+    assert fresh is False or optimizer.weights == []
+
+
+BAD_GRADIENTS: dict[str, Row] = {
+    "meta": (lambda g: torch.empty_like(g, device="meta"), ValueError, "CPU"),
+    "sparse": (lambda g: g.to_sparse(), ValueError, "dense"),
+    "complex64": (lambda g: g * 1j, TypeError, "same_kind"),
+    "transposed": (lambda g: g.T, ValueError, "shape"),
+    "flat": (lambda g: g.ravel(), ValueError, "shape"),
+}
+
+
+@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize(("make", "error", "rule"), BAD_GRADIENTS.values(), ids=BAD_GRADIENTS)
+def test_gradient(
+    training: Training, make: Any, error: type[Exception], rule: str, method: str
+) -> None:
+    grads = [make(torch.ones(5, 3)), *ONES[1:]]
+    with pytest.raises(error, match=rf"(?s)grads\[0\].*{rule}.*Received: .+"):
+        CALLS[method](training.optimizer, training.params, grads)
+
+
+def test_grad_attribute_that_is_none(training: Training) -> None:
+    with pytest.raises(ValueError, match=r"^grads must not all be None"):
+        training.optimizer.apply_gradients([(p.grad, p) for p in training.params])
+
+
+def used_twice(p: list[Any]) -> Any:
+    loss = loss_of(p)
+    torch.autograd.grad(loss, p)
+    return loss
+
+
+def sparse_gradient(p: list[Any]) -> Any:
+    rows = torch.nn.functional.embedding(torch.tensor([0, 2]), p[0], sparse=True)
+    return rows.sum() + p[1].sum() + p[2]
+
+
+def without(p: list[Any], replaced: Any) -> list[Any]:
+    return [replaced, *p[1:]]
+
+
+NO_GRAPH = (ValueError, RuntimeError)
+# Losses, and the parameters beside them.
+BAD_LOSSES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Any, str]] = {
+    "not scalar": (lambda p: p[0] ** 2, list, ValueError, r"loss.*scalar.*Received: .+"),
+    "no graph": (lambda _: torch.tensor(1.0), list, NO_GRAPH, "grad"),
+    "detached": (lambda p: loss_of(p).detach(), list, NO_GRAPH, "grad"),
+    "used twice": (used_twice, list, NO_GRAPH, "second time"),
+    "sparse": (sparse_gradient, list, ValueError, r"(?s)grads\[0\].*dense.*Received: .+"),
+    "a parameter not reached": (
+        lambda p: (p[0] ** 2).sum() + p[2] ** 2,
+        list,
+        ValueError,
+        r"(?s)^An operation has `None` for gradient\..*\[1\]",
+    ),
+    "a parameter that requires no gradient": (
+        loss_of,
+        lambda p: without(p, p[0].detach()),
+        ValueError,
+        r"params\[0\].*requires?_? ?a? ?grad.*Received: .+",
+    ),
+    "an array as a parameter": (
+        loss_of,
+        lambda p: without(p, p[0].detach().numpy()),
+        TypeError,
+        r"params\[0\].*torch\.Tensor.*Received: .+",
+    ),
+    "a callable": (lambda _: loss_of, list, TypeError, r"params\[0\].*ndarray.*Received: .+"),
+}
+
+
+@pytest.mark.parametrize("method", ["get_updates", "get_gradients"])
+@pytest.mark.parametrize(("loss", "params", "error", "rule"), BAD_LOSSES.values(), ids=BAD_LOSSES)
+def test_loss(
+    training: Training, method: str, loss: Any, params: Any, error: Any, rule: str
+) -> None:
+    given = loss(training.params)
+    with pytest.raises(error, match=rule):
+        CALLS[method](training.optimizer, params(training.params), given)
+
+
+OVERLAPPING: dict[str, Callable[[Any], list[Any]]] = {
+    "one tensor twice": lambda b: [b[:4]] * 2,
+    "views": lambda b: [b[:4], b[3:7]],
+    "a tensor and an array": lambda b: [b[:4], b.numpy()[2:6]],
+}
+
+
+@pytest.mark.parametrize("views", OVERLAPPING.values(), ids=OVERLAPPING)
+def test_parameters_that_overlap(views: Callable[[Any], list[Any]]) -> None:
+    buffer = torch.arange(8.0)
+    params = views(buffer)
+    optimizer = Adam()
+    with pytest.raises(ValueError, match=r"\[\d\].*overlap.*Received: .+"):
+        optimizer.get_updates([np.ones(4, "float32")] * 2, params)
+    assert buffer.tolist() == list(range(8))
+    assert optimizer.weights == []
+
+
+# -- options as torch's -----------------------------------------------------------------------
+
+EPS = 1e-8
+ALL = {"amsgrad": True, "weight_decay": 0.01, "maximize": True}
+OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "weight_decay": ("AdamW", {"weight_decay": 0.1}, {"weight_decay": 0.1}),
+    "l2": ("Adam", {"weight_decay": 0.1}, {"l2": 0.1}),
+    "amsgrad": ("Adam", {"amsgrad": True}, {"amsgrad": True}),
+    "maximize": (
+        "Adam",
+        {"maximize": True, "weight_decay": 0.1},
+        {"maximize": True, "l2": 0.1},
+    ),
+    "all": ("AdamW", ALL, ALL),
+    "clipping and averages": (
+        "Adam",
+        {},
+        {"clipnorm": 0.7, "use_ema": True, "ema_momentum": 0.9},
+    ),
+    "epsilon": ("Adam", {}, {"bias_corrected_epsilon": True}),
+}
+
+
+@pytest.mark.parametrize(("kind", "theirs", "ours"), OPTIONS.values(), ids=OPTIONS)
+def test_options_of_torch(kind: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    rng = np.random.default_rng(1)
+    params = [values(rng, shape, "float64") + 0.5 for shape in [(40, 7), (7,), (3, 2, 5)]]
+    twins = [torch.tensor(p, requires_grad=True) for p in params]
+    adam = Adam(lr=0.01, epsilon=EPS, **ours)
+    optimizer = getattr(torch.optim, kind)(twins, lr=0.01, eps=EPS, **theirs)
+    averages = [p.detach().clone() for p in twins]
+    for t in range(1, 31):
+        grads = [values(rng, p.shape, "float64") for p in params]
+        for p, g in zip(twins, grads, strict=True):
+            p.grad = torch.tensor(g)
+        if "clipnorm" in ours:
+            torch.nn.utils.clip_grad_norm_(twins, 0.7)
+        optimizer.step()
+        # The first average is the parameter itself.
+        torch._foreach_lerp_(averages, [p.detach() for p in twins], 1.0 if t == 1 else 1 - 0.9)
+        if "bias_corrected_epsilon" not in ours:
+            adam.epsilon = uncorrected(EPS, adam.beta_2, t)
+        adam.apply_gradients(zip(grads, params, strict=True))
+    states = [optimizer.state[p] for p in twins]
+    names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(ours.get("amsgrad"))
+    expected = [*twins, *(state[name] for name in names for state in states)]
+    expected += averages if ours.get("use_ema") else []
+    # torch adds 1e-6 to the norm. Else: about a hundred roundings per step.
+    rtol = 1e-5 if "clipnorm" in ours else 1e-11
+    for a, b in zip([*params, *adam.weights[1:], *adam.ema], expected, strict=True):
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=rtol, atol=rtol * 1e-3)
+
+
+def test_norm(rng: np.random.Generator) -> None:
+    arrays = [values(rng, shape, dtype) for shape in [(40, 7), (7,)] for dtype in FLOATS]
+    tensors = [torch.tensor(a) for a in arrays]
+    expected = torch.nn.utils.get_total_norm([t.double() for t in tensors])
+    assert global_norm(tensors) == global_norm(arrays)
+    np.testing.assert_allclose(global_norm(tensors), expected.item(), rtol=1e-13)
+
+
+def test_lazy_rows_are_those_of_sparse_adam(rng: np.random.Generator) -> None:
+    ours = values(rng, (50, 6), "float64")
+    theirs = torch.tensor(ours, requires_grad=True)
+    # SparseAdam's epsilon is the paper's "epsilon hat" as well.
+    adam, optimizer = Adam(lr=0.01, epsilon=EPS), torch.optim.SparseAdam([theirs], lr=0.01, eps=EPS)
+    for step in range(20):
+        indices = rng.integers(0, 50, 12)
+        rows = values(rng, (12, 6), "float64")
+        theirs.grad = sparse(indices, torch.tensor(rows), (50, 6))
+        optimizer.step()
+        given: Any = torch.tensor if step % 2 else np.asarray
+        adam.apply_sparse(given(indices), given(rows), ours)
+    state = optimizer.state[theirs]
+    expected = (theirs, state["exp_avg"], state["exp_avg_sq"])
+    for a, b in zip([ours, *adam.weights[1:]], expected, strict=True):
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-11, atol=1e-14)
+
+
+# -- torch and this package in one process ----------------------------------------------------
+
+
+@contextlib.contextmanager
+def flushing() -> Iterator[None]:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor flushes nothing")
+    try:
+        yield
+        assert (torch.tensor([1e-40]) * 0.5).item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("size", [1_000, 40_000])
+def test_flushing_by_torch_changes_nothing_and_is_left_on(
+    rng: np.random.Generator, size: int, threads: int
+) -> None:
+    p, g, m = (values(rng, size, "float32") * np.float32(1e-38) for _ in range(3))
+    v = np.abs(m)
+    expected = oracle.adam_step(p, g, m, v, step=3, flush_denormals=False)
+    with flushing():
+        adam_step(p, g, m, v, step=3, flush_denormals=False)
+    assert_all_same_bits([p, m, v], expected, f"threads={threads}")
+
+
+def test_thread_counts_are_separate() -> None:
+    before = torch.get_num_threads()
+    with running(threads=before + 3):
+        Adam().get_updates([np.ones(40_000)], [np.ones(40_000)])
+        assert torch.get_num_threads() == before
+    with running(threads=3):
+        torch.set_num_threads(before + 1)
+        assert fusedadam.get_num_threads() == 3
+        torch.set_num_threads(before)
+
+
+def test_torch_is_not_imported_for_arrays() -> None:
+    code = """
+        import sys
+        import autograd.numpy as anp, numpy as np
+        from fusedadam import Adam
+        Adam().get_updates(lambda p: anp.sum(p[0] ** 2), [np.ones(3)])
+        try:
+            Adam().get_updates(0.5, [np.ones(3)])
+        except TypeError:
+            print("torch" in sys.modules)
+    """
+    assert output_of(code) == "False"
+
+
+def test_epsilon_differs() -> None:
+    assert uncorrected(EPS, 0.999, 1) == EPS * math.sqrt(1 - 0.999)

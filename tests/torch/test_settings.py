@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: MIT
+"""Settings of groups: which are refused, and that a step reads them as they are at that moment."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch: Any = pytest.importorskip("torch")
+
+from fusedadam.torch import Adam, AdamW
+from torch_helpers import KINDS, SHAPES, Training, leaves, params_of, train
+
+EXTRAS: dict[str, Any] = {"max_grad_norm": 2.0, "ema_decay": 0.9, "zero_grad_in_step": True}
+
+# Settings, of which the first one is named, and what is raised.
+REFUSED: list[tuple[dict[str, Any], type[Exception]]] = [
+    *(({"lr": bad}, ValueError) for bad in (math.nan, math.inf)),
+    *(({"lr": bad}, TypeError) for bad in (True, "high", None)),
+    *(({"betas": bad}, ValueError) for bad in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9,), 0.9)),
+    *(({"betas": bad}, TypeError) for bad in ((True, 0.9), (0.9, "0.9"))),
+    *(({"eps": bad}, ValueError) for bad in (-1.0, math.nan, math.inf)),
+    *(({"weight_decay": bad}, ValueError) for bad in (-1.0, math.nan)),
+    ({"weight_decay": -1.0, "decoupled_weight_decay": False}, ValueError),
+    *(({"max_grad_norm": bad}, ValueError) for bad in (-1.0, math.nan, math.inf)),
+    *(({"max_grad_norm": bad}, TypeError) for bad in ("1", b"1", np.bool_(1), torch.tensor(True))),
+    *(({"ema_decay": bad}, ValueError) for bad in (-0.1, 1.5, math.nan)),
+    ({"ema_decay": "0.9"}, TypeError),
+    *(({n: True}, TypeError) for n in ("max_grad_norm", "ema_decay", "eps", "weight_decay")),
+    ({"zero_grad_in_step": "no"}, ValueError),
+    ({"differentiable": True}, ValueError),
+    ({"moments": "packed", "amsgrad": True}, ValueError),
+    ({"moments": "packed", "rounding": "nearest"}, ValueError),
+    ({"low_bits": "int8", "rounding": "nearest"}, ValueError),
+    *(({"moments": bad}, (ValueError, TypeError)) for bad in ("float16", 16)),
+    *(({"low_bits": bad}, (ValueError, TypeError)) for bad in ("int32", 8)),
+    ({"rounding": "up"}, ValueError),
+    *(({"seed": bad}, (ValueError, TypeError)) for bad in (-1, 2**64, 1.5, "1")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bad", "error"), REFUSED, ids=str)
+def test_setting_is_refused(bad: dict[str, Any], error: Any) -> None:
+    name = next(iter(bad))
+    rule = rf"(?s)({name}|low bits|16 bits)\b.*Received: .+"
+    for kind in KINDS:
+        with pytest.raises(error, match=rule):
+            kind([{"params": leaves(), **bad}])
+        if name in (*EXTRAS, "differentiable", "moments", "low_bits", "rounding", "seed"):
+            with pytest.raises(error, match=rule):
+                kind(leaves(), **bad)
+    amsgrad = bad.get("amsgrad", False)  # whose state cannot begin later
+    training = Training(AdamW, SHAPES, groups=[{}, {}], ema_decay=0.5, amsgrad=amsgrad)
+    training.run(1)
+    with training.refused(rule, error):
+        training.optimizer.add_param_group({"params": leaves(seed=1), **bad})
+    # A scheduler may leave such a value: torch does not check again.
+    with training.refused(rule, error, spoilt=True):
+        training.give(training.grads())
+        training.optimizer.param_groups[1].update(bad)
+        training.optimizer.step()
+    training.step()
+
+
+# Formats that the dtype of the parameter excludes, which the first step finds.
+UNFIT: list[tuple[str, dict[str, Any]]] = [
+    *(
+        (dtype, {"moments": moments})
+        for dtype in ("float64", "complex64")
+        for moments in ("packed", "bfloat16")
+    ),
+    *(("float16", {"low_bits": low_bits}) for low_bits in ("int8", "int16")),
+]
+
+
+@pytest.mark.parametrize(("dtype", "formats"), UNFIT, ids=str)
+def test_formats_that_do_not_fit_are_refused(dtype: str, formats: dict[str, Any]) -> None:
+    (name,) = formats
+    training = Training(AdamW, [(9, 3)], dtype, **formats)
+    training.give(training.grads())
+    with training.refused(rf"(low.bits|{name}|16 bits).*Received: .+"):
+        training.optimizer.step()
+    assert not training.optimizer.state
+    training = Training(AdamW, [(9, 3)], dtype)
+    training.run(2)
+    with training.refused(rf"(low.bits|{name}|16 bits).*Received: .+", spoilt=True):
+        training.optimizer.param_groups[0].update(formats)
+        training.give(training.grads())
+        training.optimizer.step()
+    training.optimizer.param_groups[0].update(formats)
+    training.optimizer.state_dict()  # which leaves to a step what is wrong
+    training.check()
+
+
+def test_error_has_the_value_and_the_group() -> None:
+    params = leaves([(3,), (4,)])
+    optimizer = Adam([{"params": params[:1]}, {"params": params[1:]}])
+    optimizer.param_groups[1]["betas"] = (0.9, 1.0)
+    message = r"^betas\[1\] must be >= 0 and < 1\. Received: betas\[1\]=1\.0 in param_groups\[1\]$"
+    with pytest.raises(ValueError, match=message):
+        train(optimizer, 1)
+    assert not optimizer.state
+    optimizer.param_groups[1].update(betas=(0.9, 0.99), ema_decay=2)
+    with pytest.raises(ValueError, match=r"^ema_decay must be finite, >= 0 and <= 1\. Received: "):
+        train(optimizer, 1)
+
+
+def test_error_of_a_number_of_the_users_own_is_passed_on() -> None:
+    class Number:
+        is_new = True
+
+        def __float__(self) -> float:
+            if self.is_new:
+                self.is_new = False
+                raise ValueError("not now")
+            return 0.5
+
+    training = Training(Adam, [(3,)])
+    training.step()
+    with training.refused(r"^not now$", ValueError):
+        training.optimizer.param_groups[0]["lr"] = Number()
+        training.optimizer.step()
+
+
+def test_misspelt_extra_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Did you mean 'ema_decay'\? Received: ema_deacy=0.9"):
+        Adam([{"params": leaves(), "ema_deacy": 0.9}])
+    # Entries that torch and others keep in groups are left alone.
+    Adam([{"params": leaves(), "initial_lr": 1.0, "name": "body", "lr_scale": 0.5}])
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [lambda p: [p, p], lambda p: iter([("a", p), ("b", p)])],
+    ids=["plain", "of an iterator, with names"],
+)
+def test_parameter_twice_in_a_group_is_refused(twice: Any) -> None:
+    (p,) = leaves([(3,)])
+    with pytest.raises(ValueError, match=r"once.*Received: params\[0\] again as params\[1\]"):
+        Adam(twice(p))
+    training = Training(Adam, [(2,)])
+    with training.refused("once"):
+        training.optimizer.add_param_group({"params": twice(p)})
+    with training.refused("dict", TypeError):
+        training.optimizer.add_param_group(leaves())
+    training.step()
+
+
+def test_extras_of_groups() -> None:
+    groups = [{"params": leaves([(3,)]), "ema_decay": None}, {"params": leaves([(4,)])}]
+    ours = Adam(groups, **EXTRAS)
+    ours.add_param_group({"params": leaves([(5,)]), "ema_decay": 0.5})
+    assert [g.get("ema_decay") for g in ours.param_groups] == [None, 0.9, 0.5]
+    assert "ema_decay" not in ours.param_groups[0]
+    assert ours.param_groups[2] | EXTRAS | {"ema_decay": 0.5} == ours.param_groups[2]
+    train(ours, 1)
+    assert ["ema" in state for state in ours.state.values()] == [False, True, True]
+    # As a user or a checkpoint of an earlier version may leave the entries.
+    off = {"max_grad_norm": None, "ema_decay": None, "zero_grad_in_step": False}
+    ours.param_groups[1].update(off)
+    saved = ours.state_dict()
+    assert not set(EXTRAS) & set(saved["param_groups"][1])
+    saved["param_groups"][0].update(off)
+    ours.load_state_dict(saved)
+    assert not set(EXTRAS) & set(ours.param_groups[0])
+    assert set(EXTRAS) <= set(ours.defaults)
+    plain = Adam(leaves())
+    plain.__setstate__({"defaults": plain.defaults | off, "param_groups": plain.param_groups})
+    assert not set(EXTRAS) & set(plain.defaults)
+
+
+SETTINGS: dict[str, st.SearchStrategy[Any]] = {
+    "lr": st.sampled_from([0.0, 1e-3, 0.1, torch.tensor(0.05), -0.05, 0, np.float32(0.01)]),
+    "betas": st.sampled_from([(0.9, 0.999), (0.5, 0.9), (0.0, 0.5), (0.9, 0.0)]),
+    "eps": st.sampled_from([1e-8, 1e-2]),
+    "weight_decay": st.sampled_from([0.0, 0.1]),
+    "maximize": st.booleans(),
+    "decoupled_weight_decay": st.booleans(),
+    "ema_decay": st.sampled_from([None, 0.5, 0.99]),
+    "zero_grad_in_step": st.booleans(),
+    "max_grad_norm": st.sampled_from([None, 0.5]),
+}
+some_settings = st.fixed_dictionaries({}, optional=SETTINGS)
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_groups_have_settings_of_their_own_that_change(data: st.DataObject) -> None:
+    groups = data.draw(st.lists(some_settings, min_size=1, max_size=3))
+    groups = [g | {"amsgrad": data.draw(st.booleans())} for g in groups]
+    made = [{**g, "lr": 0.1} for g in groups]  # torch refuses some numbers at first
+    training = Training(data.draw(st.sampled_from(KINDS)), [(3, 4), (5,)], groups=made)
+    for _ in range(3):
+        training.step(missing=0.2)
+        for group in training.optimizer.param_groups:
+            for name, value in copy.deepcopy(data.draw(some_settings)).items():
+                if value is None:
+                    group.pop(name, None)
+                else:
+                    group[name] = value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-0.05, 0, 7, np.float32(0.01), np.float64(0.01), np.array(0.01), torch.tensor([0.01])],
+)
+def test_lr_set_by_hand(value: Any) -> None:
+    # torch checks lr only in the constructor, and some schedulers end slightly below zero.
+    training = Training(Adam, SHAPES, "float64", beside_torch=True)
+    training.run(2)
+    for optimizer in (training.optimizer, training.stock):
+        optimizer.param_groups[0]["lr"] = copy.deepcopy(value)
+    training.run(2)
+    training.check_torch(atol=1e-7)  # torch computes with a tensor of lr in float32
+
+
+def test_lr_that_is_a_tensor_and_changes_in_place() -> None:
+    lr = torch.tensor(0.1)
+    training = Training(Adam)
+    training.optimizer.param_groups[0]["lr"] = lr
+    for factor in (0.5, 0.25, 2.0):
+        training.step()
+        assert training.optimizer.param_groups[0]["lr"] is lr
+        lr.mul_(factor)
+
+
+def test_amsgrad_switched_on_later() -> None:
+    # torch has no maximum to continue from and raises KeyError in the middle of its step.
+    training = Training(Adam)
+    training.run(2)
+    with training.refused("max_exp_avg_sq", (ValueError, KeyError), spoilt=True):
+        training.optimizer.param_groups[0]["amsgrad"] = True
+        training.optimizer.step()
+    training.step()
+
+
+def test_max_grad_norm_beside_clip_grad_norm() -> None:
+    training = Training(Adam, SHAPES, "float64", max_grad_norm=0.7, beside_torch=True)
+
+    def clip(optimizer: Any, *_: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(params_of(optimizer), 0.7)
+
+    training.stock.register_step_pre_hook(clip)
+    for count in range(20):
+        grads = training.grads()
+        # Every third one is below the bound, so not clipped.
+        training.step(grads if count % 3 else [g * 1e-6 for g in grads])
+        # torch divides by norm + 1e-6.
+        training.check_torch(rtol=1e-5, atol=1e-6)
+
+
+def test_max_grad_norm_is_of_all_groups_or_bounds_one() -> None:
+    # In both cases, the norm is that of all gradients of the step.
+    for second, expected in ({"max_grad_norm": 1.0}, 0.08), ({}, 0.4):
+        p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in "pq")
+        optimizer = Adam([{"params": [p], "max_grad_norm": 1.0}, {"params": [q], **second}])
+        p.grad, q.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+        optimizer.step()
+        moments = [optimizer.state[x]["exp_avg"].tolist() for x in (p, q)]
+        np.testing.assert_allclose(moments, [[0.06, 0.0], [0.0, expected]], rtol=1e-6)

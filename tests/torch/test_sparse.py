@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""Sparse gradients in `fusedadam.torch`: lazy as in `torch.optim.SparseAdam`, with dense ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from fresh_python import output_of
+from helpers import Array, assert_same_bits, running
+
+torch: Any = pytest.importorskip("torch")
+
+from fusedadam.torch import Adam, AdamW
+from torch_helpers import Training, array, drawn, drawn_rows, sparse
+
+ROWS, WIDTH = 50, 6
+
+Draw = Callable[[np.random.Generator], Array]
+INDICES: dict[str, Draw] = {
+    "unsorted and repeated": lambda rng: rng.integers(0, ROWS, 12),
+    "each once": lambda rng: rng.permutation(ROWS)[:12],
+    "one row many times": lambda rng: np.full(9, rng.integers(0, ROWS)),
+    "all rows": lambda rng: rng.permutation(ROWS),
+    "first and last": lambda _: np.array([ROWS - 1, 0]),
+    "none, some, none": lambda rng: rng.integers(0, ROWS, 5 * int(rng.integers(0, 2))),
+}
+DRAWS = list(INDICES.values())
+
+
+@pytest.mark.parametrize("of", INDICES.values(), ids=INDICES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.01},
+        {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-2, "maximize": True},
+        {"lr": torch.tensor(0.02, dtype=torch.float64)},
+    ],
+    ids=["plain", "others", "lr as a tensor"],
+)
+def test_beside_sparse_adam(options: dict[str, Any], of: Draw) -> None:
+    training = Training(Adam, [(ROWS, WIDTH)], "float64", **options)
+    (p,) = training.params
+    q = p.detach().clone().requires_grad_()
+    theirs = torch.optim.SparseAdam([q], **copy.deepcopy(options))
+    for i in range(20):
+        q.grad = drawn_rows(training.rng, of(training.rng), p)
+        training.step([q.grad.coalesce() if i % 3 == 0 else q.grad])
+        theirs.step()
+    ours, state = training.state[0], theirs.state[q]
+    assert isinstance(ours["step"], torch.Tensor)
+    assert ours["step"].item() == state["step"] == 20
+    pairs = (p, q), *((ours[name], state[name]) for name in ("exp_avg", "exp_avg_sq"))
+    for a, b in pairs:
+        np.testing.assert_allclose(array(a), array(b), rtol=1e-11, atol=1e-11)
+
+
+EXTRAS: dict[str, Any] = {"max_grad_norm": 0.5, "ema_decay": 0.9}
+OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "plain": (Adam, "float32 float64 bfloat16 float16", {}),
+    "decay apart": (AdamW, "float32 float64 bfloat16", {"weight_decay": 0.1}),
+    "decay in the gradient": (Adam, "float32 float64", {"weight_decay": 0.1}),
+    "amsgrad": (Adam, "float32 float64 bfloat16", {"amsgrad": True, "betas": (0.5, 0.5)}),
+    "ascent": (Adam, "float32 float64", {"maximize": True}),
+    "averages": (Adam, "float32 float64 bfloat16 float16", {"ema_decay": 0.9}),
+    "norm": (Adam, "float32 float64 float16", {"max_grad_norm": 0.5}),
+    "zeroing": (Adam, "float32 bfloat16", {"zero_grad_in_step": True}),
+    "all at once": (
+        AdamW,
+        "float32 float64 bfloat16",
+        {"weight_decay": 0.1, "amsgrad": True, "maximize": True, **EXTRAS},
+    ),
+    "float32": (AdamW, "bfloat16 float16", {"moments": "float32", **EXTRAS}),
+    "bfloat16": (AdamW, "bfloat16 float16 float32", {"moments": "bfloat16"}),
+    "bfloat16 + int16": (AdamW, "bfloat16", {"moments": "bfloat16", "low_bits": "int16", **EXTRAS}),
+    "packed": (AdamW, "bfloat16 float16 float32", {"moments": "packed", **EXTRAS}),
+    "packed + int8": (AdamW, "bfloat16", {"moments": "packed", "low_bits": "int8", **EXTRAS}),
+}
+
+
+@pytest.mark.parametrize(("kind", "dtypes", "options"), OPTIONS.values(), ids=OPTIONS)
+def test_bits_of_the_oracle(kind: Any, dtypes: str, options: dict[str, Any]) -> None:
+    # A table for each way to draw indices, and a matrix with dense gradients. At every third step,
+    # all gradients are dense: sparse and dense steps follow their own rules, over one state.
+    training = Training(kind, [(ROWS, WIDTH)] * 7, dtypes, **options)
+    for i in range(6):
+        grads = training.grads()
+        if i % 3 != 2:
+            grads = [
+                drawn_rows(training.rng, DRAWS[k % 7](training.rng), p) if k % 7 < 6 else g
+                for k, (p, g) in enumerate(zip(training.params, grads, strict=True))
+            ]
+        training.step(grads)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_shapes_of_tables_and_threads(threads: int) -> None:
+    shapes = [(5_000, 8), (1000, 3, 5), (1000,), (4, 0), (1, 5), (40_000,)]
+    training = Training(Adam, shapes, max_grad_norm=1.0)
+    with running(threads=threads):
+        for _ in range(2):
+            some = [training.rng.integers(0, len(p), 4 * len(p) // 5) for p in training.params]
+            pairs = list(zip(some, training.params, strict=True))[:-1]
+            rows = [drawn_rows(training.rng, indices, p) for indices, p in pairs]
+            training.step([*rows, drawn(training.rng, (40_000,), "float32")])
+
+
+class Words(torch.nn.Module):  # type: ignore[misc]
+    """A sparse embedding, a sparse embedding bag, and dense layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(40, 4, sparse=True)
+        self.bag = torch.nn.EmbeddingBag(40, 4, mode="sum", sparse=True)
+        self.head = torch.nn.Linear(8, 1)
+
+    def forward(self, words: Any) -> Any:
+        both = torch.cat([self.embedding(words).mean(1), self.bag(words)], dim=-1)
+        return self.head(torch.tanh(both))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("options", [{}, {"zero_grad_in_step": True}, {"fused": True}], ids=str)
+def test_model_of_sparse_and_dense_parameters(options: dict[str, Any], scaled: bool) -> None:
+    model = Words()
+    training = Training.of(Adam(model.parameters(), **options))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled)
+    for i in range(4):
+        words = torch.tensor([[i, 3, 3], [5, i + 1, 0]])
+        if "zero_grad_in_step" not in options:
+            training.optimizer.zero_grad()
+        factor = math.inf if scaled and i == 2 else 1.0
+        scale = scaler.get_scale()
+        scaler.scale(model(words).sum() * factor).backward()
+        if factor == 1.0:
+            training.expect([p.grad / scale for p in training.params])
+        scaler.step(training.optimizer)
+        scaler.update()
+        training.check(f"step {i}")
+        if factor != 1.0 and "zero_grad_in_step" in options:
+            training.optimizer.zero_grad()
+    for table in (model.embedding.weight, model.bag.weight):
+        assert table.grad.is_sparse
+        assert table.grad.shape == table.shape
+        assert (table.grad._nnz() == 0) == ("zero_grad_in_step" in options)
+    # An empty gradient is a gradient: the step counts and moves nothing.
+    empty = [p.grad * 0 if p.grad.is_sparse else p.grad for p in training.params]
+    training.step(empty)
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        lambda rows: rows,
+        lambda rows: rows.t().contiguous().t(),
+        lambda rows: torch.stack([rows] * 2, dim=-1)[..., 0],
+        lambda rows: rows[:1].expand(len(rows), -1),
+    ],
+    ids=["contiguous", "transposed", "with gaps", "expanded"],
+)
+def test_gradient_of_any_layout_is_left_as_it_was(spread: Callable[[Any], Any]) -> None:
+    training = Training(Adam, [(ROWS, WIDTH)], max_grad_norm=0.1)
+    (p,) = training.params
+    indices = INDICES["unsorted and repeated"](training.rng)
+    rows = spread(drawn(training.rng, (len(indices), WIDTH), "float32"))
+    index = torch.tensor(np.stack([indices, indices], axis=1)).t()[:1]
+    p.grad = given = torch.sparse_coo_tensor(index, rows, p.shape, check_invariants=True)
+    before = array(rows)
+    training.stepped([given.clone()], training.optimizer.step)
+    assert not given.is_coalesced()
+    assert_same_bits(array(given._values()), before)
+    assert given._indices()[0].tolist() == indices.tolist()
+
+
+# -- refused calls ----------------------------------------------------------------------------
+
+
+def two_sparse_dimensions(p: Any) -> None:
+    p.grad = torch.eye(ROWS, WIDTH).to_sparse()
+
+
+def transposed_table(p: Any) -> None:
+    p.data = p.data.t().contiguous().t()
+
+
+def no_sparse_dimension(p: Any) -> None:
+    index = torch.zeros(0, 1, dtype=torch.long)
+    rows = torch.ones(1, ROWS, WIDTH)
+    p.grad = torch.sparse_coo_tensor(index, rows, p.shape, check_invariants=True)
+
+
+REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
+    "two sparse dimensions": (two_sparse_dimensions, "sparse"),
+    "no sparse dimension": (no_sparse_dimension, "sparse"),
+    "a table that is transposed": (transposed_table, "contiguous"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "rule"), REFUSED.values(), ids=REFUSED)
+def test_gradient_is_refused(spoil: Callable[[Any], None], rule: str) -> None:
+    training = Training(AdamW, [(5,), (ROWS, WIDTH)], zero_grad_in_step=True)
+    training.give([torch.ones(5), sparse([1, 1], torch.ones(2, WIDTH), (ROWS, WIDTH))])
+    errors = (ValueError, RuntimeError)
+    with training.refused(rf"(?s)\[1\].*({rule}).*Received: .+", errors, spoilt=True):
+        spoil(training.params[1])
+        training.optimizer.step()
+
+
+def test_rows_that_the_table_lacks() -> None:
+    # torch does not validate indices of an unchecked sparse tensor. Run in a separate process:
+    # writes to such rows could crash this one.
+    code = """
+        import torch
+        from fusedadam.torch import Adam
+
+        for row in (50, -1, 2**40, -(2**62)):
+            p, q = torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(50, 6))
+            optimizer = Adam([p, q])
+            p.grad = torch.ones(5)
+            q.grad = torch.sparse_coo_tensor(
+                torch.tensor([[3, row]]), torch.ones(2, 6), (50, 6), check_invariants=False
+            )
+            try:
+                optimizer.step()
+                print(row, "was not noticed", flush=True)
+            except (ValueError, IndexError, RuntimeError) as e:
+                if not (p == 1).all() or not (q == 1).all():
+                    print(row, "was written", flush=True)
+    """
+    assert output_of(code) == ""
+
+
+@pytest.mark.parametrize("low_bits", ["int8", None])
+def test_error_after_a_change_of_formats_changes_nothing(low_bits: str | None) -> None:
+    training = Training(AdamW, [(70,)], "bfloat16", low_bits="int16")
+    training.step()
+    with training.refused(r"indices.*Received: ", ValueError, spoilt=False):
+        training.optimizer.param_groups[0].update(moments="packed", low_bits=low_bits)
+        (p,) = training.params
+        p.grad = torch.ones(70, dtype=torch.bfloat16).to_sparse()
+        p.grad._indices()[0, 0] = 10**6  # out of range
+        training.optimizer.step()
+    training.step()

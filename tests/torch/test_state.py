@@ -1,0 +1,617 @@
+# SPDX-License-Identifier: MIT
+"""State of `fusedadam.torch`: its formats, and how it moves to torch and back, to files and copies."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import FLOATS, assert_same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch: Any = pytest.importorskip("torch")
+
+from fusedadam.torch import Adam, AdamW
+from torch_helpers import (
+    KINDS,
+    NAMES,
+    SHAPES,
+    STOCK,
+    Training,
+    array,
+    assert_everything_same_bits,
+    everything,
+    leaves,
+    params_of,
+    train,
+)
+
+EXTRAS: dict[str, Any] = {"max_grad_norm": 0.5, "ema_decay": 0.9, "zero_grad_in_step": True}
+DECAY: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1, "seed": 7}
+
+# -- formats ----------------------------------------------------------------------------------
+
+MOMENTS = ("auto", "float32", "bfloat16", "packed")
+LOW_BITS = (None, "int8", "int16")
+# Every combination of formats that is not refused, with the dtypes that may have it.
+FORMATS = [
+    pytest.param(
+        "bfloat16"
+        if low_bits
+        else "bfloat16 float16 float32"
+        if moments in ("bfloat16", "packed")
+        else "bfloat16 float16 float32 float64",
+        {"moments": moments, "low_bits": low_bits, "rounding": rounding},
+        id=f"{moments}-{low_bits}-{rounding}",
+    )
+    for moments, low_bits, rounding in itertools.product(
+        MOMENTS, LOW_BITS, ("stochastic", "nearest")
+    )
+    if not (rounding == "nearest" and (moments == "packed" or low_bits == "int8"))
+]
+# One element, partial groups of 64, several vectors; matrices are transposed in memory.
+MANY = [(), (37,), (9, 17), (3, 5, 7), (1300,)]
+FEW = [(9, 17), (70,)]
+
+
+def transposed(t: Any) -> Any:
+    return t.t().contiguous().t() if t.dim() == 2 else t.clone()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtypes", "formats"), FORMATS)
+def test_steps_equal_those_of_the_oracle(dtypes: str, formats: dict[str, Any], kind: Any) -> None:
+    Training(kind, MANY, dtypes, lay_out=transposed, **DECAY, **formats).run(3)
+
+
+SOME: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("bfloat16 float16", {}),
+    "float32": ("bfloat16 float16 float32", {"moments": "float32"}),
+    "bfloat16": ("bfloat16 float16 float32", {"moments": "bfloat16"}),
+    "bfloat16 + int16": ("bfloat16", {"moments": "bfloat16", "low_bits": "int16"}),
+    "packed": ("bfloat16 float16 float32", {"moments": "packed"}),
+    "packed + int8": ("bfloat16", {"moments": "packed", "low_bits": "int8"}),
+}
+# Formats, with dtypes that may have them.
+some_formats = pytest.mark.parametrize(("dtypes", "formats"), SOME.values(), ids=SOME)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "amsgrad": {"amsgrad": True, "betas": (0.5, 0.5), "lr": torch.tensor(0.02)},
+    "average": {"ema_decay": 0.9, "eps": 0.0},
+    "all": {"amsgrad": True, "maximize": True, **EXTRAS},
+}
+
+
+@some_formats
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_options(kind: Any, option: str, dtypes: str, formats: dict[str, Any]) -> None:
+    options = DECAY | OPTIONS[option]
+    if formats.get("moments") == "packed":
+        options.pop("amsgrad", None)  # refused
+    training = Training(kind, FEW, dtypes, lay_out=transposed, **options, **formats)
+    training.run(3)
+    if "ema_decay" in options:
+        training.swap_ema()
+    else:
+        training.optimizer.param_groups[0]["ema_decay"] = 0.9  # averages begin later
+    training.run(2)
+
+
+def test_groups_of_different_formats_and_dtypes_with_missing_gradients() -> None:
+    groups: list[dict[str, Any]] = [
+        {},
+        {"moments": "float32", "seed": 2**63 - 1, "amsgrad": True},
+        {"rounding": "nearest", "ema_decay": 0.9},
+        {"lr": 0.1, "weight_decay": 0.0},
+    ]
+    Training(AdamW, FEW, "bfloat16 float64 float16 float32", groups=groups).run(4, missing=0.3)
+    groups = [
+        {"moments": "packed", "low_bits": "int8"},
+        {"moments": "packed", "low_bits": "int16"},
+        {"moments": "bfloat16", "low_bits": "int8", "amsgrad": True},
+        {"low_bits": "int16", "rounding": "nearest"},
+        {},
+    ]
+    training = Training(AdamW, FEW, "bfloat16 float32", groups=groups, moments="bfloat16")
+    training.run(4, missing=0.3)
+
+
+def test_the_seed_chooses_the_roundings() -> None:
+    training = Training(AdamW, [(1300,)], "bfloat16", seed=7)
+    training.run(2)
+    other = copy.deepcopy(training.optimizer)
+    other.param_groups[0]["seed"] += 1
+    training.step(grads := training.grads())
+    params_of(other)[0].grad = grads[0]
+    other.step()
+    a, b = everything(other)[0], everything(training.optimizer)[0]
+    for name in ("param", "exp_avg", "exp_avg_sq"):
+        steps = np.abs(np.subtract(*(x[name].view(np.int16).astype(np.int64) for x in (a, b))))
+        # Neighbours: numbers between them were rounded to either.
+        assert steps.max() == 1, name
+        assert np.count_nonzero(steps) > steps.size / 10, name
+
+
+MIXES = [
+    (dtype, {"moments": moments, "low_bits": low_bits})
+    for dtype, moments, low_bits in itertools.product(("bfloat16", "float32"), MOMENTS, LOW_BITS)
+    if dtype == "bfloat16" or not low_bits
+]
+
+
+@pytest.mark.parametrize("at", ["step", "state_dict"])
+@pytest.mark.parametrize(("dtype", "before"), MIXES, ids=str)
+def test_formats_change_between_steps(dtype: str, before: dict[str, Any], at: str) -> None:
+    training = Training(AdamW, FEW, dtype, **before)
+    training.step()
+    for formats in itertools.chain(*((of, before) for other, of in MIXES if other == dtype)):
+        training.optimizer.param_groups[0].update(formats)
+        if at == "state_dict":
+            training.optimizer.state_dict()
+            for i in range(len(training.params)):
+                training.convert(i)
+            training.check(str(formats))
+        training.step()
+
+
+# -- copies and files -------------------------------------------------------------------------
+
+
+def through_a_file(state_dict: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def by_torch(x: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(x, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def loaded(state_dict: Any, optimizer: Any, kind: Any = None) -> Any:
+    """Load into a new optimizer of copies of the parameters, with other settings."""
+    groups = [
+        {"params": [p.detach().clone().requires_grad_() for p in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    new = (kind or type(optimizer))(groups, lr=0.5)
+    new.load_state_dict(state_dict)
+    return new
+
+
+def in_c_order(state_dict: Any) -> Any:
+    """As of formats that store no strides."""
+    for state in state_dict["state"].values():
+        c_order = torch.contiguous_format
+        state.update({name: t.clone(memory_format=c_order) for name, t in state.items()})
+    return state_dict
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "state_dict": lambda o: loaded(copy.deepcopy(o.state_dict()), o),
+    "file": lambda o: loaded(through_a_file(o.state_dict()), o),
+    "file without strides": lambda o: loaded(in_c_order(through_a_file(o.state_dict())), o),
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda o: pickle.loads(pickle.dumps(o)),
+    "torch.save": by_torch,
+}
+COPIED: dict[str, tuple[str, dict[str, Any]]] = SOME | {
+    "plain": ("float32 float64", {}),
+    "amsgrad and decay": ("float32 float64", {"amsgrad": True, "weight_decay": 0.1}),
+    "lr as a tensor": ("float32", {"lr": torch.tensor(0.02)}),
+    "extras": ("float32 float64", EXTRAS),
+}
+
+
+@pytest.mark.parametrize(("dtypes", "options"), COPIED.values(), ids=COPIED)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_copies_go_on_with_the_same_bits(
+    way: Callable[[Any], Any], dtypes: str, options: dict[str, Any]
+) -> None:
+    training = Training(AdamW, FEW, dtypes, lay_out=transposed, groups=[options, {}], ema_decay=0.9)
+    for steps in (0, 2):
+        training.run(steps)
+        before = everything(training.optimizer)
+        training.optimizer, old = way(training.optimizer), training.optimizer
+        training.check("copied")
+        assert type(training.optimizer) is AdamW
+        training.run(2)
+        assert_everything_same_bits(everything(old), before, "the original")
+    training.optimizer.add_param_group({"params": leaves([(2,)])})
+    training.adopt()
+    training.step()
+
+
+def test_copies_of_an_optimizer_of_a_model() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = AdamW(model.parameters(), weight_decay=0.3)
+    train(optimizer, 2)
+    twin, copied = copy.deepcopy((model, optimizer))
+    assert all(p is q for p, q in zip(twin.parameters(), params_of(copied), strict=True))
+    assert copied.defaults == optimizer.defaults
+    train(copied, 1)
+    assert not torch.equal(twin.weight, model.weight)
+    # Hooks and the scaler's protocol work after unpickling.
+    unpickled = pickle.loads(pickle.dumps(optimizer))
+    seen: list[str] = []
+    unpickled.register_step_post_hook(lambda *_: seen.append("after"))
+    unpickled.grad_scale, unpickled.found_inf = torch.tensor(1.0), torch.tensor(1.0)
+    before = everything(unpickled)
+    train(unpickled, 1)
+    assert seen == ["after"]
+    assert_everything_same_bits(everything(unpickled), before)
+
+
+def test_state_dict_shows_the_present_and_a_copy_does_not() -> None:
+    training = Training(Adam, **EXTRAS)
+    training.step()
+    live = training.optimizer.state_dict()
+    copied = copy.deepcopy(live)
+    kept = copy.deepcopy(training.stored), [p.detach().clone() for p in training.params]
+    training.run(2)
+    assert live["state"][0]["step"] == 3
+    assert copied["state"][0]["step"] == 1
+    assert_same_bits(array(live["state"][0]["exp_avg"]), training.stored[0]["m"])
+    # Loading over a training discards anything that is prepared for the old state.
+    training.optimizer.load_state_dict(copied)
+    training.stored, training.steps = kept[0], [1] * len(SHAPES)
+    with torch.no_grad():
+        for p, old in zip(training.params, kept[1], strict=True):
+            p.copy_(old)
+    training.run(2)
+
+
+# -- exchange with torch ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"amsgrad": True, "weight_decay": 0.1}, {"lr": torch.tensor(0.01), "maximize": True}],
+    ids=["plain", "amsgrad", "lr as a tensor"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_goes_on_in_the_other(kind: Any, options: dict[str, Any]) -> None:
+    training = Training(kind, SHAPES, "float64", beside_torch=True, **options)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if "lr" in options else {}  # torch's are in float32
+    for _ in range(2):
+        training.run(3)
+        ours, theirs = training.optimizer.state_dict(), training.stock.state_dict()
+        assert list(ours) == list(theirs)
+        assert [list(s) for s in ours["state"].values()] == [
+            list(s) for s in theirs["state"].values()
+        ]
+        # Options that are off leave no entries.
+        ours["param_groups"][0]["foreach"] = False  # as the other is told to
+        assert ours["param_groups"] == theirs["param_groups"]
+        ours, theirs = through_a_file(ours), through_a_file(theirs)
+        training.stock = loaded(ours, training.stock)
+        training.optimizer = loaded(theirs, training.optimizer)
+        training.adopt()
+    training.run(2)
+    training.check_torch(**tolerance)
+
+
+@pytest.mark.parametrize("moments", MOMENTS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_state_of_torch_is_converted(dtype: str, moments: Any) -> None:
+    training = Training(AdamW, FEW, dtype, lay_out=transposed, moments=moments)
+    stock = torch.optim.AdamW([p.detach().clone().requires_grad_() for p in training.params])
+    train(stock, 3)
+    training.optimizer.load_state_dict(through_a_file(stock.state_dict()))
+    for i, (p, state) in enumerate(stock.state.items()):
+        training.params[i].data.copy_(p)
+        training.stored[i] = {"params": array(p)}
+        training.stored[i] |= {NAMES[n]: array(t) for n, t in state.items() if n != "step"}
+        training.steps[i] = 3
+        training.convert(i)
+    training.check()
+    training.run(2)
+    # To torch it goes as decoded.
+    training.optimizer.param_groups[0]["moments"] = "float32"
+    saved = through_a_file(training.optimizer.state_dict())
+    for i in range(len(training.params)):
+        training.convert(i)
+    training.check()
+    stock = loaded(saved, stock, torch.optim.AdamW)
+    assert {tuple(state) for state in stock.state.values()} == {("step", "exp_avg", "exp_avg_sq")}
+    train(stock, 1)
+
+
+def test_averages_and_extras_with_checkpoints_of_torch() -> None:
+    groups: list[dict[str, Any]] = [{}, {"max_grad_norm": 7.0}]
+    training = Training(Adam, groups=groups, beside_torch=True, **EXTRAS)
+    training.run(2)
+    averages = [stored["ema"] for stored in training.stored]
+    training.stock = loaded(through_a_file(training.optimizer.state_dict()), training.stock)
+    train(training.stock, 1)
+    # And back, with the averages of before, and the extras that are not in the checkpoint.
+    saved = copy.deepcopy(training.stock.state_dict())
+    for group in saved["param_groups"]:
+        for name in EXTRAS:
+            group.pop(name, None)
+    saved["param_groups"][0]["lr"] = 0.25
+    training.optimizer.load_state_dict(saved)
+    training.adopt()
+    assert training.steps == [3] * len(training.params)
+    for stored, average in zip(training.stored, averages, strict=True):
+        assert_same_bits(stored["ema"], average)
+    first, second = training.optimizer.param_groups
+    assert first | EXTRAS | {"lr": 0.25} == first
+    assert second["max_grad_norm"] == 7.0
+    training.run(2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_checkpoint_of_the_other_dtype(dtype: str) -> None:
+    (other,) = set(FLOATS) - {dtype}
+    saved = torch.optim.Adam(leaves(SHAPES, other), amsgrad=True)
+    train(saved, 3)
+    ours, theirs = (k(leaves(SHAPES, dtype), amsgrad=True) for k in (Adam, torch.optim.Adam))
+    for optimizer in (ours, theirs):
+        optimizer.load_state_dict(saved.state_dict())
+    assert_everything_same_bits(everything(ours), everything(theirs))
+    train(ours, 1)
+
+
+def every_count(change: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def edit(saved: Any) -> None:
+        for state in saved["state"].values():
+            state["step"] = change(state["step"])
+
+    return edit
+
+
+def set_in_group(**settings: Any) -> Callable[[Any], None]:
+    return lambda saved: saved["param_groups"][0].update(settings)
+
+
+def as_of_an_older_torch(saved: Any) -> None:
+    for name in (
+        *("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"),
+        "decoupled_weight_decay",
+    ):
+        del saved["param_groups"][0][name]
+
+
+def one_count_for_all(saved: Any) -> None:
+    """As other programs' formats store it."""
+    every_count(lambda _: saved["state"][0]["step"])(saved)
+
+
+# Forms of checkpoints that all mean the same.
+FORMS: dict[str, Callable[[Any], None]] = {
+    "count as int": every_count(lambda step: int(step.item())),
+    "count as float": every_count(lambda step: step.item()),
+    "count as float64": every_count(lambda step: step.double()),
+    "count as int64": every_count(lambda step: step.long()),
+    "count of one element": every_count(lambda step: step.reshape(1)),
+    "one count for all": one_count_for_all,
+    "of an older torch": as_of_an_older_torch,
+    "capturable, of a GPU": set_in_group(capturable=True),
+    "with what is no parameter": lambda saved: saved["state"].update(
+        note={"step": 1, "exp_avg": torch.ones(2)}
+    ),
+}
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("edit", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_forms_of_a_checkpoint(kind: Any, edit: Callable[[Any], None], fused: bool | None) -> None:
+    training = Training(kind, fused=fused, weight_decay=0.3)
+    training.run(2)
+    saved = copy.deepcopy(training.optimizer.state_dict())
+    edit(saved)
+    theirs = STOCK[kind](leaves())
+    theirs.load_state_dict(copy.deepcopy(saved))
+    training.optimizer.load_state_dict(saved)
+    for name, value in theirs.param_groups[0].items():
+        assert name == "params" or training.optimizer.param_groups[0][name] == value, name
+    for state, other in zip(training.state, theirs.state.values(), strict=False):
+        assert isinstance(state["step"], torch.Tensor)
+        assert state["step"].is_floating_point()
+        is_floating = other["step"].is_floating_point()
+        assert not is_floating or state["step"].dtype == other["step"].dtype
+    for p in training.params:
+        training.optimizer.state[p]["step"] = training.optimizer.state[p]["step"].reshape(())
+    training.check()
+    training.run(2)
+    assert ("note" in saved["state"]) == ("note" in training.optimizer.state_dict()["state"])
+
+
+def test_checkpoint_made_with_what_is_refused() -> None:
+    training = Training(Adam)
+    training.step()
+    saved = training.optimizer.state_dict()
+    saved["param_groups"][0]["differentiable"] = True
+    # A step must not silently differ from what the group says.
+    training.optimizer.load_state_dict(saved)
+    training.give(training.grads())
+    with training.refused(r"differentiable.*Received: .*True", ValueError):
+        training.optimizer.step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_are_matched_by_position(kind: Any) -> None:
+    training = Training(kind, [(3,)], groups=[{"lr": 0.1}, {"lr": 0.001}])
+    training.run(2)
+    saved = training.optimizer.state_dict()
+    other = Training(kind, [(3,)], groups=[{"lr": 0.001}, {"lr": 0.1}])
+    other.optimizer.load_state_dict(saved)
+    assert [g["lr"] for g in other.optimizer.param_groups] == [0.1, 0.001]
+    for own, state in zip(other.state, training.state, strict=True):
+        assert torch.equal(own["exp_avg"], state["exp_avg"])
+    for groups in ([{}], [{}] * 3):
+        unfit = Training(kind, [(3,)], groups=groups)
+        unfit.run(2)
+        with unfit.refused("loaded state dict", ValueError):
+            unfit.optimizer.load_state_dict(saved)
+    unfit = Training(kind, [(3,), (4,)], groups=[{}, {}])
+    with unfit.refused("loaded state dict", ValueError):
+        unfit.optimizer.load_state_dict(saved)
+
+
+# torch cannot load a state dict that is both full and flat into its own optimizers either.
+@pytest.mark.parametrize("chosen", [None, "full_state_dict", "flatten_optimizer_state_dict"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kinds", [(AdamW, "stock"), ("stock", AdamW), (AdamW, AdamW)])
+def test_distributed_state_dicts_go_both_ways(
+    kinds: tuple[Any, Any], frozen: bool, chosen: str | None
+) -> None:
+    # Getting a state dict creates state by a step with zero gradients and lr 0.
+    tools: Any = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    options = tools.StateDictOptions(
+        **({chosen: True} if chosen else {}), cpu_offload=frozen, ignore_frozen_params=frozen
+    )
+    sides = []
+    for kind, lr in zip(kinds, (0.1, 0.7), strict=True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).double()
+        model[1].bias.requires_grad_(not frozen)
+        weights, biases = ([p for p in model.parameters() if p.dim() == d] for d in (2, 1))
+        groups = [{"params": weights, "lr": lr}, {"params": biases, "weight_decay": 0.0}]
+        sides.append((model, (torch.optim.AdamW if kind == "stock" else kind)(groups)))
+    (model, optimizer), (twin, other) = sides
+
+    def go(model: Any, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        model(torch.full((2, 4), 0.5).double()).square().sum().backward()
+        optimizer.step()
+
+    for _ in range(2):
+        go(model, optimizer)
+    saved = tools.get_optimizer_state_dict(model, optimizer, options=options)
+    tools.set_optimizer_state_dict(twin, other, copy.deepcopy(saved), options=options)
+    twin.load_state_dict(model.state_dict())
+    assert [g["lr"] for g in other.param_groups] == [0.1, 1e-3]
+    trained = [s for s in everything(optimizer) if len(s) > 1]
+    assert_everything_same_bits([s for s in everything(other) if len(s) > 1], trained)
+    for side in sides:
+        go(*side)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_allclose(array(q), array(p), rtol=1e-12, atol=1e-14)
+
+
+# -- state edited by others -------------------------------------------------------------------
+
+
+def each_state(change: Callable[[dict[str, Any]], Any]) -> Callable[[Any], None]:
+    def edit(optimizer: Any) -> None:
+        for p in params_of(optimizer):
+            change(optimizer.state[p])
+
+    return edit
+
+
+def replace(name: str, make: Callable[[Any], Any]) -> Callable[[Any], None]:
+    return each_state(lambda state: state.update({name: make(state[name])}))
+
+
+def first_state(change: Callable[[Any, Any], Any]) -> Callable[[Any], None]:
+    return lambda optimizer: change(optimizer.state, params_of(optimizer)[0])
+
+
+def with_gaps(t: Any) -> Any:
+    return torch.stack([t, t], dim=-1)[..., 0]
+
+
+def other_memory(t: Any) -> None:
+    kept = t.clone()
+    t.set_(torch.empty(kept.numel() + 3)[3:].view(kept.shape))
+    t.copy_(kept * 3)
+
+
+def transpose(t: Any) -> None:
+    kept = t.clone()
+    t.set_(transposed(t))
+    t.copy_(kept * 2)
+
+
+def each_param(make: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def edit(optimizer: Any) -> None:
+        for p in params_of(optimizer):
+            p.data = make(p.data)
+
+    return edit
+
+
+def other_parameter(optimizer: Any) -> None:
+    params = optimizer.param_groups[0]["params"]
+    optimizer.state.pop(params[0], None)
+    params[0] = params[0].detach().clone().requires_grad_()
+
+
+def set_group(**settings: Any) -> Callable[[Any], None]:
+    return lambda optimizer: optimizer.param_groups[0].update(settings)
+
+
+EDITS: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda _: None,
+    "a moment scaled in place": each_state(lambda s: s["exp_avg"].mul_(0.5)),
+    "a moment set to zero in place": each_state(lambda s: s["exp_avg_sq"].zero_()),
+    "a moment replaced": replace("exp_avg", lambda t: t * 2),
+    "both moments exchanged in name": each_state(
+        lambda s: s.update(exp_avg=s["exp_avg_sq"], exp_avg_sq=s["exp_avg"].abs())
+    ),
+    "a moment given other memory": each_state(lambda s: other_memory(s["exp_avg"])),
+    "a moment's data replaced": each_state(
+        lambda s: setattr(s["exp_avg_sq"], "data", s["exp_avg_sq"] * 2)
+    ),
+    "a moment transposed in place": each_state(lambda s: transpose(s["exp_avg"])),
+    "a moment replaced by a transposed one": replace("exp_avg", transposed),
+    "a moment replaced by one with gaps": replace("exp_avg_sq", with_gaps),
+    "the maximum replaced": replace("max_exp_avg_sq", lambda t: t * 4),
+    "an average replaced": replace("ema", lambda t: t + 1),
+    "a count replaced": replace("step", lambda _: torch.tensor(40.0)),
+    "a count set in place": each_state(lambda s: s["step"].fill_(1)),
+    "all state cleared": lambda optimizer: optimizer.state.clear(),
+    "the state of one parameter deleted": first_state(lambda state, p: state.pop(p)),
+    "the state of one parameter emptied": first_state(lambda state, p: state[p].clear()),
+    "the state of one parameter replaced": first_state(
+        lambda state, p: state.update({p: {k: t * 2 for k, t in state[p].items()}})
+    ),
+    "parameters in other memory": each_param(torch.clone),
+    "parameters in another layout": each_param(transposed),
+    "another first parameter": other_parameter,
+    "a parameter less, the first": lambda o: o.param_groups[0]["params"].pop(0),
+    "a parameter less, the last": lambda o: o.param_groups[0]["params"].pop(),
+    "a checkpoint loaded": lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())),
+    "averages swapped and back": lambda optimizer: (optimizer.swap_ema(), optimizer.swap_ema()),
+    "another lr": set_group(lr=0.5),
+    "averages off": set_group(ema_decay=None),
+    "averages on": set_group(ema_decay=0.25),
+    "another group": lambda o: o.add_param_group({"params": leaves([(2, 2)], seed=3)}),
+}
+
+
+@pytest.mark.parametrize("change", EDITS.values(), ids=EDITS)
+def test_edited_state_is_what_the_next_step_uses(change: Callable[[Any], Any]) -> None:
+    training = Training(Adam, amsgrad=True, ema_decay=0.9)
+    training.run(2)
+    change(training.optimizer)
+    training.adopt()
+    training.run(2)
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_any_sequence_of_edits(data: st.DataObject) -> None:
+    training = Training(Adam, [(4, 3), (), (3, 3)], amsgrad=True, ema_decay=0.9)
+    training.step()
+    for name in data.draw(st.lists(st.sampled_from(list(EDITS)), min_size=1, max_size=6)):
+        # The state that an edit refers to may be missing, including averages.
+        with contextlib.suppress(KeyError, ValueError, IndexError):
+            EDITS[name](training.optimizer)
+        training.adopt()
+        training.step(missing=0.2)
