@@ -46,7 +46,7 @@ from torch.nn.parallel import DistributedDataParallel
 dist: Any = torch.distributed
 dcp: Any = torch.distributed.checkpoint
 
-SAVED = 6  # steps before a checkpoint
+SAVED = 3  # steps before a checkpoint
 
 Run: TypeAlias = Callable[[int, Path], None]
 
@@ -78,110 +78,111 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def alone(steps: int = STEPS, clip: float | None = None, **settings: Any) -> Training:
+    """A training in one process, with the sum of the gradients of two ranks."""
+    one = one_process(**settings)
+    one.run(steps, [0, 1], 2, clip)
+    return one
+
+
+def same_as_alone(
+    rank: int, sharded: Training, clip: float | None = None, **settings: Any
+) -> Training:
+    """Train on two ranks, compare with one process, and return that training."""
+    one = alone(STEPS, clip, **settings)
+    sharded.run(STEPS, [rank], 2, clip)
+    compare_all(same_bits, sharded, one)
+    return one
+
+
 # ---- DDP and ZeRO --------------------------------------------------------------------------------
 
 
-def zero_equals_one_process(rank: int, *, views: bool) -> None:
-    one = one_process()
-    one.run(STEPS, [0, 1], 2, CLIP)
-    sharded = zero(views=views)
-    sharded.run(STEPS, [rank], 2, CLIP)
-    compare_all(same_bits, sharded, one)
-
-    shares = gathered(list(sharded.state()))
-    assert sorted(itertools.chain(*shares)) == sorted(one.names().values())
-    held = sum(s["exp_avg"].numel() for s in sharded.state().values())
-    total = sum(p.numel() for p in one.names())
-    # Half of the state, up to the granularity of whole parameters.
-    assert abs(2 * held - total) <= 0.05 * total, f"{held} of {total} elements"
+@on_ranks(2)
+def zero_equals_one_process(rank: int, _: Path) -> None:
+    for views in (False, True):  # parameters on their own or in buckets
+        sharded = zero(views=views)
+        one = same_as_alone(rank, sharded, CLIP)
+        shares = gathered(list(sharded.state()))
+        assert sorted(itertools.chain(*shares)) == sorted(one.names().values())
+        held = sum(s["exp_avg"].numel() for s in sharded.state().values())
+        total = sum(p.numel() for p in one.names())
+        # Half of the state, up to the granularity of whole parameters.
+        assert abs(2 * held - total) <= 0.05 * total, f"{held} of {total} elements"
 
 
 @on_ranks(2)
-def zero_by_parameter(rank: int, _: Path) -> None:
-    zero_equals_one_process(rank, views=False)
-
-
-@on_ranks(2)
-def zero_with_parameters_in_buckets(rank: int, _: Path) -> None:
-    zero_equals_one_process(rank, views=True)
-
-
-@on_ranks(2)
-def zero_is_close_to_the_whole_batch(rank: int, _: Path) -> None:
+def sharded_trainings_are_close_to_the_whole_batch(rank: int, _: Path) -> None:
     one = one_process(torch.float64)
     one.run(STEPS, [0], 1, CLIP)
-    sharded = zero(torch.float64)
-    sharded.run(STEPS, [rank], 2, CLIP)
-    compare_all(close, sharded, one)
-
-
-@on_ranks(2)
-def zero_steps_rows(rank: int, _: Path) -> None:
-    # Close but not equal: each rank first sums repeated gradients of a row, then the ranks' sums
-    # are added. No clipping: torch does not clip sparse gradients.
-    one = one_process(torch.float64, sparse=True)
-    one.run(STEPS, [0, 1], 2)
+    for new in (zero, fsdp):
+        sharded = new(torch.float64)
+        sharded.run(STEPS, [rank], 2, CLIP)
+        compare_all(close, sharded, one)
+    # Rows: close but not equal, since each rank first sums repeated gradients of a row. No
+    # clipping: torch does not clip sparse gradients.
     sharded = zero(torch.float64, sparse=True)
     sharded.run(STEPS, [rank], 2)
-    compare_all(close, sharded, one)
+    compare_all(close, sharded, alone(dtype=torch.float64, sparse=True))
 
 
 def load_into(training: Training, saved: dict[str, Any]) -> Training:
     saved = copy.deepcopy(saved)  # ZeRO drops other ranks' entries from it
     model = training.model
-    (model.module if isinstance(model, DistributedDataParallel) else model).load_state_dict(
-        saved["model"]
-    )
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    model.load_state_dict(saved["model"])
     training.optimizer.load_state_dict(saved["optimizer"])
     training.schedule.load_state_dict(saved["schedule"])
     training.steps = saved["steps"]
     return training
 
 
-def assert_same_state_dict(actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert actual["param_groups"] == expected["param_groups"]
-    assert list(actual["state"]) == list(expected["state"])
-    for index, state in expected["state"].items():
-        assert list(actual["state"][index]) == list(state)
-        for key, tensor in state.items():
-            same_bits(actual["state"][index][key], tensor, f"{key} of parameter {index}")
+def consolidated(rank: int, sharded: Training, one: Training, path: Path) -> Any:
+    """Save a training under ZeRO, whose state must be that of one process; return what is saved."""
+    sharded.optimizer.consolidate_state_dict(to=0)
+    if rank == 0:
+        state, expected = sharded.optimizer.state_dict(), one.optimizer.state_dict()
+        for group, own in zip(state["param_groups"], expected["param_groups"], strict=True):
+            if "seed" in own:
+                group.setdefault("seed", 0)  # ZeRO writes the groups itself
+        assert state["param_groups"] == expected["param_groups"]
+        assert list(state["state"]) == list(expected["state"])
+        for index, tensors in expected["state"].items():
+            assert list(state["state"][index]) == list(tensors)
+            for key, tensor in tensors.items():
+                same_bits(state["state"][index][key], tensor, f"{key} of parameter {index}")
+        saved = {"model": sharded.model.module.state_dict(), "optimizer": state}
+        torch.save(saved | {"schedule": sharded.schedule.state_dict(), "steps": SAVED}, path)
+    dist.barrier()
+    return torch.load(path)
 
 
 @on_ranks(2)
 def zero_consolidates_and_loads(rank: int, directory: Path) -> None:
-    one = one_process(torch.float64)
-    one.run(SAVED, [0, 1], 2)
-    sharded = zero(torch.float64)
-    sharded.run(SAVED, [rank], 2)
-    sharded.optimizer.consolidate_state_dict(to=0)
-    if rank == 0:
-        assert_same_state_dict(sharded.optimizer.state_dict(), one.optimizer.state_dict())
-        saved = {
-            "model": sharded.model.module.state_dict(),
-            "optimizer": sharded.optimizer.state_dict(),
-            "schedule": sharded.schedule.state_dict(),
-            "steps": SAVED,
-        }
-        torch.save(saved, directory / "zero.pt")
-    dist.barrier()
-    saved = torch.load(directory / "zero.pt")
-
-    one.run(STEPS, [0, 1], 2)
-    resumed = load_into(zero(torch.float64, views=True), saved)
-    resumed.run(STEPS, [rank], 2)
-    compare_all(same_bits, resumed, one)
-    unsharded = load_into(one_process(torch.float64), saved)
-    unsharded.run(STEPS, [0, 1], 2)
-    compare_all(same_bits, unsharded, one)
-    model = new_model(torch.float64)
-    torchs = load_into(Training(model, torch.optim.AdamW(groups_of(model))), saved)
-    torchs.run(STEPS, [0, 1], 2)
-    compare_models(close, torchs, one)
+    dtypes = torch.float64, torch.bfloat16, torch.bfloat16
+    for number, (dtype, formats) in enumerate(zip(dtypes, [({}, {}), *FORMATS], strict=True)):
+        one = alone(SAVED, dtype=dtype, formats=formats)
+        sharded = zero(dtype, formats=formats)
+        sharded.run(SAVED, [rank], 2)
+        saved = consolidated(rank, sharded, one, directory / f"zero-{number}.pt")
+        one.run(STEPS, [0, 1], 2)
+        views = dtype == torch.float64
+        resumed = load_into(zero(dtype, views=views, formats=formats), saved)
+        resumed.run(STEPS, [rank], 2)
+        compare_all(same_bits, resumed, one)
+        unsharded = load_into(one_process(dtype, formats=formats), saved)
+        unsharded.run(STEPS, [0, 1], 2)
+        compare_all(same_bits, unsharded, one)
+        if dtype == torch.float64:
+            model = new_model(dtype)
+            torchs = load_into(Training(model, torch.optim.AdamW(groups_of(model))), saved)
+            torchs.run(STEPS, [0, 1], 2)
+            compare_models(close, torchs, one)
 
 
 @on_ranks(3)
 def zero_goes_on_with_three_ranks(rank: int, directory: Path) -> None:
-    saved = torch.load(directory / "zero.pt")
+    saved = torch.load(directory / "zero-0.pt")
     one = load_into(one_process(torch.float64), saved)
     resumed = load_into(zero(torch.float64), saved)
     one.run(STEPS, [0], 1)
@@ -191,24 +192,18 @@ def zero_goes_on_with_three_ranks(rank: int, directory: Path) -> None:
 
 @on_ranks(2)
 def max_grad_norm_bounds_what_a_process_holds(rank: int, _: Path) -> None:
-    one = one_process(max_grad_norm=CLIP)
-    one.run(STEPS, [0, 1], 2)
-
     # Under DDP alone, the norm covers all gradients.
-    replica = ddp(max_grad_norm=CLIP)
-    replica.run(STEPS, [rank], 2)
-    compare_all(same_bits, replica, one)
+    same_as_alone(rank, ddp(max_grad_norm=CLIP), max_grad_norm=CLIP)
 
     # Under ZeRO, the norm covers the rank's share only, as if the share were a model of its own.
     sharded = zero(max_grad_norm=CLIP)
     sharded.run(1, [rank], 2)
-    alone = one_process(max_grad_norm=CLIP)
-    for group in alone.optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if alone.names()[p] in sharded.state()]
-    alone.run(1, [0, 1], 2)
-    compare_states(same_bits, sharded, alone)
-    one = one_process(max_grad_norm=CLIP)
-    one.run(1, [0, 1], 2)
+    share = one_process(max_grad_norm=CLIP)
+    for group in share.optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if share.names()[p] in sharded.state()]
+    share.run(1, [0, 1], 2)
+    compare_states(same_bits, sharded, share)
+    one = alone(1, max_grad_norm=CLIP)
     for name, state in sharded.state().items():
         assert state["exp_avg"].abs().max() > one.state()[name]["exp_avg"].abs().max()
 
@@ -216,14 +211,11 @@ def max_grad_norm_bounds_what_a_process_holds(rank: int, _: Path) -> None:
 @on_ranks(2)
 def zero_passes_the_extras_on(rank: int, _: Path) -> None:
     extras: dict[str, Any] = {"ema_decay": 0.9, "zero_grad_in_step": True}
-    one = one_process(**extras)
-    one.run(STEPS, [0, 1], 2)
     sharded = zero(**extras)
-    sharded.run(STEPS, [rank], 2)
-    compare_all(same_bits, sharded, one)
+    one = same_as_alone(rank, sharded, **extras)
     for p, name in sharded.names().items():
         assert p.grad is not None
-        assert ("ema" in one.state()[name]) is True
+        assert "ema" in one.state()[name]
         # A rank's optimizer zeroes only the gradients of its share. zero_grad() zeroes the others.
         assert bool((p.grad == 0).all()) is (name in sharded.state())
 
@@ -233,85 +225,56 @@ def zero_passes_the_extras_on(rank: int, _: Path) -> None:
 
 @on_ranks(2)
 def fsdp_equals_one_process(rank: int, _: Path) -> None:
-    one = one_process()
-    one.run(STEPS, [0, 1], 2)
-    sharded = fsdp()
-    sharded.run(STEPS, [rank], 2)
-    compare_all(same_bits, sharded, one)
-
+    sharded = fsdp(ema_decay=0.9)
+    one = same_as_alone(rank, sharded, ema_decay=0.9)
     for p, name in sharded.names().items():
         assert isinstance(p, DTensor)
-        moments = {k: t for k, t in sharded.state()[name].items() if k != "step"}
-        for key, moment in moments.items():
-            assert isinstance(moment, DTensor), f"{key} of {name}"
-            assert (moment.placements, moment.device_mesh) == (p.placements, p.device_mesh)
-            assert moment.to_local().shape == p.to_local().shape
+        for key, moment in sharded.state()[name].items():
+            if key != "step":
+                assert isinstance(moment, DTensor), f"{key} of {name}"
+                assert (moment.placements, moment.device_mesh) == (p.placements, p.device_mesh)
+                assert moment.to_local().shape == p.to_local().shape
     # At least one shard is empty.
     assert 0 in itertools.chain(*gathered([p.to_local().numel() for p in sharded.names()]))
-
-
-@on_ranks(2)
-def fsdp_is_close_to_the_whole_batch_with_clipping(rank: int, _: Path) -> None:
-    one = one_process(torch.float64)
-    one.run(STEPS, [0], 1, CLIP)
-    sharded = fsdp(torch.float64)
-    sharded.run(STEPS, [rank], 2, CLIP)
-    compare_all(close, sharded, one)
-
-
-@on_ranks(2)
-def fsdp_refuses_max_grad_norm(rank: int, _: Path) -> None:
-    sharded = fsdp(max_grad_norm=CLIP)
-    before = [whole(p).clone() for p in sharded.names()]
-    try:
-        sharded.run(1, [rank], 2)
-    except ValueError as error:
-        message = str(error)
-    else:
-        raise AssertionError("no ValueError")
-    assert "max_grad_norm" in message
-    assert "clip_grad_norm_" in message
-    for p, old in zip(sharded.names(), before, strict=True):
-        same_bits(p, old, sharded.names()[p])
-
-
-@on_ranks(2)
-def fsdp_keeps_averages_of_the_parameters(rank: int, _: Path) -> None:
-    one = one_process(ema_decay=0.9)
-    one.run(STEPS, [0, 1], 2)
-    sharded = fsdp(ema_decay=0.9)
-    sharded.run(STEPS, [rank], 2)
-    compare_all(same_bits, sharded, one)
     one.optimizer.swap_ema()
     sharded.optimizer.swap_ema()
     compare_all(same_bits, sharded, one)
 
 
 @on_ranks(2)
+def fsdp_refuses_max_grad_norm(rank: int, _: Path) -> None:
+    sharded = fsdp(max_grad_norm=CLIP)
+    before = [whole(p).clone() for p in sharded.names()]
+    with pytest.raises(ValueError, match=r"max_grad_norm must be None .*clip_grad_norm_.*=0\.5$"):
+        sharded.run(1, [rank], 2)
+    for p, old in zip(sharded.names(), before, strict=True):
+        same_bits(p, old, sharded.names()[p])
+    sharded = fsdp(formats=({"low_bits": "int8"}, {}))
+    with pytest.raises(TypeError, match=r"^model must be split before.*Received: a DTensor"):
+        split_(sharded.model, sharded.optimizer)
+    assert {p.dtype for p in sharded.names()} == {torch.float32}
+    assert not sharded.optimizer.state
+
+
+@on_ranks(2)
 def fsdp_steps_in_the_backward_pass(rank: int, _: Path) -> None:
-    one = one_process()
-    one.run(STEPS, [0, 1], 2)
-    sharded = fsdp()
-    assert isinstance(sharded.optimizer, AdamW)
-    with attach(sharded.model, sharded.optimizer):
-        sharded.run(STEPS, [rank], 2)
-    compare_all(same_bits, sharded, one)
-    assert all(p.grad is None for p in sharded.names())
+    dtypes = torch.float32, torch.bfloat16, torch.bfloat16
+    for dtype, formats in zip(dtypes, [({}, {}), *FORMATS], strict=True):
+        sharded = fsdp(dtype, columns=dtype == torch.bfloat16, formats=formats)
+        with attach(sharded.model, sharded.optimizer):
+            same_as_alone(rank, sharded, dtype=dtype, formats=formats)
+        assert all(p.grad is None for p in sharded.names())
 
 
 @on_ranks(2)
 def attach_refuses_ddp(rank: int, _: Path) -> None:
     training = ddp()
-    assert isinstance(training.optimizer, AdamW)
     for model in (training.model, torch.nn.Sequential(torch.nn.ReLU(), training.model)):
         with pytest.raises(TypeError, match=r"^model .*DistributedDataParallel.*Received: .+"):
             attach(model, training.optimizer)
     assert not training.optimizer.state
     # No hooks remain: training continues with the gradients of all ranks.
-    one = one_process()
-    one.run(STEPS, [0, 1], 2)
-    training.run(STEPS, [rank], 2)
-    compare_all(same_bits, training, one)
+    same_as_alone(rank, training)
 
 
 # ---- 16-bit models -------------------------------------------------------------------------------
@@ -328,11 +291,10 @@ def bits_do_not_depend_on_the_ranks(rank: int) -> None:
         compare_all(same_bits, sharded, one)
         dims = {p.placements[0].dim for p in sharded.names()}
         assert dims == ({0, 1} if columns else {0})
-
-        other = {name: p for p, name in one.names().items()}
+        others = {name: p for p, name in one.names().items()}
         for p, name in sharded.names().items():
-            actual = sharded.optimizer.master_weights(p)
-            same_bits(actual, one.optimizer.master_weights(other[name]), f"master of {name}")
+            master = sharded.optimizer.master_weights(p)
+            same_bits(master, one.optimizer.master_weights(others[name]), f"master of {name}")
         before = {name: whole(p).clone() for p, name in sharded.names().items()}
         for _ in range(2):
             one.optimizer.swap_ema()
@@ -353,49 +315,6 @@ def bfloat16_in_two_shards_equals_one_process(rank: int, _: Path) -> None:
 
 
 @on_ranks(2)
-def bfloat16_steps_in_the_backward_pass(rank: int, _: Path) -> None:
-    for formats in FORMATS:
-        one = one_process(torch.bfloat16, formats=formats)
-        one.run(STEPS, [0, 1], 2)
-        sharded = fsdp(torch.bfloat16, columns=True, formats=formats)
-        with attach(sharded.model, sharded.optimizer):
-            sharded.run(STEPS, [rank], 2)
-        compare_all(same_bits, sharded, one)
-
-
-@on_ranks(2)
-def bfloat16_under_zero_consolidates_and_loads(rank: int, directory: Path) -> None:
-    for number, formats in enumerate(FORMATS):
-        one = one_process(torch.bfloat16, formats=formats)
-        one.run(SAVED, [0, 1], 2)
-        sharded = zero(torch.bfloat16, formats=formats)
-        sharded.run(SAVED, [rank], 2)
-        compare_all(same_bits, sharded, one)
-        sharded.optimizer.consolidate_state_dict(to=0)
-        path = directory / f"zero-{number}.pt"
-        if rank == 0:
-            consolidated = sharded.optimizer.state_dict()
-            for group in consolidated["param_groups"]:
-                group.setdefault("seed", 0)  # ZeRO writes the groups itself
-            assert_same_state_dict(consolidated, one.optimizer.state_dict())
-            torch.save(
-                {
-                    "model": sharded.model.module.state_dict(),
-                    "optimizer": sharded.optimizer.state_dict(),
-                    "schedule": sharded.schedule.state_dict(),
-                    "steps": SAVED,
-                },
-                path,
-            )
-        dist.barrier()
-        one.run(STEPS, [0, 1], 2)
-        for new, shares in ((zero, [rank]), (one_process, [0, 1])):
-            resumed = load_into(new(torch.bfloat16, formats=formats), torch.load(path))
-            resumed.run(STEPS, shares, 2)
-            compare_all(same_bits, resumed, one)
-
-
-@on_ranks(2)
 def formats_of_shards_change(rank: int, _: Path) -> None:
     trainings = [
         one_process(torch.bfloat16),
@@ -407,20 +326,11 @@ def formats_of_shards_change(rank: int, _: Path) -> None:
             for group, own in zip(training.optimizer.param_groups, formats, strict=True):
                 for name, off in (("moments", "auto"), ("low_bits", None), ("seed", 0)):
                     group[name] = own.get(name, off)
-            training.run(2 * count, shares, 2)
+            training.run(count, shares, 2)
             table = training.state()["0.weight"].keys()
             assert ("packed_moments" in table, "low_bits" in table) == (bool(formats[0]),) * 2
         for sharded in trainings[1:]:
             compare_all(same_bits, sharded, trainings[0])
-
-
-@on_ranks(2)
-def split_refuses_shards(_rank: int, _: Path) -> None:
-    sharded = fsdp(formats=({"low_bits": "int8"}, {}))
-    with pytest.raises(TypeError, match=r"^model must be split before.*Received: a DTensor"):
-        split_(sharded.model, sharded.optimizer)
-    assert {p.dtype for p in sharded.names()} == {torch.float32}
-    assert not sharded.optimizer.state
 
 
 # ---- torch.distributed.checkpoint ----------------------------------------------------------------
@@ -428,12 +338,8 @@ def split_refuses_shards(_rank: int, _: Path) -> None:
 
 def checkpoint_of(training: Training) -> dict[str, Any]:
     model, optimizer = get_state_dict(training.model, training.optimizer)
-    return {
-        "model": model,
-        "optimizer": optimizer,
-        "schedule": training.schedule.state_dict(),
-        "steps": training.steps,
-    }
+    own = {"schedule": training.schedule.state_dict(), "steps": training.steps}
+    return {"model": model, "optimizer": optimizer, **own}
 
 
 def resume(training: Training, path: Path) -> Training:
@@ -450,102 +356,54 @@ def resume(training: Training, path: Path) -> Training:
     return training
 
 
+# What is saved by two ranks, and loaded by other numbers of ranks: the dtype and the formats.
+SAVED_BY_TWO: dict[str, tuple[Any, Any]] = {
+    "float64": (torch.float64, ({}, {})),
+    "bfloat16": (torch.bfloat16, FORMATS[0]),
+    "bfloat16-integers": (torch.bfloat16, FORMATS[1]),
+}
+
+
 @on_ranks(2)
 def checkpoint_is_loaded_by_two_ranks(rank: int, directory: Path) -> None:
-    one = one_process(torch.float64)
-    one.run(SAVED, [0, 1], 2)
-    sharded = fsdp(torch.float64)
-    sharded.run(SAVED, [rank], 2)
-    dcp.save(checkpoint_of(sharded), checkpoint_id=directory / "fsdp")
-    one.run(STEPS, [0, 1], 2)
-    for new in (fsdp, ddp):
-        resumed = resume(new(torch.float64), directory / "fsdp")
-        resumed.run(STEPS, [rank], 2)
-        compare_all(same_bits, resumed, one)
+    for name, (dtype, formats) in SAVED_BY_TWO.items():
+        is_double = dtype == torch.float64
+        sharded = fsdp(dtype, columns=not is_double, formats=formats)
+        sharded.run(SAVED, [rank], 2)
+        dcp.save(checkpoint_of(sharded), checkpoint_id=directory / name)
+        one = alone(dtype=dtype, formats=formats)
+        for new in (fsdp, ddp) if is_double else (fsdp,):
+            resumed = resume(new(dtype, formats=formats), directory / name)
+            resumed.run(STEPS, [rank], 2)
+            compare_all(same_bits, resumed, one)
 
 
 @on_ranks(1)
 def checkpoint_is_loaded_by_one_rank(_: int, directory: Path) -> None:
-    expected = one_process(torch.float64)
-    expected.run(STEPS, [0, 1], 2)
-    for new in (one_process, fsdp):
-        resumed = resume(new(torch.float64), directory / "fsdp")
-        resumed.run(STEPS, [0, 1], 2)
-        compare_all(same_bits, resumed, expected)
+    for name, (dtype, formats) in SAVED_BY_TWO.items():
+        expected = alone(dtype=dtype, formats=formats)
+        for new in (one_process, fsdp):
+            resumed = resume(new(dtype, formats=formats), directory / name)
+            resumed.run(STEPS, [0, 1], 2)
+            compare_all(same_bits, resumed, expected)
 
 
 @on_ranks(3)
 def checkpoint_is_loaded_by_three_ranks(rank: int, directory: Path) -> None:
-    saved = one_process(torch.float64)
-    saved.run(SAVED, [0, 1], 2)
-    resumed = resume(fsdp(torch.float64), directory / "fsdp")
+    saved = alone(SAVED, dtype=torch.float64)
+    resumed = resume(fsdp(torch.float64), directory / "float64")
     compare_all(same_bits, resumed, saved)
     saved.run(STEPS, [0], 1)
     resumed.run(STEPS, [rank], 3)
     compare_all(close, resumed, saved)
 
 
-@on_ranks(2)
-def bfloat16_is_loaded_by_two_ranks(rank: int, directory: Path) -> None:
-    for number, formats in enumerate(FORMATS):
-        one = one_process(torch.bfloat16, formats=formats)
-        one.run(STEPS, [0, 1], 2)
-        sharded = fsdp(torch.bfloat16, columns=True, formats=formats)
-        sharded.run(SAVED, [rank], 2)
-        dcp.save(checkpoint_of(sharded), checkpoint_id=directory / f"bfloat16-{number}")
-        resumed = resume(fsdp(torch.bfloat16, formats=formats), directory / f"bfloat16-{number}")
-        resumed.run(STEPS, [rank], 2)
-        compare_all(same_bits, resumed, one)
-
-
-@on_ranks(1)
-def bfloat16_is_loaded_by_one_rank(_: int, directory: Path) -> None:
-    for number, formats in enumerate(FORMATS):
-        expected = one_process(torch.bfloat16, formats=formats)
-        expected.run(STEPS, [0, 1], 2)
-        for new in (one_process, fsdp):
-            path = directory / f"bfloat16-{number}"
-            resumed = resume(new(torch.bfloat16, formats=formats), path)
-            resumed.run(STEPS, [0, 1], 2)
-            compare_all(same_bits, resumed, expected)
-
-
-@on_ranks(2)
-def checkpoint_of_torch_is_loaded(rank: int, directory: Path) -> None:
-    before = fsdp(torch.float64, torch.optim.AdamW)
-    before.run(SAVED, [rank], 2)
-    dcp.save(checkpoint_of(before), checkpoint_id=directory / "by-torch")
-    after = resume(fsdp(torch.float64), directory / "by-torch")
-    go_on_alike(rank, before, after)
-
-
-@on_ranks(2)
-def checkpoint_is_loaded_by_torch(rank: int, directory: Path) -> None:
-    before = fsdp(torch.float64)
-    before.run(SAVED, [rank], 2)
-    dcp.save(checkpoint_of(before), checkpoint_id=directory / "for-torch")
-    after = resume(fsdp(torch.float64, torch.optim.AdamW), directory / "for-torch")
-    go_on_alike(rank, after, before)
-
-
-@on_ranks(2)
-def state_dicts_go_both_ways_with_every_option(rank: int, _: Path) -> None:
-    for options in STATE_DICT_OPTIONS:
-        for saving, loading in ((AdamW, torch.optim.AdamW), (torch.optim.AdamW, AdamW)):
-            before, after = fsdp(torch.float64, saving), fsdp(torch.float64, loading)
-            before.run(SAVED, [rank], 2)
-            after.run(1, [rank], 2)
-            move_state(before, after, options)
-            torchs, ours = (after, before) if saving is AdamW else (before, after)
-            go_on_alike(rank, torchs, ours)
-
-
 # The options of torch.distributed.checkpoint.state_dict and their combinations. torch cannot load a
 # state dict that is both full and flat into its own optimizers either.
 STATE_DICT_OPTIONS = [
+    StateDictOptions(),
     StateDictOptions(full_state_dict=True),
     StateDictOptions(flatten_optimizer_state_dict=True),
-    StateDictOptions(cpu_offload=True),
     StateDictOptions(ignore_frozen_params=True),
     StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True),
     StateDictOptions(flatten_optimizer_state_dict=True, cpu_offload=True),
@@ -553,77 +411,74 @@ STATE_DICT_OPTIONS = [
 ]
 
 
-def move_state(before: Training, after: Training, options: StateDictOptions) -> None:
-    """Load the whole state of one training into another, by name."""
-    model, state = get_state_dict(before.model, before.optimizer, options=options)
-    # Only the first rank gets the full state.
-    set_state_dict(
-        after.model,
-        after.optimizer,
-        model_state_dict=copy.deepcopy(whole_on_all_ranks(model)),
-        optim_state_dict=copy.deepcopy(whole_on_all_ranks(state)),
-        options=options,
-    )
-    after.schedule.load_state_dict(before.schedule.state_dict())
-    after.steps = before.steps
-
-
 def whole_on_all_ranks(state: dict[str, Any]) -> dict[str, Any]:
     """Broadcast a full state, which cpu_offload leaves on the first rank only, to all ranks."""
-    if all(gathered(bool(state))):
-        return state
-    whole_state: dict[str, Any] = gathered(state)[0]
-    return whole_state
+    whole_state: dict[str, Any] = state if all(gathered(bool(state))) else gathered(state)[0]
+    return copy.deepcopy(whole_state)
 
 
-def go_on_alike(rank: int, torchs: Training, ours: Training) -> None:
-    compare_models(same_bits, torchs, ours)
-    compare_states(same_bits, torchs, ours)
-    torchs.run(STEPS, [rank], 2)
-    ours.run(STEPS, [rank], 2)
-    compare_models(close, torchs, ours)
+@on_ranks(2)
+def state_dicts_go_to_torch_and_back(rank: int, directory: Path) -> None:
+    pairs = [(AdamW, torch.optim.AdamW), (torch.optim.AdamW, AdamW)]
+    for number, (options, pair) in enumerate(itertools.product([None, *STATE_DICT_OPTIONS], pairs)):
+        before, after = (fsdp(torch.float64, kind) for kind in pair)
+        before.run(SAVED, [rank], 2)
+        if options is None:  # by a checkpoint
+            dcp.save(checkpoint_of(before), checkpoint_id=directory / f"of-{number}")
+            resume(after, directory / f"of-{number}")
+        else:
+            after.run(1, [rank], 2)
+            model, state = get_state_dict(before.model, before.optimizer, options=options)
+            set_state_dict(
+                after.model,
+                after.optimizer,
+                model_state_dict=whole_on_all_ranks(model),
+                optim_state_dict=whole_on_all_ranks(state),
+                options=options,
+            )
+            after.schedule.load_state_dict(before.schedule.state_dict())
+            after.steps = before.steps
+        compare_models(same_bits, after, before)
+        compare_states(same_bits, after, before)
+        for training in (before, after):
+            training.run(STEPS, [rank], 2)
+        compare_models(close, after, before)
 
 
 def tensors_of(training: Training) -> dict[str, Any]:
     """The tensors of model and optimizer by name, so that each rank saves and loads its share."""
-    return {
-        "model": get_model_state_dict(training.model),
-        "state": get_optimizer_state_dict(training.model, training.local_optimizer())["state"],
-    }
+    state = get_optimizer_state_dict(training.model, training.local_optimizer())["state"]
+    return {"model": get_model_state_dict(training.model), "state": state}
+
+
+def loads_shares(training: Training, path: Path) -> None:
+    dcp.load(tensors_of(training), checkpoint_id=path)
+    training.steps = SAVED
+    one = alone(SAVED)
+    compare_models(same_bits, training, one)
+    compare_states(same_bits, training, one)
 
 
 @on_ranks(2)
 def zero_and_fsdp_load_the_same_checkpoint(rank: int, directory: Path) -> None:
-    one = one_process()
-    one.run(SAVED, [0, 1], 2)
     for name, saving, loading in (("by-zero", zero, fsdp), ("for-zero", fsdp, zero)):
         before = saving()
         before.run(SAVED, [rank], 2)
         dcp.save(tensors_of(before), checkpoint_id=directory / name)
-        after = loading()
-        dcp.load(tensors_of(after), checkpoint_id=directory / name)
-        after.steps = SAVED
-        compare_models(same_bits, after, one)
-        compare_states(same_bits, after, one)
+        loads_shares(loading(), directory / name)
 
 
 @on_ranks(3)
 def zero_loads_shares_onto_three_ranks(_: int, directory: Path) -> None:
-    one = one_process()
-    one.run(SAVED, [0, 1], 2)
-    resumed = zero()
-    dcp.load(tensors_of(resumed), checkpoint_id=directory / "by-zero")
-    resumed.steps = SAVED
-    compare_models(same_bits, resumed, one)
-    compare_states(same_bits, resumed, one)
+    loads_shares(zero(), directory / "by-zero")
 
 
 @on_ranks(2)
 def gradients_of_other_placements_are_redistributed(rank: int, _: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
-    whole, gradient = torch.arange(1.0, 9.0), torch.linspace(-1, 1, 8)
-    param: Any = torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
-    expected = torch.nn.Parameter(whole.clone())
+    values, gradient = torch.arange(1.0, 9.0), torch.linspace(-1, 1, 8)
+    param: Any = torch.nn.Parameter(distribute_tensor(values, mesh, [Shard(0)]))
+    expected = torch.nn.Parameter(values.clone())
     optimizer, reference = Adam([param], lr=0.1), Adam([expected], lr=0.1)
     for _step in range(2):
         param.grad = distribute_tensor(gradient, mesh, [Replicate()])

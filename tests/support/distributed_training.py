@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import OneCycleLR
 
 BATCH = 24  # a multiple of 1, 2 and 3 ranks
-STEPS = 10
+STEPS = 6
 CLIP = 0.5  # clips most steps, but not all
 
 # Tolerance between float64 trainings with different roundings. Measured: at most 1e-15, for values
@@ -120,9 +120,11 @@ def one_process(
     return Training(model, AdamW(groups_of(model, formats), **settings))
 
 
-def ddp(dtype: torch.dtype = torch.float32, **settings: Any) -> Training:
+def ddp(
+    dtype: torch.dtype = torch.float32, *, formats: Formats = ({}, {}), **settings: Any
+) -> Training:
     model = DistributedDataParallel(new_model(dtype))
-    return Training(model, AdamW(groups_of(model), **settings))
+    return Training(model, AdamW(groups_of(model, formats), **settings))
 
 
 def zero(

@@ -1,0 +1,605 @@
+# SPDX-License-Identifier: MIT
+"""`fusedadam.torch` in its process: floating-point modes, leaks, memory, interrupts, threads, forks.
+
+What is tested here goes through torch's own code; `tests/process` has the same for NumPy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import json
+import logging
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+from at_once import together
+from ends import assert_ends_well
+from fresh_python import output_of
+from helpers import running
+from interrupts import Case, interrupt_everywhere
+from leaks import CALLS, assert_flat, expect, resident_bytes
+from processor_state import MODES, Processor, needs_fenv, processor_restored
+from step_scripts import FORK
+
+torch: Any = pytest.importorskip("torch")
+
+from fusedadam.torch import Adam, AdamW, attach
+from torch_helpers import LARGE, SHAPES, Training, drawn_rows, everything, leaves, sparse
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="of Linux: /proc, limits")
+
+# -- the floating-point environment -----------------------------------------------------------
+
+
+@pytest.fixture
+def processor() -> Iterator[Processor]:
+    Training().step()  # torch's first step, whose imports raise exception flags
+    with processor_restored() as processor:
+        yield processor
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"eps": 0.0},
+    {"lr": 0.3, "weight_decay": 0.1, "amsgrad": True, "maximize": True},
+    {"max_grad_norm": 0.7, "ema_decay": 0.9, "zero_grad_in_step": True},
+    {"moments": "packed"},
+]
+
+
+@needs_fenv
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("modes", [(), *MODES], ids=str)
+def test_step_in_every_mode(
+    processor: Processor, modes: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    training = Training(AdamW, [(50, 6), (40_003,), (31,), ()], **options)
+    with running(threads=3):
+        for raised in (False, True):
+            rows = drawn_rows(training.rng, training.rng.integers(0, 50, 30), training.params[0])
+            dense = training.grads()[1:]
+            for g in dense:
+                g.view(-1)[::3] *= torch.finfo(g.dtype).smallest_normal
+            training.give([rows, *dense])
+            training.expect([rows, *dense])
+            processor.set(*modes, raised=raised)
+            before = processor.state()
+            training.optimizer.step()
+            after = processor.state()
+            processor.restore()
+            assert after == before
+            training.check()
+
+
+@needs_fenv
+@pytest.mark.parametrize("count", [2**24 - 1, 2**24, 2**30])
+def test_count_in_a_float32_in_every_mode(processor: Processor, count: int) -> None:
+    # Where it rounds, it rounds to nearest and raises no flag.
+    for modes in ((), *MODES):
+        training = Training(Adam, [(3,)])
+        training.step()
+        training.state[0]["step"].fill_(count)
+        processor.set(*modes)
+        before = processor.state()
+        training.optimizer.step()
+        after = processor.state()
+        processor.restore()
+        assert after == before
+        assert training.state[0]["step"].item() == max(count, 2**24)
+
+
+@needs_fenv
+@pytest.mark.parametrize("modes", MODES, ids=str)
+def test_step_within_the_backward_pass_in_every_mode(
+    processor: Processor, modes: tuple[str, ...]
+) -> None:
+    # Gradients are exact, so the flags are those of torch's own pass.
+    model = torch.nn.Linear(5, 3)
+    training = Training.of(Adam(model.parameters(), lr=0.3))
+    with attach(model, training.optimizer):
+        for _ in range(2):
+            loss = model(torch.ones(1, 5)).sum()
+            training.expect([torch.ones(3, 5), torch.ones(3)])
+            processor.set(*modes)
+            before = processor.state()
+            loss.backward()
+            after = processor.state()
+            processor.restore()
+            assert after._replace(flags=before.flags) == before
+            training.check()
+
+
+@needs_fenv
+def test_import_switches_and_traps() -> None:
+    code = f"""
+        import torch
+        from processor_state import Processor
+        processor = Processor()
+        processor.set("upward", "flush", raised=True)
+        before = processor.state()
+        import fusedadam.torch
+        after = processor.state()
+        processor.restore()
+        # Python's own reading of numbers raises flags, and a module has numbers in it.
+        assert after._replace(flags=before.flags) == before
+
+        # torch's own switch neither changes a step nor is changed.
+        subnormal = torch.full((3,), 1e-40)  # no work for torch's other threads
+        for flush in (True, False):
+            torch.set_flush_denormal(False)
+            p = torch.nn.Parameter(torch.ones(40_000))
+            optimizer = fusedadam.torch.Adam([p], eps=1e-20)
+            p.grad = torch.full_like(p, 1e-38)  # m is 1e-39, no normal number
+            flushes = torch.set_flush_denormal(flush) and flush
+            optimizer.step()
+            with torch.no_grad():
+                product = (subnormal * 1).view(torch.int32)
+            assert (product == 0).all().item() == flushes
+            assert (optimizer.state[p]["exp_avg"].view(torch.int32) != 0).all()
+
+        # No step springs a trap of the caller.
+        for options in {OPTIONS}:
+            params = [torch.nn.Parameter(torch.ones(n)) for n in (40_003, 5)]
+            optimizer = fusedadam.torch.AdamW(params, **options)
+            for step in range(3):
+                for p in params:
+                    p.grad = torch.full_like(p, float("inf" if step else "nan"))
+                if step:
+                    processor.set(traps=True)
+                before = processor.state()
+                optimizer.step()
+                after = processor.state()
+                processor.restore()
+                assert after == before
+        print("done")
+    """
+    assert output_of(code, environment={"OMP_NUM_THREADS": "3"}) == "done"
+
+
+# -- leaks ------------------------------------------------------------------------------------
+
+Call = Callable[[], object]
+
+
+def trained(grad: Any = None, **options: Any) -> tuple[Any, Any]:
+    param = torch.nn.Parameter(torch.ones(3, 2))
+    param.grad = torch.ones(3, 2) if grad is None else grad
+    optimizer = AdamW([param], **options)
+    optimizer.step()
+    return optimizer, param
+
+
+def refused() -> Any:
+    optimizer, param = trained()
+    optimizer.state[param]["exp_avg"] = torch.ones(5)
+    return optimizer
+
+
+def attached_step(model: Any, optimizer: Any) -> Any:
+    with attach(model, optimizer):
+        model(torch.ones(2, 3)).sum().backward()
+    return optimizer
+
+
+def kinds_of_calls() -> dict[str, Call]:
+    optimizer, param = trained()
+    everything, _ = trained(amsgrad=True, ema_decay=0.9, max_grad_norm=1.0, zero_grad_in_step=True)
+    other, _ = trained()
+    model = torch.nn.Linear(3, 1)
+    attached_to = Adam(model.parameters())
+
+    def loads() -> None:
+        other.load_state_dict(other.state_dict())
+        other.step()
+
+    def swaps() -> None:
+        everything.swap_ema()
+        everything.swap_ema()
+
+    def other_group() -> None:
+        other.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "eps": -1.0})
+
+    return {
+        "step": optimizer.step,
+        "all options": everything.step,
+        "swap_ema": swaps,
+        "sparse": trained(sparse([1, 0, 1], torch.ones(3, 2), (3, 2)))[0].step,
+        "copied gradient": trained(torch.ones(2, 3).T)[0].step,
+        "new": lambda: trained(),
+        "deepcopy": lambda: copy.deepcopy(optimizer),
+        "load_state_dict": loads,
+        "attach": lambda: attached_step(model, attached_to),
+        "refused step": expect(ValueError, refused().step),
+        "refused group": expect(ValueError, other_group),
+        "closure": lambda: optimizer.step(lambda: param.sum()),
+    }
+
+
+@pytest.mark.parametrize("name", list(kinds_of_calls()))
+def test_nothing_stays(name: str) -> None:
+    # torch's own part of these calls takes about ten times as long as ours.
+    assert_flat(kinds_of_calls()[name], calls=max(400, CALLS // 2))
+
+
+def after_an_error() -> Any:
+    optimizer = refused()
+    with pytest.raises(ValueError, match=r"exp_avg\[0\] must be"):
+        optimizer.step()
+    return optimizer
+
+
+def after_attach() -> Any:
+    model = torch.nn.Linear(3, 1)
+    return attached_step(model, Adam(model.parameters()))
+
+
+@pytest.mark.parametrize("make", [lambda: trained()[0], after_an_error, after_attach], ids=str)
+def test_an_optimizer_is_freed(make: Callable[[], Any]) -> None:
+    # Freed by the cycle collector only, like torch's own: it holds a wrapper of its own `step`.
+    died = weakref.ref(make())
+    gc.collect()
+    assert died() is None
+
+
+@linux
+def test_memory_of_moments_is_given_back() -> None:
+    param = torch.nn.Parameter(torch.ones(4 << 20))
+    param.grad = torch.ones_like(param)
+    optimizer = Adam([param])
+    optimizer.step()
+    held = resident_bytes()
+    del optimizer
+    gc.collect()
+    assert held - resident_bytes() > 0.9 * 2 * param.nbytes
+
+
+# -- interrupts and out of memory -------------------------------------------------------------
+
+
+class Steps(Case):
+    """A step after earlier ones."""
+
+    def __init__(self, steps: int, shapes: Any = ((3, 2), (5,)), **options: Any) -> None:
+        self.params = leaves(shapes)
+        self.optimizer: Any = Adam(self.params, lr=0.1, **options)
+        for _ in range(steps):
+            self.set_grads()
+            self.optimizer.step()
+        self.set_grads()
+
+    def set_grads(self) -> None:
+        for p in self.params:
+            p.grad = p.detach() + 1
+
+    def call(self) -> object:
+        return self.optimizer.step()
+
+    def go_on(self) -> object:
+        self.set_grads()
+        return self.optimizer.step()
+
+    def observe(self) -> object:
+        kept = everything(self.optimizer)
+        return [{name: a.tobytes() for name, a in state.items()} for state in kept]
+
+
+class NewAverages(Steps):
+    """A step that adds averages to existing moments."""
+
+    def __init__(self, **of: Any) -> None:
+        super().__init__(1, **of)
+        self.optimizer.param_groups[0]["ema_decay"] = 0.9
+
+
+class TwoGroups(Steps):
+    """The first step of two groups."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        more = leaves([(4,)])
+        self.optimizer.add_param_group({"params": more, "lr": 0.3})
+        self.params += more
+        self.set_grads()
+
+
+class Rows(Steps):
+    """A step with a sparse gradient."""
+
+    def set_grads(self) -> None:
+        super().set_grads()
+        self.params[0].grad = sparse([2, 0, 2], torch.ones(3, 2), (3, 2))
+
+
+class Strided(Steps):
+    """A step with a gradient of another layout, which is copied."""
+
+    def set_grads(self) -> None:
+        for p in self.params:
+            p.grad = (p.detach() + 1).T.contiguous().T
+
+
+class Swap(Steps):
+    """Averages swapped with the parameters."""
+
+    def __init__(self, **of: Any) -> None:
+        super().__init__(2, ema_decay=0.9, **of)
+
+    def call(self) -> object:
+        return self.optimizer.swap_ema()
+
+    def go_on(self) -> object:
+        with contextlib.suppress(ValueError):
+            return super().go_on()
+        # The averages are swapped in.
+        self.optimizer.swap_ema()
+        return super().go_on()
+
+
+class Attached(Case):
+    """A backward pass that steps each parameter."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        self.model = torch.nn.Linear(3, 1, bias=False)
+        self.optimizer = AdamW(self.model.parameters(), lr=0.1)
+        attach(self.model, self.optimizer)
+
+    def call(self) -> object:
+        return self.model(torch.ones(2, 3)).sum().backward()
+
+    def go_on(self) -> object:
+        # A gradient remains if its step has not begun. If one remained after its step, it would be
+        # used again.
+        (weight,) = self.model.parameters()
+        assert weight.grad is None or self.optimizer.state[weight]["step"] == 0
+        weight.grad = None
+        return self.call()
+
+    def observe(self) -> object:
+        return [{k: a.tobytes() for k, a in s.items()} for s in everything(self.optimizer)]
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "first step": lambda: Steps(0),
+    "step": lambda: Steps(2),
+    "first step with options": lambda: Steps(0, amsgrad=True, ema_decay=0.9, max_grad_norm=1.0),
+    "averages begin": NewAverages,
+    "two groups": TwoGroups,
+    "first sparse step": lambda: Rows(0),
+    "swap_ema": Swap,
+    "backward": Attached,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_interrupted_call_is_whole(name: str) -> None:
+    # An interrupt in torch's own Python code may leave its grad mode wrong.
+    within_torch = str(Path(torch.__file__).parent)
+    assert interrupt_everywhere(CASES[name], times=1, not_within=(within_torch,)) > 5
+
+
+class Interrupted:
+    """A plan whose interrupt arrives after its step."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan = plan
+
+    def step_counted(self, *arguments: Any) -> int:
+        self.plan.step_counted(*arguments)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("steps", "dtype", "later"),
+    [
+        (0, "float32", {}),
+        (1, "float32", {"ema_decay": 0.5}),
+        (1, "bfloat16", {"moments": "packed"}),
+        (1, "bfloat16", {"low_bits": "int8"}),
+    ],
+)
+def test_state_of_a_step_that_was_taken_is_kept(
+    steps: int, dtype: str, later: dict[str, Any]
+) -> None:
+    training = Training(Adam, [(70,)], dtype)
+    training.run(steps)
+    training.optimizer.param_groups[0].update(later)
+    training.give(grads := training.grads())
+    training.expect(grads)
+    training.optimizer._plan.core = Interrupted(training.optimizer._plan.core)
+    with pytest.raises(KeyboardInterrupt):
+        training.optimizer.step()
+    training.check()
+
+
+@linux
+def test_out_of_memory() -> None:
+    # torch's allocator, which copies gradients and creates late averages, raises RuntimeError. The
+    # core's allocations raise MemoryError.
+    folder = str(Path(__file__).parent)
+    code = f"""
+        import json, sys
+        sys.path.append({folder!r})
+        from memory_limit import MIB, exhaust
+        from test_processes import NewAverages, Steps, Strided, Swap
+
+        of = {{"shapes": [(512, MIB // 4 // 512)]}}
+        errors = (MemoryError, RuntimeError)
+        print(json.dumps({{
+            "first step": exhaust(lambda: Steps(0, **of)),
+            "first step, more state": exhaust(lambda: Steps(0, amsgrad=True, ema_decay=0.9, **of)),
+            "gradient that is copied": exhaust(lambda: Strided(1, **of), errors),
+            "averages that begin": exhaust(lambda: NewAverages(**of), errors),
+            "swap_ema": exhaust(lambda: Swap(**of), errors),
+        }}))
+    """
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    failures = json.loads(output_of(code, environment=environment))
+    logging.getLogger(__name__).info("failures of each call: %s", failures)
+    assert all(failures.values())
+
+
+# -- Python threads ---------------------------------------------------------------------------
+
+
+def one_of_many(number: int) -> tuple[Training, list[Any]]:
+    """A training, small, large or of rows, and the gradients that it has."""
+    shapes = [(900, 48)] if number % 3 == 2 else LARGE if number % 3 else SHAPES
+    options = {} if number % 4 else {"max_grad_norm": 1.0, "ema_decay": 0.9}
+    training = Training((Adam, AdamW)[number % 2], shapes, lr=0.01, **options)
+    grads = training.grads()
+    if number % 3 == 2:
+        rows = training.rng.integers(0, 900, 64)
+        grads = [drawn_rows(training.rng, rows, training.params[0])]
+    training.give(grads)
+    return training, grads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_different_optimizers_at_once(threads: int) -> None:
+    many = [one_of_many(number) for number in range(8)]
+    with running(threads=threads):
+        together(8, lambda i: [many[i][0].optimizer.step() for _ in range(4)])
+    for training, grads in many:
+        for _ in range(4):
+            training.expect(grads)
+        training.check()
+
+
+@pytest.mark.parametrize("number", range(3), ids=["small", "large", "rows"])
+def test_one_optimizer_from_several_threads(number: int) -> None:
+    # Steps of one optimizer are serialized. The gradients are constant, so the order of the threads
+    # does not matter.
+    training, grads = one_of_many(number)
+    training.stepped(grads, training.optimizer.step)
+    with running(threads=2):
+        together(4, lambda _: [training.optimizer.step() for _ in range(4)])
+    for _ in range(16):
+        training.expect(grads)
+    training.check()
+
+
+def test_the_interpreter_may_end_within_a_step() -> None:
+    # Excludes the first step, which calls torch, and record_function(), in which torch wraps a
+    # step. torch's own calls, and the destructors of its tensors, would end the process likewise.
+    assert_ends_well("""
+import functools
+import torch
+import fusedadam.torch
+
+def prepared():
+    param = torch.nn.Parameter(torch.ones(3_000_000))
+    param.grad = torch.ones(3_000_000)
+    optimizer = fusedadam.torch.AdamW([param])
+    optimizer.step()
+    return functools.partial(type(optimizer).step.__wrapped__, optimizer)
+""")
+
+
+# -- `DataLoader` workers and forks -----------------------------------------------------------
+
+THREADS = {"OMP_NUM_THREADS": "3"}
+# torch warns that there are more workers than CPUs, and Python 3.12 and later warn that a process
+# with threads forks. Both are intended here.
+START = f"""
+    import os, sys, threading, warnings
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, {str(Path(helpers.__file__).parent)!r})
+    import torch, fusedadam
+    from helpers import assert_all_same_bits
+    from torch_workers import SAMPLES, SIZE, SteppedSamples, Training, sample
+    LIMIT_S = 60
+    fusedadam.set_num_threads(3)
+"""
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
+
+def test_workers_that_step_beside_a_training() -> None:
+    code = f"""{START}
+    import multiprocessing
+    expected = Training()
+    for _ in range(2):
+        # In this process: threads of both libraries exist when workers are started.
+        expected.epoch(torch.utils.data.DataLoader(SteppedSamples(), batch_size=2))
+    # Not persistent workers are started again for the second epoch.
+    kinds = [(method, True) for method in multiprocessing.get_all_start_methods()]
+    for method, persistent in kinds + [("fork", False)] * hasattr(os, "fork"):
+        loader = torch.utils.data.DataLoader(
+            SteppedSamples(),
+            batch_size=2,
+            num_workers=2,
+            multiprocessing_context=method,
+            persistent_workers=persistent,
+            timeout=LIMIT_S,
+        )
+        training = Training()
+        for _ in range(2):
+            training.epoch(loader)
+        assert_all_same_bits(training.results(), expected.results(), method)
+        batches = torch.cat(list(loader))
+        assert_all_same_bits(batches.numpy(), [sample(i).numpy() for i in range(SAMPLES)], method)
+    print("same")
+    """
+    assert output_of(code, environment=THREADS) == "same"
+
+
+@needs_fork
+def test_forks_while_other_threads_step_and_forks_of_forks() -> None:
+    code = f"""{START}{FORK}
+    # The first optimizer imports much of torch, and a fork during an import of another thread leaves
+    # the child a module that is never complete.
+    expected = [sample(i).numpy() for i in range(SAMPLES)]
+    stop = threading.Event()
+
+    def keep_stepping():
+        training = Training()
+        training.param.grad = torch.ones(SIZE)
+        while not stop.is_set():
+            training.optimizer.step()
+
+    threads = [threading.Thread(target=keep_stepping) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        loader = torch.utils.data.DataLoader(
+            SteppedSamples(),
+            batch_size=None,
+            num_workers=2,
+            multiprocessing_context="fork",
+            timeout=LIMIT_S,
+        )
+        assert_all_same_bits([x.numpy() for x in loader], expected)
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+    # Both libraries have started threads in this process.
+    assert torch.ones(1_000_000).add(1).sum().item() == 2_000_000
+    training, twin = Training(), Training()
+    for each in (training, twin):
+        each.param.grad = torch.linspace(-1, 1, SIZE)
+        each.optimizer.step()
+    twin.optimizer.step()
+
+    def work(generations):
+        assert fusedadam.get_num_threads() == 1
+        training.optimizer.step()
+        assert_all_same_bits(training.results(), twin.results())
+        sample(0)
+        if generations > 1:
+            twin.optimizer.step()
+            assert in_child(lambda: work(generations - 1)) == 0
+
+    print(in_child(lambda: work(3)))
+    assert fusedadam.get_num_threads() == 3
+    training.optimizer.step()
+    assert_all_same_bits(training.results(), twin.results())
+    """
+    assert output_of(code, environment=THREADS) == "0"
