@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -405,8 +404,3 @@ class Training:
                 p.data = memory
         assert len(optimizer.param_groups) == len(groups)
         self.check("after the refused call,")
-
-
-def uncorrected(eps: float, beta_2: float, step: int) -> float:
-    """The "epsilon hat" of NumPy's interface that equals torch's epsilon at a step."""
-    return eps * math.sqrt(1.0 - oracle.power(beta_2, step))

@@ -183,27 +183,6 @@ def test_parameter_attached_twice_is_refused(of: str) -> None:
     training.backward(loss_of(model, 0))
 
 
-def test_group_added_later_needs_attaching() -> None:
-    model = model_of()
-    optimizer = Adam(model[0].parameters())
-    attachment = attach(model, optimizer)
-    optimizer.add_param_group({"params": list(model[2].parameters())})
-    attachment.remove()
-    attach(model, optimizer)
-    loss_of(model, 0).backward()
-    assert steps_of(optimizer) == [1] * 4
-
-
-def test_stale_graph_is_noticed() -> None:
-    # The first backward pass steps weights that the second graph has saved.
-    model = model_of()
-    attach(model, Adam(model.parameters()))
-    stale = loss_of(model, 0)
-    loss_of(model, 1).backward()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        stale.backward()
-
-
 # -- refused calls ----------------------------------------------------------------------------
 
 ARGUMENTS: dict[str, tuple[Callable[[Any], tuple[Any, Any]], type[Exception], str]] = {

@@ -7,7 +7,6 @@ import copy
 import math
 import pickle
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -27,59 +26,17 @@ from torch_helpers import (
     Training,
     array,
     arrays,
-    assert_close,
     assert_everything_same_bits,
     everything,
     leaves,
     params_of,
-    sparse,
     train,
 )
 
 schedulers = torch.optim.lr_scheduler
 
 
-# -- a stock loop -----------------------------------------------------------------------------
-
-
-def stock_loop(kind: Any, *, clip: bool = True, **options: Any) -> tuple[list[float], Any]:
-    """Train a small model with groups, accumulation, clipping and a schedule, as is usual."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        *(torch.nn.Embedding(30, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 16)),
-        *(torch.nn.GELU(), torch.nn.Linear(16, 4)),
-    ).double()
-    tokens = torch.randint(0, 30, (16, 30))
-    groups = [
-        {"params": [p for p in model.parameters() if (p.dim() > 1) == is_matrix], **own}
-        for is_matrix, own in ((True, {"weight_decay": 0.1}), (False, {"weight_decay": 0.0}))
-    ]
-    optimizer = kind(groups, lr=1e-3, **options)
-    scheduler = schedulers.OneCycleLR(optimizer, max_lr=0.05, total_steps=20)
-    losses = []
-    for i in range(80):
-        loss = torch.nn.functional.cross_entropy(model(tokens[i % 16]), tokens[i % 16] % 4)
-        (loss / 4).backward()
-        losses.append(loss.item())
-        if i % 4 == 3:
-            if clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-    return losses, optimizer
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_stock_loop(kind: Any) -> None:
-    (ours, optimizer), (theirs, stock) = (stock_loop(k) for k in (kind, STOCK[kind]))
-    # 20 steps of a smooth loss amplify a rounding of 2**-53 some thousand times.
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
-    assert_close(optimizer, stock, rtol=1e-7, atol=1e-10)
-    assert sum(ours[-16:]) < sum(ours[:16])
-    extras = {"max_grad_norm": 0.1, "ema_decay": 0.9, "zero_grad_in_step": True}
-    again, _ = stock_loop(kind, clip=False, **extras)
-    np.testing.assert_allclose(again, theirs, rtol=1e-3)  # torch adds 1e-6 to the norm
+# -- schedulers -------------------------------------------------------------------------------
 
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
@@ -112,6 +69,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 def test_schedulers_beside_torch(make: Callable[[Any], Any], lr: Any) -> None:
     training = Training(AdamW, [(7, 3), (5,)], "float64", beside_torch=True, lr=lr)
     pair = [make(training.optimizer), make(training.stock)]
+    # A scheduler counts the calls of `step` by wrapping it, and warns if there were none.
     for _ in range(7):
         training.step()
         # torch computes with a tensor of lr in float32.
@@ -122,25 +80,6 @@ def test_schedulers_beside_torch(make: Callable[[Any], Any], lr: Any) -> None:
         ours, theirs = (o.param_groups[0] for o in (training.optimizer, training.stock))
         assert float(ours["lr"]) == float(theirs["lr"])
         assert ours["betas"] == theirs["betas"]
-
-
-def test_scheduler_and_optimizer_resume_together() -> None:
-    one, two = Training(AdamW, lr=0.01), Training(AdamW, lr=0.01)
-    pair = [schedulers.OneCycleLR(of.optimizer, 0.1, total_steps=8) for of in (one, two)]
-    # A scheduler counts the calls of `step` by wrapping it.
-    with pytest.warns(UserWarning, match="before `optimizer.step"):
-        pair[1].step()
-    for _ in range(3):
-        one.step()
-        pair[0].step()
-    two.optimizer.load_state_dict(copy.deepcopy(one.optimizer.state_dict()))
-    pair[1].load_state_dict(copy.deepcopy(pair[0].state_dict()))
-    two.adopt()
-    for of, scheduler in zip((one, two), pair, strict=True):
-        for _ in range(3):
-            of.step()
-            scheduler.step()
-    assert pair[0].get_last_lr() == pair[1].get_last_lr()
 
 
 # -- groups and parameters --------------------------------------------------------------------
@@ -413,54 +352,6 @@ def test_state_dict_hooks() -> None:
     assert seen == ["before saving", 1, "after loading"]
 
 
-def trained_net(
-    change: Callable[[Any], None] = lambda _: None,
-    step: Callable[[Any], None] = lambda optimizer: optimizer.step(),
-) -> list[dict[str, Any]]:
-    """What a backward pass and a step of a changed model give."""
-    torch.manual_seed(0)
-    model = torch.nn.Linear(300, 200)
-    change(model)
-    optimizer = Adam(model.parameters())
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(torch.ones(2, 300)).sum().backward()
-        step(optimizer)
-    return everything(optimizer)
-
-
-def in_another_thread(optimizer: Any) -> None:
-    thread = threading.Thread(target=optimizer.step)
-    thread.start()
-    thread.join()
-
-
-def with_hooks(model: Any) -> None:
-    model.weight.register_hook(lambda g: 2 * g)
-    model.bias.register_post_accumulate_grad_hook(shift)
-
-
-def shift(p: Any) -> None:
-    p.grad += 1
-
-
-def as_with_hooks(optimizer: Any) -> None:
-    weight, bias = params_of(optimizer)
-    weight.grad.mul_(2)
-    shift(bias)
-    optimizer.step()
-
-
-@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
-def test_loops_that_change_no_bit() -> None:
-    expected = trained_net()
-    assert_everything_same_bits(trained_net(step=in_another_thread), expected, "another thread")
-    assert_everything_same_bits(trained_net(lambda m: m.share_memory()), expected, "shared memory")
-    with torch.autograd.set_detect_anomaly(True):
-        assert_everything_same_bits(trained_net(), expected, "anomaly mode")
-    assert_everything_same_bits(trained_net(with_hooks), trained_net(step=as_with_hooks), "hooks")
-
-
 @pytest.mark.parametrize("how", [{}, {"foreach": True}, {"fused": True}], ids=str)
 @pytest.mark.parametrize("to_none", [True, False])
 def test_zero_grad(to_none: bool, how: dict[str, Any]) -> None:
@@ -717,17 +608,6 @@ def test_zero_grad_in_step() -> None:
     training.optimizer.step()  # a gradient of zeros is a gradient
     assert all(p.grad._version > v for p, v in zip(training.params, versions, strict=True))
     assert [int(s["step"]) for s in training.state] == [3] * 7
-    model, twin = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
-    twin.load_state_dict(model.state_dict())
-    optimizer, other = AdamW(model.parameters(), zero_grad_in_step=True), AdamW(twin.parameters())
-    for x in torch.rand(4, 3):
-        # Gradients accumulate anew.
-        model(x).sum().backward()
-        optimizer.step()
-        other.zero_grad()
-        twin(x).sum().backward()
-        other.step()
-    assert_everything_same_bits(everything(optimizer), everything(other))
 
 
 # -- version counters and arrays --------------------------------------------------------------
@@ -759,11 +639,3 @@ def test_every_step_counts_as_a_change_that_views_and_arrays_see() -> None:
         assert other._version == versions[1]
         for x in (shared, view.numpy(), memory):
             np.testing.assert_allclose(x, 1 - 0.5 * count, rtol=1e-6, atol=1e-6)
-
-
-def test_sparse_gradient_of_a_closure() -> None:
-    training = Training(Adam, [(5, 2)])
-    g = sparse([1, 1, 4], torch.ones(3, 2), (5, 2))
-    training.expect([g])
-    training.optimizer.step(lambda: setattr(training.params[0], "grad", g))
-    training.check()

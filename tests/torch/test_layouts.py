@@ -114,19 +114,6 @@ def test_any_dense_layout(data: st.DataObject) -> None:
     training.run(2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_convolutions_in_channels_last(kind: Any) -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3))
-    model.to(torch.float64, memory_format=torch.channels_last)
-    training = Training.of(kind(model.parameters(), lr=0.01))
-    x = torch.rand(4, 3, 8, 8, dtype=torch.float64).to(memory_format=torch.channels_last)
-    for _ in range(3):
-        training.optimizer.zero_grad()
-        (model(x) ** 2).mean().backward()
-        training.stepped([p.grad.clone() for p in training.params], training.optimizer.step)
-
-
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 5), (2, 3, 4)])
 def test_layout_changed_in_the_middle_or_by_a_checkpoint(shape: tuple[int, ...]) -> None:
     training = Training(Adam, [shape], **EXTRAS)

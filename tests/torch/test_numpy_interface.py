@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""torch tensors in `fusedadam.Adam`: losses, parameters and gradients, and its options as torch's."""
+"""torch tensors in `fusedadam.Adam`: losses, parameters and gradients."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, runni
 
 torch: Any = pytest.importorskip("torch")
 
-from torch_helpers import array, leaves, sparse, tensor, uncorrected
+from torch_helpers import array, leaves, tensor
 
 SHAPES = [(5, 3), (3,), ()]
 ONES = [np.ones(shape, "float32") for shape in SHAPES]
@@ -81,24 +79,6 @@ def test_expanded_gradients_of_mixed_dtypes(size: int) -> None:
     loss = (2 * params[0]).sum() + (3 * params[1]).sum()
     Adam().get_updates(loss, params)
     assert_all_same_bits(numpy_of(params), reference.params)
-
-
-def test_module_trained_from_its_grad_attributes() -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    inputs, targets = torch.randn(32, 4), torch.randn(32, 1)
-    optimizer = Adam(lr=0.02)
-    reference = oracle.OracleAdam(numpy_of(model.parameters()), lr=0.02)
-    losses = []
-    for count in range(1, 51):
-        model.zero_grad()
-        loss = torch.nn.functional.mse_loss(model(inputs), targets)
-        loss.backward()
-        reference.step([p.grad.numpy() for p in model.parameters()])
-        assert optimizer.apply_gradients((p.grad, p) for p in model.parameters()) == count
-        losses.append(loss.item())
-    assert_all_same_bits(numpy_of(model.parameters()), reference.params)
-    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_stale_graph_is_noticed() -> None:
@@ -431,57 +411,7 @@ def test_parameters_that_overlap(views: Callable[[Any], list[Any]]) -> None:
     assert optimizer.weights == []
 
 
-# -- options as torch's -----------------------------------------------------------------------
-
-EPS = 1e-8
-ALL = {"amsgrad": True, "weight_decay": 0.01, "maximize": True}
-OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "weight_decay": ("AdamW", {"weight_decay": 0.1}, {"weight_decay": 0.1}),
-    "l2": ("Adam", {"weight_decay": 0.1}, {"l2": 0.1}),
-    "amsgrad": ("Adam", {"amsgrad": True}, {"amsgrad": True}),
-    "maximize": (
-        "Adam",
-        {"maximize": True, "weight_decay": 0.1},
-        {"maximize": True, "l2": 0.1},
-    ),
-    "all": ("AdamW", ALL, ALL),
-    "clipping and averages": (
-        "Adam",
-        {},
-        {"clipnorm": 0.7, "use_ema": True, "ema_momentum": 0.9},
-    ),
-    "epsilon": ("Adam", {}, {"bias_corrected_epsilon": True}),
-}
-
-
-@pytest.mark.parametrize(("kind", "theirs", "ours"), OPTIONS.values(), ids=OPTIONS)
-def test_options_of_torch(kind: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    rng = np.random.default_rng(1)
-    params = [values(rng, shape, "float64") + 0.5 for shape in [(40, 7), (7,), (3, 2, 5)]]
-    twins = [torch.tensor(p, requires_grad=True) for p in params]
-    adam = Adam(lr=0.01, epsilon=EPS, **ours)
-    optimizer = getattr(torch.optim, kind)(twins, lr=0.01, eps=EPS, **theirs)
-    averages = [p.detach().clone() for p in twins]
-    for t in range(1, 31):
-        grads = [values(rng, p.shape, "float64") for p in params]
-        for p, g in zip(twins, grads, strict=True):
-            p.grad = torch.tensor(g)
-        if "clipnorm" in ours:
-            torch.nn.utils.clip_grad_norm_(twins, 0.7)
-        optimizer.step()
-        # The first average is the parameter itself.
-        torch._foreach_lerp_(averages, [p.detach() for p in twins], 1.0 if t == 1 else 1 - 0.9)
-        if "bias_corrected_epsilon" not in ours:
-            adam.epsilon = uncorrected(EPS, adam.beta_2, t)
-        adam.apply_gradients(zip(grads, params, strict=True))
-    states = [optimizer.state[p] for p in twins]
-    names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(ours.get("amsgrad"))
-    expected = [*twins, *(state[name] for name in names for state in states)]
-    expected += averages if ours.get("use_ema") else []
-    # torch adds 1e-6 to the norm. Else: about a hundred roundings per step.
-    rtol = 1e-5 if "clipnorm" in ours else 1e-11
-    for a, b in zip([*params, *adam.weights[1:], *adam.ema], expected, strict=True):
-        np.testing.assert_allclose(a, b.detach().numpy(), rtol=rtol, atol=rtol * 1e-3)
+# -- torch and this package in one process ----------------------------------------------------
 
 
 def test_norm(rng: np.random.Generator) -> None:
@@ -490,50 +420,6 @@ def test_norm(rng: np.random.Generator) -> None:
     expected = torch.nn.utils.get_total_norm([t.double() for t in tensors])
     assert global_norm(tensors) == global_norm(arrays)
     np.testing.assert_allclose(global_norm(tensors), expected.item(), rtol=1e-13)
-
-
-def test_lazy_rows_are_those_of_sparse_adam(rng: np.random.Generator) -> None:
-    ours = values(rng, (50, 6), "float64")
-    theirs = torch.tensor(ours, requires_grad=True)
-    # SparseAdam's epsilon is the paper's "epsilon hat" as well.
-    adam, optimizer = Adam(lr=0.01, epsilon=EPS), torch.optim.SparseAdam([theirs], lr=0.01, eps=EPS)
-    for step in range(20):
-        indices = rng.integers(0, 50, 12)
-        rows = values(rng, (12, 6), "float64")
-        theirs.grad = sparse(indices, torch.tensor(rows), (50, 6))
-        optimizer.step()
-        given: Any = torch.tensor if step % 2 else np.asarray
-        adam.apply_sparse(given(indices), given(rows), ours)
-    state = optimizer.state[theirs]
-    expected = (theirs, state["exp_avg"], state["exp_avg_sq"])
-    for a, b in zip([ours, *adam.weights[1:]], expected, strict=True):
-        np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-11, atol=1e-14)
-
-
-# -- torch and this package in one process ----------------------------------------------------
-
-
-@contextlib.contextmanager
-def flushing() -> Iterator[None]:
-    if not torch.set_flush_denormal(True):
-        pytest.skip("this processor flushes nothing")
-    try:
-        yield
-        assert (torch.tensor([1e-40]) * 0.5).item() == 0.0
-    finally:
-        torch.set_flush_denormal(False)
-
-
-@pytest.mark.parametrize("size", [1_000, 40_000])
-def test_flushing_by_torch_changes_nothing_and_is_left_on(
-    rng: np.random.Generator, size: int, threads: int
-) -> None:
-    p, g, m = (values(rng, size, "float32") * np.float32(1e-38) for _ in range(3))
-    v = np.abs(m)
-    expected = oracle.adam_step(p, g, m, v, step=3, flush_denormals=False)
-    with flushing():
-        adam_step(p, g, m, v, step=3, flush_denormals=False)
-    assert_all_same_bits([p, m, v], expected, f"threads={threads}")
 
 
 def test_thread_counts_are_separate() -> None:
@@ -559,7 +445,3 @@ def test_torch_is_not_imported_for_arrays() -> None:
             print("torch" in sys.modules)
     """
     assert output_of(code) == "False"
-
-
-def test_epsilon_differs() -> None:
-    assert uncorrected(EPS, 0.999, 1) == EPS * math.sqrt(1 - 0.999)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import itertools
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import FLOATS, assert_same_bits
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 torch: Any = pytest.importorskip("torch")
 
@@ -462,47 +459,6 @@ def test_groups_are_matched_by_position(kind: Any) -> None:
         unfit.optimizer.load_state_dict(saved)
 
 
-# torch cannot load a state dict that is both full and flat into its own optimizers either.
-@pytest.mark.parametrize("chosen", [None, "full_state_dict", "flatten_optimizer_state_dict"])
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("kinds", [(AdamW, "stock"), ("stock", AdamW), (AdamW, AdamW)])
-def test_distributed_state_dicts_go_both_ways(
-    kinds: tuple[Any, Any], frozen: bool, chosen: str | None
-) -> None:
-    # Getting a state dict creates state by a step with zero gradients and lr 0.
-    tools: Any = pytest.importorskip("torch.distributed.checkpoint.state_dict")
-    options = tools.StateDictOptions(
-        **({chosen: True} if chosen else {}), cpu_offload=frozen, ignore_frozen_params=frozen
-    )
-    sides = []
-    for kind, lr in zip(kinds, (0.1, 0.7), strict=True):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).double()
-        model[1].bias.requires_grad_(not frozen)
-        weights, biases = ([p for p in model.parameters() if p.dim() == d] for d in (2, 1))
-        groups = [{"params": weights, "lr": lr}, {"params": biases, "weight_decay": 0.0}]
-        sides.append((model, (torch.optim.AdamW if kind == "stock" else kind)(groups)))
-    (model, optimizer), (twin, other) = sides
-
-    def go(model: Any, optimizer: Any) -> None:
-        optimizer.zero_grad()
-        model(torch.full((2, 4), 0.5).double()).square().sum().backward()
-        optimizer.step()
-
-    for _ in range(2):
-        go(model, optimizer)
-    saved = tools.get_optimizer_state_dict(model, optimizer, options=options)
-    tools.set_optimizer_state_dict(twin, other, copy.deepcopy(saved), options=options)
-    twin.load_state_dict(model.state_dict())
-    assert [g["lr"] for g in other.param_groups] == [0.1, 1e-3]
-    trained = [s for s in everything(optimizer) if len(s) > 1]
-    assert_everything_same_bits([s for s in everything(other) if len(s) > 1], trained)
-    for side in sides:
-        go(*side)
-    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        np.testing.assert_allclose(array(q), array(p), rtol=1e-12, atol=1e-14)
-
-
 # -- state edited by others -------------------------------------------------------------------
 
 
@@ -602,16 +558,3 @@ def test_edited_state_is_what_the_next_step_uses(change: Callable[[Any], Any]) -
     change(training.optimizer)
     training.adopt()
     training.run(2)
-
-
-@settings(max_examples=30)
-@given(st.data())
-def test_any_sequence_of_edits(data: st.DataObject) -> None:
-    training = Training(Adam, [(4, 3), (), (3, 3)], amsgrad=True, ema_decay=0.9)
-    training.step()
-    for name in data.draw(st.lists(st.sampled_from(list(EDITS)), min_size=1, max_size=6)):
-        # The state that an edit refers to may be missing, including averages.
-        with contextlib.suppress(KeyError, ValueError, IndexError):
-            EDITS[name](training.optimizer)
-        training.adopt()
-        training.step(missing=0.2)

@@ -16,13 +16,7 @@ pytest.importorskip("sklearn")
 
 OURS, TORCH, SKLEARN = "fusedadam", "torch", "sklearn.cluster"
 # Each library is once first and once last. This package is also between the others.
-ORDERS = [
-    (OURS, SKLEARN),
-    (SKLEARN, OURS),
-    (OURS, TORCH),
-    (TORCH, OURS),
-    (TORCH, OURS, SKLEARN),
-]
+ORDERS = [(OURS, SKLEARN), (SKLEARN, OURS), (OURS, TORCH), (TORCH, OURS), (TORCH, OURS, SKLEARN)]
 # What each library computes on several threads, and a check of the result.
 WORKS = """
     import concurrent.futures, threading
