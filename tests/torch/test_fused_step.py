@@ -182,8 +182,8 @@ BAD_STATE: dict[str, tuple[Callable[[Training], Any], str]] = {
     "count NaN": (replaced("step", lambda _: torch.tensor(math.nan)), "step"),
     "count of another parameter": (from_first("step"), "overlap"),
     "count in the memory of the parameter": (
-        lambda t: state_of_last(t).update(step=t.params[-1].detach().abs().view(-1)[0:1].view(())),
-        "whole number|overlap",
+        lambda t: state_of_last(t).update(step=t.params[-1].detach().view(-1)[0]),
+        "overlap",
     ),
     "no second moment": (lambda t: state_of_last(t).pop("exp_avg_sq"), "exp_avg_sq"),
 }
