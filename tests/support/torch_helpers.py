@@ -169,7 +169,7 @@ class Training:
             {"params": [torch.nn.Parameter(lay_out(drawn(self.rng, s, d))) for d, s in of], **group}
             for group in groups
         ]
-        self.stock = None
+        self.stock: Any = None
         if beside_torch:
             theirs = [g | {"params": copy.deepcopy(g["params"])} for g in copy.deepcopy(made)]
             known = {name: value for name, value in options.items() if name not in EXTRAS}
@@ -290,6 +290,7 @@ class Training:
         beta_1, beta_2 = map(float, group["betas"])
         decoupled = isinstance(self.optimizer, torch.optim.AdamW)
         decay = "weight_decay" if group.get("decoupled_weight_decay", decoupled) else "l2"
+        decays: dict[str, Any] = {decay: float(group["weight_decay"])}
         dither = None
         is_rounded = any(x.dtype.itemsize < 4 for x in self.stored[i].values())
         if is_rounded and group.get("rounding") != "nearest":
@@ -307,7 +308,7 @@ class Training:
             bias_corrected_epsilon=rows is ...,  # sparse ones are as in SparseAdam
             flush_denormals=eps >= 1e-12,
             ema_momentum=group.get("ema_decay") or 0.0,
-            **{decay: float(group["weight_decay"])},
+            **decays,
         )
         for name, x in new.items():
             self.stored[i][name] = self.stored[i][name].copy()
@@ -331,7 +332,8 @@ class Training:
         )
         if group.get("low_bits") and dtype == storage.BFLOAT16:
             formats["low_bits"] = np.dtype(group["low_bits"])
-        kept = {n: stored.pop(n) for n in ("vhat", "ema") if n in stored and n not in formats}
+        unwanted = [n for n in ("vhat", "ema") if n in stored and n not in formats]
+        kept: dict[str, Array] = {n: stored.pop(n) for n in unwanted}
         if {name: x.dtype for name, x in stored.items() if name != "params"} != formats:
             loaded = storage.load(stored)
             zeros = np.zeros_like(loaded["params"])

@@ -107,7 +107,7 @@ def counter_dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 def counted(count: float, kind: Any = Adam) -> Training:
     """A training of one parameter that has taken `count` steps."""
     beta_1, beta_2 = 1 - 2.0**-40, 1 - 3 * 2.0**-25
-    options = {"lr": 0.3, "betas": (beta_1, beta_2), "eps": 1e-3}
+    options: dict[str, Any] = {"lr": 0.3, "betas": (beta_1, beta_2), "eps": 1e-3}
     training = Training(kind, [(3,)], "float64", beside_torch=True, **options)
     training.step()
     for optimizer in (training.optimizer, training.stock):

@@ -258,8 +258,12 @@ def test_closure(outside: str) -> None:
             training.check()
         assert loss.item() == expected
     assert seen == [True] * 2
+
+    def fails() -> Any:
+        raise KeyError("mine")
+
     with training.refused("mine", KeyError):
-        training.optimizer.step(lambda: {}["mine"])
+        training.optimizer.step(fails)
     assert torch.is_grad_enabled()
     assert training.optimizer.step(closure=lambda: 3.5) == 3.5
 

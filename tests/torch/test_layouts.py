@@ -167,9 +167,9 @@ def test_views_into_buckets() -> None:
 
 def test_one_gradient_for_two_parameters_and_one_that_is_expanded() -> None:
     g = torch.ones(3, 4)
-    training = Training(Adam, [(3, 4), (3, 4), (300, 150)], place=lambda *_: next(given))
+    training = Training(Adam, [(3, 4), (3, 4), (300, 150)], place=lambda *_: next(held))
     # The gradient of a sum is one number with stride 0.
-    given = iter([g, g, torch.tensor(0.25).expand(300, 150)])
+    held = iter([g, g, torch.tensor(0.25).expand(300, 150)])
     training.step([g, g, torch.full((300, 150), 0.25)])
     training = Training(Adam, [(5, 3)], zero_grad_in_step=True)
     training.params[0].grad = torch.tensor(0.25).expand(5, 3)

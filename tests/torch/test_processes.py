@@ -420,7 +420,7 @@ def test_out_of_memory() -> None:
 def one_of_many(number: int) -> tuple[Training, list[Any]]:
     """A training, small, large or of rows, and the gradients that it has."""
     shapes = [(900, 48)] if number % 3 == 2 else LARGE if number % 3 else SHAPES
-    options = {} if number % 4 else {"max_grad_norm": 1.0, "ema_decay": 0.9}
+    options: dict[str, Any] = {} if number % 4 else {"max_grad_norm": 1.0, "ema_decay": 0.9}
     training = Training((Adam, AdamW)[number % 2], shapes, lr=0.01, **options)
     grads = training.grads()
     if number % 3 == 2:

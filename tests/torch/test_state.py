@@ -159,6 +159,17 @@ def test_formats_change_between_steps(dtype: str, before: dict[str, Any], at: st
         training.step()
 
 
+def test_maxima_and_averages_are_converted() -> None:
+    training = Training(AdamW, FEW, "bfloat16 float32", amsgrad=True, ema_decay=0.9)
+    for moments in ("float32", "bfloat16", "auto"):
+        training.optimizer.param_groups[0]["moments"] = moments
+        training.step()
+    for state in training.state:
+        state["ema"] = state["ema"].bfloat16()
+    training.adopt()
+    training.step()
+
+
 # -- copies and files -------------------------------------------------------------------------
 
 
@@ -449,7 +460,8 @@ def test_groups_are_matched_by_position(kind: Any) -> None:
     assert [g["lr"] for g in other.optimizer.param_groups] == [0.1, 0.001]
     for own, state in zip(other.state, training.state, strict=True):
         assert torch.equal(own["exp_avg"], state["exp_avg"])
-    for groups in ([{}], [{}] * 3):
+    several: list[list[dict[str, Any]]] = [[{}], [{}] * 3]
+    for groups in several:
         unfit = Training(kind, [(3,)], groups=groups)
         unfit.run(2)
         with unfit.refused("loaded state dict", ValueError):
