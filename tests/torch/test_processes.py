@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -489,30 +490,32 @@ START = f"""
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
-def test_workers_that_step_beside_a_training() -> None:
+WORKERS = [(method, True) for method in multiprocessing.get_all_start_methods()]
+if hasattr(os, "fork"):
+    WORKERS.append(("fork", False))  # forks again for the second epoch
+
+
+@pytest.mark.parametrize(("method", "persistent"), WORKERS)
+def test_workers_that_step_beside_a_training(method: str, persistent: bool) -> None:
     code = f"""{START}
-    import multiprocessing
     expected = Training()
     for _ in range(2):
         # In this process: threads of both libraries exist when workers are started.
         expected.epoch(torch.utils.data.DataLoader(SteppedSamples(), batch_size=2))
-    # Not persistent workers are started again for the second epoch.
-    kinds = [(method, True) for method in multiprocessing.get_all_start_methods()]
-    for method, persistent in kinds + [("fork", False)] * hasattr(os, "fork"):
-        loader = torch.utils.data.DataLoader(
-            SteppedSamples(),
-            batch_size=2,
-            num_workers=2,
-            multiprocessing_context=method,
-            persistent_workers=persistent,
-            timeout=LIMIT_S,
-        )
-        training = Training()
-        for _ in range(2):
-            training.epoch(loader)
-        assert_all_same_bits(training.results(), expected.results(), method)
-        batches = torch.cat(list(loader))
-        assert_all_same_bits(batches.numpy(), [sample(i).numpy() for i in range(SAMPLES)], method)
+    loader = torch.utils.data.DataLoader(
+        SteppedSamples(),
+        batch_size=2,
+        num_workers=2,
+        multiprocessing_context={method!r},
+        persistent_workers={persistent},
+        timeout=LIMIT_S,
+    )
+    training = Training()
+    for _ in range(2):
+        training.epoch(loader)
+    assert_all_same_bits(training.results(), expected.results())
+    batches = torch.cat(list(loader))
+    assert_all_same_bits(batches.numpy(), [sample(i).numpy() for i in range(SAMPLES)])
     print("same")
     """
     assert output_of(code, environment=THREADS) == "same"

@@ -169,6 +169,8 @@ def test_extras_of_groups() -> None:
     assert not set(EXTRAS) & set(ours.param_groups[0])
     assert set(EXTRAS) <= set(ours.defaults)
     plain = Adam(leaves())
+    plain.param_groups[0].update(off)
+    assert not set(EXTRAS) & set(plain.state_dict()["param_groups"][0])
     plain.__setstate__({"defaults": plain.defaults | off, "param_groups": plain.param_groups})
     assert not set(EXTRAS) & set(plain.defaults)
 
