@@ -50,23 +50,8 @@ _NUMBERS: Final = [
     *(2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30),
 ]
 _TEXTS: Final = [
-    "",
-    "a",
-    "m.0",
-    "v.4",
-    "F16",
-    "F32",
-    "F64",
-    "BF16",
-    "I8",
-    "I16",
-    "low_bits.2",
-    "packed",
-    "float32",
-    "dynamic",
-    "os:system",
-    "\ud800",
-    "\x00",
+    *("", "a", "m.0", "v.4", "low_bits.2", "F16", "F32", "F64", "BF16", "I8", "I16", "packed"),
+    *("float32", "dynamic", "os:system", "\ud800", "\x00"),
 ]
 _VALUES: Final[list[Any]] = [*_NUMBERS, *_TEXTS, None, True, False, [], {}, [[]], [0, 0], {"": 1}]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The length, the seed and the counters of the fuzz tests.
+"""The length, the seed and the counters of the fuzz tests, and what their programs share.
 
 Without environment variables, every run is the same short one. FUSEDADAM_FUZZ_EXAMPLES sets the
 number of programs per test and draws a fresh seed, which is printed before the tests start.
@@ -12,9 +12,15 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
 
+import fusedadam
 import hypothesis
+import numpy as np
+import pytest
+from fuzz_values import TAME, numbers
+from helpers import Array
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 _EXAMPLES: Final = os.environ.get("FUSEDADAM_FUZZ_EXAMPLES")
@@ -48,7 +54,44 @@ def settings(default: int) -> hypothesis.settings:
     )
 
 
-def run_programs(machine: type[RuleBasedStateMachine], default: int) -> None:
-    """Run programs made of this machine's rules."""
-    seeded: Any = hypothesis.seed(SEED)(machine)
-    run_state_machine_as_test(seeded, settings=settings(default))
+class Machine(RuleBasedStateMachine):
+    """A program of calls."""
+
+    tally: ClassVar[Counter[str]]
+    rng: np.random.Generator
+    is_wild = False  # whether numbers may be infinite or NaN
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before = fusedadam.active_isa(), fusedadam.get_num_threads()
+
+    def start(self, process: dict[str, Any]) -> None:
+        self.tally["programs"] += 1
+        self.rng, self.is_wild = np.random.default_rng(process["seed"]), process["is_wild"]
+        fusedadam.set_isa(process["isa"])
+        fusedadam.set_num_threads(process["threads"])
+
+    def teardown(self) -> None:
+        fusedadam.set_isa(self._before[0])
+        fusedadam.set_num_threads(self._before[1])
+
+    def numbers(self, shape: tuple[int, ...], dtype: Any, kind: str) -> Array:
+        kind = kind if self.is_wild or kind in TAME else "plain"
+        return numbers(self.rng, shape, str(dtype), kind)
+
+    def refuses(
+        self, is_refused: object, call: Callable[[], object], *errors: type[BaseException]
+    ) -> bool:
+        """Count a call. Make it if it must be refused, and return whether that is so."""
+        self.tally["refused calls" if is_refused else "calls"] += 1
+        if is_refused:
+            with np.errstate(all="ignore"), pytest.raises(errors or ValueError):
+                call()
+        return bool(is_refused)
+
+    @classmethod
+    def run(cls, default: int) -> None:
+        """Run programs made of this machine's rules."""
+        seeded: Any = hypothesis.seed(SEED)(cls)
+        run_state_machine_as_test(seeded, settings=settings(default))
+        assert cls.tally["refused calls"] > 0 < cls.tally["calls"]

@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-import fusedadam
 import fuzz_runs
 import hypothesis
 import numpy as np
 import oracle
 import pytest
 import storage_oracle as storage
+from faults import UNLIKE, WRITTEN, DoesNotApplyError
 from fusedadam import Adam, adam_step, global_norm
-from fuzz_faults import BAD_PARAMS
 from fuzz_values import (
     SETTINGS,
     TAME,
-    WILD,
     TensorSpec,
     conflict,
     fitting,
     gradient_dtype,
+    kinds,
     numbers,
-    seeds,
+    processes,
     strided,
     tensors,
 )
 from guarded import PLACES, Guarded
-from helpers import Array, assert_all_same_bits, assert_same_bits, running
+from helpers import assert_all_same_bits, assert_same_bits, running
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,51 +40,52 @@ STEPS = fuzz_runs.tally("adam_step")
 NORMS = fuzz_runs.tally("global_norm and get_gradients")
 
 KINDS: Final = ("params", "grads", "m", "v", "packed", "low_bits", "vhat", "ema")
-Lists: TypeAlias = dict[str, list[Guarded | None]]
-
-_NAMES = (
+NAMES = (
     *("lr", "beta_1", "beta_2", "epsilon", "decay", "bias_corrected_epsilon", "ema_momentum"),
     *("weight_decay", "l2", "clipnorm", "clipvalue", "zero_grad", "maximize", "flush_denormals"),
     *("rounding", "seed"),
 )
 step_options = st.fixed_dictionaries(
-    {}, optional={name: SETTINGS[name].filter(lambda value: not callable(value)) for name in _NAMES}
+    {}, optional={name: SETTINGS[name].filter(lambda value: not callable(value)) for name in NAMES}
 )
-isas = st.sampled_from(fusedadam.supported_isas())
-kinds = st.sampled_from(WILD)
+formats = st.fixed_dictionaries(
+    {"moments": SETTINGS["moments"].filter("auto".__ne__), "low_bits": SETTINGS["low_bits"]}
+)
+BAD = WRITTEN | UNLIKE
+# These change which state the arguments ask for, or nothing.
+NO_FAULTS: Final = {
+    "packed": ("int16",),
+    "low_bits": ("int16", "None", "swapped bytes", "misaligned"),
+}
 
 
-def formats_of(dtype: str, formats: dict[str, Any]) -> dict[str, Any]:
+def dtypes_of(dtype: str, formats: dict[str, Any]) -> dict[str, Any]:
     """The dtypes of all arrays of one parameter that have a fixed one."""
     param = np.dtype(dtype)
     moment = storage.moment_dtype(param, formats["moments"])
     dtypes = {"params": param, "ema": storage.compute_dtype(param), "vhat": moment}
-    if formats["moments"] == "packed":
-        dtypes["packed"] = np.dtype("int16")
-    else:
-        dtypes |= {"m": moment, "v": moment}
+    is_packed = formats["moments"] == "packed"
+    dtypes |= {"packed": np.dtype("int16")} if is_packed else {"m": moment, "v": moment}
     if param == storage.BFLOAT16 and formats["low_bits"]:
         dtypes["low_bits"] = np.dtype(formats["low_bits"])
     return dtypes
 
 
-def draw_lists(
-    rng: np.random.Generator, specs: list[TensorSpec], kind: str, formats: dict[str, Any]
-) -> Lists:
-    """Arrays of each kind, each at its own end of the accessible pages."""
-    lists: Lists = {}
-    for name in KINDS:
-        lists[name] = []
-        for shape, dtype, _ in specs:
-            named = formats_of(dtype, formats) | {"grads": gradient_dtype(rng, dtype)}
-            if name not in named:
-                lists[name].append(None)
-                continue
-            drawn = numbers(rng, shape, str(named[name]), kind)
-            if name in ("v", "vhat") and kind in TAME:
-                drawn = np.asarray(np.abs(drawn))
-            lists[name].append(Guarded(drawn, PLACES[int(rng.integers(2))]))
-    return lists
+def draw(
+    rng: np.random.Generator, name: str, specs: list[TensorSpec], kind: str, formats: dict[str, Any]
+) -> list[Guarded | None]:
+    """The arrays of this name, each at its own end of the accessible pages."""
+    held: list[Guarded | None] = []
+    for shape, dtype, _ in specs:
+        dtypes = dtypes_of(dtype, formats) | {"grads": gradient_dtype(rng, dtype)}
+        if name not in dtypes:
+            held.append(None)
+            continue
+        drawn = numbers(rng, shape, str(dtypes[name]), kind)
+        if name in ("v", "vhat") and kind in TAME:
+            drawn = np.asarray(np.abs(drawn))
+        held.append(Guarded(drawn, PLACES[int(rng.integers(2))]))
+    return held
 
 
 def expected_of(
@@ -112,7 +111,7 @@ def expected_of(
     return after
 
 
-def check(lists: Lists, expected: dict[str, list[Any]]) -> None:
+def check(lists: dict[str, list[Guarded | None]], expected: dict[str, list[Any]]) -> None:
     for name, arrays in expected.items():
         for held, array in zip(lists[name], arrays, strict=True):
             if held is not None:
@@ -122,31 +121,27 @@ def check(lists: Lists, expected: dict[str, list[Any]]) -> None:
             held.assert_canaries_alive()
 
 
-# These change which state the arguments ask for, or nothing.
-NO_FAULTS: Final = {
-    "packed": ("int16",),
-    "low_bits": ("int16", "None", "swapped bytes", "misaligned"),
-}
-
-
 def refused_arguments(
     arrays: dict[str, list[Any]], rng: np.random.Generator, fault: str
 ) -> dict[str, Any] | None:
     """The arguments of a step with one fault, or None if these arrays cannot have it."""
     name = str(rng.choice([n for n in arrays if n != "grads"]))
-    filled = [i for i, a in enumerate(arrays[name]) if a is not None and a.size > 1]
+    fits = BAD[fault].fits if fault in BAD else lambda a: a.size > 1
+    filled = [i for i, a in enumerate(arrays[name]) if a is not None and fits(a)]
     if not filled or fault in NO_FAULTS.get(name, ()):
         return None
     i = int(rng.choice(filled))
     spoilt = {n: list(a) for n, a in arrays.items()}
     if fault == "overlap":
         there = [n for n, a in arrays.items() if n not in (name, "grads") and a[i] is not None]
-        other = str(rng.choice(there))
-        spoilt[name][i] = spoilt[other][i]
+        spoilt[name][i] = spoilt[str(rng.choice(there))][i]
     elif fault == "one missing":
         spoilt[name].pop()
     else:
-        spoilt[name][i] = BAD_PARAMS[fault](spoilt[name][i])
+        try:
+            spoilt[name][i] = BAD[fault].of(spoilt[name][i])
+        except DoesNotApplyError:
+            return None
     return spoilt
 
 
@@ -156,58 +151,43 @@ def refused_arguments(
     specs=st.lists(tensors, max_size=5),
     chosen=step_options,
     kept=st.sets(st.sampled_from(["vhat", "ema"])),
-    formats=st.fixed_dictionaries(
-        {
-            "moments": SETTINGS["moments"].filter(lambda moments: moments != "auto"),
-            "low_bits": SETTINGS["low_bits"],
-        }
-    ),
+    formats=formats,
     calls=st.lists(
-        st.tuples(
-            kinds,
-            st.one_of(st.integers(1, 200), st.integers(1, 2**53 + 1)),
-            st.sampled_from(["overlap", "one missing", *BAD_PARAMS]),
-        ),
-        min_size=1,
-        max_size=6,
+        st.tuples(kinds, st.integers(1, 200) | st.integers(1, 2**53 + 1)), min_size=1, max_size=6
     ),
-    seed=seeds,
-    isa=isas,
-    threads=st.integers(1, 4),
+    process=processes,
 )
 def test_steps_of_guarded_arrays_equal_oracle(
     specs: list[TensorSpec],
     chosen: dict[str, Any],
     kept: set[str],
     formats: dict[str, Any],
-    calls: list[tuple[str, int, str]],
-    seed: int,
-    isa: str,
-    threads: int,
+    calls: list[tuple[str, int]],
+    process: dict[str, Any],
 ) -> None:
     STEPS["programs"] += 1
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(process["seed"])
     if "ema" not in kept:
         chosen.pop("ema_momentum", None)  # refused without averages
     if conflict({"rounding": chosen.get("rounding"), **formats}):
         del chosen["rounding"]
-    is_packed = formats["moments"] == "packed"
-    without = {"m", "v", "vhat"} if is_packed else {"packed"}
-    without |= {"vhat", "ema"} - kept
-    names = [name for name in KINDS if name not in without]
+    without = {"m", "v", "vhat"} if formats["moments"] == "packed" else {"packed"}
+    names = [name for name in KINDS if name not in without | ({"vhat", "ema"} - kept)]
     specs = [(shape, fitting(dtype, formats), place) for shape, dtype, place in specs]
-    lists = draw_lists(rng, specs, calls[0][0], formats)
-    for kind, step, fault in calls:
-        lists["grads"] = draw_lists(rng, specs, kind, formats)["grads"]
+    lists = {name: draw(rng, name, specs, calls[0][0], formats) for name in KINDS}
+    for kind, step in calls:
+        lists["grads"] = draw(rng, "grads", specs, kind, formats)
         arrays: dict[str, Any] = {n: [held and held.array for held in lists[n]] for n in names}
         before = copy.deepcopy(arrays)
-        with running(isa=isa, threads=threads):
-            spoilt = refused_arguments(arrays, rng, fault)
-            if spoilt is not None:
-                STEPS["refused calls"] += 1
-                with pytest.raises((TypeError, ValueError)):
-                    adam_step(**spoilt, step=step, **chosen)
-                check(lists, before)
+        with running(isa=process["isa"], threads=process["threads"]):
+            for fault in rng.choice(["overlap", "one missing", *BAD], 2):
+                spoilt = refused_arguments(arrays, rng, fault)
+                if spoilt is not None:
+                    STEPS["refused calls"] += 1
+                    hypothesis.note(f"fault: {fault}")
+                    with pytest.raises((TypeError, ValueError)):
+                        adam_step(**spoilt, step=step, **chosen)
+                    check(lists, before)
             if len(specs) == 1:
                 # A single tensor may also be given without a list.
                 arrays = {n: a[0] for n, a in arrays.items()}
@@ -222,46 +202,34 @@ def test_steps_of_guarded_arrays_equal_oracle(
     specs=st.lists(tensors, max_size=5),
     kind=kinds,
     is_strided=st.booleans(),
-    by_tensor=st.booleans(),
-    bound=SETTINGS["clipnorm"],
-    clipvalue=SETTINGS["clipvalue"],
-    seed=seeds,
-    isa=isas,
-    threads=st.integers(1, 4),
+    clips=st.fixed_dictionaries(
+        {"clipvalue": SETTINGS["clipvalue"], "clipnorm": SETTINGS["clipnorm"]}
+    )
+    | st.fixed_dictionaries({n: SETTINGS[n] for n in ("clipvalue", "clipnorm_per_tensor")}),
+    process=processes,
 )
 def test_norms_and_clipping_of_guarded_arrays_equal_oracle(
     specs: list[TensorSpec],
     kind: str,
     is_strided: bool,
-    by_tensor: bool,
-    bound: float | None,
-    clipvalue: float | None,
-    seed: int,
-    isa: str,
-    threads: int,
+    clips: dict[str, Any],
+    process: dict[str, Any],
 ) -> None:
     NORMS["calls"] += 2
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(process["seed"])
     specs = [(shape, gradient_dtype(rng, dtype), place) for shape, dtype, place in specs]
     drawn = [numbers(rng, shape, dtype, kind) for shape, dtype, _ in specs]
     wide = list(map(storage.widen, drawn))
-    make: Callable[[Array, Any], tuple[Guarded, Array]] = strided if is_strided else _contiguous
-    pairs = [make(x, place) for x, (_, _, place) in zip(drawn, specs, strict=True)]
-    arrays = [array for _, array in pairs]
-    clips: dict[str, Any] = {
-        "clipnorm_per_tensor" if by_tensor else "clipnorm": bound,
-        "clipvalue": clipvalue,
-    }
-    with running(isa=isa, threads=threads):
+    held = [Guarded(x, place) for x, (_, _, place) in zip(drawn, specs, strict=True)]
+    arrays = [guarded.array for guarded in held]
+    if is_strided:
+        pairs = [strided(x, place) for x, (_, _, place) in zip(drawn, specs, strict=True)]
+        held, arrays = [guarded for guarded, _ in pairs], [array for _, array in pairs]
+    with running(isa=process["isa"], threads=process["threads"]):
         norm = global_norm(arrays)
-        clipped = Adam(**clips).get_gradients(arrays, arrays if not is_strided else drawn)
+        clipped = Adam(**clips).get_gradients(arrays, drawn if is_strided else arrays)
     assert_same_bits(np.array(norm), np.array(oracle.global_norm(wide)), "norm")
     assert_all_same_bits(clipped, oracle.clip(wide, **clips), "clipped")
     assert_all_same_bits(arrays, drawn, "what was read")
-    for held, _ in pairs:
-        held.assert_canaries_alive()
-
-
-def _contiguous(array: Array, place: Any) -> tuple[Guarded, Array]:
-    held = Guarded(array, place)
-    return held, held.array
+    for guarded in held:
+        guarded.assert_canaries_alive()

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: MIT
+"""Every refused call: its message says what, where and why, and the call changes nothing.
+
+Most faults are in the table of tests/support/faults.py, from which the fuzz tests draw as well. A
+message must contain the argument's name and index, the key words of the rule and the received
+value. The wording is free, except for the messages of Keras.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fusedadam
+import numpy as np
+import pytest
+from bad_settings import BAD_VALUES, READ_ONLY, BadValue
+from faults import FAULTS, LENGTH, ROUTES, Program, Refused, whole
+from fresh_python import run_python
+from fusedadam import Adam, adam_step
+from helpers import Array, assert_all_same_bits, assert_same_bits
+from training import ShapesAndDtypes, Training
+
+PLAIN: ShapesAndDtypes = [((3,), "float64"), ((4, 6), "float32"), ((), "float32")]
+ALIKE: ShapesAndDtypes = [((2, 3), "float32")] * 3
+TABLE: ShapesAndDtypes = [((6, 2), "float32")]
+
+# The shapes, the number of steps before the refused call, and options.
+PROGRAMS: dict[str, tuple[ShapesAndDtypes, int, dict[str, Any]]] = {
+    "built": (PLAIN, 1, {}),
+    "fresh": (PLAIN, 0, {}),
+    "alike": (ALIKE, 1, {}),
+    "alike, built": (ALIKE, 0, {}),
+    "fresh, alike": (ALIKE, 0, {}),
+    "table": (TABLE, 1, {}),
+    "fresh table": (TABLE, 0, {}),
+    "zeroing": ([PLAIN[0], *ALIKE], 1, {"zero_grad": True, "amsgrad": True, "use_ema": True}),
+    "zeroing table": (TABLE, 1, {"zero_grad": True}),
+    "swapped": (PLAIN, 1, {"use_ema": True}),
+    "accumulating": (ALIKE, 4, {"gradient_accumulation_steps": 3, "use_ema": True}),
+    "accumulating table": (TABLE, 1, {"gradient_accumulation_steps": 3}),
+}
+
+
+def made(program: str = "built", **more: Any) -> Training:
+    shapes_and_dtypes, steps, options = PROGRAMS[program]
+    training = Training(shapes_and_dtypes, **{"lr": 0.01, **options, **more})
+    training.step(steps)
+    if program == "alike, built":
+        training.optimizer.build(training.params)
+    if program == "swapped":
+        training.optimizer.swap_ema()
+    return training
+
+
+def assert_refused(training: Training, refused: Refused, kept: list[Array] | None = None) -> None:
+    """The message is right, nothing has changed, and the next steps equal the oracle's."""
+    before = training.visible()
+    arrays = [*refused.kept, *(kept or [])]
+    copies = [np.array(a) for a in arrays]
+    with pytest.raises(refused.errors) as caught:
+        refused.call()
+    pattern = whole(*refused.words) if refused.pattern is None else refused.pattern
+    assert re.fullmatch(pattern, str(caught.value), re.DOTALL), f"message: {caught.value}"
+    training.assert_as(before)
+    for a, b in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), b)
+    assert_goes_on(training)
+
+
+def assert_goes_on(training: Training) -> None:
+    if training.optimizer._state.is_swapped:
+        training.optimizer.swap_ema()
+    training.step(1)
+    training.check()
+
+
+CASES = [
+    (name, route, program)
+    for name, fault in FAULTS.items()
+    for route in fault.tested or fault.routes
+    for program in fault.programs
+]
+
+
+@pytest.mark.parametrize(("name", "route", "program"), CASES, ids=map("-".join, CASES))
+def test_fault(name: str, route: str, program: str, tmp_path: Path) -> None:
+    training = made(program)
+    grads = training.grads()
+    valid = Program(training.optimizer, training.params, grads, training.rng, tmp_path)
+    refused = FAULTS[name].make(valid, route)
+    files = set(tmp_path.iterdir())
+    assert_refused(training, refused, grads)
+    assert set(tmp_path.iterdir()) == files
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+# The first and the last bad value of each setting, for the ways that pass all settings on.
+TWO_OF_EACH = [
+    *{b.name: b for b in BAD_VALUES[::-1]}.values(),
+    *{b.name: b for b in BAD_VALUES}.values(),
+]
+STEP_ARGUMENTS = set(inspect.signature(adam_step).parameters)
+
+
+def assert_message(call: Callable[[], object], errors: Any, pattern: str) -> None:
+    with pytest.raises(errors) as caught:
+        call()
+    assert re.fullmatch(pattern, str(caught.value), re.DOTALL), f"message: {caught.value}"
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES, ids=str)
+def test_attribute_value(bad: BadValue) -> None:
+    adam = Adam(use_ema=True)  # allows any value of each setting
+    before = repr(adam)
+    assert_message(lambda: setattr(adam, bad.name, bad.value), bad.errors, bad.pattern)
+    assert repr(adam) == before
+
+
+@pytest.mark.parametrize("bad", TWO_OF_EACH, ids=str)
+def test_argument_value(bad: BadValue) -> None:
+    settings: dict[str, Any] = {"use_ema": True, bad.name: bad.value}
+    assert_message(lambda: Adam(**settings), bad.errors, bad.pattern)
+    assert_message(lambda: Adam.from_config(settings), bad.errors, bad.pattern)
+    if bad.name in STEP_ARGUMENTS:
+        arrays: list[Array] = [np.ones(3) for _ in range(4)]
+        settings = {"ema": np.ones(3), bad.name: bad.value}
+        assert_message(lambda: adam_step(*arrays, step=1, **settings), bad.errors, bad.pattern)
+        assert_all_same_bits(arrays, [np.ones(3)] * 4)
+
+
+# Options that exclude or need each other: those that are set, and one that is then refused.
+CLASHES: list[tuple[dict[str, Any], str, Any]] = [
+    ({"clipnorm": 1.0}, "clipnorm_per_tensor", 1.0),
+    ({"clipnorm_per_tensor": 1.0}, "clipnorm", 1.0),
+    ({}, "ema_overwrite_frequency", 2),
+    ({"use_ema": False}, "ema_momentum", 0.0),
+    ({"use_ema": True, "ema_momentum": 0.5}, "use_ema", False),
+    ({"use_ema": True, "ema_overwrite_frequency": 2}, "use_ema", False),
+]
+
+
+@pytest.mark.parametrize(("options", "name", "value"), CLASHES, ids=str)
+def test_option_that_clashes(options: dict[str, Any], name: str, value: Any) -> None:
+    both = {**options, name: value}
+    pattern = whole(rf"\b{list(both)[-1] if name == 'use_ema' else name}\b")
+    assert_message(lambda: Adam(**both), ValueError, pattern)
+    assert_message(lambda: Adam.from_config(both), ValueError, pattern)
+    training = made(**options)
+    call = partial(setattr, training.optimizer, name, value)
+    assert_refused(training, Refused(call, ValueError, pattern=pattern))
+    if both.keys() <= STEP_ARGUMENTS:
+        arrays = [np.ones(3) for _ in range(4)]
+        assert_message(lambda: adam_step(*arrays, step=1, **both), ValueError, pattern)
+
+
+@pytest.mark.parametrize(
+    ("name", "off"), [("ema_overwrite_frequency", None), ("ema_momentum", 0.99)]
+)
+def test_averages_can_be_turned_off_without_their_settings(name: str, off: Any) -> None:
+    adam = Adam(**{"use_ema": True, name: 1})
+    setattr(adam, name, off)
+    adam.use_ema = False
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        ({}, "amsgrad", True),
+        ({"amsgrad": True}, "amsgrad", False),
+        ({}, "use_ema", True),
+        ({"use_ema": True}, "use_ema", False),
+        ({}, "gradient_accumulation_steps", 2),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps", 3),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps", None),
+    ],
+    ids=str,
+)
+def test_option_that_the_state_was_not_made_for(
+    options: dict[str, Any], name: str, value: Any
+) -> None:
+    training = made(**options)
+    call = partial(setattr, training.optimizer, name, value)
+    assert_refused(training, Refused(call, ValueError, (rf"\b{name}\b",)))
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_attribute_that_cannot_be_assigned(name: str) -> None:
+    training = made()
+    call = partial(setattr, training.optimizer, name, 7)
+    assert_refused(training, Refused(call, AttributeError, pattern=".*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_module_at_all:f", "helpers:nothing", "helpers:FLOATS", "helpers:", ":halving"]
+)
+def test_schedule_of_a_configuration_that_cannot_be_found(name: str) -> None:
+    pattern = whole(r"\blr\b")
+    assert_message(lambda: Adam.from_config({"lr": name}), (ValueError, TypeError), pattern)
+
+
+class Passing(Adam):
+    """A subclass that passes unknown arguments on."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        *(("nesterov", None), ("name", None), ("Lr", "lr"), ("epsilon_", "epsilon")),
+        *(("clip_norm", "clipnorm"), ("beta1", "beta_1"), ("weight_decays", "weight_decay")),
+        *(("learning_rte", "learning_rate"), ("\ud800", None)),
+    ],
+)
+@pytest.mark.parametrize("kind", [Adam, Passing])
+def test_unknown_keyword(kind: Any, name: str, like: str | None) -> None:
+    text = f"Unexpected keyword argument passed to optimizer: {name}".replace("\ud800", r"\ud800")
+    text += "" if like is None else f". Did you mean '{like}'?"
+    settings = {"beta_1": 0.5, name: 1.0}
+    assert_message(lambda: kind(**settings), TypeError, re.escape(text))
+    assert_message(lambda: kind.from_config(settings), TypeError, re.escape(text))
+
+
+@pytest.mark.parametrize("given", [((0.001,), {}), ((), {"lr": 0.001})], ids=str)
+def test_lr_and_its_synonym_at_once(given: tuple[tuple[float, ...], dict[str, Any]]) -> None:
+    # Refused even if the value is the default, because it was given.
+    with pytest.raises(TypeError, match=r"(?s)\blr\b.*learning_rate.*Received: "):
+        Adam(*given[0], **given[1], learning_rate=0.001)
+
+
+# -- arrays that overlap ----------------------------------------------------------------------
+
+# Tensors out of one buffer of twelve float32 numbers.
+OVERLAPPING: dict[str, Callable[[Array], list[Array]]] = {
+    "one array twice": lambda b: [b[:4]] * 2,
+    "one view twice": lambda b: [b[:4], b[:4]],
+    "one element shared": lambda b: [b[:4], b[3:7]],
+    "in the other order": lambda b: [b[3:7], b[:4]],
+    "another shape": lambda b: [b[:4].reshape(2, 2), b[2:6]],
+    "another dtype": lambda b: [b[:4], b.view("float64")[1:5]],
+    "one inside the other": lambda b: [b[:8], b[2:6]],
+    "not neighbours in the list": lambda b: [b[:4], b[8:], b[2:6]],
+    "a 0-d inside": lambda b: [b[:4], b[3:4].reshape(())],
+}
+
+
+@pytest.mark.parametrize("views", OVERLAPPING.values(), ids=OVERLAPPING)
+@pytest.mark.parametrize("route", ["build", "a later step", "params", "m", "v"])
+def test_arrays_that_overlap(route: str, views: Callable[[Array], list[Array]]) -> None:
+    buffer = np.arange(12, dtype="float32")
+    arrays, adam = views(buffer), Adam()
+    ones = [np.ones_like(a) for a in arrays]
+    if route == "a later step":  # The parameters of the first step were checked.
+        adam.get_updates(ones, [a.copy() for a in arrays])
+    before = adam.get_weights()
+    arguments = {name: [a.copy() for a in ones] for name in ("params", "grads", "m", "v")}
+    calls: dict[str, Callable[[], object]] = {
+        "build": lambda: adam.build(arrays),
+        "a later step": lambda: adam.get_updates(ones, arrays),
+    }
+    call = calls.get(route, lambda: adam_step(**{**arguments, route: arrays}, step=1))
+    with pytest.raises(ValueError, match=r"\[\d\].*overlap.*Received: .+"):
+        call()
+    assert_same_bits(buffer, np.arange(12, dtype="float32"))
+    assert_all_same_bits(adam.get_weights(), before)
+    for unused in arguments.values():
+        assert_all_same_bits(unused, ones)
+
+
+# -- what has changed since the last step -------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 50), (200, 500), (50, 20), (1,), (100_000,)], ids=str)
+def test_parameter_resized_in_place_since_the_last_step(shape: tuple[int, ...]) -> None:
+    # The same object was checked before, perhaps even the same shape tuple, but its memory differs.
+    param, grad = np.arange(1000.0).reshape(20, 50).copy(), np.ones((20, 50))
+    adam = Adam(use_ema=True)
+    adam.get_updates([grad], [param])
+    before, averages = adam.get_weights(), [a.copy() for a in adam.ema]
+    param.resize(shape, refcheck=False)
+    kept = param.copy()
+    for call, rule in [
+        (lambda: adam.get_updates([np.ones(shape)], [param]), "build"),
+        (adam.swap_ema, "shape"),
+    ]:
+        with pytest.raises(ValueError, match=rf"params\[0\].*\b{rule}\b.*Received: .+"):
+            call()
+    assert_same_bits(param, kept)
+    assert_all_same_bits([*adam.get_weights(), *adam.ema], [*before, *averages])
+    adam.build([param])
+    adam.get_updates([np.ones(shape)], [param])
+    assert not np.any(param == kept)
+
+
+def test_swap_without_parameters() -> None:
+    built = Adam(use_ema=True)
+    built.build([np.ones(3)])
+    copied = copy.deepcopy(built)  # has averages, but no parameters before its first step
+    for adam in (Adam(use_ema=True), copied):
+        with pytest.raises(ValueError, match=r"(?s)\bswap_ema\b.*Received: "):
+            adam.swap_ema()
+        assert adam.apply_gradients([(np.ones(3), np.ones(3))]) == 1
+        adam.swap_ema()
+
+
+def test_weights_before_there_are_any() -> None:
+    training, weights = made("fresh"), made().optimizer.get_weights()
+    call = partial(training.optimizer.set_weights, weights)
+    pattern = LENGTH.format(7, 0) + r"\bbuild\b.*"
+    assert_refused(training, Refused(call, ValueError, pattern=pattern))
+    training = made("fresh")
+    training.optimizer.set_weights([])
+    assert training.optimizer.weights == []
+    assert_goes_on(training)
+
+
+@pytest.mark.parametrize("route", ["apply_gradients", "get_updates", "build"])
+@pytest.mark.parametrize("program", ["built", "fresh"])
+def test_excluded_array_that_is_no_parameter(program: str, route: str) -> None:
+    training = made(program, weight_decay=0.5)
+    params, grads = training.params, training.grads()
+    training.optimizer.exclude_from_weight_decay([params[0], params[1].copy()])
+    before = training.visible()
+    pattern = whole(r"\bexclude_from_weight_decay\b", r"\[1\]")
+    call = partial(ROUTES[route], training.optimizer, grads, params)
+    assert_message(call, ValueError, pattern)
+    training.assert_as(before)
+    training.optimizer.exclude_from_weight_decay([])
+    assert_goes_on(training)
+
+
+def test_excluded_position_that_fewer_parameters_lack() -> None:
+    training = Training(PLAIN, excluded=[2], weight_decay=0.5)
+    training.step()
+    other = [np.ones(3), np.ones(2)]
+    call = partial(training.optimizer.build, other)
+    words = (r"\bexclude_from_weight_decay\b", ": 2$")
+    assert_refused(training, Refused(call, ValueError, words))
+    training.optimizer.exclude_from_weight_decay([])
+    training.optimizer.build(other)
+
+
+# -- calls that are accepted, and the process ---------------------------------------------------
+
+
+class TornPair(tuple[Array, Array]):
+    """Reports a length of two but yields one element."""
+
+    def __iter__(self) -> Iterator[Array]:
+        yield self[0]
+
+
+@pytest.mark.parametrize("program", ["built", "fresh"])
+def test_pairs_that_cannot_be_unpacked(program: str) -> None:
+    # Tuples are unpacked without calling their methods.
+    training = made(program)
+    grads = training.grads()
+    pairs = list(map(TornPair, zip(grads, training.params, strict=True)))
+    training.optimizer.apply_gradients(pairs)
+    training.reference.step(grads)
+    training.check()
+
+
+def test_one_gradient_for_two_parameters_that_is_only_read() -> None:
+    params, grad = [np.ones(4), np.ones(4)], np.ones(4)
+    assert Adam().apply_gradients([(grad, p) for p in params]) == 1
+    assert_same_bits(grad, np.ones(4))
+
+
+@pytest.mark.parametrize("lazy", [True, 0])
+def test_sparse_mode_is_a_keyword(lazy: Any) -> None:
+    apply: Any = Adam().apply_sparse
+    with pytest.raises(TypeError):
+        apply(np.array([0]), np.ones((1, 2)), np.ones((3, 2)), lazy)
+
+
+# Neither machine has all of these.
+FOREIGN = sorted({"avx2", "avx512", "neon"} - set(fusedadam.supported_isas()))
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "\ud800"])
+def test_isa_of_another_machine(name: str) -> None:
+    received = rf".*{name}.*" if name in FOREIGN else r".*\\ud800.*"
+    pattern = whole(*fusedadam.supported_isas(), received=received)
+    assert_message(lambda: fusedadam.set_isa(name), ValueError, pattern)
+
+
+@pytest.mark.parametrize("name", ["AVX9", FOREIGN[0]])
+def test_unknown_forced_isa_stops_the_import(name: str) -> None:
+    code = """
+        try:
+            import fusedadam
+        except ImportError as error:
+            print(error)
+        else:
+            print("imported")
+    """
+    done = run_python(code, environment={"FUSEDADAM_ISA": name})
+    assert done.returncode == 0, done.stderr
+    expected = whole("FUSEDADAM_ISA", *fusedadam.supported_isas(), received=f".*{name}.*")
+    assert re.fullmatch(expected, done.stdout.strip(), re.DOTALL), done.stdout

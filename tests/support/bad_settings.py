@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Values that a setting must refuse, with what the message says, for tests and fuzz tests."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from faults import EITHER, HUGE, Errors, whole
+
+
+class BadValue(NamedTuple):
+    name: str
+    value: Any
+    errors: Errors
+    pattern: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={'10**400' if self.value is HUGE else repr(self.value):.23}"
+
+
+NOT_FINITE = (math.nan, math.inf, -math.inf, np.float32("nan"))
+NEGATIVE = (-1.0, -1, -1e-300, -5e-324)
+# float() accepts most of these, some with a warning.
+NOT_NUMBERS: tuple[Any, ...] = (
+    *("0.5", [0.5], (0.5,), {}, 0.5j, object(), np.array([0.5, 0.5]), np.array([0.5])),
+    *(True, np.True_, np.array(True), np.array(True, dtype=object), np.timedelta64(1, "s")),
+    *(np.str_("0.5"), np.array("0.5"), np.array(b"0.5"), np.complex64(0.5), np.array(0.5j)),
+)
+NOT_INTEGERS = (1.5, 2.0, "2", [2], math.nan, True, np.True_, np.array([2]), np.array(2.0))
+NOT_SWITCHES = ("yes", 0.5, None, [], 1, 0, np.int64(1), np.array([True]), np.array("True"))
+COUNTS = "ema_overwrite_frequency gradient_accumulation_steps"
+REALS = "learning_rate beta_1 beta_2 epsilon decay l2 weight_decay clipvalue ema_momentum"
+SWITCHES = "bias_corrected_epsilon use_ema skip_nonfinite zero_grad maximize flush_denormals"
+CLIPS = "clipnorm clipnorm_per_tensor clipvalue"
+
+# Names of settings, values, errors, and what the message says. All values are for one name of each
+# type, since the names of a type share its conversion; the limits are for every name.
+ROWS: list[tuple[str, Iterable[Any], Errors, str]] = [
+    (
+        "lr learning_rate epsilon decay l2 weight_decay",
+        (*NOT_FINITE, *NEGATIVE),
+        ValueError,
+        "finite",
+    ),
+    (CLIPS, NOT_FINITE, ValueError, "finite and >= 0"),
+    ("beta_1 beta_2", (*NOT_FINITE, -0.5, -5e-324, 1.0, 1, 1.5), ValueError, ">= 0 and < 1"),
+    ("ema_momentum", (*NOT_FINITE, -0.5, -5e-324, 1 + 2**-52, 2), ValueError, ">= 0 and <= 1"),
+    (
+        "loss_scale",
+        (*NOT_FINITE, 0, -1.0, 2.0**-128, 2.0**-127 * (1 - 2**-53), 2.0**128),
+        ValueError,
+        ">=",
+    ),
+    ("loss_scale", ("static", "", "Dynamic", "\ud800"), ValueError, "a number or 'dynamic'"),
+    (f"lr {REALS} clipnorm loss_scale", (HUGE,), ValueError, "range of float64"),
+    ("lr clipnorm", NOT_NUMBERS, TypeError, "real number"),
+    ("loss_scale", NOT_NUMBERS[1:16], TypeError, "real number"),
+    (f"{REALS} clipnorm_per_tensor", ("0.5", True, 0.5j), TypeError, "real number"),
+    ("lr beta_1 beta_2 decay l2 ema_momentum", (None,), TypeError, "real number"),
+    ("amsgrad", NOT_SWITCHES, TypeError, "True or False"),
+    (SWITCHES, ("yes", 1, 0, None), TypeError, "True or False"),
+    (COUNTS, (0, -1, -(2**63), np.int64(0)), ValueError, ">= 1"),
+    (f"{COUNTS} seed", (2**64, HUGE), ValueError, "64 bits"),
+    (COUNTS, NOT_INTEGERS, TypeError, "an integer"),
+    ("seed", (-1, -(2**63)), ValueError, ">= 0"),
+    ("seed", (2**63,), ValueError, "64 bits"),
+    ("seed", (0.5, True, None, "0"), TypeError, "an integer"),
+    ("moments", ("float16", "", None, 16, True), ValueError, "'packed' or 'auto'"),
+    ("low_bits", ("int32", "None", 8, 0, False), ValueError, "None, 'int8' or 'int16'"),
+    ("rounding", ("up", None, 0, True), ValueError, "'stochastic' or 'nearest'"),
+]
+
+
+def _bad_value(name: str, value: Any, errors: Errors, says: str) -> BadValue:
+    shown = "lr" if name == "learning_rate" else name
+    if name in CLIPS and "finite" not in says and errors is ValueError and value is not HUGE:
+        # Keras' wording.
+        text = rf"Expected {name} >= 0, received: {re.escape(repr(float(value)))}"
+        return BadValue(name, value, errors, text)
+    received = rf"{shown}\b.*"
+    if errors is ValueError and isinstance(value, float):
+        received = re.escape(f"{shown}={float(value)!r}")
+    return BadValue(name, value, errors, whole(rf"\b{shown}\b", says, received=received))
+
+
+BAD_VALUES = [
+    *(_bad_value(n, x, e, says) for names, xs, e, says in ROWS for n in names.split() for x in xs),
+    *(_bad_value(name, x, ValueError, "Keras") for name in CLIPS.split() for x in NEGATIVE),
+]
+READ_ONLY = ("iterations", "skipped_steps", "current_loss_scale", "current_lr", "weights", "ema")
+
+# All values to which an attribute must not be set, by its name.
+BAD_ATTRIBUTES: dict[str, list[Any]] = defaultdict(list, {name: [0, 7] for name in READ_ONLY})
+for bad in BAD_VALUES:
+    BAD_ATTRIBUTES[bad.name].append(bad.value)

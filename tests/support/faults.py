@@ -1,0 +1,934 @@
+# SPDX-License-Identifier: MIT
+"""Calls that must be refused: how each is made from a valid program, and what its message says.
+
+`FAULTS` is one table for two tests. tests/numpy/test_refusals.py makes each fault once in a small
+program and reads the message; tests/fuzz/test_fuzz_adam.py draws faults in programs of any kind.
+All else about a call is valid, so a fault that goes unnoticed leads to a step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import autograd.numpy as anp
+import fusedadam
+import numpy as np
+import storage_oracle as storage
+from fusedadam import Adam, adam_step, set_isa, set_num_threads
+from helpers import Array, misaligned, read_only
+from oracle import LARGEST_COUNT
+
+Errors: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
+
+EITHER = (TypeError, ValueError)
+HUGE = 10**400  # beyond float64, which must not raise OverflowError
+
+
+class CallersError(Exception):
+    """Raised by an object of the caller."""
+
+
+class DoesNotApplyError(Exception):
+    """The program cannot have this fault."""
+
+
+class Refused(NamedTuple):
+    call: Callable[[], object]
+    errors: Errors
+    words: tuple[str, ...] = ()  # patterns that the message contains, in any order
+    pattern: str | None = None  # of the whole message, if it does not end in "Received: ..."
+    kept: Sequence[Any] = ()  # what the call must not change, besides the program
+
+
+class Program(NamedTuple):
+    """An optimizer at any point of its life, with arguments for a valid step."""
+
+    adam: Adam
+    params: list[Array]
+    grads: list[Array]
+    rng: np.random.Generator
+    folder: Path
+
+    @property
+    def is_built(self) -> bool:
+        return self.adam._state.is_built
+
+    def pick(self, fits: Callable[[Array], object] = np.size) -> int:
+        """The position of any parameter that fits."""
+        positions = [i for i, param in enumerate(self.params) if fits(param)]
+        need(positions)
+        return int(self.rng.choice(positions))
+
+    def alike(self) -> tuple[int, int]:
+        """The positions of two parameters of the same shape and dtype."""
+        kinds = [(p.shape, p.dtype) if p.size else i for i, p in enumerate(self.params)]
+        pairs = [(i, j) for j, kind in enumerate(kinds) for i in range(j) if kinds[i] == kind]
+        need(pairs)
+        return pairs[int(self.rng.integers(len(pairs)))]
+
+    def need_bound(self) -> None:
+        """The last call stepped these very arrays."""
+        bound = self.adam._state.params
+        need(len(bound) == len(self.params), all(map(lambda a, b: a is b, bound, self.params)))
+
+    def step(
+        self, route: str, errors: Errors, *words: str, params: Any = None, grads: Any = None
+    ) -> Refused:
+        """A step by this route with other parameters or gradients."""
+        given = {
+            "params": self.params if params is None else params,
+            "grads": self.grads if grads is None else grads,
+        }
+        if route == "adam_step":
+            return self.stateless({**self.arguments(), **given}, errors, *words)
+        call, kept = (
+            ROUTES[route],
+            [a for x in given.values() for a in x if isinstance(a, np.ndarray)],
+        )
+        return Refused(lambda: call(self.adam, *given.values()), errors, words, kept=kept)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arrays for `adam_step`."""
+        dtypes = [storage.compute_dtype(p.dtype) for p in self.params]
+        state = {name: list(map(np.ones_like, self.params, dtypes)) for name in STATE}
+        return {"params": [*self.params], "grads": [*self.grads], **state}
+
+    def stateless(self, arguments: Mapping[str, Any], errors: Errors, *words: str) -> Refused:
+        given = {"step": 3, "zero_grad": self.adam.zero_grad, **arguments}
+        lists = [x if isinstance(x, list) else [x] for x in arguments.values()]
+        kept = [a for arrays in lists for a in arrays if isinstance(a, np.ndarray)]
+        return Refused(lambda: adam_step(**given), errors, words, kept=kept)
+
+
+class Fault(NamedTuple):
+    make: Callable[[Program, str], Refused]  # may raise DoesNotApplyError
+    routes: Sequence[str]
+    programs: Sequence[str]  # in which it is tested
+    tested: Sequence[str]  # the routes by which it is tested
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def faults(
+    prefix: str,
+    rows: Mapping[str, Any],
+    routes: Sequence[str] = ("",),
+    programs: Sequence[str] = ("built",),
+    tested: Sequence[str] = (),
+) -> Callable[[Callable[[Program, str, Any], Refused]], Callable[..., Refused]]:
+    """Add a fault for each row, made by the decorated function of program, route and row."""
+
+    def add(make: Callable[[Program, str, Any], Refused]) -> Callable[..., Refused]:
+        for name, row in rows.items():
+            FAULTS[f"{prefix}: {name}"] = Fault(
+                lambda p, route, row=row: make(p, route, row),  # type: ignore[misc]
+                *(routes, programs, tested or routes),
+            )
+        return make
+
+    return add
+
+
+def need(*conditions: object) -> None:
+    if not all(conditions):
+        raise DoesNotApplyError
+
+
+def at(name: str, i: int) -> str:
+    return rf"\b{name}\[{i}\]"
+
+
+def whole(*words: str, received: str = ".+") -> str:
+    """A pattern for a message with all of these words in any order, then the received value."""
+    return "".join(f"(?=.*{word})" for word in words) + f".*[Rr]eceived: {received}"
+
+
+def replaced(items: Sequence[Any], i: int, value: Any) -> list[Any]:
+    return [*items[:i], value, *items[i + 1 :]]
+
+
+def exchanged(items: Sequence[Any], i: int, j: int) -> list[Any]:
+    return replaced(replaced(items, i, items[j]), j, items[i])
+
+
+ROUTES: dict[str, Callable[[Adam, list[Any], list[Any]], object]] = {
+    "apply_gradients": lambda adam, p, g: adam.apply_gradients([*zip(g, p, strict=True)]),
+    "an iterator": lambda adam, p, g: adam.apply_gradients(zip(g, p, strict=True)),
+    "lists": lambda adam, p, g: adam.apply_gradients([[*x] for x in zip(g, p, strict=True)]),  # type: ignore[misc]
+    "get_updates": lambda adam, p, g: adam.get_updates(g, p),
+    "step": lambda adam, p, g: adam.step(p, g),
+    "get_gradients": lambda adam, p, g: adam.get_gradients(g, p),
+    "build": lambda adam, p, _: adam.build(p),
+}
+OWN_STEPS = ("apply_gradients", "an iterator", "lists", "get_updates", "step")
+STEPS = (*OWN_STEPS, "adam_step")
+ONE = ("apply_gradients",)
+STATE = ("m", "v", "vhat", "ema")
+ALSO_FRESH = ("built", "fresh")
+
+# -- one bad array ----------------------------------------------------------------------------
+
+
+class Bad(NamedTuple):
+    make: Callable[[Array], Any]  # from the valid array
+    error: Any
+    rule: str
+    ndim: int = 1
+    extent: int = 0  # the least of each axis
+
+    def fits(self, a: Array) -> bool:
+        """Whether it spoils this array. An array of one element would fit any layout."""
+        return a.size > 1 and a.ndim >= self.ndim and min(a.shape, default=9) >= self.extent
+
+    @np.errstate(all="ignore")
+    def of(self, a: Array) -> Any:
+        bad = self.make(a)
+        need(self.rule != "shape" or np.shape(bad) != a.shape)
+        return bad
+
+    def spoil(self, p: Program, arrays: Sequence[Array]) -> tuple[int, list[Any]]:
+        """Make one of the arrays bad."""
+        i = p.pick(self.fits)
+        return i, replaced(arrays, i, self.of(arrays[i]))
+
+
+def ones(dtype: Any) -> Callable[[Array], Array]:
+    return lambda a: np.ones(a.shape, dtype)
+
+
+def cast(dtype: str) -> Callable[[Array], Array]:
+    return lambda a: a.astype(dtype)
+
+
+def other_dtype(a: Array) -> Array:
+    return a.astype("float32" if a.dtype == np.float64 else "float64")
+
+
+def strided(a: Array) -> Array:
+    view: Array = np.repeat(a, 2).reshape(*a.shape, 2)[..., 0]
+    return view
+
+
+def overlapping(a: Array) -> Array:
+    return np.lib.stride_tricks.as_strided(a.copy(), strides=(a.itemsize,) * a.ndim)
+
+
+FLOATS = "must be float32, float64, float16 or bfloat16"
+GAPS = r"fill its memory without gaps or overlaps.*numpy\.ascontiguousarray\("
+MASKED = {
+    "masked": Bad(np.ma.array, TypeError, r"mask.*\.filled\("),
+    "masked in part": Bad(lambda a: np.ma.array(a, mask=a != a), TypeError, "mask"),
+}
+NO_ARRAYS = {
+    "a NumPy scalar": Bad(lambda _: np.float32(1), TypeError, "ndarray"),
+    "a float": Bad(lambda _: 1.0, TypeError, "ndarray"),
+    "None": Bad(lambda _: None, TypeError, "ndarray"),
+    "a memoryview": Bad(lambda _: memoryview(b"1234"), TypeError, "ndarray"),
+}
+# What could be read, but not updated or zeroed in place.
+NOT_IN_PLACE = {
+    **MASKED,
+    "a list": Bad(lambda a: a.tolist(), TypeError, "ndarray"),
+    **{t: Bad(cast(t), TypeError, FLOATS) for t in ("int16", "longdouble", "bool", "object")},
+    "int32": Bad(ones("int32"), TypeError, FLOATS),
+    "complex": Bad(cast("complex64"), TypeError, rf"{FLOATS}.*\.view\(numpy\.float32"),
+    "a record": Bad(ones([("x", "f4")]), TypeError, FLOATS),
+    "swapped bytes": Bad(
+        lambda a: a.view(a.dtype.newbyteorder()), TypeError, f"{FLOATS}, in the native byte order"
+    ),
+    "misaligned": Bad(misaligned, ValueError, "align"),
+    "strided": Bad(strided, ValueError, GAPS),
+    "strided in Fortran order": Bad(lambda a: strided(a.T).T, ValueError, GAPS, 2),
+    "reversed": Bad(lambda a: a[::-1].copy()[::-1], ValueError, GAPS, 1, 2),
+    "reversed in Fortran order": Bad(lambda a: a.T[::-1].copy()[::-1].T, ValueError, GAPS, 2, 2),
+    "broadcast": Bad(lambda a: np.broadcast_to(a[0], a.shape), ValueError, GAPS, 1, 2),
+    "overlapping": Bad(overlapping, ValueError, GAPS, 2, 2),
+    "read-only": Bad(read_only, ValueError, r"writeable.*numpy\.array\("),
+}
+WRITTEN = {**NO_ARRAYS, **NOT_IN_PLACE}
+# What can be written, but not beside the other arrays of a parameter.
+UNLIKE = {
+    "another dtype": Bad(other_dtype, TypeError, "float(32|64)"),
+    "transposed": Bad(lambda a: a.T.copy(), ValueError, "shape", 2),
+    "flat": Bad(lambda a: a.ravel().copy(), ValueError, "shape", 2),
+    "shorter": Bad(lambda a: a[:-1].copy(), ValueError, "shape"),
+    "longer": Bad(lambda a: np.concatenate([a, a[:1]]), ValueError, "shape"),
+    "another rank": Bad(lambda a: a[None].copy(), ValueError, "shape"),
+}
+ORDER = r"order in memory of params.*numpy\.zeros_like"
+FORTRAN = {"Fortran order": Bad(np.asfortranarray, ValueError, ORDER, 2, 2)}
+# What is no gradient.
+SAME_KIND = r"\bfloat(32|64)\b.*same_kind.*\.astype\("
+READ = {
+    **MASKED,
+    **{t: Bad(ones(t), TypeError, SAME_KIND) for t in ("complex64", "complex128", "object", "str")},
+    **{t: Bad(ones(t), TypeError, SAME_KIND) for t in ("bytes", "timedelta64[s]")},
+    "a record": Bad(ones([("x", "f4")]), TypeError, "same_kind"),
+    "complex numbers": Bad(lambda a: (np.ones(a.shape) + 1j).tolist(), TypeError, "same_kind"),
+    "text": Bad(lambda _: "gradient", TypeError, "array"),
+    "no array": Bad(lambda _: object(), TypeError, "array"),
+    "ragged lists": Bad(lambda _: [[1.0], [1.0, 2.0]], TypeError, "array"),
+    **{name: bad for name, bad in UNLIKE.items() if bad.rule == "shape"},
+    "to be broadcast": Bad(lambda a: a[:1], ValueError, "shape"),
+    "a scalar": Bad(lambda _: np.float32(1), ValueError, "shape"),
+    "empty": Bad(lambda a: a[:0], ValueError, "shape"),
+}
+
+
+# By every route, one: each route has its own loop over the arrays.
+@faults("param by any route", {"strided": WRITTEN["strided"]}, (*STEPS, "build"), ALSO_FRESH)
+@faults("param", WRITTEN, (*STEPS, "build"), ALSO_FRESH, ("apply_gradients", "build"))
+def _bad_param(p: Program, route: str, bad: Bad) -> Refused:
+    i, params = bad.spoil(p, p.params)
+    return p.step(route, bad.error, at("params", i), bad.rule, params=params)
+
+
+@faults("param unlike its moments", UNLIKE, OWN_STEPS, tested=("apply_gradients", "get_updates"))
+def _unlike_the_moments(p: Program, route: str, bad: Bad) -> Refused:
+    need(p.is_built)
+    i, params = bad.spoil(p, p.params)
+    grads = list(map(np.ones_like, params))
+    return p.step(route, ValueError, at("params", i), r"\bbuild\b", params=params, grads=grads)
+
+
+@faults("grad by any route", {"flat": READ["flat"]}, (*STEPS, "get_gradients"), ALSO_FRESH)
+@faults("grad", READ, (*STEPS, "get_gradients"), tested=("apply_gradients", "adam_step"))
+def _bad_grad(p: Program, route: str, bad: Bad) -> Refused:
+    i, grads = bad.spoil(p, p.grads)
+    return p.step(route, bad.error, at("grads", i), bad.rule, grads=grads)
+
+
+TO_ZERO = NOT_IN_PLACE | {"another dtype": UNLIKE["another dtype"]}
+
+
+@faults("grad to zero", TO_ZERO, STEPS, ("zeroing",), ("apply_gradients", "adam_step"))
+def _bad_grad_to_zero(p: Program, route: str, bad: Bad) -> Refused:
+    need(p.adam.zero_grad)
+    i, grads = bad.spoil(p, p.grads)
+    # The dtype may be wrong as well.
+    return p.step(route, (TypeError, bad.error), at("grads", i), grads=grads)
+
+
+# From here on, the route can also be the name of an argument of adam_step.
+@faults("adam_step by any argument", {"strided": WRITTEN["strided"]}, ("params", *STATE))
+@faults("adam_step", WRITTEN, ("params", *STATE), tested=("m",))
+@faults("adam_step, unlike its parameter", UNLIKE | FORTRAN, STATE)
+def _bad_state(p: Program, route: str, bad: Bad) -> Refused:
+    arguments = p.arguments()
+    i, arguments[route] = bad.spoil(p, arguments[route])
+    rule = f"({bad.rule}|must be float(32|64) for a parameter)"  # int16 is a dtype of `packed`
+    return p.stateless(arguments, bad.error, at(route, i), rule)
+
+
+ALONE = {name: WRITTEN[name] for name in ("strided", "misaligned", "read-only", "int32")}
+
+
+@faults("adam_step of one array", ALONE, ("params", "m", "v"))
+def _one_bad_array(p: Program, route: str, bad: Bad) -> Refused:
+    i = p.pick(bad.fits)
+    arguments = {name: arrays[i] for name, arrays in p.arguments().items()}
+    arguments[route] = bad.make(arguments[route])
+    return p.stateless(arguments, bad.error, rf"\b{route}\b", bad.rule)
+
+
+# -- what is missing, counts and containers -----------------------------------------------------
+
+
+@faults("grad", {"None": 0}, ("get_updates", "get_gradients", "adam_step"), ALSO_FRESH)
+def _no_gradient(p: Program, route: str, _: Any) -> Refused:
+    i = p.pick()
+    words = (r"^An operation has `None` for gradient\. ", rf": grads\[{i}\]=None$")
+    return p.step(route, ValueError, *words, grads=replaced(p.grads, i, None))
+
+
+@faults("grads", {"all None": 0}, OWN_STEPS[:3], tested=ONE)
+def _no_gradients(p: Program, route: str, _: Any) -> Refused:
+    need(p.params)
+    return p.step(route, ValueError, "must not all be None", grads=[None] * len(p.params))
+
+
+NUMBERS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "fewer": lambda items: items[:-1],
+    "more": lambda items: [*items, np.ones(2)],
+    "none": lambda _: [],
+}
+
+
+@faults("grads", NUMBERS, ("get_updates", "get_gradients", "adam_step", "step"))
+def _another_number_of_grads(p: Program, route: str, change: Any) -> Refused:
+    need(p.params)
+    grads = change(p.grads)
+    words = ("grads", rf"{len(p.params)}\b.*: {len(grads)}$")
+    return p.step(route, ValueError, *words, grads=grads)
+
+
+@faults("params", NUMBERS, OWN_STEPS, tested=ONE)
+def _another_number_of_params(p: Program, route: str, change: Any) -> Refused:
+    need(p.is_built, p.params)
+    params = change(p.params)
+    words = (r"\bparams\b", r"\bbuild\b", f": {len(params)}$")
+    grads = [np.ones(x.shape) for x in params]
+    return p.step(route, ValueError, *words, params=params, grads=grads)
+
+
+class BreakingSequence(Sequence[Any]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, _: Any) -> Any:
+        raise CallersError("from the caller")
+
+
+CONTAINERS: dict[str, tuple[Callable[[list[Any]], Any], Errors]] = {
+    "fewer": (NUMBERS["fewer"], ValueError),
+    "none": (NUMBERS["none"], ValueError),
+    "one array": (lambda arrays: arrays[0], TypeError),
+    "a number": (lambda _: 1.0, TypeError),
+    "text": (lambda _: "arrays", TypeError),
+    "bytes": (lambda _: b"arrays", TypeError),
+    "what raises": (lambda _: BreakingSequence(), CallersError),
+}
+
+
+@faults("adam_step of lists", CONTAINERS, ("grads", *STATE))
+def _no_list(p: Program, route: str, row: tuple[Any, Errors]) -> Refused:
+    need(p.params)
+    arguments = p.arguments()
+    arguments[route] = row[0](arguments[route])
+    refused = p.stateless(arguments, row[1], rf"\b{route}\b")
+    return refused._replace(pattern="from the caller" if row[1] is CallersError else None)
+
+
+COUNTS = (0, -1, -(2**63), 2**63, 2**64, HUGE)
+NO_COUNTS = (1.5, 1.0, "1", None, [1], math.nan, 1j, True, np.True_, np.array([1]))
+
+
+@faults("adam_step number", {f"{n!r:.20}": (n, ValueError, r"\bstep\b") for n in COUNTS})
+@faults("adam_step number", {repr(n): (n, TypeError, "step must be an integer") for n in NO_COUNTS})
+def _step_number(p: Program, _: str, row: tuple[Any, Errors, str]) -> Refused:
+    return p.stateless({**p.arguments(), "step": row[0]}, *row[1:])
+
+
+METHODS = ("build", "get_updates", "get_gradients", "exclude_from_weight_decay", "override")
+
+
+@faults("params that are", {"a number": 1.0, "text": "params"}, METHODS)
+@faults("params that are", {"None": None}, METHODS[:3])
+def _no_params(p: Program, route: str, value: Any) -> Refused:
+    given = (p.grads, value) if route.startswith("get") else (value,)
+    return Refused(lambda: getattr(p.adam, route)(*given), TypeError, (r"\bparams\b",))
+
+
+def _raising(*_: Any) -> Any:
+    raise CallersError("from the caller")
+
+
+def _breaking(pairs: list[Any]) -> Iterator[Any]:
+    yield pairs[0]
+    _raising()
+
+
+PAIRS: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
+    "None": (lambda _: None, r"grads_and_vars\b"),
+    "a number": (lambda _: 3.0, r"grads_and_vars\b"),
+    "an array": (lambda pairs: [pairs[0], pairs[1][1]], r"grads_and_vars\[1\]"),
+    "too short": (lambda pairs: [pairs[0], pairs[1][:1]], r"grads_and_vars\[1\]"),
+    "too long": (lambda pairs: [pairs[0], (*pairs[1], 0)], r"grads_and_vars\[1\]"),
+    "None inside": (lambda pairs: [pairs[0], None], r"grads_and_vars\[1\]"),
+    "what raises": (_breaking, ""),
+}
+
+
+@faults("pairs", PAIRS, programs=ALSO_FRESH)
+def _no_pairs(p: Program, _: str, row: tuple[Any, str]) -> Refused:
+    need(len(p.params) > 1)
+    pairs = row[0](list(zip(p.grads, p.params, strict=True)))
+    if not row[1]:
+        call = lambda: p.adam.apply_gradients(pairs)  # noqa: E731
+        return Refused(call, CallersError, pattern="from the caller")
+    return Refused(lambda: p.adam.apply_gradients(pairs), TypeError, (row[1],))
+
+
+@faults("grads", {"nested otherwise": 0})
+def _nested_otherwise(p: Program, _: str, __: Any) -> Refused:
+    need(p.params)
+    return p.step("step", TypeError, r"\bgrads\b", grads={"p0": p.grads[0]})
+
+
+# -- wrong places, and overlaps -----------------------------------------------------------------
+
+# From params, grads and two positions: new ones, and what the message has received.
+Places: TypeAlias = "tuple[Callable[..., tuple[list[Any], list[Any]]], str]"
+PLACES: dict[str, Places] = {
+    "wrong way round": (lambda p, g, *_: (g, p), "grads[I], which was the parameter params[I]"),
+    "one the wrong way round": (
+        lambda p, g, i, _: (replaced(p, i, g[i]), replaced(g, i, p[i])),
+        "grads[I], which was the parameter params[I]",
+    ),
+    "wrong way round as views": (
+        lambda p, g, *_: (g, [a[...] for a in p]),
+        "grads[I], which was the parameter params[I]",
+    ),
+    "wrong way round in another order": (
+        lambda p, g, i, j: (g, exchanged(p, i, j)),
+        "grads[I], which was the parameter params[J]",
+    ),
+    "two exchanged": (
+        lambda p, g, i, j: (exchanged(p, i, j), exchanged(g, i, j)),
+        "params[I], which was params[J]",
+    ),
+    "views exchanged": (
+        lambda p, g, i, j: (exchanged([a[...] for a in p], i, j), g),
+        "params[I], which was params[J]",
+    ),
+    "one moved, the others new": (
+        lambda p, g, i, j: (replaced([a.copy() for a in p], i, p[j]), g),
+        "params[I], which was params[J]",
+    ),
+}
+SOME = ("apply_gradients", "get_updates", "step")
+
+
+@faults("places", PLACES, OWN_STEPS, ("alike", "alike, built"), SOME)
+@faults("places", {"accumulating": PLACES["wrong way round"]}, OWN_STEPS, ("accumulating",), ONE)
+def _misplaced(p: Program, route: str, row: Places) -> Refused:
+    p.need_bound()
+    filled = [i for i, a in enumerate(p.params) if a.size]  # others may be anywhere
+    need(len(filled) > int("J" in row[1]))
+    i, j = filled[0], int(p.rng.choice(filled[1:] or filled))
+    params, grads = row[0](p.params, p.grads, i, j)
+    rule = "order of the steps before" if row[1][0] == "p" else "must not change places"
+    received = re.escape(row[1].replace("I", str(i)).replace("J", str(j)))
+    refused = p.step(route, ValueError, params=params, grads=grads)
+    return refused._replace(pattern=whole(rule, received=received))
+
+
+@faults("params that overlap", {"": 0}, (*STEPS, "build"), ("alike", "fresh, alike"))
+@faults("params that overlap", {"in another layout": 1}, OWN_STEPS, ("alike",), ONE)
+def _overlapping_params(p: Program, route: str, in_another_layout: bool) -> Refused:
+    i, j = p.alike()
+    params = [a.copy("K") for a in p.params]  # not those before, whose order would be wrong
+    if in_another_layout:
+        params = [a.copy("F" if a.flags.c_contiguous else "C") for a in p.params]
+    params[j] = params[i]
+    return p.step(route, ValueError, at("params", r"\d"), "overlap", params=params)
+
+
+@faults("grad of params in another layout", {"": 0}, OWN_STEPS, tested=ONE)
+def _grad_of_other_params(p: Program, route: str, _: Any) -> Refused:
+    """A bad gradient of valid parameters that have not been seen before."""
+    i = p.pick()
+    params = [a.copy("F" if a.flags.c_contiguous else "C") for a in p.params]
+    grads = replaced(p.grads, i, p.grads[i][..., None])
+    return p.step(route, ValueError, at("grads", i), "shape", params=params, grads=grads)
+
+
+@faults("param that is", {"state": 0}, STATE, ("zeroing",))
+def _state_as_param(p: Program, route: str, _: Any) -> Refused:
+    arrays, i = p.adam._state.slots.get(route), p.pick()
+    need(arrays and arrays[i].dtype == p.params[i].dtype)
+    params = replaced(p.params, i, arrays[i])
+    return p.step("get_updates", ValueError, r"\[\d\].*overlap", params=params)
+
+
+@faults(
+    "grad to zero that is", {"another array": 0}, ("params", "view", "grads", *STATE), ("zeroing",)
+)
+@faults("grad to zero that is", {"a parameter": 1}, ("params", "grads"), ("zeroing",))
+def _shared_grad_to_zero(p: Program, route: str, is_stateless: bool) -> Refused:
+    need(p.adam.zero_grad)
+    i, j = p.alike() if route == "grads" else (p.pick(),) * 2
+    others = {"params": p.params, "grads": p.grads, "view": [a[...] for a in p.params]}
+    array = {**p.adam._state.slots, **others}.get(route, [None] * (j + 1))[j]
+    need(array is not None and array.dtype == p.grads[i].dtype)
+    grads = replaced(p.grads, i, array)
+    step = "adam_step" if is_stateless else "apply_gradients"
+    return p.step(step, ValueError, at("grads", r"\d"), "overlap", grads=grads)
+
+
+TWO = {f"{a} and {b}": (a, b) for i, b in enumerate(STATE) for a in ("params", *STATE[:i])}
+
+
+@faults("adam_step that overlaps", TWO, ("lists", "arrays"))
+def _overlapping_arguments(p: Program, route: str, row: tuple[str, str]) -> Refused:
+    i, arguments, (one, other) = p.pick(), p.arguments(), row
+    need(arguments[one][i].dtype == arguments[other][i].dtype)
+    arguments[one][i] = arguments[other][i]
+    if route == "arrays":
+        arguments = {name: arrays[i] for name, arrays in arguments.items()}
+    return p.stateless(arguments, ValueError, rf"\b({one}|{other})\b.*overlap")
+
+
+@faults("read-only since", {"": 0}, (*OWN_STEPS, "swap_ema"), ("zeroing",))
+def _read_only_since(p: Program, route: str, _: Any) -> Refused:
+    i, refused = p.pick(), Refused(p.adam.swap_ema, ValueError, ("params", "writeable"))
+    if route == "swap_ema":
+        p.need_bound()
+        need(p.adam.use_ema)
+    else:
+        refused = p.step(route, ValueError, at("params", i), "writeable")
+
+    def call() -> None:
+        p.params[i].flags.writeable = False
+        try:
+            refused.call()
+        finally:
+            p.params[i].flags.writeable = True
+
+    return refused._replace(call=call)
+
+
+# -- losses and schedules -----------------------------------------------------------------------
+
+LOSSES: dict[str, tuple[Any, Errors, str | None]] = {
+    "raises": (_raising, CallersError, "from the caller"),
+    "is no scalar": (lambda p: anp.ones(2) * anp.sum(p[0]), TypeError, ".*scalar.*"),
+    "is of nothing": (lambda p: anp.sum(p[99]), IndexError, ".*out of range"),
+    **{
+        repr(loss): (loss, TypeError, None)
+        for loss in (0.25, np.float32(0.25), None, "loss", {"loss": 1}, {1.0}, 3)
+    },
+}
+
+
+@faults("loss", LOSSES, ("get_updates", "get_gradients"), ALSO_FRESH)
+def _loss(p: Program, route: str, row: tuple[Any, Errors, str | None]) -> Refused:
+    # autograd does not know bfloat16.
+    need(p.params and p.params[0].size, all(a.dtype.kind == "f" for a in p.params))
+    words = (r"\bloss\b", "callable", r"torch\.Tensor", "sequence")
+    return Refused(lambda: getattr(p.adam, route)(row[0], p.params), row[1], words, row[2])
+
+
+@faults("loss", {"of a bad param": 0}, programs=ALSO_FRESH)
+def _loss_of_a_bad_param(p: Program, _: str, __: Any) -> Refused:
+    i, params = WRITTEN["strided"].spoil(p, p.params)
+    call = lambda: p.adam.get_updates(lambda x: anp.sum(x[i]), params)  # noqa: E731
+    return Refused(call, EITHER, (at("params", i), GAPS))
+
+
+RATES = (-1.0, math.nan, math.inf, np.float32("nan"))
+NO_RATES = ("fast", None, [0.5], 1j, True, np.True_)
+SCHEDULES: dict[str, tuple[Any, Errors, str]] = {
+    "raises": (_raising, CallersError, "from the caller"),
+    **{repr(x): (lambda _, x=x: x, ValueError, whole(r"\blr\b")) for x in RATES},
+    **{repr(x): (lambda _, x=x: x, TypeError, whole(r"\blr\b")) for x in NO_RATES},
+}
+
+
+@faults("schedule", SCHEDULES, OWN_STEPS, ALSO_FRESH, ONE)
+def _schedule(p: Program, route: str, row: tuple[Any, Errors, str]) -> Refused:
+    refused = p.step(route, row[1])
+
+    def call() -> None:
+        lr, p.adam.lr = p.adam.lr, row[0]
+        try:
+            refused.call()
+        finally:
+            p.adam.lr = lr
+
+    return refused._replace(call=call, pattern=row[2])
+
+
+# -- lists of weights ---------------------------------------------------------------------------
+
+LENGTH = (
+    r"Length of the specified weight list \({}\) does not match "
+    r"the number of weights of the optimizer \({}\).*"
+)
+SHAPE = r"Optimizer weight shape {} not compatible with provided weight shape {}.*"
+
+
+def _item(i: int, change: Callable[[Array], Any]) -> Callable[[list[Array]], list[Any]]:
+    """A change of one item. All values differ from the old ones, so a partial copy is visible."""
+
+    def changed(weights: list[Array]) -> list[Any]:
+        others = [np.where(w == LARGEST_COUNT, w, w + 1) for w in weights]
+        return replaced(others, i % len(weights), change(weights[i]))
+
+    return changed
+
+
+def _transposed(weight: Array) -> Array:
+    need(weight.shape != weight.shape[::-1])
+    return weight.T
+
+
+def _one_more(weights: list[Array]) -> list[Array]:
+    need(weights[1].ndim, weights[1].shape != (1,))  # else it may be a list of Keras
+    return [*weights, weights[1]]
+
+
+FIRST, OTHER = r"weights\[0\]", r"weights\[1\]"
+WEIGHTS: dict[str, tuple[Callable[[list[Array]], Any], Errors, str]] = {
+    "too few": (lambda w: w[:-1], ValueError, "length"),
+    "too many": (lambda w: [*w, *w, *w], ValueError, "length"),
+    "one more": (_one_more, ValueError, "length"),
+    "none": (lambda _: [], ValueError, "length"),
+    "only iterations": (lambda w: w[:1], ValueError, "length"),
+    "another shape": (_item(-1, lambda w: w[None]), ValueError, "shape"),
+    "transposed": (_item(2, _transposed), ValueError, "shape"),
+    "iterations of another shape": (_item(0, lambda _: np.array([5])), ValueError, "shape"),
+    "-1 steps": (_item(0, lambda _: -1), ValueError, rf"{FIRST}.*(>= 0|negative|from 0)"),
+    "half a step": (_item(0, lambda _: 1.5), EITHER, FIRST),
+    "NaN steps": (_item(0, lambda _: math.nan), EITHER, FIRST),
+    "2**53 + 1 steps": (_item(0, lambda _: 2**53 + 1), EITHER, FIRST),
+    "2**63 steps": (_item(0, lambda _: np.array(2**63, "uint64")), EITHER, FIRST),
+    "complex": (_item(1, lambda w: w + 1j), EITHER, OTHER),
+    "text": (_item(1, lambda w: np.full(w.shape, "x")), EITHER, OTHER),
+    "masked": (_item(1, np.ma.array), TypeError, rf"{OTHER}.*mask"),
+    "None": (_item(1, lambda _: None), EITHER, OTHER),
+    "no list": (lambda _: 7, TypeError, r"\bweights\b"),
+    "no list but None": (lambda _: None, TypeError, r"\bweights\b"),
+}
+
+
+@faults("weights", WEIGHTS)
+def _weights(p: Program, _: str, row: tuple[Any, Errors, str]) -> Refused:
+    need(p.is_built, p.params)
+    old = p.adam.get_weights()
+    new, said = row[0]([*old]), whole(row[2])
+    if row[2] == "length":
+        said = LENGTH.format(len(new), len(old))
+    elif row[2] == "shape":
+        shapes = [(w.shape, np.shape(x)) for w, x in zip(old, new, strict=True)]
+        said = SHAPE.format(
+            *next(map(re.escape, map(str, pair)) for pair in shapes if len({*pair}) > 1)
+        )
+    return Refused(lambda: p.adam.set_weights(new), row[1], pattern=said)
+
+
+@faults("weights", {"overflow as an error": 0})
+def _overflow_as_error(p: Program, _: str, __: Any) -> Refused:
+    """Values too large for float32 in the last moment, while the caller makes overflow an error."""
+    need(p.is_built, p.params)
+    weights = p.adam.get_weights()
+    need(weights[-1].dtype == np.float32, weights[-1].size)
+    changed = _item(-1, lambda w: np.full(w.shape, 1e300))(weights)
+
+    def call() -> None:
+        with np.errstate(all="ignore", over="raise"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            p.adam.set_weights(changed)
+
+    return Refused(call, (FloatingPointError, RuntimeWarning), pattern=".*overflow.*")
+
+
+# -- rows of a table ----------------------------------------------------------------------------
+
+I, R, T = r"\bindices\b", r"\bgrad_rows\b", r"\bparam\b"
+INDEX_DTYPES = ("float64", "int16", "uint64", "uint32", "bool", "object", ">i8", "complex64")
+NO_INDICES = (None, "012", 1, [0, 1.0], [0, True], [0, None], [0, [1]], [0, "1"])
+# An argument, its change, errors and words. The indices are those of the first, last and first row.
+Row: TypeAlias = "tuple[str, Callable[[Any], Any], Errors, str]"
+INDICES: dict[str, Row] = {
+    "too large": (I, lambda i: i + [0, 1, 0], ValueError, r"indices\[1\].*: \d+$"),
+    "int32": (I, lambda i: (i + [0, 1, 0]).astype("int32"), ValueError, r"indices\[1\].*: \d+$"),
+    "far too large": (I, lambda i: i + [2**62, 0, 0], ValueError, rf"indices\[0\].*: {2**62}$"),
+    "negative": (I, lambda i: i - [0, 0, 1], ValueError, r"indices\[2\].*: -1$"),
+    "least": (I, lambda i: i - [0, 0, 2**63], ValueError, r"indices\[2\]"),
+    "masked": (I, np.ma.array, TypeError, "mask"),
+    "2-d": (I, lambda i: i[:, None], ValueError, "one dimension"),
+    "0-d": (I, lambda i: i[0, ...], ValueError, "one dimension"),
+    "one fewer": (I, lambda i: i[:2], ValueError, "grad_rows must have the shape of"),
+    "none": (I, lambda i: i[:0], ValueError, "grad_rows must have the shape of"),
+    **{t: (I, lambda i, t=t: (i * 0).astype(t), TypeError, "int32 or int64") for t in INDEX_DTYPES},
+    **{repr(x): (I, lambda _, x=x: x, TypeError, I) for x in NO_INDICES},
+}
+GRAD_ROWS: dict[str, Row] = {
+    "one fewer": (R, lambda r: r[:2], ValueError, "must have the shape of"),
+    "longer": (R, lambda r: np.repeat(r[..., None], 2, -1), ValueError, "must have the shape of"),
+    "only one": (R, lambda r: r[0], ValueError, "must have the shape of"),
+    **{t: (R, ones(t), TypeError, "same_kind") for t in ("complex64", "object", "str")},
+    "masked": (R, np.ma.array, TypeError, "mask"),
+    "None": (R, lambda _: None, EITHER, R),
+    "text": (R, lambda _: "rows", TypeError, R),
+}
+IN_PLACE = ("masked", "a list", "None", "misaligned", "strided", "read-only", "int32")
+TABLES: dict[str, Row] = {
+    "0-d": (T, lambda _: np.ones((), "float32"), ValueError, "at least one dimension"),
+    "longer": (T, lambda t: np.concatenate([t, t]), ValueError, r"\bbuild\b"),
+    **{name: (T, WRITTEN[name].make, WRITTEN[name].error, WRITTEN[name].rule) for name in IN_PLACE},
+}
+MODES = ("lazy", "dense")
+
+
+def is_table(param: Array) -> bool:
+    return param.ndim > 0 and param.size > 0
+
+
+@faults("indices", INDICES, MODES, ("table", "fresh table"), ("lazy",))
+@faults("rows", GRAD_ROWS, MODES, ("table", "fresh table"), ("lazy",))
+@faults("table", TABLES, MODES, ("table",))
+def _rows(p: Program, route: str, row: Row) -> Refused:
+    need(len(p.params) == 1 and p.pick(is_table) == 0, row[0] != T or p.is_built)
+    indices = np.array([0, len(p.params[0]) - 1, 0])
+    arguments = {I: indices, R: p.params[0][indices], T: p.params[0]}
+    with np.errstate(all="ignore"):
+        arguments[row[0]] = row[1](arguments[row[0]])
+    given, kept = (
+        [*arguments.values()],
+        [a for a in arguments.values() if isinstance(a, np.ndarray)],
+    )
+    is_lazy = route == "lazy"
+    call = lambda: p.adam.apply_sparse(*given, lazy=is_lazy)  # noqa: E731
+    word = "" if "grad_rows" in row[3] else row[0]
+    return Refused(call, row[2], (word, row[3]), kept=kept)
+
+
+@faults(
+    "table",
+    {"Fortran": (T, np.asfortranarray, ValueError, "must be C-contiguous.*ascontig")},
+    MODES,
+    ("table",),
+)
+def _fortran(p: Program, route: str, row: Row) -> Refused:
+    need(p.pick(lambda table: table.ndim > 1 and min(table.shape) > 1) == 0)
+    return _rows(p, route, row)
+
+
+ROWS_TO_ZERO = {
+    n: (R, TO_ZERO[n].make, EITHER, R)
+    for n in TO_ZERO
+    if "Fortran" not in n
+    and n
+    in (
+        "strided",
+        "reversed",
+        "misaligned",
+        "read-only",
+        "a list",
+        "swapped bytes",
+        "another dtype",
+    )
+}
+
+
+@faults("rows to zero", ROWS_TO_ZERO, MODES, ("zeroing table",), ("lazy",))
+def _rows_to_zero(p: Program, route: str, row: Row) -> Refused:
+    need(p.adam.zero_grad)
+    return _rows(p, route, row)
+
+
+@faults("rows to zero", {"that are written": 0}, ("params", "m"), ("zeroing table",))
+def _rows_of_what_is_written(p: Program, route: str, _: Any) -> Refused:
+    need(p.adam.zero_grad, p.is_built, len(p.params) == 1, p.pick(is_table) == 0)
+    table = {**p.adam._state.slots, "params": p.params}.get(route, [None])[0]
+    need(table is not None and table.dtype == p.params[0].dtype)
+    call = lambda: p.adam.apply_sparse(np.array([0]), table[:1], p.params[0])  # noqa: E731
+    return Refused(call, ValueError, (R, "overlap"))
+
+
+@faults("rows", {"of one of several": 0})
+@faults("rows", {"while accumulating": 1}, programs=("accumulating table",))
+def _rows_of_another_optimizer(p: Program, _: str, accumulates: bool) -> Refused:
+    table, count = p.params[p.pick(is_table)], len(p.params)
+    if accumulates:
+        need((p.adam.gradient_accumulation_steps or 1) > 1, count == 1)
+    else:
+        need(p.is_built, count > 1)
+    words = ("gradient_accumulation_steps",) if accumulates else ("apply_sparse", f": {count} par")
+    return Refused(lambda: p.adam.apply_sparse(np.array([0]), table[:1], table), ValueError, words)
+
+
+# -- averages, settings of single parameters, files, and the process -----------------------------
+
+ELSEWHERE: dict[str, Callable[[Program], object]] = {
+    "apply_sparse": lambda p: p.adam.apply_sparse(np.array([0]), p.grads[0][:1], p.params[0]),
+    "set_weights": lambda p: p.adam.set_weights(p.adam.get_weights()),
+    "save": lambda p: p.adam.save(p.folder / "swapped"),
+    "load": lambda p: p.adam.load(p.folder / "empty", p.params),
+    "copy": lambda p: copy.copy(p.adam),
+    "deepcopy": lambda p: copy.deepcopy(p.adam),
+    "pickle": lambda p: pickle.dumps(p.adam),
+}
+
+
+@faults("while swapped", {"": 0}, (*OWN_STEPS, "build", *ELSEWHERE), ("swapped",))
+def _while_swapped(p: Program, route: str, _: Any) -> Refused:
+    need(p.adam._state.is_swapped)
+    Adam().save(p.folder / "empty")
+    if route in ROUTES:
+        return p.step(route, ValueError, r"swap_ema\(\) again")
+    need(
+        route != "apply_sparse" or p.params and p.params[0].ndim and p.params[0].flags.c_contiguous
+    )
+    return Refused(lambda: ELSEWHERE[route](p), ValueError, (r"swap_ema\(\) again",))
+
+
+@faults("swap", {"without averages": 0}, programs=ALSO_FRESH)
+def _no_averages(p: Program, _: str, __: Any) -> Refused:
+    need(not p.adam.use_ema)
+    return Refused(p.adam.swap_ema, ValueError, (r"\buse_ema\b",))
+
+
+@faults("excluding", {repr(x): x for x in ([0], [None], ["bias"])})
+def _excluding(p: Program, _: str, value: Any) -> Refused:
+    call = lambda: p.adam.exclude_from_weight_decay(value)  # noqa: E731
+    return Refused(call, TypeError, (at("params", 0),))
+
+
+OVERRIDES: dict[str, tuple[dict[str, Any], Errors, str]] = {
+    "a schedule": ({"lr": lambda _: 0.1}, TypeError, ".*lr must be a number.*"),
+    "an unknown one": ({"momentum": 0.1}, TypeError, "Unexpected keyword argument.*momentum.*"),
+    "the scale": ({"loss_scale": 2.0}, ValueError, "loss_scale concerns the step.*"),
+    "the moments": ({"moments": "bfloat16"}, ValueError, "moments concerns the step.*"),
+    "the low bits": ({"low_bits": None}, ValueError, "low_bits concerns the step.*"),
+    "out of range": ({"beta_1": 1.0}, ValueError, "beta_1 must be >= 0 and < 1.*"),
+    "a truth value": ({"lr": True}, TypeError, "lr must be a real number.*"),
+    "text": ({"weight_decay": "0.1"}, TypeError, "weight_decay must be a real number.*"),
+}
+
+
+@faults("override", OVERRIDES)
+def _override(p: Program, _: str, row: tuple[dict[str, Any], Errors, str]) -> Refused:
+    return Refused(lambda: p.adam.override(p.params, **row[0]), row[1], pattern=row[2])
+
+
+@faults("file", {"to nowhere": 0}, ("save", "truncated", "of other params"))
+def _file(p: Program, route: str, _: Any) -> Refused:
+    need(p.is_built, p.params, not p.adam._state.is_swapped)
+    if route == "save":
+        call = lambda: p.adam.save(p.folder / "missing" / "adam")  # noqa: E731
+        return Refused(call, (OSError, ValueError), pattern=".+")
+    path, params = p.folder / "whole", p.params if route == "truncated" else p.params[:-1]
+    path.unlink(missing_ok=True)
+    need(not p.adam._state.arrays_to_find)  # for overrides and exclusions, which forbid saving
+    p.adam.save(path)
+    content = path.read_bytes()
+    if route == "truncated":
+        path.write_bytes(content[: int(p.rng.integers(len(content)))])
+    return Refused(lambda: Adam.load(path, params, lr=0.5), ValueError)
+
+
+Process: TypeAlias = "tuple[Callable[[Any], object], Any, Errors, tuple[str, ...]]"
+THREADS = r"\b(n|num_threads|threads)\b"
+PROCESS: dict[str, Process] = {
+    **{
+        f"isa {name!r}": (set_isa, name, ValueError, fusedadam.supported_isas())
+        for name in ("", "sse9", "AVX2 ", "auto", "baseline\0")
+    },
+    **{f"isa {x!r}": (set_isa, x, TypeError, ()) for x in (None, 2, b"baseline", ["baseline"])},
+    **{
+        f"{n} threads": (set_num_threads, n, ValueError, (THREADS, f">= 1.*: .*{n}"))
+        for n in (0, -1, -(2**31), 4097, 2**32 + 1)
+    },
+    **{f"{n:.3g} threads": (set_num_threads, n, EITHER, ()) for n in (2**64 + 1, -(2**64))},
+    **{
+        f"{n!r} threads": (set_num_threads, n, TypeError, (THREADS, "int"))
+        for n in (1.5, 2.0, "2", None, [2], True, np.True_, np.array(True))
+    },
+}
+
+
+@faults("process", PROCESS)
+def _process(_: Program, __: str, row: Process) -> Refused:
+    # Without words, the message is that of pybind11.
+    return Refused(lambda: row[0](row[1]), row[2], row[3], None if row[3] else ".+")
