@@ -38,8 +38,7 @@ def fuzz(folder: Path) -> None:
     with atheris.instrument_imports(include=["fusedadam.checkpoint", "fusedadam.tensor_file"]):
         import fusedadam.checkpoint
         import fusedadam.tensor_file  # noqa: F401
-    from fuzz_checkpoint_files import mutated
-    from fuzz_checkpoint_rules import loads
+    from fuzz_checkpoint_files import loads, mutated
 
     def mutate_bytes(content: bytes, _: random.Random) -> bytes:
         changed: bytes = atheris.Mutate(content, len(content) + 20)
@@ -54,66 +53,54 @@ def fuzz(folder: Path) -> None:
     atheris.Fuzz()
 
 
-def run(seconds: int) -> None:
+def run(folder: Path, seconds: int) -> None:
     """Fuzz in a separate process, which libFuzzer ends, and print the outcome."""
-    with tempfile.TemporaryDirectory(dir=FOLDERS) as name:
-        folder = Path(name)
-        corpus = folder / "corpus"
-        corpus.mkdir()
-        from fuzz_checkpoint_files import seeds
+    from fuzz_checkpoint_files import loads, seeds
 
-        for i, content in enumerate(seeds(folder)):
-            (corpus / f"seed{i}").write_bytes(content)
-        done = subprocess.run(
-            [
-                sys.executable,
-                *("-W", "error"),
-                __file__,
-                f"-max_total_time={seconds}",
-                f"-max_len={LONGEST}",
-                "-len_control=0",
-                f"-timeout={SECONDS_PER_FILE}",
-                f"-rss_limit_mb={MEMORY_MB}",
-                "-print_final_stats=1",
-                str(corpus),
-            ],
-            env=os.environ | {RUNNING: name, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        tried = re.search(r"^stat::number_of_executed_units: *(\d+)", done.stdout, re.MULTILINE)
-        features = re.findall(r" ft: (\d+)", done.stdout)
-        if done.returncode or tried is None or int(tried[1]) == 0 or not features:
-            sys.stdout.write(done.stdout[-20_000:])
-            raise SystemExit(f"The fuzzer failed, with exit status {done.returncode}.")
-        kept = [file.read_bytes() for file in corpus.iterdir()]
-        load = sum(loads_again(folder, content) for content in kept)
-        sys.stdout.write(
-            f"fuzz_checkpoint: {int(tried[1]):,} files tried in {seconds} s, {features[-1]} features, "
-            f"{len(kept)} files kept, of which {load} load\n"
-        )
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for i, content in enumerate(seeds(folder)):
+        (corpus / f"seed{i}").write_bytes(content)
+    options = [
+        *(f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-len_control=0"),
+        *(f"-timeout={SECONDS_PER_FILE}", f"-rss_limit_mb={MEMORY_MB}", "-print_final_stats=1"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", __file__, *options, str(corpus)],
+        env=os.environ | {RUNNING: str(folder), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    tried = re.search(r"^stat::number_of_executed_units: *(\d+)", done.stdout, re.MULTILINE)
+    features = re.findall(r" ft: (\d+)", done.stdout)
+    if done.returncode or tried is None or int(tried[1]) == 0 or not features:
+        sys.stdout.write(done.stdout[-20_000:])
+        raise SystemExit(f"The fuzzer failed, with exit status {done.returncode}.")
+    kept = [file.read_bytes() for file in corpus.iterdir()]
+    load = sum(loads(folder / "file", content) for content in kept)
+    sys.stdout.write(
+        f"fuzz_checkpoint: {int(tried[1]):,} files tried in {seconds} s, {features[-1]} features, "
+        f"{len(kept)} files kept, of which {load} load\n"
+    )
 
 
-def loads_again(folder: Path, content: bytes) -> bool:
-    from fuzz_checkpoint_rules import loads
+def repeat(folder: Path, files: list[str]) -> None:
+    from fuzz_checkpoint_files import loads
 
-    return loads(folder / "file", content)
-
-
-def main() -> None:
-    if RUNNING in os.environ:
-        fuzz(Path(os.environ[RUNNING]))
-    elif sys.argv[1:]:
-        with tempfile.TemporaryDirectory(dir=FOLDERS) as name:
-            for file in sys.argv[1:]:
-                loaded = loads_again(Path(name), Path(file).read_bytes())
-                sys.stdout.write(f"{file} {'loads' if loaded else 'is refused'}\n")
-    else:
-        run(int(os.environ.get("FUSEDADAM_FUZZ_SECONDS", "10")))
+    for file in files:
+        loaded = loads(folder / "file", Path(file).read_bytes())
+        sys.stdout.write(f"{file} {'loads' if loaded else 'is refused'}\n")
 
 
 if __name__ == "__main__":
-    main()
+    if RUNNING in os.environ:
+        fuzz(Path(os.environ[RUNNING]))
+    else:
+        with tempfile.TemporaryDirectory(dir=FOLDERS) as name:
+            if sys.argv[1:]:
+                repeat(Path(name), sys.argv[1:])
+            else:
+                run(Path(name), int(os.environ.get("FUSEDADAM_FUZZ_SECONDS", "10")))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints for fuzzing the reader: valid files, and mutations that keep most of a file valid.
+"""Fuzzing of the checkpoint reader: valid files, their mutations, and the rules for any file.
 
 Files with random bytes are rejected at the first missing brace. So mutations change the structure
 of the file: the header, the JSON texts in the metadata, or the table of tensors. The length of the
@@ -9,17 +9,28 @@ header and the offsets are usually corrected afterwards.
 from __future__ import annotations
 
 import copy
+
+# Loading must import nothing, so modules that the reader imports late are imported here. It uses
+# difflib to find the option that was meant.
+import difflib  # noqa: F401
+import itertools
 import json
 import math
 import random
+import re
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import fusedadam.checkpoint  # noqa: F401
 import numpy as np
 from fusedadam import Adam
 from fusedadam.arrays import dtype_named
-from helpers import Array
+from fusedadam.snapshots import snapshot
+from helpers import Array, assert_all_same_bits
+from safetensors import safe_open
 
 Mutate: TypeAlias = Callable[[bytes, random.Random], bytes]
 
@@ -69,23 +80,25 @@ def parameters(content: bytes) -> list[Array]:
 
 def seeds(folder: Path) -> list[bytes]:
     """Valid files: before and after steps, with own settings and counts, without parameters."""
-    found = []
-    for options in _OPTIONS:
-        for steps, own in ((0, False), (2, False), (4, True)):
-            adam, params = Adam(**options), parameters(str(options).encode())
-            adam.exclude_from_weight_decay(params[1:2])
-            if own:
-                adam.override(params[::2], lr=0.5, maximize=True)
-            adam.build(params)
-            for step in range(steps):
-                grads: list[Array | None] = [np.ones_like(param) for param in params]
-                if own and step:
-                    grads[0] = None
-                adam.apply_gradients(list(zip(grads, params, strict=True)))
-            adam.save(folder / "seed")
-            found.append((folder / "seed").read_bytes())
-    Adam().save(folder / "seed")
-    return [*found, (folder / "seed").read_bytes()]
+    found, path = [], folder / "seed"
+    for options, steps in itertools.product(_OPTIONS, (0, 2, 4)):
+        adam, params = Adam(**options), parameters(str(options).encode())
+        adam.exclude_from_weight_decay(params[1:2])
+        if steps == 4:
+            adam.override(params[::2], lr=0.5, maximize=True)
+        adam.build(params)
+        for step in range(steps):
+            grads: list[Any] = [np.ones_like(param) for param in params]
+            if steps == 4 and step:
+                grads[0] = None
+            adam.apply_gradients(list(zip(grads, params, strict=True)))
+        adam.save(path)
+        found.append(path.read_bytes())
+    Adam().save(path)
+    return [*found, path.read_bytes()]
+
+
+# -- mutations --------------------------------------------------------------------------------
 
 
 def mutated(content: bytes, rng: random.Random, mutate_bytes: Mutate) -> bytes:
@@ -224,11 +237,10 @@ def _with_right_offsets(header: Pairs, data: bytes) -> bytes:
         shape, size = described.get("shape"), _SIZES.get(str(described.get("dtype")))
         if size is None or not isinstance(shape, list):
             continue
-        if not all(isinstance(n, int) and 0 <= n < 1000 for n in shape):
-            continue
-        begin, end = end, end + size * math.prod(shape)
-        described["data_offsets"] = [begin, end]
-        value[:] = described.items()
+        if all(isinstance(n, int) and 0 <= n < 1000 for n in shape):
+            begin, end = end, end + size * math.prod(shape)
+            described["data_offsets"] = [begin, end]
+            value[:] = described.items()
     return (data + bytes(min(end, 10_000)))[: min(end, 10_000)]
 
 
@@ -239,3 +251,71 @@ def _dumped(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_dumped, value)) + "]"
     return json.dumps(value)
+
+
+# -- a file of any bytes is refused, or is what it claims to be ---------------------------------
+
+
+def loads(path: Path, content: bytes) -> bool:
+    """Check all rules for a file with these bytes, written to `path`. Return whether it loads."""
+    path.write_bytes(content)
+    # For about half of all files, and always for the same ones.
+    lr = SCHEDULE if zlib.crc32(content) & 1 else None
+    params = parameters(content)
+    modules = set(sys.modules)
+    try:
+        adam = Adam.load(path, params, lr=lr)
+    except ValueError as error:
+        message = str(error)
+        assert str(path) in message, message
+        assert len(message) < 1000, message
+        assert re.search(r"Received: .+\Z", message, re.DOTALL), message
+        return False
+    finally:
+        assert not set(sys.modules) - modules, set(sys.modules) - modules
+        assert all(np.all(param == 0.5) for param in params)
+    _check_against_the_library(path, adam, ignored={} if lr is None else {"lr": None})
+    # Saving what was loaded, loading and saving it again must give the same file.
+    adam.save(path)
+    saved = path.read_bytes()
+    lr = SCHEDULE if adam.lr is SCHEDULE else None
+    Adam.load(path, parameters(saved), lr=lr).save(path)
+    assert path.read_bytes() == saved
+    adam.apply_gradients([(np.ones_like(param), param) for param in params])
+    return True
+
+
+def _check_against_the_library(path: Path, adam: Adam, ignored: dict[str, None]) -> None:
+    """The safetensors library and a reader of the JSON must find the same contents."""
+    state = snapshot(adam)
+    with safe_open(path, framework="numpy") as file:
+        found = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # An optimizer without steps has no arrays in its file, so loading creates them.
+    for kind, arrays in state["slots"].items() if tensors else ():
+        # Not every parameter has low bits.
+        there = {f"{kind}.{i}": array for i, array in enumerate(arrays) if array is not None}
+        assert_all_same_bits([*there.values()], [tensors.pop(name) for name in there], kind)
+    assert not tensors
+    assert {**state["config"], **ignored} == {**json.loads(found["config"]), **ignored}
+    assert_same_numbers(state["progress"], json.loads(found["progress"]))
+    assert state["excluded"] == sorted(json.loads(found["excluded"]))
+    assert (found["format"], found["optimizer"]) == ("fusedadam", "Adam")
+    # A file of version 1 has no settings of its parameters, one of version 2 must, and one of 3 may.
+    text = {"1": "{}", "3": found.get("own", "{}")}.get(found["version"]) or found["own"]
+    own, overrides = json.loads(text), adam._state.own[1]
+    named = {i: each for positions, each in own.get("overrides", ()) for i in positions}
+    assert overrides.keys() == named.keys()
+    for position, settings in overrides.items():
+        assert_same_numbers(settings, named[position])
+    if adam._state.is_built:
+        count = len(adam._state.steps)
+        assert adam._state.steps == own.get("steps", [adam.iterations] * count)
+        if adam._state.progress.accumulated:
+            assert adam._state.waiting == sorted(own.get("waiting", range(count)))
+
+
+def assert_same_numbers(actual: dict[str, Any], written: dict[str, Any]) -> None:
+    """Fail unless the values and their types are the same. A float may be written as an integer."""
+    floats = {name: float(written[name]) for name, x in actual.items() if isinstance(x, float)}
+    assert repr(sorted(actual.items())) == repr(sorted({**written, **floats}.items()))

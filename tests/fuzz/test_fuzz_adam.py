@@ -14,6 +14,7 @@ import json
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import autograd
 import autograd.numpy as anp
 import fusedadam
 import fuzz_runs
+import fuzz_values as fuzz
 import hypothesis
 import numpy as np
 import storage_oracle as storage
@@ -28,27 +30,6 @@ from bad_settings import BAD_ATTRIBUTES
 from faults import FAULTS, OWN_STEPS, ROUTES, DoesNotApplyError, Program
 from fusedadam import Adam
 from fuzz_model import Model, Parameters
-from fuzz_values import (
-    FORMS,
-    OWN_SETTINGS,
-    SETTINGS,
-    TAME,
-    TensorSpec,
-    cast_gradient,
-    fitting,
-    gradient_dtype,
-    isas,
-    kinds,
-    nested,
-    options,
-    places,
-    processes,
-    strided,
-    structure,
-    tables,
-    tensors,
-    threads,
-)
 from guarded import Guarded, Order, Place
 from helpers import Array, assert_all_same_bits, assert_same_bits, halving
 from hypothesis import strategies as st
@@ -61,7 +42,7 @@ COPIERS: dict[str, Callable[[Adam], Adam]] = {
     "pickle": lambda adam: pickle.loads(pickle.dumps(adam)),
 }
 KINDS_OF_FAULTS = sorted({name.split(":")[0] for name in FAULTS})
-one_table = st.tuples(tables).map(list)
+one_table = st.tuples(fuzz.tables).map(list)
 
 
 def _alike(a: Sequence[Array], b: Sequence[Array]) -> bool:
@@ -120,36 +101,36 @@ class AdamMachine(fuzz_runs.Machine):
 
     # ---- helpers of the rules
 
-    def _drawn(self, specs: Sequence[TensorSpec], kind: str) -> list[Array]:
+    def _drawn(self, specs: Sequence[fuzz.TensorSpec], kind: str) -> list[Array]:
         return [self.numbers(shape, dtype, kind) for shape, dtype, _ in specs]
 
-    def _parameters(self, specs: Sequence[TensorSpec], kind: str) -> Parameters:
+    def _parameters(self, specs: Sequence[fuzz.TensorSpec], kind: str) -> Parameters:
         if not self.is_misfit:
             settings = self.model.settings()
-            specs = [(shape, fitting(dtype, settings), place) for shape, dtype, place in specs]
+            specs = [(shape, fuzz.fitting(dtype, settings), place) for shape, dtype, place in specs]
         return Parameters(self._drawn(specs, kind), [p for _, _, p in specs], self._orders(specs))
 
-    def _orders(self, specs: Sequence[TensorSpec]) -> list[Order]:
+    def _orders(self, specs: Sequence[fuzz.TensorSpec]) -> list[Order]:
         """One in four in Fortran order, but not a single table: sparse steps need C order."""
         return ["F" if len(specs) > 1 and self.rng.random() < 0.25 else "C" for _ in specs]
 
     def _new_gradients(self, kind: str) -> list[Array]:
         """New gradients, between guard pages until the next call."""
-        specs = [(s, gradient_dtype(self.rng, dtype), p) for s, dtype, p in self.params.specs]
+        specs = [(s, fuzz.gradient_dtype(self.rng, dtype), p) for s, dtype, p in self.params.specs]
         self._graded = self.params.arrays
         pairs = zip(self._drawn(specs, kind), specs, strict=True)
         self._grads = [Guarded(g, place) for g, (_, _, place) in pairs]
         return [held.array for held in self._grads]
 
     @initialize(
-        specs=st.lists(tensors, max_size=5) | one_table | one_table,
-        chosen=options(),
+        specs=st.lists(fuzz.tensors, max_size=5) | one_table | one_table,
+        chosen=fuzz.options(),
         is_misfit=st.sampled_from([*[False] * 7, True]),
-        process=processes,
+        process=fuzz.processes,
     )
     def begin(
         self,
-        specs: list[TensorSpec],
+        specs: list[fuzz.TensorSpec],
         chosen: dict[str, Any],
         is_misfit: bool,
         process: dict[str, Any],
@@ -165,14 +146,25 @@ class AdamMachine(fuzz_runs.Machine):
     # ---- steps
 
     @rule(
-        kind=kinds,
+        kind=fuzz.kinds,
         route=st.sampled_from(OWN_STEPS),
         form=st.sampled_from(
-            "new|new|again|strided|packed|spread|a param|a moment|Fortran|cast".split("|")
+            [
+                "new",
+                "new",
+                "again",
+                "strided",
+                "packed",
+                "spread",
+                "a param",
+                "a moment",
+                "Fortran",
+                "cast",
+            ]
         ),
-        place=places,
+        place=fuzz.places,
         frozen=st.just(set()) | st.sets(st.integers(0, 4)),
-        nesting=st.sampled_from(FORMS),
+        nesting=st.sampled_from(fuzz.FORMS),
     )
     def step(
         self, kind: str, route: str, form: str, place: Place, frozen: set[int], nesting: str
@@ -182,11 +174,11 @@ class AdamMachine(fuzz_runs.Machine):
         given, held, is_alias = self._gradients(kind, form, place)
         grads: list[Any] = [None if i in frozen else g for i, g in enumerate(given)]
         arrays = self.params.arrays
-        nested_so = structure(len(arrays), nesting) if route == "step" else None
+        nested_so = fuzz.structure(len(arrays), nesting) if route == "step" else None
 
         def call() -> object:
             if route == "step":
-                return self.adam.step(nested(arrays, nesting), nested(grads, nesting))
+                return self.adam.step(fuzz.nested(arrays, nesting), fuzz.nested(grads, nesting))
             return ROUTES[route](self.adam, arrays, grads)
 
         present = [g for g in grads if g is not None]
@@ -232,13 +224,13 @@ class AdamMachine(fuzz_runs.Machine):
                 view[...] = g
             return views, self._doubles, False
         if form == "strided":
-            pairs = [strided(g, place) for g in grads]
+            pairs = [fuzz.strided(g, place) for g in grads]
             return [view for _, view in pairs], [held for held, _ in pairs], False
         if form == "Fortran":
             turned = [Guarded(g, place, "F") for g in grads]
             return [held.array for held in turned], turned, False
         if form == "cast":
-            return [cast_gradient(self.rng, g) for g in grads], [], False
+            return [fuzz.cast_gradient(self.rng, g) for g in grads], [], False
         if form == "a param":
             return list(params), [], True
         if form == "a moment" and self.model.is_built:
@@ -249,21 +241,21 @@ class AdamMachine(fuzz_runs.Machine):
         oracle = self.model.oracle
         expected: list[Array] = [np.array(oracle.iterations)]
         for i, param in enumerate(oracle.params):
-            kinds = (oracle.vhat, oracle.packed, oracle.m, oracle.v)
-            expected += [*(kind[i] for kind in kinds if kind), param]
+            state = (oracle.vhat, oracle.packed, oracle.m, oracle.v)
+            expected += [*(kind[i] for kind in state if kind), param]
         assert_all_same_bits(updates, expected, "updates")
         every = (len(expected) - 1) // len(oracle.params) if oracle.params else 1
         for update, array in zip(updates[every::every], self.params.arrays, strict=True):
             assert update is array
 
-    @rule(kind=st.sampled_from(TAME), nesting=st.sampled_from([None, *FORMS]))
+    @rule(kind=st.sampled_from(fuzz.TAME), nesting=st.sampled_from([None, *fuzz.FORMS]))
     def step_by_callable(self, kind: str, nesting: str | None) -> None:
         """Through `get_updates`, or through `minimize` with nested parameters."""
         arrays = self.params.arrays
         if not arrays or sum(a.size for a in arrays) > 5_000:
             return
         factors = self._drawn(self.params.specs, kind)
-        nested_so = None if nesting is None else structure(len(arrays), nesting)
+        nested_so = None if nesting is None else fuzz.structure(len(arrays), nesting)
 
         def loss(params: Any) -> Any:
             terms = [anp.sum(c * p) for c, p in zip(factors, params, strict=True)]
@@ -272,7 +264,7 @@ class AdamMachine(fuzz_runs.Machine):
         def call() -> Any:
             if nesting is None:
                 return self.adam.get_updates(loss, arrays)
-            return self.adam.minimize(lambda p: loss(_flat(p)), nested(arrays, nesting))
+            return self.adam.minimize(lambda p: loss(_flat(p)), fuzz.nested(arrays, nesting))
 
         scale = self.model.oracle.current_loss_scale
         # autograd does not know bfloat16.
@@ -293,10 +285,10 @@ class AdamMachine(fuzz_runs.Machine):
             assert_same_bits(np.array(returned), np.array(value), "loss")
 
     @rule(
-        kind=kinds,
+        kind=fuzz.kinds,
         fractions=st.lists(st.floats(0, 1, exclude_max=True), max_size=40),
         dtype=st.sampled_from(["int32", "int64"]),
-        place=places,
+        place=fuzz.places,
         lazy=st.booleans(),
         is_strided=st.booleans(),
     )
@@ -314,12 +306,12 @@ class AdamMachine(fuzz_runs.Machine):
         (table,), oracle = self.params.arrays, self.model.oracle
         named = np.array([int(f * len(table)) for f in fractions] if len(table) else [], dtype)
         indices = Guarded(named, place)
-        row_dtype = gradient_dtype(self.rng, str(table.dtype))
+        row_dtype = fuzz.gradient_dtype(self.rng, str(table.dtype))
         drawn = self.numbers((len(named), *table.shape[1:]), row_dtype, kind)
         held = Guarded(drawn, place)
         rows = held.array
         if is_strided and not oracle.zero_grad:
-            held, rows = strided(drawn, place)
+            held, rows = fuzz.strided(drawn, place)
 
         def call() -> int:
             return self.adam.apply_sparse(indices.array, rows, table, lazy=lazy)
@@ -335,7 +327,7 @@ class AdamMachine(fuzz_runs.Machine):
         held.assert_canaries_alive()
         indices.assert_canaries_alive()
 
-    @rule(kind=kinds, form=st.sampled_from(["new", "Fortran", "cast"]), place=places)
+    @rule(kind=fuzz.kinds, form=st.sampled_from(["new", "Fortran", "cast"]), place=fuzz.places)
     def get_gradients(self, kind: str, form: str, place: Place) -> None:
         grads, _, _ = self._gradients(kind, form, place)
         arrays, clips = self.params.arrays, self.model.clips_by(self.params)
@@ -369,8 +361,8 @@ class AdamMachine(fuzz_runs.Machine):
         self.model.build(params)
         return True
 
-    @rule(specs=st.lists(tensors, max_size=4), kind=kinds)
-    def build_others(self, specs: list[TensorSpec], kind: str) -> None:
+    @rule(specs=st.lists(fuzz.tensors, max_size=4), kind=fuzz.kinds)
+    def build_others(self, specs: list[fuzz.TensorSpec], kind: str) -> None:
         """Parameters that differ in number, shapes and dtypes."""
         params = self._parameters(specs, kind)
         if self._build(params):
@@ -380,7 +372,7 @@ class AdamMachine(fuzz_runs.Machine):
         count=st.integers(0, 3_000)
         | st.integers(LARGEST_COUNT - 3, LARGEST_COUNT)
         | st.integers(0, LARGEST_COUNT),
-        kind=kinds,
+        kind=fuzz.kinds,
         form=st.sampled_from(["as they are", "wide", "placeholders", "Keras 3"]),
     )
     def set_weights(self, count: int, kind: str, form: str) -> None:
@@ -418,7 +410,7 @@ class AdamMachine(fuzz_runs.Machine):
         if lr is not None and not callable(oracle.lr):
             oracle.lr = lr
 
-    @rule(kind=kinds)
+    @rule(kind=fuzz.kinds)
     def set_master_weights(self, kind: str) -> None:
         """Read the parameters with their low bits, and write others."""
         adam, arrays = self.adam, self.params.arrays
@@ -439,7 +431,7 @@ class AdamMachine(fuzz_runs.Machine):
             if low is not None:
                 low[...] = new
 
-    @rule(kind=kinds)
+    @rule(kind=fuzz.kinds)
     def write_live_moments(self, kind: str) -> None:
         """Users may write to the optimizer's own arrays in `weights` and `ema`."""
         self.tally["calls"] += 1
@@ -525,8 +517,8 @@ class AdamMachine(fuzz_runs.Machine):
 
     @rule(
         chosen=st.sets(st.integers(0, 4)),
-        every=st.lists(st.just({}) | OWN_SETTINGS | OWN_SETTINGS, min_size=1, max_size=3),
-        nesting=st.sampled_from(FORMS),
+        every=st.lists(st.just({}) | fuzz.OWN_SETTINGS | fuzz.OWN_SETTINGS, min_size=1, max_size=3),
+        nesting=st.sampled_from(fuzz.FORMS),
         builds=st.booleans(),
     )
     def override(
@@ -535,7 +527,7 @@ class AdamMachine(fuzz_runs.Machine):
         """Several calls in a row. A step or `build` looks the arrays up later."""
         named = [a for i, a in enumerate(self.params.arrays) if i not in chosen]
         for own in every:
-            call = lambda own=own: self.adam.override(nested(named, nesting), **own)  # noqa: E731
+            call = partial(self.adam.override, fuzz.nested(named, nesting), **own)
             if not self.refuses(not self.model.can_override(own), call):
                 call()
                 self.model.to_override.append((named, own))
@@ -544,10 +536,10 @@ class AdamMachine(fuzz_runs.Machine):
 
     # ---- settings
 
-    @rule(data=st.data(), name=st.sampled_from(list(SETTINGS)))
+    @rule(data=st.data(), name=st.sampled_from(list(fuzz.SETTINGS)))
     def set(self, data: st.DataObject, name: str) -> None:
-        value = data.draw(SETTINGS[name])
-        call = lambda: setattr(self.adam, name, value)  # noqa: E731
+        value = data.draw(fuzz.SETTINGS[name])
+        call = partial(setattr, self.adam, name, value)
         if not self.refuses(not self.model.can_set(name, value), call):
             call()
             self.model.configure(name, value)
@@ -557,10 +549,10 @@ class AdamMachine(fuzz_runs.Machine):
         for name in self.rng.choice(list(BAD_ATTRIBUTES), count):
             value = BAD_ATTRIBUTES[name][int(self.rng.integers(len(BAD_ATTRIBUTES[name])))]
             hypothesis.note(f"{name} = {value!r}")
-            call = lambda name=name, value=value: setattr(self.adam, name, value)  # noqa: E731
+            call = partial(setattr, self.adam, name, value)
             self.refuses(True, call, TypeError, ValueError, AttributeError)
 
-    @rule(isa=isas, threads=threads)
+    @rule(isa=fuzz.isas, threads=fuzz.threads)
     def set_isa_and_threads(self, isa: str, threads: int) -> None:
         fusedadam.set_isa(isa)
         fusedadam.set_num_threads(threads)
@@ -572,7 +564,7 @@ class AdamMachine(fuzz_runs.Machine):
     def use_the_other_parameters(self) -> None:
         self.params, self.others = self.others, self.params
 
-    @rule(place=places)
+    @rule(place=fuzz.places)
     def move_parameters(self, place: Place) -> None:
         """The same numbers at other addresses."""
         if not self.model.to_override:  # or no step would find them any longer
@@ -580,7 +572,7 @@ class AdamMachine(fuzz_runs.Machine):
             orders = self._orders(self.params.specs)
             self.params = Parameters(moved, [place] * len(moved), orders)
 
-    @rule(kind=kinds)
+    @rule(kind=fuzz.kinds)
     def write_parameters(self, kind: str) -> None:
         self.params.expected = self._drawn(self.params.specs, kind)
         for array, drawn in zip(self.params.arrays, self.params.expected, strict=True):

@@ -11,6 +11,7 @@ import itertools
 from typing import Any, Final
 
 import fuzz_runs
+import fuzz_values as fuzz
 import hypothesis
 import numpy as np
 import oracle
@@ -18,19 +19,6 @@ import pytest
 import storage_oracle as storage
 from faults import UNLIKE, WRITTEN, DoesNotApplyError
 from fusedadam import Adam, adam_step, global_norm
-from fuzz_values import (
-    SETTINGS,
-    TAME,
-    TensorSpec,
-    conflict,
-    fitting,
-    gradient_dtype,
-    kinds,
-    numbers,
-    processes,
-    strided,
-    tensors,
-)
 from guarded import PLACES, Guarded
 from helpers import assert_all_same_bits, assert_same_bits, running
 from hypothesis import given
@@ -46,10 +34,16 @@ NAMES = (
     *("rounding", "seed"),
 )
 step_options = st.fixed_dictionaries(
-    {}, optional={name: SETTINGS[name].filter(lambda value: not callable(value)) for name in NAMES}
+    {},
+    optional={
+        name: fuzz.SETTINGS[name].filter(lambda value: not callable(value)) for name in NAMES
+    },
 )
 formats = st.fixed_dictionaries(
-    {"moments": SETTINGS["moments"].filter("auto".__ne__), "low_bits": SETTINGS["low_bits"]}
+    {
+        "moments": fuzz.SETTINGS["moments"].filter("auto".__ne__),
+        "low_bits": fuzz.SETTINGS["low_bits"],
+    }
 )
 BAD = WRITTEN | UNLIKE
 # These change which state the arguments ask for, or nothing.
@@ -72,17 +66,21 @@ def dtypes_of(dtype: str, formats: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(
-    rng: np.random.Generator, name: str, specs: list[TensorSpec], kind: str, formats: dict[str, Any]
+    rng: np.random.Generator,
+    name: str,
+    specs: list[fuzz.TensorSpec],
+    kind: str,
+    formats: dict[str, Any],
 ) -> list[Guarded | None]:
     """The arrays of this name, each at its own end of the accessible pages."""
     held: list[Guarded | None] = []
     for shape, dtype, _ in specs:
-        dtypes = dtypes_of(dtype, formats) | {"grads": gradient_dtype(rng, dtype)}
+        dtypes = dtypes_of(dtype, formats) | {"grads": fuzz.gradient_dtype(rng, dtype)}
         if name not in dtypes:
             held.append(None)
             continue
-        drawn = numbers(rng, shape, str(dtypes[name]), kind)
-        if name in ("v", "vhat") and kind in TAME:
+        drawn = fuzz.numbers(rng, shape, str(dtypes[name]), kind)
+        if name in ("v", "vhat") and kind in fuzz.TAME:
             drawn = np.asarray(np.abs(drawn))
         held.append(Guarded(drawn, PLACES[int(rng.integers(2))]))
     return held
@@ -148,17 +146,19 @@ def refused_arguments(
 @hypothesis.seed(fuzz_runs.SEED)
 @fuzz_runs.settings(40)
 @given(
-    specs=st.lists(tensors, max_size=5),
+    specs=st.lists(fuzz.tensors, max_size=5),
     chosen=step_options,
     kept=st.sets(st.sampled_from(["vhat", "ema"])),
     formats=formats,
     calls=st.lists(
-        st.tuples(kinds, st.integers(1, 200) | st.integers(1, 2**53 + 1)), min_size=1, max_size=6
+        st.tuples(fuzz.kinds, st.integers(1, 200) | st.integers(1, 2**53 + 1)),
+        min_size=1,
+        max_size=6,
     ),
-    process=processes,
+    process=fuzz.processes,
 )
 def test_steps_of_guarded_arrays_equal_oracle(
-    specs: list[TensorSpec],
+    specs: list[fuzz.TensorSpec],
     chosen: dict[str, Any],
     kept: set[str],
     formats: dict[str, Any],
@@ -169,11 +169,11 @@ def test_steps_of_guarded_arrays_equal_oracle(
     rng = np.random.default_rng(process["seed"])
     if "ema" not in kept:
         chosen.pop("ema_momentum", None)  # refused without averages
-    if conflict({"rounding": chosen.get("rounding"), **formats}):
+    if fuzz.conflict({"rounding": chosen.get("rounding"), **formats}):
         del chosen["rounding"]
     without = {"m", "v", "vhat"} if formats["moments"] == "packed" else {"packed"}
     names = [name for name in KINDS if name not in without | ({"vhat", "ema"} - kept)]
-    specs = [(shape, fitting(dtype, formats), place) for shape, dtype, place in specs]
+    specs = [(shape, fuzz.fitting(dtype, formats), place) for shape, dtype, place in specs]
     lists = {name: draw(rng, name, specs, calls[0][0], formats) for name in KINDS}
     for kind, step in calls:
         lists["grads"] = draw(rng, "grads", specs, kind, formats)
@@ -199,17 +199,17 @@ def test_steps_of_guarded_arrays_equal_oracle(
 @hypothesis.seed(fuzz_runs.SEED)
 @fuzz_runs.settings(40)
 @given(
-    specs=st.lists(tensors, max_size=5),
-    kind=kinds,
+    specs=st.lists(fuzz.tensors, max_size=5),
+    kind=fuzz.kinds,
     is_strided=st.booleans(),
     clips=st.fixed_dictionaries(
-        {"clipvalue": SETTINGS["clipvalue"], "clipnorm": SETTINGS["clipnorm"]}
+        {"clipvalue": fuzz.SETTINGS["clipvalue"], "clipnorm": fuzz.SETTINGS["clipnorm"]}
     )
-    | st.fixed_dictionaries({n: SETTINGS[n] for n in ("clipvalue", "clipnorm_per_tensor")}),
-    process=processes,
+    | st.fixed_dictionaries({n: fuzz.SETTINGS[n] for n in ("clipvalue", "clipnorm_per_tensor")}),
+    process=fuzz.processes,
 )
 def test_norms_and_clipping_of_guarded_arrays_equal_oracle(
-    specs: list[TensorSpec],
+    specs: list[fuzz.TensorSpec],
     kind: str,
     is_strided: bool,
     clips: dict[str, Any],
@@ -217,13 +217,13 @@ def test_norms_and_clipping_of_guarded_arrays_equal_oracle(
 ) -> None:
     NORMS["calls"] += 2
     rng = np.random.default_rng(process["seed"])
-    specs = [(shape, gradient_dtype(rng, dtype), place) for shape, dtype, place in specs]
-    drawn = [numbers(rng, shape, dtype, kind) for shape, dtype, _ in specs]
+    specs = [(shape, fuzz.gradient_dtype(rng, dtype), place) for shape, dtype, place in specs]
+    drawn = [fuzz.numbers(rng, shape, dtype, kind) for shape, dtype, _ in specs]
     wide = list(map(storage.widen, drawn))
     held = [Guarded(x, place) for x, (_, _, place) in zip(drawn, specs, strict=True)]
     arrays = [guarded.array for guarded in held]
     if is_strided:
-        pairs = [strided(x, place) for x, (_, _, place) in zip(drawn, specs, strict=True)]
+        pairs = [fuzz.strided(x, place) for x, (_, _, place) in zip(drawn, specs, strict=True)]
         held, arrays = [guarded for guarded, _ in pairs], [array for _, array in pairs]
     with running(isa=process["isa"], threads=process["threads"]):
         norm = global_norm(arrays)

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import fuzz_runs
+import fuzz_values as fuzz
 import numpy as np
 import oracle
 import pytest
 import storage_oracle as storage
 from faults import CallersError
-from fuzz_values import TensorSpec, conflict, fitting, kinds, numbers, processes, tensors
 from guarded import PLACES, Guarded
 from helpers import Array, assert_same_bits
 from hypothesis import strategies as st
@@ -50,8 +50,12 @@ SETTINGS: dict[str, list[Any]] = {
 FORMATS = ("moments", "low_bits", "rounding")
 # The oracle's names of the arrays of state, and torch's.
 NAMES = {
-    **{"m": "exp_avg", "v": "exp_avg_sq", "packed": "packed_moments", "low_bits": "low_bits"},
-    **{"vhat": "max_exp_avg_sq", "ema": "ema"},
+    "m": "exp_avg",
+    "v": "exp_avg_sq",
+    "packed": "packed_moments",
+    "low_bits": "low_bits",
+    "vhat": "max_exp_avg_sq",
+    "ema": "ema",
 }
 BAD_SETTINGS: dict[str, list[Any]] = {
     "lr": [math.nan, math.inf, "fast", None],
@@ -166,25 +170,25 @@ class TorchMachine(fuzz_runs.Machine):
     def slots(self) -> list[Slot]:
         return [slot for group in self.groups for slot in group]
 
-    def _slots_of(self, specs: list[TensorSpec]) -> list[Slot]:
-        return [Slot(numbers(self.rng, s, dtype, "plain"), place) for s, dtype, place in specs]
+    def _slots_of(self, specs: list[fuzz.TensorSpec]) -> list[Slot]:
+        return [Slot(fuzz.numbers(self.rng, s, dtype, "plain"), place) for s, dtype, place in specs]
 
     def _held(self, array: Array) -> Guarded:
         return Guarded(array, PLACES[int(self.rng.integers(2))])
 
     @initialize(
-        first=st.lists(tensors, min_size=1, max_size=4),
-        second=st.lists(tensors, max_size=2),
+        first=st.lists(fuzz.tensors, min_size=1, max_size=4),
+        second=st.lists(fuzz.tensors, max_size=2),
         formats=st.lists(formats, min_size=2, max_size=2),
         kind=st.sampled_from([Adam, AdamW]),
         amsgrad=st.booleans(),
         extras=st.booleans(),
-        process=processes,
+        process=fuzz.processes,
     )
     def begin(
         self,
-        first: list[TensorSpec],
-        second: list[TensorSpec],
+        first: list[fuzz.TensorSpec],
+        second: list[fuzz.TensorSpec],
         formats: list[dict[str, Any]],
         kind: Any,
         amsgrad: bool,
@@ -197,10 +201,12 @@ class TorchMachine(fuzz_runs.Machine):
         for own in formats:
             if amsgrad and own.get("moments") == "packed":
                 del own["moments"]
-            if conflict(own):
+            if fuzz.conflict(own):
                 del own["rounding"]
         self.groups = [
-            self._slots_of([(shape, fitting(dtype, own), place) for shape, dtype, place in specs])
+            self._slots_of(
+                [(shape, fuzz.fitting(dtype, own), place) for shape, dtype, place in specs]
+            )
             for specs, own in zip((first, second), formats, strict=True)
             if specs
         ]
@@ -310,7 +316,7 @@ class TorchMachine(fuzz_runs.Machine):
         return indices.array.copy(), rows.array.copy()
 
     @rule(
-        kind=kinds,
+        kind=fuzz.kinds,
         forms=st.lists(
             st.sampled_from(["new", "new", "new", "none", "strided", "rows"]),
             min_size=1,
@@ -334,7 +340,7 @@ class TorchMachine(fuzz_runs.Machine):
                 slot.convert(group)
         self._check_gradients(grads)
 
-    @rule(kind=kinds)
+    @rule(kind=fuzz.kinds)
     def step_of_all(self, kind: str) -> None:
         """A separate rule, because `step` draws all-new gradients too rarely."""
         self.step(kind, ["new"], False)
@@ -358,7 +364,9 @@ class TorchMachine(fuzz_runs.Machine):
         group = {**groups[index], name: value}
         dtypes = [slot.dtype for slot in self.groups[index]]
         formats = {key: group.get(key) for key in (*FORMATS, "amsgrad")}
-        if not conflict(formats) and dtypes == [fitting(dtype, formats) for dtype in dtypes]:
+        if not fuzz.conflict(formats) and dtypes == [
+            fuzz.fitting(dtype, formats) for dtype in dtypes
+        ]:
             groups[index][name] = value
 
     @rule(
@@ -393,7 +401,7 @@ class TorchMachine(fuzz_runs.Machine):
             if "low_bits" in new:
                 slot.state["low_bits"] = new["low_bits"]
 
-    @rule(kind=kinds)
+    @rule(kind=fuzz.kinds)
     def write_parameters(self, kind: str) -> None:
         for slot in self.slots:
             slot.expected = self.numbers(slot.expected.shape, slot.dtype, kind)
@@ -409,7 +417,7 @@ class TorchMachine(fuzz_runs.Machine):
                 self._guards.append(self._held(array_of(state[name])))
                 state[name] = tensor_of(self._guards[-1].array)
 
-    @rule(kind=kinds)
+    @rule(kind=fuzz.kinds)
     def write_state(self, kind: str) -> None:
         for slot in self.slots:
             for name in slot.state.keys() - {"step"}:
@@ -442,8 +450,8 @@ class TorchMachine(fuzz_runs.Machine):
             slot.convert(group)
         return copy.deepcopy(self.optimizer.state_dict())
 
-    @rule(specs=st.lists(tensors, min_size=1, max_size=2), decay=st.sampled_from([0.0, 0.1]))
-    def add_param_group(self, specs: list[TensorSpec], decay: float) -> None:
+    @rule(specs=st.lists(fuzz.tensors, min_size=1, max_size=2), decay=st.sampled_from([0.0, 0.1]))
+    def add_param_group(self, specs: list[fuzz.TensorSpec], decay: float) -> None:
         if len(self.groups) > 2:
             return
         self.tally["calls"] += 1

@@ -106,7 +106,7 @@ TWO_OF_EACH = [
     *{b.name: b for b in BAD_VALUES[::-1]}.values(),
     *{b.name: b for b in BAD_VALUES}.values(),
 ]
-STEP_ARGUMENTS = set(inspect.signature(adam_step).parameters)
+STEP_ARGUMENTS = set(inspect.signature(adam_step).parameters) - {"low_bits"}
 
 
 def assert_message(call: Callable[[], object], errors: Any, pattern: str) -> None:
@@ -164,7 +164,8 @@ def test_option_that_clashes(options: dict[str, Any], name: str, value: Any) -> 
     ("name", "off"), [("ema_overwrite_frequency", None), ("ema_momentum", 0.99)]
 )
 def test_averages_can_be_turned_off_without_their_settings(name: str, off: Any) -> None:
-    adam = Adam(**{"use_ema": True, name: 1})
+    options: dict[str, Any] = {name: 1}
+    adam = Adam(use_ema=True, **options)
     setattr(adam, name, off)
     adam.use_ema = False
 
@@ -261,7 +262,8 @@ def test_arrays_that_overlap(route: str, views: Callable[[Array], list[Array]]) 
     if route == "a later step":  # The parameters of the first step were checked.
         adam.get_updates(ones, [a.copy() for a in arrays])
     before = adam.get_weights()
-    arguments = {name: [a.copy() for a in ones] for name in ("params", "grads", "m", "v")}
+    names = ("params", "grads", "m", "v")
+    arguments: dict[str, Any] = {name: [a.copy() for a in ones] for name in names}
     calls: dict[str, Callable[[], object]] = {
         "build": lambda: adam.build(arrays),
         "a later step": lambda: adam.get_updates(ones, arrays),
@@ -287,12 +289,10 @@ def test_parameter_resized_in_place_since_the_last_step(shape: tuple[int, ...]) 
     before, averages = adam.get_weights(), [a.copy() for a in adam.ema]
     param.resize(shape, refcheck=False)
     kept = param.copy()
-    for call, rule in [
-        (lambda: adam.get_updates([np.ones(shape)], [param]), "build"),
-        (adam.swap_ema, "shape"),
-    ]:
-        with pytest.raises(ValueError, match=rf"params\[0\].*\b{rule}\b.*Received: .+"):
-            call()
+    with pytest.raises(ValueError, match=r"params\[0\].*\bbuild\b.*Received: .+"):
+        adam.get_updates([np.ones(shape)], [param])
+    with pytest.raises(ValueError, match=r"params\[0\].*\bshape\b.*Received: .+"):
+        adam.swap_ema()
     assert_same_bits(param, kept)
     assert_all_same_bits([*adam.get_weights(), *adam.ema], [*before, *averages])
     adam.build([param])
@@ -330,7 +330,7 @@ def test_excluded_array_that_is_no_parameter(program: str, route: str) -> None:
     training.optimizer.exclude_from_weight_decay([params[0], params[1].copy()])
     before = training.visible()
     pattern = whole(r"\bexclude_from_weight_decay\b", r"\[1\]")
-    call = partial(ROUTES[route], training.optimizer, grads, params)
+    call = partial(ROUTES[route], training.optimizer, params, grads)
     assert_message(call, ValueError, pattern)
     training.assert_as(before)
     training.optimizer.exclude_from_weight_decay([])

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from faults import EITHER, HUGE, Errors, whole
+from faults import HUGE, Errors, whole
 
 
 class BadValue(NamedTuple):
@@ -27,12 +27,22 @@ NOT_FINITE = (math.nan, math.inf, -math.inf, np.float32("nan"))
 NEGATIVE = (-1.0, -1, -1e-300, -5e-324)
 # float() accepts most of these, some with a warning.
 NOT_NUMBERS: tuple[Any, ...] = (
-    *("0.5", [0.5], (0.5,), {}, 0.5j, object(), np.array([0.5, 0.5]), np.array([0.5])),
-    *(True, np.True_, np.array(True), np.array(True, dtype=object), np.timedelta64(1, "s")),
-    *(np.str_("0.5"), np.array("0.5"), np.array(b"0.5"), np.complex64(0.5), np.array(0.5j)),
+    *("0.5", np.str_("0.5"), [0.5], (0.5,), {}, 0.5j, object(), np.array([0.5, 0.5])),
+    *(np.array([0.5]), True, np.True_, np.array(True), np.array(True, dtype=object)),
+    *(np.timedelta64(1, "s"), np.array("0.5"), np.array(b"0.5"), np.complex64(0.5), np.array(0.5j)),
 )
 NOT_INTEGERS = (1.5, 2.0, "2", [2], math.nan, True, np.True_, np.array([2]), np.array(2.0))
-NOT_SWITCHES = ("yes", 0.5, None, [], 1, 0, np.int64(1), np.array([True]), np.array("True"))
+NOT_SWITCHES: tuple[Any, ...] = (
+    "yes",
+    0.5,
+    None,
+    [],
+    1,
+    0,
+    np.int64(1),
+    np.array([True]),
+    np.array("True"),
+)
 COUNTS = "ema_overwrite_frequency gradient_accumulation_steps"
 REALS = "learning_rate beta_1 beta_2 epsilon decay l2 weight_decay clipvalue ema_momentum"
 SWITCHES = "bias_corrected_epsilon use_ema skip_nonfinite zero_grad maximize flush_denormals"
@@ -47,7 +57,7 @@ ROWS: list[tuple[str, Iterable[Any], Errors, str]] = [
         ValueError,
         "finite",
     ),
-    (CLIPS, NOT_FINITE, ValueError, "finite and >= 0"),
+    (CLIPS, (math.nan, math.inf, np.float32("nan")), ValueError, "finite and >= 0"),
     ("beta_1 beta_2", (*NOT_FINITE, -0.5, -5e-324, 1.0, 1, 1.5), ValueError, ">= 0 and < 1"),
     ("ema_momentum", (*NOT_FINITE, -0.5, -5e-324, 1 + 2**-52, 2), ValueError, ">= 0 and <= 1"),
     (
@@ -59,7 +69,7 @@ ROWS: list[tuple[str, Iterable[Any], Errors, str]] = [
     ("loss_scale", ("static", "", "Dynamic", "\ud800"), ValueError, "a number or 'dynamic'"),
     (f"lr {REALS} clipnorm loss_scale", (HUGE,), ValueError, "range of float64"),
     ("lr clipnorm", NOT_NUMBERS, TypeError, "real number"),
-    ("loss_scale", NOT_NUMBERS[1:16], TypeError, "real number"),
+    ("loss_scale", NOT_NUMBERS[2:], TypeError, "real number"),
     (f"{REALS} clipnorm_per_tensor", ("0.5", True, 0.5j), TypeError, "real number"),
     ("lr beta_1 beta_2 decay l2 ema_momentum", (None,), TypeError, "real number"),
     ("amsgrad", NOT_SWITCHES, TypeError, "True or False"),
@@ -90,7 +100,11 @@ def _bad_value(name: str, value: Any, errors: Errors, says: str) -> BadValue:
 
 BAD_VALUES = [
     *(_bad_value(n, x, e, says) for names, xs, e, says in ROWS for n in names.split() for x in xs),
-    *(_bad_value(name, x, ValueError, "Keras") for name in CLIPS.split() for x in NEGATIVE),
+    *(
+        _bad_value(name, x, ValueError, "Keras")
+        for name in CLIPS.split()
+        for x in (*NEGATIVE, -math.inf)
+    ),
 ]
 READ_ONLY = ("iterations", "skipped_steps", "current_loss_scale", "current_lr", "weights", "ema")
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import autograd.numpy as anp
-import fusedadam
 import numpy as np
 import storage_oracle as storage
-from fusedadam import Adam, adam_step, set_isa, set_num_threads
+from fusedadam import Adam, adam_step, set_isa, set_num_threads, supported_isas
 from helpers import Array, misaligned, read_only
 from oracle import LARGEST_COUNT
 
@@ -66,6 +65,10 @@ class Program(NamedTuple):
         need(positions)
         return int(self.rng.choice(positions))
 
+    def state(self, kind: str, i: int) -> Any:
+        """The live state of this kind of a parameter, or None."""
+        return dict(enumerate(self.adam._state.slots.get(kind, []))).get(i)
+
     def alike(self) -> tuple[int, int]:
         """The positions of two parameters of the same shape and dtype."""
         kinds = [(p.shape, p.dtype) if p.size else i for i, p in enumerate(self.params)]
@@ -82,17 +85,13 @@ class Program(NamedTuple):
         self, route: str, errors: Errors, *words: str, params: Any = None, grads: Any = None
     ) -> Refused:
         """A step by this route with other parameters or gradients."""
-        given = {
-            "params": self.params if params is None else params,
-            "grads": self.grads if grads is None else grads,
-        }
+        params = self.params if params is None else params
+        grads = self.grads if grads is None else grads
         if route == "adam_step":
-            return self.stateless({**self.arguments(), **given}, errors, *words)
-        call, kept = (
-            ROUTES[route],
-            [a for x in given.values() for a in x if isinstance(a, np.ndarray)],
-        )
-        return Refused(lambda: call(self.adam, *given.values()), errors, words, kept=kept)
+            arguments = {**self.arguments(), "params": params, "grads": grads}
+            return self.stateless(arguments, errors, *words)
+        call = lambda: ROUTES[route](self.adam, params, grads)
+        return Refused(call, errors, words, kept=arrays_in(params, grads))
 
     def arguments(self) -> dict[str, Any]:
         """Arrays for `adam_step`."""
@@ -102,9 +101,7 @@ class Program(NamedTuple):
 
     def stateless(self, arguments: Mapping[str, Any], errors: Errors, *words: str) -> Refused:
         given = {"step": 3, "zero_grad": self.adam.zero_grad, **arguments}
-        lists = [x if isinstance(x, list) else [x] for x in arguments.values()]
-        kept = [a for arrays in lists for a in arrays if isinstance(a, np.ndarray)]
-        return Refused(lambda: adam_step(**given), errors, words, kept=kept)
+        return Refused(lambda: adam_step(**given), errors, words, kept=arrays_in(*given.values()))
 
 
 class Fault(NamedTuple):
@@ -137,18 +134,28 @@ def faults(
     return add
 
 
+def arrays_in(*values: Any) -> list[Array]:
+    """The arrays among these values and in lists among them."""
+    items = [a for x in values for a in (x if isinstance(x, list) else [x])]
+    return [a for a in items if isinstance(a, np.ndarray)]
+
+
 def need(*conditions: object) -> None:
     if not all(conditions):
         raise DoesNotApplyError
 
 
-def at(name: str, i: int) -> str:
+def at(name: str, i: object) -> str:
     return rf"\b{name}\[{i}\]"
 
 
 def whole(*words: str, received: str = ".+") -> str:
     """A pattern for a message with all of these words in any order, then the received value."""
     return "".join(f"(?=.*{word})" for word in words) + f".*[Rr]eceived: {received}"
+
+
+def gives(value: Any) -> Callable[..., Any]:
+    return lambda *_: value
 
 
 def replaced(items: Sequence[Any], i: int, value: Any) -> list[Any]:
@@ -225,7 +232,7 @@ FLOATS = "must be float32, float64, float16 or bfloat16"
 GAPS = r"fill its memory without gaps or overlaps.*numpy\.ascontiguousarray\("
 MASKED = {
     "masked": Bad(np.ma.array, TypeError, r"mask.*\.filled\("),
-    "masked in part": Bad(lambda a: np.ma.array(a, mask=a != a), TypeError, "mask"),
+    "masked in part": Bad(lambda a: np.ma.array(a, mask=np.isnan(a)), TypeError, "mask"),
 }
 NO_ARRAYS = {
     "a NumPy scalar": Bad(lambda _: np.float32(1), TypeError, "ndarray"),
@@ -329,9 +336,11 @@ def _bad_state(p: Program, route: str, bad: Bad) -> Refused:
 
 
 ALONE = {name: WRITTEN[name] for name in ("strided", "misaligned", "read-only", "int32")}
+NO_GRAD = {"None": Bad(lambda _: None, ValueError, "^An operation has `None` for gradient")}
 
 
 @faults("adam_step of one array", ALONE, ("params", "m", "v"))
+@faults("adam_step of one array", NO_GRAD, ("grads",))
 def _one_bad_array(p: Program, route: str, bad: Bad) -> Refused:
     i = p.pick(bad.fits)
     arguments = {name: arrays[i] for name, arrays in p.arguments().items()}
@@ -349,17 +358,23 @@ def _no_gradient(p: Program, route: str, _: Any) -> Refused:
     return p.step(route, ValueError, *words, grads=replaced(p.grads, i, None))
 
 
-@faults("grads", {"all None": 0}, OWN_STEPS[:3], tested=ONE)
-def _no_gradients(p: Program, route: str, _: Any) -> Refused:
-    need(p.params)
-    return p.step(route, ValueError, "must not all be None", grads=[None] * len(p.params))
-
-
 NUMBERS: dict[str, Callable[[list[Any]], list[Any]]] = {
     "fewer": lambda items: items[:-1],
     "more": lambda items: [*items, np.ones(2)],
     "none": lambda _: [],
 }
+
+
+NO_GRADS: dict[str, tuple[Callable[[list[Any]], Any], Errors, str]] = {
+    "all None": (lambda grads: [None for _ in grads], ValueError, "must not all be None"),
+    "nested otherwise": (lambda grads: {"p0": grads[0]}, TypeError, r"\bgrads\b"),
+}
+
+
+@faults("grads", NO_GRADS, ("step",))
+def _no_grads(p: Program, route: str, row: tuple[Any, Errors, str]) -> Refused:
+    need(p.params)
+    return p.step(route, row[1], row[2], grads=row[0](p.grads))
 
 
 @faults("grads", NUMBERS, ("get_updates", "get_gradients", "adam_step", "step"))
@@ -390,7 +405,6 @@ class BreakingSequence(Sequence[Any]):
 CONTAINERS: dict[str, tuple[Callable[[list[Any]], Any], Errors]] = {
     "fewer": (NUMBERS["fewer"], ValueError),
     "none": (NUMBERS["none"], ValueError),
-    "one array": (lambda arrays: arrays[0], TypeError),
     "a number": (lambda _: 1.0, TypeError),
     "text": (lambda _: "arrays", TypeError),
     "bytes": (lambda _: b"arrays", TypeError),
@@ -398,33 +412,14 @@ CONTAINERS: dict[str, tuple[Callable[[list[Any]], Any], Errors]] = {
 }
 
 
-@faults("adam_step of lists", CONTAINERS, ("grads", *STATE))
+@faults("adam_step of lists", {"one array": (lambda x: x[0], TypeError)}, ("grads", *STATE))
+@faults("adam_step of lists", CONTAINERS, ("params", "grads", *STATE))
 def _no_list(p: Program, route: str, row: tuple[Any, Errors]) -> Refused:
-    need(p.params)
     arguments = p.arguments()
+    need(p.params)
     arguments[route] = row[0](arguments[route])
     refused = p.stateless(arguments, row[1], rf"\b{route}\b")
     return refused._replace(pattern="from the caller" if row[1] is CallersError else None)
-
-
-COUNTS = (0, -1, -(2**63), 2**63, 2**64, HUGE)
-NO_COUNTS = (1.5, 1.0, "1", None, [1], math.nan, 1j, True, np.True_, np.array([1]))
-
-
-@faults("adam_step number", {f"{n!r:.20}": (n, ValueError, r"\bstep\b") for n in COUNTS})
-@faults("adam_step number", {repr(n): (n, TypeError, "step must be an integer") for n in NO_COUNTS})
-def _step_number(p: Program, _: str, row: tuple[Any, Errors, str]) -> Refused:
-    return p.stateless({**p.arguments(), "step": row[0]}, *row[1:])
-
-
-METHODS = ("build", "get_updates", "get_gradients", "exclude_from_weight_decay", "override")
-
-
-@faults("params that are", {"a number": 1.0, "text": "params"}, METHODS)
-@faults("params that are", {"None": None}, METHODS[:3])
-def _no_params(p: Program, route: str, value: Any) -> Refused:
-    given = (p.grads, value) if route.startswith("get") else (value,)
-    return Refused(lambda: getattr(p.adam, route)(*given), TypeError, (r"\bparams\b",))
 
 
 def _raising(*_: Any) -> Any:
@@ -452,15 +447,9 @@ def _no_pairs(p: Program, _: str, row: tuple[Any, str]) -> Refused:
     need(len(p.params) > 1)
     pairs = row[0](list(zip(p.grads, p.params, strict=True)))
     if not row[1]:
-        call = lambda: p.adam.apply_gradients(pairs)  # noqa: E731
+        call = lambda: p.adam.apply_gradients(pairs)
         return Refused(call, CallersError, pattern="from the caller")
     return Refused(lambda: p.adam.apply_gradients(pairs), TypeError, (row[1],))
-
-
-@faults("grads", {"nested otherwise": 0})
-def _nested_otherwise(p: Program, _: str, __: Any) -> Refused:
-    need(p.params)
-    return p.step("step", TypeError, r"\bgrads\b", grads={"p0": p.grads[0]})
 
 
 # -- wrong places, and overlaps -----------------------------------------------------------------
@@ -533,9 +522,10 @@ def _grad_of_other_params(p: Program, route: str, _: Any) -> Refused:
 
 @faults("param that is", {"state": 0}, STATE, ("zeroing",))
 def _state_as_param(p: Program, route: str, _: Any) -> Refused:
-    arrays, i = p.adam._state.slots.get(route), p.pick()
-    need(arrays and arrays[i].dtype == p.params[i].dtype)
-    params = replaced(p.params, i, arrays[i])
+    i = p.pick()
+    array = p.state(route, i)
+    need(array is not None and array.dtype == p.params[i].dtype)
+    params = replaced(p.params, i, array)
     return p.step("get_updates", ValueError, r"\[\d\].*overlap", params=params)
 
 
@@ -546,8 +536,8 @@ def _state_as_param(p: Program, route: str, _: Any) -> Refused:
 def _shared_grad_to_zero(p: Program, route: str, is_stateless: bool) -> Refused:
     need(p.adam.zero_grad)
     i, j = p.alike() if route == "grads" else (p.pick(),) * 2
-    others = {"params": p.params, "grads": p.grads, "view": [a[...] for a in p.params]}
-    array = {**p.adam._state.slots, **others}.get(route, [None] * (j + 1))[j]
+    others = {"params": p.params[j], "grads": p.grads[j], "view": p.params[j][...]}
+    array = others[route] if route in others else p.state(route, j)
     need(array is not None and array.dtype == p.grads[i].dtype)
     grads = replaced(p.grads, i, array)
     step = "adam_step" if is_stateless else "apply_gradients"
@@ -610,7 +600,7 @@ def _loss(p: Program, route: str, row: tuple[Any, Errors, str | None]) -> Refuse
 @faults("loss", {"of a bad param": 0}, programs=ALSO_FRESH)
 def _loss_of_a_bad_param(p: Program, _: str, __: Any) -> Refused:
     i, params = WRITTEN["strided"].spoil(p, p.params)
-    call = lambda: p.adam.get_updates(lambda x: anp.sum(x[i]), params)  # noqa: E731
+    call = lambda: p.adam.get_updates(lambda x: anp.sum(x[i]), params)
     return Refused(call, EITHER, (at("params", i), GAPS))
 
 
@@ -618,8 +608,8 @@ RATES = (-1.0, math.nan, math.inf, np.float32("nan"))
 NO_RATES = ("fast", None, [0.5], 1j, True, np.True_)
 SCHEDULES: dict[str, tuple[Any, Errors, str]] = {
     "raises": (_raising, CallersError, "from the caller"),
-    **{repr(x): (lambda _, x=x: x, ValueError, whole(r"\blr\b")) for x in RATES},
-    **{repr(x): (lambda _, x=x: x, TypeError, whole(r"\blr\b")) for x in NO_RATES},
+    **{repr(x): (gives(x), ValueError, whole(r"\blr\b")) for x in RATES},
+    **{repr(x): (gives(x), TypeError, whole(r"\blr\b")) for x in NO_RATES},
 }
 
 
@@ -658,7 +648,7 @@ def _item(i: int, change: Callable[[Array], Any]) -> Callable[[list[Array]], lis
 
 def _transposed(weight: Array) -> Array:
     need(weight.shape != weight.shape[::-1])
-    return weight.T
+    return np.transpose(weight)
 
 
 def _one_more(weights: list[Array]) -> list[Array]:
@@ -723,24 +713,38 @@ def _overflow_as_error(p: Program, _: str, __: Any) -> Refused:
 
 # -- rows of a table ----------------------------------------------------------------------------
 
+
+def moved(i: int, by: int, dtype: str = "int64") -> Callable[[Array], Array]:
+    def change(indices: Array) -> Array:
+        indices[i] += by
+        return indices.astype(dtype)
+
+    return change
+
+
+def turned(table: Array) -> Array:
+    need(table.ndim > 1 and min(table.shape) > 1)
+    return np.asfortranarray(table)
+
+
 I, R, T = r"\bindices\b", r"\bgrad_rows\b", r"\bparam\b"
 INDEX_DTYPES = ("float64", "int16", "uint64", "uint32", "bool", "object", ">i8", "complex64")
 NO_INDICES = (None, "012", 1, [0, 1.0], [0, True], [0, None], [0, [1]], [0, "1"])
 # An argument, its change, errors and words. The indices are those of the first, last and first row.
 Row: TypeAlias = "tuple[str, Callable[[Any], Any], Errors, str]"
 INDICES: dict[str, Row] = {
-    "too large": (I, lambda i: i + [0, 1, 0], ValueError, r"indices\[1\].*: \d+$"),
-    "int32": (I, lambda i: (i + [0, 1, 0]).astype("int32"), ValueError, r"indices\[1\].*: \d+$"),
-    "far too large": (I, lambda i: i + [2**62, 0, 0], ValueError, rf"indices\[0\].*: {2**62}$"),
-    "negative": (I, lambda i: i - [0, 0, 1], ValueError, r"indices\[2\].*: -1$"),
-    "least": (I, lambda i: i - [0, 0, 2**63], ValueError, r"indices\[2\]"),
+    "too large": (I, moved(1, 1), ValueError, r"indices\[1\].*: \d+$"),
+    "int32": (I, moved(1, 1, "int32"), ValueError, r"indices\[1\].*: \d+$"),
+    "far too large": (I, moved(0, 2**62), ValueError, rf"indices\[0\].*: {2**62}$"),
+    "negative": (I, moved(2, -1), ValueError, r"indices\[2\].*: -1$"),
+    "least": (I, moved(2, -(2**63)), ValueError, r"indices\[2\]"),
     "masked": (I, np.ma.array, TypeError, "mask"),
     "2-d": (I, lambda i: i[:, None], ValueError, "one dimension"),
     "0-d": (I, lambda i: i[0, ...], ValueError, "one dimension"),
     "one fewer": (I, lambda i: i[:2], ValueError, "grad_rows must have the shape of"),
     "none": (I, lambda i: i[:0], ValueError, "grad_rows must have the shape of"),
-    **{t: (I, lambda i, t=t: (i * 0).astype(t), TypeError, "int32 or int64") for t in INDEX_DTYPES},
-    **{repr(x): (I, lambda _, x=x: x, TypeError, I) for x in NO_INDICES},
+    **{t: (I, moved(0, 0, t), TypeError, "int32 or int64") for t in INDEX_DTYPES},
+    **{repr(x): (I, gives(x), TypeError, I) for x in NO_INDICES},
 }
 GRAD_ROWS: dict[str, Row] = {
     "one fewer": (R, lambda r: r[:2], ValueError, "must have the shape of"),
@@ -753,6 +757,7 @@ GRAD_ROWS: dict[str, Row] = {
 }
 IN_PLACE = ("masked", "a list", "None", "misaligned", "strided", "read-only", "int32")
 TABLES: dict[str, Row] = {
+    "Fortran": (T, turned, ValueError, "must be C-contiguous.*ascontiguous"),
     "0-d": (T, lambda _: np.ones((), "float32"), ValueError, "at least one dimension"),
     "longer": (T, lambda t: np.concatenate([t, t]), ValueError, r"\bbuild\b"),
     **{name: (T, WRITTEN[name].make, WRITTEN[name].error, WRITTEN[name].rule) for name in IN_PLACE},
@@ -773,42 +778,14 @@ def _rows(p: Program, route: str, row: Row) -> Refused:
     arguments = {I: indices, R: p.params[0][indices], T: p.params[0]}
     with np.errstate(all="ignore"):
         arguments[row[0]] = row[1](arguments[row[0]])
-    given, kept = (
-        [*arguments.values()],
-        [a for a in arguments.values() if isinstance(a, np.ndarray)],
-    )
-    is_lazy = route == "lazy"
-    call = lambda: p.adam.apply_sparse(*given, lazy=is_lazy)  # noqa: E731
+    given, is_lazy = [*arguments.values()], route == "lazy"
+    call = lambda: p.adam.apply_sparse(*given, lazy=is_lazy)
     word = "" if "grad_rows" in row[3] else row[0]
-    return Refused(call, row[2], (word, row[3]), kept=kept)
+    return Refused(call, row[2], (word, row[3]), kept=arrays_in(*given))
 
 
-@faults(
-    "table",
-    {"Fortran": (T, np.asfortranarray, ValueError, "must be C-contiguous.*ascontig")},
-    MODES,
-    ("table",),
-)
-def _fortran(p: Program, route: str, row: Row) -> Refused:
-    need(p.pick(lambda table: table.ndim > 1 and min(table.shape) > 1) == 0)
-    return _rows(p, route, row)
-
-
-ROWS_TO_ZERO = {
-    n: (R, TO_ZERO[n].make, EITHER, R)
-    for n in TO_ZERO
-    if "Fortran" not in n
-    and n
-    in (
-        "strided",
-        "reversed",
-        "misaligned",
-        "read-only",
-        "a list",
-        "swapped bytes",
-        "another dtype",
-    )
-}
+ALSO_ROWS = ("strided", "reversed", "misaligned", "read-only", "a list", "another dtype")
+ROWS_TO_ZERO = {name: (R, TO_ZERO[name].make, EITHER, R) for name in ALSO_ROWS}
 
 
 @faults("rows to zero", ROWS_TO_ZERO, MODES, ("zeroing table",), ("lazy",))
@@ -820,9 +797,9 @@ def _rows_to_zero(p: Program, route: str, row: Row) -> Refused:
 @faults("rows to zero", {"that are written": 0}, ("params", "m"), ("zeroing table",))
 def _rows_of_what_is_written(p: Program, route: str, _: Any) -> Refused:
     need(p.adam.zero_grad, p.is_built, len(p.params) == 1, p.pick(is_table) == 0)
-    table = {**p.adam._state.slots, "params": p.params}.get(route, [None])[0]
+    table = p.params[0] if route == "params" else p.state(route, 0)
     need(table is not None and table.dtype == p.params[0].dtype)
-    call = lambda: p.adam.apply_sparse(np.array([0]), table[:1], p.params[0])  # noqa: E731
+    call = lambda: p.adam.apply_sparse(np.array([0]), table[:1], p.params[0])
     return Refused(call, ValueError, (R, "overlap"))
 
 
@@ -841,7 +818,7 @@ def _rows_of_another_optimizer(p: Program, _: str, accumulates: bool) -> Refused
 # -- averages, settings of single parameters, files, and the process -----------------------------
 
 ELSEWHERE: dict[str, Callable[[Program], object]] = {
-    "apply_sparse": lambda p: p.adam.apply_sparse(np.array([0]), p.grads[0][:1], p.params[0]),
+    "apply_sparse": lambda p: p.adam.apply_sparse(np.array([0]), p.params[0][:1], p.params[0]),
     "set_weights": lambda p: p.adam.set_weights(p.adam.get_weights()),
     "save": lambda p: p.adam.save(p.folder / "swapped"),
     "load": lambda p: p.adam.load(p.folder / "empty", p.params),
@@ -857,46 +834,15 @@ def _while_swapped(p: Program, route: str, _: Any) -> Refused:
     Adam().save(p.folder / "empty")
     if route in ROUTES:
         return p.step(route, ValueError, r"swap_ema\(\) again")
-    need(
-        route != "apply_sparse" or p.params and p.params[0].ndim and p.params[0].flags.c_contiguous
-    )
+    need(route != "apply_sparse" or p.params[p.pick(is_table)].flags.c_contiguous)
     return Refused(lambda: ELSEWHERE[route](p), ValueError, (r"swap_ema\(\) again",))
-
-
-@faults("swap", {"without averages": 0}, programs=ALSO_FRESH)
-def _no_averages(p: Program, _: str, __: Any) -> Refused:
-    need(not p.adam.use_ema)
-    return Refused(p.adam.swap_ema, ValueError, (r"\buse_ema\b",))
-
-
-@faults("excluding", {repr(x): x for x in ([0], [None], ["bias"])})
-def _excluding(p: Program, _: str, value: Any) -> Refused:
-    call = lambda: p.adam.exclude_from_weight_decay(value)  # noqa: E731
-    return Refused(call, TypeError, (at("params", 0),))
-
-
-OVERRIDES: dict[str, tuple[dict[str, Any], Errors, str]] = {
-    "a schedule": ({"lr": lambda _: 0.1}, TypeError, ".*lr must be a number.*"),
-    "an unknown one": ({"momentum": 0.1}, TypeError, "Unexpected keyword argument.*momentum.*"),
-    "the scale": ({"loss_scale": 2.0}, ValueError, "loss_scale concerns the step.*"),
-    "the moments": ({"moments": "bfloat16"}, ValueError, "moments concerns the step.*"),
-    "the low bits": ({"low_bits": None}, ValueError, "low_bits concerns the step.*"),
-    "out of range": ({"beta_1": 1.0}, ValueError, "beta_1 must be >= 0 and < 1.*"),
-    "a truth value": ({"lr": True}, TypeError, "lr must be a real number.*"),
-    "text": ({"weight_decay": "0.1"}, TypeError, "weight_decay must be a real number.*"),
-}
-
-
-@faults("override", OVERRIDES)
-def _override(p: Program, _: str, row: tuple[dict[str, Any], Errors, str]) -> Refused:
-    return Refused(lambda: p.adam.override(p.params, **row[0]), row[1], pattern=row[2])
 
 
 @faults("file", {"to nowhere": 0}, ("save", "truncated", "of other params"))
 def _file(p: Program, route: str, _: Any) -> Refused:
     need(p.is_built, p.params, not p.adam._state.is_swapped)
     if route == "save":
-        call = lambda: p.adam.save(p.folder / "missing" / "adam")  # noqa: E731
+        call = lambda: p.adam.save(p.folder / "missing" / "adam")
         return Refused(call, (OSError, ValueError), pattern=".+")
     path, params = p.folder / "whole", p.params if route == "truncated" else p.params[:-1]
     path.unlink(missing_ok=True)
@@ -908,27 +854,85 @@ def _file(p: Program, route: str, _: Any) -> Refused:
     return Refused(lambda: Adam.load(path, params, lr=0.5), ValueError)
 
 
-Process: TypeAlias = "tuple[Callable[[Any], object], Any, Errors, tuple[str, ...]]"
-THREADS = r"\b(n|num_threads|threads)\b"
-PROCESS: dict[str, Process] = {
-    **{
-        f"isa {name!r}": (set_isa, name, ValueError, fusedadam.supported_isas())
-        for name in ("", "sse9", "AVX2 ", "auto", "baseline\0")
-    },
-    **{f"isa {x!r}": (set_isa, x, TypeError, ()) for x in (None, 2, b"baseline", ["baseline"])},
-    **{
-        f"{n} threads": (set_num_threads, n, ValueError, (THREADS, f">= 1.*: .*{n}"))
-        for n in (0, -1, -(2**31), 4097, 2**32 + 1)
-    },
-    **{f"{n:.3g} threads": (set_num_threads, n, EITHER, ()) for n in (2**64 + 1, -(2**64))},
-    **{
-        f"{n!r} threads": (set_num_threads, n, TypeError, (THREADS, "int"))
-        for n in (1.5, 2.0, "2", None, [2], True, np.True_, np.array(True))
-    },
+# A call, errors, and the whole message or words of it.
+Call: TypeAlias = "tuple[Callable[[Program], object], Errors, str | tuple[str, ...]]"
+
+
+def rows(make: Callable[[Any], Call], values: Sequence[Any]) -> dict[str, Call]:
+    """Rows for these values, named after them. Huge numbers are cut off."""
+    return {f"{value!r:.40}": make(value) for value in values}
+
+
+def _list_for(method: str, *before: str) -> Callable[[Any], Call]:
+    def call(p: Program, value: Any) -> object:
+        return getattr(p.adam, method)(*(getattr(p, name) for name in before), value)
+
+    return lambda value: (lambda p: call(p, value), TypeError, (r"\bparams\b",))
+
+
+OVERRIDES: dict[str, tuple[Any, Errors, str]] = {
+    "lr": (lambda _: 0.1, TypeError, "lr must be a number.*"),
+    "momentum": (0.1, TypeError, "Unexpected keyword argument.*momentum.*"),
+    "loss_scale": (2.0, ValueError, "loss_scale concerns the step.*"),
+    "moments": ("bfloat16", ValueError, "moments concerns the step.*"),
+    "low_bits": (None, ValueError, "low_bits concerns the step.*"),
+    "beta_1": (1.0, ValueError, "beta_1 must be >= 0 and < 1.*"),
+    "learning_rate": (True, TypeError, "lr must be a real number.*"),
+    "weight_decay": ("0.1", TypeError, "weight_decay must be a real number.*"),
 }
+FAR = (2**64 + 1, -(2**64), HUGE)
+for prefix, calls in {
+    "build": rows(_list_for("build"), (1.0, "params", None)),
+    "get_updates": rows(_list_for("get_updates", "grads"), (1.0, "params", None)),
+    "get_gradients": rows(_list_for("get_gradients", "grads"), (1.0, "params", None)),
+    "excluding": rows(_list_for("exclude_from_weight_decay"), (1.0, "params", [0], [None], ["b"])),
+    "override": rows(_list_for("override"), (1.0, "params", [0])),
+    "override by": rows(
+        lambda name: (
+            lambda p: p.adam.override(p.params, **{name: OVERRIDES[name][0]}),
+            *OVERRIDES[name][1:],
+        ),
+        list(OVERRIDES),
+    ),
+    "adam_step number": rows(
+        lambda n: (lambda p: adam_step(**p.arguments(), step=n), ValueError, (r"\bstep\b",)),
+        (0, -1, -(2**63), 2**63, 2**64, HUGE),
+    ),
+    "adam_step number of another type": rows(
+        lambda n: (
+            lambda p: adam_step(**p.arguments(), step=n),
+            TypeError,
+            ("step must be an int",),
+        ),
+        (1.5, 1.0, "1", None, [1], math.nan, 1j, True, np.True_, np.array([1])),
+    ),
+    "isa": rows(
+        lambda name: (lambda _: set_isa(name), ValueError, supported_isas()),
+        ("", "sse9", "AVX2 ", "auto", "baseline\0"),
+    ),
+    "isa that is no text": rows(
+        lambda name: (lambda _: set_isa(name), TypeError, ".+"), (None, 2, b"avx2", ["baseline"])
+    ),
+    "threads": rows(
+        lambda n: (lambda _: set_num_threads(n), ValueError, (rf"threads.*>= 1.*: .*{n}",)),
+        (0, -1, -(2**31), 4097, 2**32 + 1),
+    ),
+    "threads beyond 64 bits": rows(lambda n: (lambda _: set_num_threads(n), EITHER, ".+"), FAR),
+    "threads of another type": rows(
+        lambda n: (lambda _: set_num_threads(n), TypeError, ("threads must be an integer",)),
+        (1.5, 2.0, "2", None, [2], True, np.True_, np.array(True)),
+    ),
+}.items():
+
+    @faults(prefix, calls)
+    def _call(p: Program, _: str, row: Call) -> Refused:
+        call, errors, said = row
+        if isinstance(said, str):
+            return Refused(lambda: call(p), errors, pattern=said)
+        return Refused(lambda: call(p), errors, said)
 
 
-@faults("process", PROCESS)
-def _process(_: Program, __: str, row: Process) -> Refused:
-    # Without words, the message is that of pybind11.
-    return Refused(lambda: row[0](row[1]), row[2], row[3], None if row[3] else ".+")
+@faults("swap without averages", {"": 0}, programs=ALSO_FRESH)
+def _no_averages(p: Program, *_: Any) -> Refused:
+    need(not p.adam.use_ema)
+    return Refused(p.adam.swap_ema, ValueError, (r"\buse_ema\b",))
