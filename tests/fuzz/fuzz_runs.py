@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final, TypeVar
 
 import fusedadam
 import hypothesis
@@ -25,6 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 _EXAMPLES: Final = os.environ.get("FUSEDADAM_FUZZ_EXAMPLES")
 _SEED: Final = os.environ.get("FUSEDADAM_FUZZ_SEED")
+
+T = TypeVar("T")
 
 CALLS_PER_PROGRAM: Final = 50
 SEED: Final = int(_SEED) if _SEED else 0 if _EXAMPLES is None else secrets.randbits(32)
@@ -55,7 +57,11 @@ def settings(default: int) -> hypothesis.settings:
 
 
 class Machine(RuleBasedStateMachine):
-    """A program of calls."""
+    """A program of calls.
+
+    Hypothesis draws the order of the calls, the first parameters and the settings. The rest comes
+    from a generator that it seeds, and is printed as notes.
+    """
 
     tally: ClassVar[Counter[str]]
     rng: np.random.Generator
@@ -74,6 +80,16 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         fusedadam.set_isa(self._before[0])
         fusedadam.set_num_threads(self._before[1])
+
+    def one(self, values: Sequence[T]) -> T:
+        """Draw one of these values."""
+        value = values[int(self.rng.integers(len(values)))]
+        hypothesis.note(f"    {value!r}")
+        return value
+
+    def some(self, count: int) -> set[int]:
+        """Draw numbers below `count`, each with an even chance."""
+        return {i for i in range(count) if self.one((False, True))}
 
     def numbers(self, shape: tuple[int, ...], dtype: Any, kind: str) -> Array:
         kind = kind if self.is_wild or kind in TAME else "plain"

@@ -23,14 +23,13 @@ import autograd.numpy as anp
 import fusedadam
 import fuzz_runs
 import fuzz_values as fuzz
-import hypothesis
 import numpy as np
 import storage_oracle as storage
 from bad_settings import BAD_ATTRIBUTES
 from faults import FAULTS, OWN_STEPS, ROUTES, DoesNotApplyError, Program
 from fusedadam import Adam
 from fuzz_model import Model, Parameters
-from guarded import Guarded, Order, Place
+from guarded import PLACES, Guarded, Order, Place
 from helpers import Array, assert_all_same_bits, assert_same_bits, halving
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
@@ -42,6 +41,19 @@ COPIERS: dict[str, Callable[[Adam], Adam]] = {
     "pickle": lambda adam: pickle.loads(pickle.dumps(adam)),
 }
 KINDS_OF_FAULTS = sorted({name.split(":")[0] for name in FAULTS})
+GRADIENTS = [
+    "new",
+    "new",
+    "again",
+    "strided",
+    "packed",
+    "spread",
+    "a param",
+    "a moment",
+    "Fortran",
+    "cast",
+]
+own_settings = st.lists(st.just({}) | fuzz.OWN_SETTINGS | fuzz.OWN_SETTINGS, min_size=1, max_size=3)
 one_table = st.tuples(fuzz.tables).map(list)
 
 
@@ -145,30 +157,11 @@ class AdamMachine(fuzz_runs.Machine):
 
     # ---- steps
 
-    @rule(
-        kind=fuzz.kinds,
-        route=st.sampled_from(OWN_STEPS),
-        form=st.sampled_from(
-            [
-                "new",
-                "new",
-                "again",
-                "strided",
-                "packed",
-                "spread",
-                "a param",
-                "a moment",
-                "Fortran",
-                "cast",
-            ]
-        ),
-        place=fuzz.places,
-        frozen=st.just(set()) | st.sets(st.integers(0, 4)),
-        nesting=st.sampled_from(fuzz.FORMS),
-    )
-    def step(
-        self, kind: str, route: str, form: str, place: Place, frozen: set[int], nesting: str
-    ) -> None:
+    @rule()
+    def step(self) -> None:
+        kind, route, form = self.one(fuzz.WILD), self.one(OWN_STEPS), self.one(GRADIENTS)
+        place, nesting = self.one(PLACES), self.one(fuzz.FORMS)
+        frozen = self.one((set(), self.some(5)))
         if self.model.oracle.zero_grad and form != "Fortran":
             form = "new"
         given, held, is_alias = self._gradients(kind, form, place)
@@ -248,13 +241,14 @@ class AdamMachine(fuzz_runs.Machine):
         for update, array in zip(updates[every::every], self.params.arrays, strict=True):
             assert update is array
 
-    @rule(kind=st.sampled_from(fuzz.TAME), nesting=st.sampled_from([None, *fuzz.FORMS]))
-    def step_by_callable(self, kind: str, nesting: str | None) -> None:
+    @rule()
+    def step_by_callable(self) -> None:
         """Through `get_updates`, or through `minimize` with nested parameters."""
+        nesting = self.one([None, *fuzz.FORMS])
         arrays = self.params.arrays
         if not arrays or sum(a.size for a in arrays) > 5_000:
             return
-        factors = self._drawn(self.params.specs, kind)
+        factors = self._drawn(self.params.specs, self.one(fuzz.TAME))
         nested_so = None if nesting is None else fuzz.structure(len(arrays), nesting)
 
         def loss(params: Any) -> Any:
@@ -284,33 +278,20 @@ class AdamMachine(fuzz_runs.Machine):
         else:
             assert_same_bits(np.array(returned), np.array(value), "loss")
 
-    @rule(
-        kind=fuzz.kinds,
-        fractions=st.lists(st.floats(0, 1, exclude_max=True), max_size=40),
-        dtype=st.sampled_from(["int32", "int64"]),
-        place=fuzz.places,
-        lazy=st.booleans(),
-        is_strided=st.booleans(),
-    )
-    def step_rows(
-        self,
-        kind: str,
-        fractions: list[float],
-        dtype: str,
-        place: Place,
-        lazy: bool,
-        is_strided: bool,
-    ) -> None:
+    @rule()
+    def step_rows(self) -> None:
         if len(self.params.arrays) != 1 or self.params.arrays[0].ndim == 0:
             return
         (table,), oracle = self.params.arrays, self.model.oracle
-        named = np.array([int(f * len(table)) for f in fractions] if len(table) else [], dtype)
+        lazy, place = self.one((False, True)), self.one(PLACES)
+        count = self.one((0, 1, 5, 40)) if len(table) else 0
+        named = self.rng.integers(0, max(1, len(table)), count, self.one(("int32", "int64")))
         indices = Guarded(named, place)
         row_dtype = fuzz.gradient_dtype(self.rng, str(table.dtype))
-        drawn = self.numbers((len(named), *table.shape[1:]), row_dtype, kind)
+        drawn = self.numbers((count, *table.shape[1:]), row_dtype, self.one(fuzz.WILD))
         held = Guarded(drawn, place)
         rows = held.array
-        if is_strided and not oracle.zero_grad:
+        if self.one((False, True)) and not oracle.zero_grad:
             held, rows = fuzz.strided(drawn, place)
 
         def call() -> int:
@@ -323,13 +304,14 @@ class AdamMachine(fuzz_runs.Machine):
         left = self.model.step_rows(self.params, indices.array.copy(), rows.copy(), lazy=lazy)
         assert call() == oracle.iterations
         assert_same_bits(rows, left, "grad_rows after the call")
-        assert_same_bits(indices.array, named, "indices")
+        np.testing.assert_array_equal(indices.array, named)
         held.assert_canaries_alive()
         indices.assert_canaries_alive()
 
-    @rule(kind=fuzz.kinds, form=st.sampled_from(["new", "Fortran", "cast"]), place=fuzz.places)
-    def get_gradients(self, kind: str, form: str, place: Place) -> None:
-        grads, _, _ = self._gradients(kind, form, place)
+    @rule()
+    def get_gradients(self) -> None:
+        form = self.one(("new", "Fortran", "cast"))
+        grads, _, _ = self._gradients(self.one(fuzz.WILD), form, self.one(PLACES))
         arrays, clips = self.params.arrays, self.model.clips_by(self.params)
         if self.refuses(clips is None, lambda: self.adam.get_gradients(grads, arrays)):
             return
@@ -361,21 +343,18 @@ class AdamMachine(fuzz_runs.Machine):
         self.model.build(params)
         return True
 
-    @rule(specs=st.lists(fuzz.tensors, max_size=4), kind=fuzz.kinds)
-    def build_others(self, specs: list[fuzz.TensorSpec], kind: str) -> None:
+    @rule(specs=st.lists(fuzz.tensors, max_size=4))
+    def build_others(self, specs: list[fuzz.TensorSpec]) -> None:
         """Parameters that differ in number, shapes and dtypes."""
-        params = self._parameters(specs, kind)
+        params, others = (self._parameters(specs, self.one(fuzz.WILD)) for _ in range(2))
         if self._build(params):
-            self.params, self.others = params, self._parameters(specs, kind)
+            self.params, self.others = params, others
 
-    @rule(
-        count=st.integers(0, 3_000)
-        | st.integers(LARGEST_COUNT - 3, LARGEST_COUNT)
-        | st.integers(0, LARGEST_COUNT),
-        kind=fuzz.kinds,
-        form=st.sampled_from(["as they are", "wide", "placeholders", "Keras 3"]),
-    )
-    def set_weights(self, count: int, kind: str, form: str) -> None:
+    @rule()
+    def set_weights(self) -> None:
+        kind, form = self.one(fuzz.WILD), self.one(("plain", "wide", "placeholders", "Keras 3"))
+        least, most = self.one(((0, 3_000), (LARGEST_COUNT - 3, LARGEST_COUNT), (0, LARGEST_COUNT)))
+        count = int(self.rng.integers(least, most, endpoint=True))
         oracle = self.model.oracle
         specs = self.params.specs if self.model.is_built else []
         specs = [(s, str(storage.compute_dtype(np.dtype(d))), p) for s, d, p in specs]
@@ -410,9 +389,10 @@ class AdamMachine(fuzz_runs.Machine):
         if lr is not None and not callable(oracle.lr):
             oracle.lr = lr
 
-    @rule(kind=fuzz.kinds)
-    def set_master_weights(self, kind: str) -> None:
+    @rule()
+    def set_master_weights(self) -> None:
         """Read the parameters with their low bits, and write others."""
+        kind = self.one(fuzz.WILD)
         adam, arrays = self.adam, self.params.arrays
         given = [self.numbers(a.shape, "float32", kind) for a in arrays]
         low_bits = self.model.low_bits() or [None] * len(arrays)
@@ -431,17 +411,19 @@ class AdamMachine(fuzz_runs.Machine):
             if low is not None:
                 low[...] = new
 
-    @rule(kind=fuzz.kinds)
-    def write_live_moments(self, kind: str) -> None:
+    @rule()
+    def write_live_moments(self) -> None:
         """Users may write to the optimizer's own arrays in `weights` and `ema`."""
+        kind = self.one(fuzz.WILD)
         self.tally["calls"] += 1
         live = [*self.adam.weights[1:], *self.adam.ema]
         mirrors = [*self.model.weights()[1:], *self.model.ema()]
         for array, mirror in zip(live, mirrors, strict=True):
             array[...] = mirror[...] = self.numbers(array.shape, array.dtype, kind)
 
-    @rule(which=st.sampled_from(list(COPIERS)), goes_on=st.booleans())
-    def copy(self, which: str, goes_on: bool) -> None:
+    @rule()
+    def copy(self) -> None:
+        which = self.one(list(COPIERS))
         copier = COPIERS[which]
         if self.model.is_swapped:
             self.refuses(True, lambda: copier(self.adam))
@@ -453,7 +435,7 @@ class AdamMachine(fuzz_runs.Machine):
         twin = copier(self.adam)
         assert_all_same_bits(twin.get_weights(), self.model.exported(), "weights of the copy")
         assert twin._state.progress.as_dict() == self.model.progress()
-        if goes_on and not self.model.to_override:
+        if not self.model.to_override and self.one((False, True)):
             self.adam = twin
             self.model.copied(is_deep=which != "copy")
 
@@ -465,9 +447,9 @@ class AdamMachine(fuzz_runs.Machine):
             self.adam.save(self._path)
             self._saved = model.saved()
 
-    @rule(in_place=st.booleans(), goes_on=st.booleans())
-    def load(self, in_place: bool, goes_on: bool) -> None:
-        saved = self._saved
+    @rule()
+    def load(self) -> None:
+        saved, in_place = self._saved, self.one((False, True))
         if saved is None:
             return
         lr = saved.oracle.lr if callable(saved.oracle.lr) else None
@@ -484,7 +466,7 @@ class AdamMachine(fuzz_runs.Machine):
         model = saved.loaded(self.params)
         assert loaded._state.progress.as_dict() == model.progress()
         assert_all_same_bits(loaded.weights, model.weights(), "weights of a file")
-        if in_place or goes_on:
+        if in_place or self.one((False, True)):
             self.adam, self.model = loaded, model
 
     @rule()
@@ -506,32 +488,26 @@ class AdamMachine(fuzz_runs.Machine):
             self.adam.swap_ema()
             self.model.swap_ema()
 
-    @rule(chosen=st.sets(st.integers(0, 4)), is_alien=st.sampled_from([False, False, False, True]))
-    def exclude(self, chosen: set[int], is_alien: bool) -> None:
+    @rule()
+    def exclude(self) -> None:
         self.tally["calls"] += 1
-        named = [a for i, a in enumerate(self.params.arrays) if i in chosen]
-        if is_alien:
+        named = [self.params.arrays[i] for i in self.some(len(self.params.arrays))]
+        if self.one((False, False, False, True)):
             named.append(np.ones(3))
         self.adam.exclude_from_weight_decay(named)
         self.model.to_exclude = named
 
-    @rule(
-        chosen=st.sets(st.integers(0, 4)),
-        every=st.lists(st.just({}) | fuzz.OWN_SETTINGS | fuzz.OWN_SETTINGS, min_size=1, max_size=3),
-        nesting=st.sampled_from(fuzz.FORMS),
-        builds=st.booleans(),
-    )
-    def override(
-        self, chosen: set[int], every: list[dict[str, Any]], nesting: str, builds: bool
-    ) -> None:
+    @rule(every=own_settings)
+    def override(self, every: list[dict[str, Any]]) -> None:
         """Several calls in a row. A step or `build` looks the arrays up later."""
-        named = [a for i, a in enumerate(self.params.arrays) if i not in chosen]
+        nesting = self.one(fuzz.FORMS)
+        named = [self.params.arrays[i] for i in self.some(len(self.params.arrays))]
         for own in every:
             call = partial(self.adam.override, fuzz.nested(named, nesting), **own)
             if not self.refuses(not self.model.can_override(own), call):
                 call()
                 self.model.to_override.append((named, own))
-        if builds:
+        if self.one((False, True)):
             self._build(self.params)
 
     # ---- settings
@@ -544,16 +520,17 @@ class AdamMachine(fuzz_runs.Machine):
             call()
             self.model.configure(name, value)
 
-    @rule(count=st.integers(1, 3))
-    def set_to_bad_values(self, count: int) -> None:
-        for name in self.rng.choice(list(BAD_ATTRIBUTES), count):
-            value = BAD_ATTRIBUTES[name][int(self.rng.integers(len(BAD_ATTRIBUTES[name])))]
-            hypothesis.note(f"{name} = {value!r}")
+    @rule()
+    def set_to_bad_values(self) -> None:
+        for _ in range(self.one((1, 2, 3))):
+            name = self.one(list(BAD_ATTRIBUTES))
+            value = self.one(BAD_ATTRIBUTES[name])
             call = partial(setattr, self.adam, name, value)
             self.refuses(True, call, TypeError, ValueError, AttributeError)
 
-    @rule(isa=fuzz.isas, threads=fuzz.threads)
-    def set_isa_and_threads(self, isa: str, threads: int) -> None:
+    @rule()
+    def set_isa_and_threads(self) -> None:
+        isa, threads = self.one(fusedadam.supported_isas()), self.one((1, 2, 3, 4, 5))
         fusedadam.set_isa(isa)
         fusedadam.set_num_threads(threads)
         assert (fusedadam.active_isa(), fusedadam.get_num_threads()) == (isa, threads)
@@ -564,42 +541,42 @@ class AdamMachine(fuzz_runs.Machine):
     def use_the_other_parameters(self) -> None:
         self.params, self.others = self.others, self.params
 
-    @rule(place=fuzz.places)
-    def move_parameters(self, place: Place) -> None:
+    @rule()
+    def move_parameters(self) -> None:
         """The same numbers at other addresses."""
         if not self.model.to_override:  # or no step would find them any longer
             moved = [x.copy() for x in self.params.expected]
             orders = self._orders(self.params.specs)
-            self.params = Parameters(moved, [place] * len(moved), orders)
+            self.params = Parameters(moved, [self.one(PLACES)] * len(moved), orders)
 
-    @rule(kind=fuzz.kinds)
-    def write_parameters(self, kind: str) -> None:
+    @rule()
+    def write_parameters(self) -> None:
+        kind = self.one(fuzz.WILD)
         self.params.expected = self._drawn(self.params.specs, kind)
         for array, drawn in zip(self.params.arrays, self.params.expected, strict=True):
             array[...] = drawn
 
     # ---- faults
 
-    @rule(count=st.integers(1, 10))
-    def refused_calls(self, count: int) -> None:
-        """Draws a kind of fault first, since some kinds have many rows in the table."""
-        for kind in self.rng.choice(KINDS_OF_FAULTS, count):
-            rows = [name for name in FAULTS if name.startswith(f"{kind}:")]
-            self._refused_call(str(self.rng.choice(rows)))
+    @rule()
+    def refused_calls(self) -> None:
+        for _ in range(self.one((1, 3, 10))):
+            # First a kind of fault, since some kinds have many rows in the table.
+            kind = self.one(KINDS_OF_FAULTS)
+            self._refused_call(self.one([x for x in FAULTS if x.startswith(f"{kind}:")]))
 
     def _refused_call(self, name: str) -> None:
-        route = str(self.rng.choice(FAULTS[name].routes))
+        route = self.one(FAULTS[name].routes)
         grads = self._new_gradients("plain")
         program = Program(self.adam, self.params.arrays, grads, self.rng, self._folder)
         try:
             refused = FAULTS[name].make(program, route)
         except DoesNotApplyError:
             return
-        hypothesis.note(f"fault: {name}, {route}")
         process = fusedadam.get_num_threads(), fusedadam.active_isa()
         errors = refused.errors if isinstance(refused.errors, tuple) else (refused.errors,)
         # If the step is refused anyway, either of two reasons may be found first.
-        also = [ValueError] if self.model.refuses_step(self.params) else []
+        also = [ValueError] if self.model.refuses_step(self.params, "list") else []
         self.refuses(True, refused.call, *errors, *also)
         assert (fusedadam.get_num_threads(), fusedadam.active_isa()) == process
         for held in self._grads:

@@ -70,8 +70,6 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "rounding": ["up"],
     "seed": [-1, 0.5, 2**63],
 }
-bad_settings = st.sampled_from([(name, x) for name, values in BAD_SETTINGS.items() for x in values])
-every_setting = [(name, value) for name, values in SETTINGS.items() for value in values]
 formats = st.fixed_dictionaries(
     {}, optional={name: st.sampled_from(SETTINGS[name]) for name in (*FORMATS, "seed")}
 )
@@ -177,38 +175,30 @@ class TorchMachine(fuzz_runs.Machine):
         return Guarded(array, PLACES[int(self.rng.integers(2))])
 
     @initialize(
-        first=st.lists(fuzz.tensors, min_size=1, max_size=4),
-        second=st.lists(fuzz.tensors, max_size=2),
-        formats=st.lists(formats, min_size=2, max_size=2),
-        kind=st.sampled_from([Adam, AdamW]),
-        amsgrad=st.booleans(),
-        extras=st.booleans(),
+        specs=st.tuples(
+            st.lists(fuzz.tensors, min_size=1, max_size=4), st.lists(fuzz.tensors, max_size=2)
+        ),
+        formats=st.tuples(formats, formats),
         process=fuzz.processes,
     )
-    def begin(
-        self,
-        first: list[fuzz.TensorSpec],
-        second: list[fuzz.TensorSpec],
-        formats: list[dict[str, Any]],
-        kind: Any,
-        amsgrad: bool,
-        extras: bool,
-        process: dict[str, Any],
-    ) -> None:
+    def begin(self, specs: Any, formats: Any, process: dict[str, Any]) -> None:
         self.start(process)
+        kind, amsgrad, ema_decay = (
+            self.one((Adam, AdamW)),
+            self.one((False, True)),
+            self.one((None, 0.9)),
+        )
         self.kind = kind
-        self.options = {"amsgrad": amsgrad, "ema_decay": 0.9 if extras else None}
+        self.options = {"amsgrad": amsgrad, "ema_decay": ema_decay}
         for own in formats:
             if amsgrad and own.get("moments") == "packed":
                 del own["moments"]
             if fuzz.conflict(own):
                 del own["rounding"]
         self.groups = [
-            self._slots_of(
-                [(shape, fuzz.fitting(dtype, own), place) for shape, dtype, place in specs]
-            )
-            for specs, own in zip((first, second), formats, strict=True)
-            if specs
+            self._slots_of([(shape, fuzz.fitting(dtype, own), place) for shape, dtype, place in of])
+            for of, own in zip(specs, formats, strict=True)
+            if of
         ]
         self.optimizer = self._new_optimizer(kind, **self.options)
         for group, own in zip(self.optimizer.param_groups, formats, strict=False):
@@ -315,20 +305,21 @@ class TorchMachine(fuzz_runs.Machine):
         )
         return indices.array.copy(), rows.array.copy()
 
-    @rule(
-        kind=fuzz.kinds,
-        forms=st.lists(
-            st.sampled_from(["new", "new", "new", "none", "strided", "rows"]),
-            min_size=1,
-            max_size=4,
-        ),
-        by_closure=st.booleans(),
-    )
-    def step(self, kind: str, forms: list[str], by_closure: bool) -> None:
-        grads = self._give_gradients(kind, forms)
+    @rule()
+    def step(self) -> None:
+        forms = ("new", "new", "new", "none", "strided", "rows")
+        self._step([self.one(forms) for _ in range(4)])
+
+    @rule()
+    def step_of_all(self) -> None:
+        """A separate rule, because `step` draws all-new gradients too rarely."""
+        self._step(["new"])
+
+    def _step(self, forms: Sequence[str]) -> None:
+        grads = self._give_gradients(self.one(fuzz.WILD), forms)
         self._model_step(grads)
         self.tally["calls"] += 1
-        if by_closure:
+        if self.one((False, True)):
             assert self.optimizer.step(lambda: 0.25) == 0.25
         else:
             assert self.optimizer.step() is None
@@ -339,11 +330,6 @@ class TorchMachine(fuzz_runs.Machine):
             if g is None and dtypes != {name: x.dtype for name, x in slot.state.items()}:
                 slot.convert(group)
         self._check_gradients(grads)
-
-    @rule(kind=fuzz.kinds)
-    def step_of_all(self, kind: str) -> None:
-        """A separate rule, because `step` draws all-new gradients too rarely."""
-        self.step(kind, ["new"], False)
 
     def _check_gradients(self, grads: list[Any], *, refused: bool = False) -> None:
         for (slot, group), g in zip(self._with_groups(), grads, strict=True):
@@ -356,26 +342,23 @@ class TorchMachine(fuzz_runs.Machine):
         for held in self._guards:
             held.assert_canaries_alive()
 
-    @rule(chosen=st.sampled_from(every_setting), index=st.integers(0, 1))
-    def set(self, chosen: tuple[str, Any], index: int) -> None:
-        name, value = chosen
-        groups = self.optimizer.param_groups
-        index %= len(groups)
-        group = {**groups[index], name: value}
-        dtypes = [slot.dtype for slot in self.groups[index]]
-        formats = {key: group.get(key) for key in (*FORMATS, "amsgrad")}
-        if not fuzz.conflict(formats) and dtypes == [
-            fuzz.fitting(dtype, formats) for dtype in dtypes
-        ]:
-            groups[index][name] = value
+    @rule()
+    def set(self) -> None:
+        self._set(self.one(list(SETTINGS)))
 
-    @rule(
-        chosen=st.sampled_from([x for x in every_setting if x[0] in FORMATS]),
-        index=st.integers(0, 1),
-    )
-    def set_format(self, chosen: tuple[str, Any], index: int) -> None:
+    @rule()
+    def set_format(self) -> None:
         """A separate rule, because `set` draws formats too rarely."""
-        self.set(chosen, index)
+        self._set(self.one(FORMATS))
+
+    def _set(self, name: str) -> None:
+        slots, group = self.one(list(zip(self.groups, self.optimizer.param_groups, strict=True)))
+        now = {**group, name: self.one(SETTINGS[name])}
+        formats = {key: now.get(key) for key in (*FORMATS, "amsgrad")}
+        if not fuzz.conflict(formats) and all(
+            slot.dtype == fuzz.fitting(slot.dtype, formats) for slot in slots
+        ):
+            group[name] = now[name]
 
     @rule()
     def swap_ema(self) -> None:
@@ -401,8 +384,9 @@ class TorchMachine(fuzz_runs.Machine):
             if "low_bits" in new:
                 slot.state["low_bits"] = new["low_bits"]
 
-    @rule(kind=fuzz.kinds)
-    def write_parameters(self, kind: str) -> None:
+    @rule()
+    def write_parameters(self) -> None:
+        kind = self.one(fuzz.WILD)
         for slot in self.slots:
             slot.expected = self.numbers(slot.expected.shape, slot.dtype, kind)
             slot.held.array[...] = slot.expected
@@ -417,8 +401,9 @@ class TorchMachine(fuzz_runs.Machine):
                 self._guards.append(self._held(array_of(state[name])))
                 state[name] = tensor_of(self._guards[-1].array)
 
-    @rule(kind=fuzz.kinds)
-    def write_state(self, kind: str) -> None:
+    @rule()
+    def write_state(self) -> None:
+        kind = self.one(fuzz.WILD)
         for slot in self.slots:
             for name in slot.state.keys() - {"step"}:
                 mirror = slot.state[name]
@@ -426,9 +411,10 @@ class TorchMachine(fuzz_runs.Machine):
                 mirror[...] = np.abs(drawn) if name.endswith("sq") else drawn
                 array_of(self.optimizer.state[slot.param][name])[...] = mirror
 
-    @rule(way=st.sampled_from(["copy", "file", "stock"]))
-    def load_state_dict(self, way: str) -> None:
+    @rule()
+    def load_state_dict(self) -> None:
         """Continue with another optimizer that loads this one's state."""
+        way = self.one(("copy", "file", "stock"))
         self.tally["calls"] += 1
         saved = self._state_dict()
         # torch would cast a state in 16 bits to the dtypes of the parameters.
@@ -450,14 +436,14 @@ class TorchMachine(fuzz_runs.Machine):
             slot.convert(group)
         return copy.deepcopy(self.optimizer.state_dict())
 
-    @rule(specs=st.lists(fuzz.tensors, min_size=1, max_size=2), decay=st.sampled_from([0.0, 0.1]))
-    def add_param_group(self, specs: list[fuzz.TensorSpec], decay: float) -> None:
+    @rule(specs=st.lists(fuzz.tensors, min_size=1, max_size=2))
+    def add_param_group(self, specs: list[fuzz.TensorSpec]) -> None:
         if len(self.groups) > 2:
             return
         self.tally["calls"] += 1
         slots = self._slots_of(specs)
-        group = {"params": [slot.param for slot in slots], "weight_decay": decay}
-        self.optimizer.add_param_group(group)
+        params = [slot.param for slot in slots]
+        self.optimizer.add_param_group({"params": params, "weight_decay": self.one((0.0, 0.1))})
         self.groups.append(slots)
 
     # ---- faults
@@ -466,29 +452,32 @@ class TorchMachine(fuzz_runs.Machine):
         self.refuses(True, self.optimizer.step, *(errors or (TypeError, ValueError, RuntimeError)))
         self._check_gradients(grads, refused=True)
 
-    @rule(bad=bad_settings, index=st.integers(0, 1))
-    def step_with_bad_setting(self, bad: tuple[str, Any], index: int) -> None:
+    @rule()
+    def step_with_bad_setting(self) -> None:
         grads = self._give_gradients("plain", ["new"])
-        group = self.optimizer.param_groups[index % len(self.optimizer.param_groups)]
+        group = self.one(self.optimizer.param_groups)
         before = dict(group)
-        group.update([bad])
+        group.update([self._bad_setting()])
         try:
             self._refuses_step(grads)
         finally:
             group.clear()
             group.update(before)
 
-    @rule(
-        name=st.sampled_from(["exp_avg", "exp_avg_sq", "step"]),
-        fault=st.sampled_from(["shape", "dtype", "missing", "overlap", "NaN", "half"]),
-    )
-    def step_with_bad_state(self, name: str, fault: str) -> None:
+    def _bad_setting(self) -> tuple[str, Any]:
+        name = self.one(list(BAD_SETTINGS))
+        return name, self.one(BAD_SETTINGS[name])
+
+    @rule()
+    def step_with_bad_state(self) -> None:
+        name = self.one(("exp_avg", "exp_avg_sq", "step"))
+        fault = self.one(("shape", "dtype", "missing", "overlap", "NaN", "half"))
         filled = [slot for slot in self.slots if slot.state and slot.expected.size]
         if not filled:
             return
         self._state_dict()  # a state that is yet to be converted may be converted from others
         grads = self._give_gradients("plain", ["new"])
-        slot = filled[int(self.rng.integers(len(filled)))]
+        slot = self.one(filled)
         state = self.optimizer.state[slot.param]
         name = name if name in state else "packed_moments"
         good = state[name]
@@ -512,13 +501,14 @@ class TorchMachine(fuzz_runs.Machine):
         finally:
             state[name] = good
 
-    @rule(fault=st.sampled_from(["shape", "rows beyond", "overlap", "a param to zero"]))
-    def step_with_bad_array(self, fault: str) -> None:
+    @rule()
+    def step_with_bad_array(self) -> None:
+        fault = self.one(("shape", "rows beyond", "overlap", "a param to zero"))
         filled = [k for k, slot in enumerate(self.slots) if slot.expected.size]
         if not filled:
             return
         grads = self._give_gradients("plain", ["new"])
-        k = int(self.rng.choice(filled))
+        k = self.one(filled)
         slot, group = self._with_groups()[k]
         param = slot.param
         slot.grad = grads[k] = None
@@ -559,17 +549,18 @@ class TorchMachine(fuzz_runs.Machine):
         self.refuses(True, lambda: self.optimizer.step(closure), CallersError)
         self._check_gradients(grads, refused=True)
 
-    @rule(fault=st.sampled_from(["again", "integers", "no tensor"]) | bad_settings)
-    def add_bad_param_group(self, fault: str | tuple[str, Any]) -> None:
-        group: dict[str, Any] = {"params": [torch.nn.Parameter(torch.ones(2))]}
-        if isinstance(fault, tuple):
-            group.update([fault])
-        else:
-            group["params"] = {
-                "again": [self.slots[0].param],
-                "integers": [torch.ones(2, dtype=torch.int32), 3],
-                "no tensor": [np.ones(2)],
-            }[fault]
+    @rule()
+    def add_bad_param_group(self) -> None:
+        bad = {
+            "again": [self.slots[0].param],
+            "integers": [torch.ones(2, dtype=torch.int32), 3],
+            "no tensor": [np.ones(2)],
+            "setting": [torch.nn.Parameter(torch.ones(2))],
+        }
+        fault = self.one((*bad, "setting"))
+        group = dict(
+            [("params", bad[fault]), *([self._bad_setting()] if fault == "setting" else [])]
+        )
         errors = (TypeError, ValueError, RuntimeError)
         self.refuses(True, lambda: self.optimizer.add_param_group(group), *errors)
         assert len(self.optimizer.param_groups) == len(self.groups)
