@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import storage_oracle as storage
@@ -28,19 +28,17 @@ _ATTRIBUTES: Final = {"low_bits": "low_bits_dtype"}
 _COUNT: Final = "gradient_accumulation_steps"
 
 
+Own: TypeAlias = tuple[set[int], dict[int, Mapping[str, Any]]]
+
+
 class Parameters:
     """Arrays between guard pages, and their expected contents."""
 
     def __init__(
         self, expected: Sequence[Array], placed: Iterable[Place], orders: Iterable[Order]
     ) -> None:
-        self.expected = list(expected)
-        self.places = list(placed)
-        self.orders = list(orders)
-        self.held = [
-            Guarded(x, place, order)
-            for x, place, order in zip(expected, self.places, self.orders, strict=True)
-        ]
+        self.expected, self.places = list(expected), list(placed)
+        self.held = list(map(Guarded, self.expected, self.places, orders))
         self.arrays = [held.array for held in self.held]
 
     @property
@@ -116,11 +114,13 @@ class Model:
             for x in params
         ]
 
-    def refuses(self, params: Parameters) -> bool:
+    def _found(self, params: Parameters) -> Own | None:
+        """What `own` finds, unless the parameters do not fit or averages are swapped in."""
         dtypes, settings = [str(array.dtype) for array in params.arrays], self.settings()
-        return [fitting(dtype, settings) for dtype in dtypes] != dtypes
+        fits = all(fitting(dtype, settings) == dtype for dtype in dtypes)
+        return self.own(params) if fits and not self.is_swapped else None
 
-    def own(self, params: Parameters) -> tuple[set[int], dict[int, Mapping[str, Any]]] | None:
+    def own(self, params: Parameters) -> Own | None:
         """Excluded positions, and settings by position. None if an array is not a parameter."""
         by_identity = {id(array): i for i, array in enumerate(params.arrays)}
 
@@ -140,10 +140,8 @@ class Model:
         return excluded, {i: settings for i, settings in own.items() if settings}
 
     def refuses_step(self, params: Parameters, structure: str | None = None) -> bool:
-        own = self.own(params)
-        if self.is_swapped or own is None or self.refuses(params):
-            return True
-        if structure is not None and self.structure not in (None, structure):
+        own = self._found(params)
+        if own is None or (structure is not None and self.structure not in (None, structure)):
             return True
         # The optimizer's settings may have changed since.
         return not all(map(self.can_override, own[1].values()))
@@ -154,16 +152,13 @@ class Model:
         if own is None:
             return None
         clips: dict[int, Mapping[str, Any]] = {
-            i: {name: value for name, value in each.items() if "clip" in name}
-            for i, each in own[1].items()
+            i: {name: x for name, x in each.items() if "clip" in name} for i, each in own[1].items()
         }
         return clips if all(map(self.can_override, clips.values())) else None
 
     def refuses_build(self, params: Parameters) -> bool:
-        own = self.own(params)
-        if self.is_swapped or own is None or self.refuses(params):
-            return True
-        return any(position >= len(params.arrays) for position in (*own[0], *own[1]))
+        own = self._found(params)
+        return own is None or any(i >= len(params.arrays) for i in (*own[0], *own[1]))
 
     # ---- accepted calls
 
@@ -234,7 +229,7 @@ class Model:
         known = self.formats(self.oracle.params) if self.is_built else []
         if not known and self.oracle.iterations == self.oracle.accumulated == 0:
             return True
-        return known == self.formats(params.arrays) and not self.refuses(params)
+        return known == self.formats(params.arrays) and self._found(params) is not None
 
     def loaded(self, params: Parameters) -> Model:
         """The optimizer loaded from a file of this one."""

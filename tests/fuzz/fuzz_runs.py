@@ -28,7 +28,6 @@ _SEED: Final = os.environ.get("FUSEDADAM_FUZZ_SEED")
 
 T = TypeVar("T")
 
-CALLS_PER_PROGRAM: Final = 50
 SEED: Final = int(_SEED) if _SEED else 0 if _EXAMPLES is None else secrets.randbits(32)
 
 # What each test did, by name.
@@ -44,11 +43,11 @@ def examples(default: int) -> int:
     return default if _EXAMPLES is None else int(_EXAMPLES)
 
 
-def settings(default: int) -> hypothesis.settings:
+def settings(default: int, calls: int) -> hypothesis.settings:
     """Settings of a test that tries `default` programs unless another number is requested."""
     return hypothesis.settings(
         max_examples=examples(default),
-        stateful_step_count=CALLS_PER_PROGRAM,
+        stateful_step_count=calls,
         deadline=None,
         derandomize=False,
         database=None,
@@ -106,8 +105,8 @@ class Machine(RuleBasedStateMachine):
         return bool(is_refused)
 
     @classmethod
-    def run(cls, default: int) -> None:
-        """Run programs made of this machine's rules."""
+    def run(cls, default: int, calls: int = 50) -> None:
+        """Run programs of this many of this machine's rules."""
         seeded: Any = hypothesis.seed(SEED)(cls)
-        run_state_machine_as_test(seeded, settings=settings(default))
+        run_state_machine_as_test(seeded, settings=settings(default, calls))
         assert cls.tally["refused calls"] > 0 < cls.tally["calls"]

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 
 Shape: TypeAlias = tuple[int, ...]
 
-seeds = st.integers(0, 2**32 - 1)
-
 # Vector widths, chunks of 256 elements, tiles of 1,024, and occasionally the size at which threads
 # begin to be used.
 _EDGES: Final = [0, 1, 2, 15, 16, 17, 255, 256, 257, 1023, 1024, 1025, 2047, 2049, 4099]
@@ -42,9 +40,13 @@ def shapes(draw: st.DrawFn, *, min_dims: int = 0) -> Shape:
 
 dtypes = st.sampled_from([*FLOATS, "bfloat16", "float16"])
 places = st.sampled_from(PLACES)
-isas, threads = st.sampled_from(fusedadam.supported_isas()), st.integers(1, 4)
 processes = st.fixed_dictionaries(
-    {"seed": seeds, "isa": isas, "threads": threads, "is_wild": st.booleans()}
+    {
+        "seed": st.integers(0, 2**32 - 1),
+        "isa": st.sampled_from(fusedadam.supported_isas()),
+        "threads": st.integers(1, 4),
+        "is_wild": st.booleans(),
+    }
 )
 tensors = st.tuples(shapes(), dtypes, places)
 tables = st.tuples(shapes(min_dims=1), dtypes, places)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 from pathlib import Path
 
 import guarded
@@ -13,55 +14,45 @@ from fresh_python import run_python
 from guarded import PLACES, Guarded, Place
 from helpers import FLOATS, assert_same_bits, values
 
+PROLOGUE = f"""
+import sys
+sys.path.insert(0, {str(Path(guarded.__file__).parent)!r})
+from ctypes import memset, string_at
+import numpy as np
+from guarded import Guarded
+a = Guarded(np.zeros(1025, "float32"), PLACE).array
+a[0] = a[-1] + 1  # the first and the last element are there
+print("reached", flush=True)
+"""
 ACCESSES = {
-    "read behind the end": ("end", "print(bytes_at(a.ctypes.data + a.nbytes, 1))"),
+    "read behind the end": ("end", "print(string_at(a.ctypes.data + a.nbytes, 1))"),
     "write behind the end": ("end", "memset(a.ctypes.data + a.nbytes, 0, 1)"),
-    "read before the start": ("start", "print(bytes_at(a.ctypes.data - 1, 1))"),
+    "read before the start": ("start", "print(string_at(a.ctypes.data - 1, 1))"),
     "write before the start": ("start", "memset(a.ctypes.data - 1, 0, 1)"),
     # What a kernel with an off-by-one error would do.
     "a step of one element too many": (
         "end",
         """
-        from numpy.lib.stride_tricks import as_strided
         import fusedadam
-        longer = as_strided(a, (a.size + 1,))
-        others = [np.zeros(a.size + 1, a.dtype) for _ in range(3)]
-        fusedadam.adam_step(longer, *others, step=1)
+        longer = np.lib.stride_tricks.as_strided(a, (a.size + 1,))
+        fusedadam.adam_step(longer, *(np.zeros(a.size + 1, a.dtype) for _ in range(3)), step=1)
         """,
     ),
 }
 
 
-def access(place: str, code: str, count: int) -> str:
-    prologue = f"""
-import sys
-sys.path.insert(0, {str(Path(guarded.__file__).parent)!r})
-from ctypes import memset, string_at as bytes_at
-import numpy as np
-from guarded import Guarded
-held = Guarded(np.zeros({count}, "float32"), {place!r})
-a = held.array
-a[0] = a[-1] + 1  # the first and the last element are there
-print("reached", flush=True)
-"""
-    lines = code.splitlines()
-    indent = min((len(x) - len(x.lstrip()) for x in lines if x.strip()), default=0)
-    return prologue + "\n".join(x[indent:] for x in lines)
-
-
 @pytest.mark.skipif(not guarded.PROTECTS, reason="no memory is protected on Windows")
 @pytest.mark.parametrize(("place", "code"), ACCESSES.values(), ids=ACCESSES)
-@pytest.mark.parametrize("count", [1, 1025])
-def test_one_byte_too_far_faults(place: str, code: str, count: int) -> None:
-    done = run_python(access(place, code, count))
+def test_one_byte_too_far_faults(place: str, code: str) -> None:
+    done = run_python(PROLOGUE.replace("PLACE", repr(place)) + textwrap.dedent(code))
     assert done.stdout.strip() == "reached", done.stderr
     # macOS reports the same fault as SIGBUS.
     assert done.returncode in {-signal.SIGSEGV, -signal.SIGBUS}
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("dtype", [*FLOATS, "int32"])
-@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (1023,), (1024,), (5, 409), (3, 0)])
+@pytest.mark.parametrize("dtype", [*FLOATS, "int16"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (1023,), (5, 409)])
 def test_guarded_array_is_a_plain_one(
     rng: np.random.Generator, place: Place, dtype: str, shape: tuple[int, ...]
 ) -> None:
@@ -69,9 +60,7 @@ def test_guarded_array_is_a_plain_one(
     held = Guarded(expected, place)
     assert_same_bits(held.array, expected)
     flags = held.array.flags
-    assert flags.c_contiguous
-    assert flags.aligned
-    assert flags.writeable
+    assert (flags.c_contiguous, flags.aligned, flags.writeable) == (True, True, True)
     assert not flags.owndata
     held.array[...] = 1
     held.assert_canaries_alive()
@@ -81,8 +70,7 @@ def test_guarded_array_is_a_plain_one(
 def test_canary_tells_of_a_write_on_the_side_that_is_open(place: Place) -> None:
     held = Guarded(np.zeros(3, "float32"), place)
     held.assert_canaries_alive()
-    at = held._start - 1 if place == "end" else held._stop
-    held._bytes[at] = 0
+    held._bytes[held._start - 1 if place == "end" else held._stop] = 0
     with pytest.raises(AssertionError, match="before the" if place == "end" else "past the"):
         held.assert_canaries_alive()
 
@@ -94,5 +82,5 @@ def test_every_alignment_of_the_elements_is_reached() -> None:
 
 def test_memory_is_given_back() -> None:
     # Each array takes three mappings, and a Linux process may have about 65,000.
-    for _ in range(30_000):
+    for _ in range(25_000):
         Guarded(np.zeros(1, "float32"))

@@ -306,11 +306,17 @@ def _unlike_the_moments(p: Program, route: str, bad: Bad) -> Refused:
     return p.step(route, ValueError, at("params", i), r"\bbuild\b", params=params, grads=grads)
 
 
-@faults("grad by any route", {"flat": READ["flat"]}, (*STEPS, "get_gradients"), ALSO_FRESH)
+@faults(
+    "grad by any route",
+    {name: READ[name] for name in ("flat", "text")},
+    (*STEPS, "get_gradients"),
+    ALSO_FRESH,
+)
 @faults("grad", READ, (*STEPS, "get_gradients"), tested=("apply_gradients", "adam_step"))
 def _bad_grad(p: Program, route: str, bad: Bad) -> Refused:
     i, grads = bad.spoil(p, p.grads)
-    return p.step(route, bad.error, at("grads", i), bad.rule, grads=grads)
+    errors = EITHER if p.adam.zero_grad else bad.error
+    return p.step(route, errors, at("grads", i), bad.rule, grads=grads)
 
 
 TO_ZERO = NOT_IN_PLACE | {"another dtype": UNLIKE["another dtype"]}
@@ -652,7 +658,7 @@ def _transposed(weight: Array) -> Array:
 
 
 def _one_more(weights: list[Array]) -> list[Array]:
-    need(weights[1].ndim, weights[1].shape != (1,))  # else it may be a list of Keras
+    need(len(weights) == 7, weights[1].ndim, weights[1].shape != (1,))  # no list of Keras
     return [*weights, weights[1]]
 
 
