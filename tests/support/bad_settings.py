@@ -25,6 +25,7 @@ class BadValue(NamedTuple):
 
 NOT_FINITE = (math.nan, math.inf, -math.inf, np.float32("nan"))
 NEGATIVE = (-1.0, -1, -1e-300, -5e-324)
+BEYOND = (2.0**-128, 2.0**-127 * (1 - 2**-53), 2.0**128)  # the range of loss_scale
 # float() accepts most of these, some with a warning.
 NOT_NUMBERS: tuple[Any, ...] = (
     *("0.5", np.str_("0.5"), [0.5], (0.5,), {}, 0.5j, object(), np.array([0.5, 0.5])),
@@ -51,21 +52,13 @@ CLIPS = "clipnorm clipnorm_per_tensor clipvalue"
 # Names of settings, values, errors, and what the message says. All values are for one name of each
 # type, since the names of a type share its conversion; the limits are for every name.
 ROWS: list[tuple[str, Iterable[Any], Errors, str]] = [
-    (
-        "lr learning_rate epsilon decay l2 weight_decay",
-        (*NOT_FINITE, *NEGATIVE),
-        ValueError,
-        "finite",
-    ),
+    ("lr learning_rate epsilon decay l2", NOT_FINITE + NEGATIVE, ValueError, "finite"),
+    ("weight_decay", NOT_FINITE + NEGATIVE, ValueError, "finite and >= 0"),
     (CLIPS, (math.nan, math.inf, np.float32("nan")), ValueError, "finite and >= 0"),
+    (CLIPS, (-math.inf, *NEGATIVE), ValueError, "Keras"),
     ("beta_1 beta_2", (*NOT_FINITE, -0.5, -5e-324, 1.0, 1, 1.5), ValueError, ">= 0 and < 1"),
     ("ema_momentum", (*NOT_FINITE, -0.5, -5e-324, 1 + 2**-52, 2), ValueError, ">= 0 and <= 1"),
-    (
-        "loss_scale",
-        (*NOT_FINITE, 0, -1.0, 2.0**-128, 2.0**-127 * (1 - 2**-53), 2.0**128),
-        ValueError,
-        ">=",
-    ),
+    ("loss_scale", (*NOT_FINITE, 0, -1.0, *BEYOND), ValueError, r">= 2\*\*-127 and <= 2\*\*127"),
     ("loss_scale", ("static", "", "Dynamic", "\ud800"), ValueError, "a number or 'dynamic'"),
     (f"lr {REALS} clipnorm loss_scale", (HUGE,), ValueError, "range of float64"),
     ("lr clipnorm", NOT_NUMBERS, TypeError, "real number"),
@@ -88,8 +81,7 @@ ROWS: list[tuple[str, Iterable[Any], Errors, str]] = [
 
 def _bad_value(name: str, value: Any, errors: Errors, says: str) -> BadValue:
     shown = "lr" if name == "learning_rate" else name
-    if name in CLIPS and "finite" not in says and errors is ValueError and value is not HUGE:
-        # Keras' wording.
+    if says == "Keras":
         text = rf"Expected {name} >= 0, received: {re.escape(repr(float(value)))}"
         return BadValue(name, value, errors, text)
     received = rf"{shown}\b.*"
@@ -99,12 +91,10 @@ def _bad_value(name: str, value: Any, errors: Errors, says: str) -> BadValue:
 
 
 BAD_VALUES = [
-    *(_bad_value(n, x, e, says) for names, xs, e, says in ROWS for n in names.split() for x in xs),
-    *(
-        _bad_value(name, x, ValueError, "Keras")
-        for name in CLIPS.split()
-        for x in (*NEGATIVE, -math.inf)
-    ),
+    _bad_value(name, value, errors, says)
+    for names, values, errors, says in ROWS
+    for name in names.split()
+    for value in values
 ]
 READ_ONLY = ("iterations", "skipped_steps", "current_loss_scale", "current_lr", "weights", "ema")
 

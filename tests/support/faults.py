@@ -166,6 +166,10 @@ def exchanged(items: Sequence[Any], i: int, j: int) -> list[Any]:
     return replaced(replaced(items, i, items[j]), j, items[i])
 
 
+def views(arrays: Sequence[Array]) -> list[Array]:
+    return [a[...] for a in arrays]
+
+
 ROUTES: dict[str, Callable[[Adam, list[Any], list[Any]], object]] = {
     "apply_gradients": lambda adam, p, g: adam.apply_gradients([*zip(g, p, strict=True)]),
     "an iterator": lambda adam, p, g: adam.apply_gradients(zip(g, p, strict=True)),
@@ -462,31 +466,23 @@ def _no_pairs(p: Program, _: str, row: tuple[Any, str]) -> Refused:
 
 # From params, grads and two positions: new ones, and what the message has received.
 Places: TypeAlias = "tuple[Callable[..., tuple[list[Any], list[Any]]], str]"
+ALSO, WAS = "grads[I], which was the parameter params[I]", "params[I], which was params[J]"
 PLACES: dict[str, Places] = {
-    "wrong way round": (lambda p, g, *_: (g, p), "grads[I], which was the parameter params[I]"),
+    "wrong way round": (lambda p, g, *_: (g, p), ALSO),
     "one the wrong way round": (
         lambda p, g, i, _: (replaced(p, i, g[i]), replaced(g, i, p[i])),
-        "grads[I], which was the parameter params[I]",
+        ALSO,
     ),
-    "wrong way round as views": (
-        lambda p, g, *_: (g, [a[...] for a in p]),
-        "grads[I], which was the parameter params[I]",
-    ),
+    "wrong way round as views": (lambda p, g, *_: (g, views(p)), ALSO),
     "wrong way round in another order": (
         lambda p, g, i, j: (g, exchanged(p, i, j)),
         "grads[I], which was the parameter params[J]",
     ),
-    "two exchanged": (
-        lambda p, g, i, j: (exchanged(p, i, j), exchanged(g, i, j)),
-        "params[I], which was params[J]",
-    ),
-    "views exchanged": (
-        lambda p, g, i, j: (exchanged([a[...] for a in p], i, j), g),
-        "params[I], which was params[J]",
-    ),
+    "two exchanged": (lambda p, g, i, j: (exchanged(p, i, j), exchanged(g, i, j)), WAS),
+    "views exchanged": (lambda p, g, i, j: (exchanged(views(p), i, j), g), WAS),
     "one moved, the others new": (
         lambda p, g, i, j: (replaced([a.copy() for a in p], i, p[j]), g),
-        "params[I], which was params[J]",
+        WAS,
     ),
 }
 SOME = ("apply_gradients", "get_updates", "step")
