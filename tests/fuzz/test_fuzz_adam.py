@@ -560,7 +560,7 @@ class AdamMachine(fuzz_runs.Machine):
 
     @rule()
     def refused_calls(self) -> None:
-        for _ in range(self.one((1, 3, 10))):
+        for _ in range(self.one((1, 5, 20))):
             # First a kind of fault, since some kinds have many rows in the table.
             kind = self.one(KINDS_OF_FAULTS)
             self._refused_call(self.one([x for x in FAULTS if x.startswith(f"{kind}:")]))
@@ -574,11 +574,13 @@ class AdamMachine(fuzz_runs.Machine):
         except DoesNotApplyError:
             return
         process = fusedadam.get_num_threads(), fusedadam.active_isa()
+        kept = [array.tobytes() for array in refused.kept]
         errors = refused.errors if isinstance(refused.errors, tuple) else (refused.errors,)
         # If the step is refused anyway, either of two reasons may be found first.
         also = [ValueError] if self.model.refuses_step(self.params, "list") else []
         self.refuses(True, refused.call, *errors, *also)
         assert (fusedadam.get_num_threads(), fusedadam.active_isa()) == process
+        assert kept == [array.tobytes() for array in refused.kept]
         for held in self._grads:
             held.assert_canaries_alive()
 

@@ -454,7 +454,7 @@ PAIRS: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
 
 @faults("pairs", PAIRS, programs=ALSO_FRESH)
 def _no_pairs(p: Program, _: str, row: tuple[Any, str]) -> Refused:
-    need(len(p.params) > 1)
+    need(len(p.params) > 1 and p.params[1].shape[:1] != (2,))  # which would be a pair
     pairs = row[0](list(zip(p.grads, p.params, strict=True)))
     if not row[1]:
         call = lambda: p.adam.apply_gradients(pairs)
