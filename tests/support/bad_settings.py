@@ -52,8 +52,8 @@ CLIPS = "clipnorm clipnorm_per_tensor clipvalue"
 # Names of settings, values, errors, and what the message says. All values are for one name of each
 # type, since the names of a type share its conversion; the limits are for every name.
 ROWS: list[tuple[str, Iterable[Any], Errors, str]] = [
-    ("lr learning_rate epsilon decay l2", NOT_FINITE + NEGATIVE, ValueError, "finite"),
-    ("weight_decay", NOT_FINITE + NEGATIVE, ValueError, "finite and >= 0"),
+    ("lr learning_rate epsilon decay l2", NEGATIVE + NOT_FINITE, ValueError, "finite"),
+    ("weight_decay", NEGATIVE + NOT_FINITE, ValueError, "finite and >= 0"),
     (CLIPS, (math.nan, math.inf, np.float32("nan")), ValueError, "finite and >= 0"),
     (CLIPS, (-math.inf, *NEGATIVE), ValueError, "Keras"),
     ("beta_1 beta_2", (*NOT_FINITE, -0.5, -5e-324, 1.0, 1, 1.5), ValueError, ">= 0 and < 1"),
