@@ -13,7 +13,6 @@ import math
 import sysconfig
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -80,14 +79,9 @@ class Training:
         if form.low_bits is None:
             stored.to(getattr(torch, form.weights))
         self._stored = list(stored.parameters())
-        self._optimizer = fusedadam.torch.AdamW(
-            self._stored,
-            weight_decay=decay,
-            moments=form.moments,
-            low_bits=form.low_bits,
-            rounding=form.rounding,
-            seed=seed,
-        )
+        stored_as = {"moments": form.moments, "low_bits": form.low_bits, "rounding": form.rounding}
+        settings: dict[str, Any] = {"weight_decay": decay, "seed": seed, **stored_as}
+        self._optimizer = fusedadam.torch.AdamW(self._stored, **settings)
         if form.low_bits is not None:
             fusedadam.torch.split_(stored, self._optimizer)
         self._digits = form.digits
@@ -113,7 +107,7 @@ class Training:
                 self.largest = change
 
     def _read(self) -> list[Tensor]:
-        """Copy the weights to the model, and return them with their low bits."""
+        # Copies the weights to the model, and returns them with their low bits.
         with torch.no_grad():
             for computed, stored in zip(self._computed, self._stored, strict=True):
                 computed.copy_(stored)
@@ -131,8 +125,7 @@ class Built(NamedTuple):
     validate: Callable[[], Tensor]
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A training."""
 
     build: Callable[[Generator], Built]
@@ -255,12 +248,9 @@ def large(minutes: float, width: int = 320) -> dict[str, Any]:
             trainings[name].minimize(model(batch), 1e-3 * share_of_lr(progress))
         steps += 1
         progress = min(1.0, (time.monotonic() - begin) / (60 * minutes))
-    return {
-        "parameters": sum(p.numel() for p in first.parameters()),
-        "minutes": minutes,
-        "curve": curve,
-        "update": {name: finite(training.largest) for name, training in trainings.items()},
-    }
+    updates = {name: finite(training.largest) for name, training in trainings.items()}
+    parameters = sum(p.numel() for p in first.parameters())
+    return {"parameters": parameters, "minutes": minutes, "curve": curve, "update": updates}
 
 
 # ---- other trainings ----------------------------------------------------------------------------
@@ -355,21 +345,17 @@ TINY_RATES = (1e-5, 1e-6, 1e-7)
 def tiny_rates(form: Format, seed: int, scale: float) -> Result:
     """The movement of weights near 0.05 in 1,000 steps, as a share of the true one."""
     steps = scaled(1_000, scale)
-    return {
-        f"{lr:g}": movement(form, seed, lr, steps) / movement(EXACT, seed, lr, steps)
-        for lr in TINY_RATES
-    }
 
+    def movement(stored: Format, lr: float) -> float:
+        data = seeded(seed)
+        start = nn.Parameter(0.04 + 0.02 * torch.rand(16_384, generator=data))
+        training = Training(nn.ParameterList([start]), stored, seed)
+        before = training.weights[0]
+        for _ in range(steps):
+            training.step([1 + 0.1 * torch.randn(16_384, generator=data)], lr)
+        return float((training.weights[0] - before).mean())
 
-def movement(form: Format, seed: int, lr: float, steps: int) -> float:
-    """Return the mean movement of weights with gradients near 1."""
-    data = seeded(seed)
-    start = nn.Parameter(0.04 + 0.02 * torch.rand(16_384, generator=data))
-    training = Training(nn.ParameterList([start]), form, seed)
-    before = training.weights[0]
-    for _ in range(steps):
-        training.step([1 + 0.1 * torch.randn(16_384, generator=data)], lr)
-    return float((training.weights[0] - before).mean())
+    return {f"{lr:g}": movement(form, lr) / movement(EXACT, lr) for lr in TINY_RATES}
 
 
 def pause(form: Format, seed: int, scale: float) -> Result:
@@ -396,8 +382,5 @@ TRAININGS = {
     "mlp-spike": Task(mlp, 3_000, 2e-3, 0.01, spike=True),
     "convolutions": Task(convolutions, 2_000, 2e-3, 0.01),
 }
-TASKS: dict[str, Callable[[Format, int, float], Result]] = {
-    **TRAININGS,
-    "tiny-rates": tiny_rates,
-    "pause": pause,
-}
+# Each takes a format, a seed and a scale, and returns a Result.
+TASKS: dict[str, Any] = {**TRAININGS, "tiny-rates": tiny_rates, "pause": pause}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# Hardening flags for all targets: they make memory errors harder to exploit. bench/count_instructions.py sees no cost
-# in any loop. Each flag is used if the compiler or the linker supports it. .ci/check_wheel.py checks the wheel for
+# Hardening flags for all targets: they make memory errors harder to exploit. bench/native/count_instructions.py sees no
+# cost in any loop. Each flag is used if the compiler or the linker supports it. .ci/check_wheel.py checks the wheel for
 # all of them.
 #
 # The flags are those of the Open Source Security Foundation's "Compiler Options Hardening Guide for C and C++", except

@@ -1,48 +1,61 @@
 # SPDX-License-Identifier: MIT
-"""fusedadam itself, and the traffic twin over the same arrays.
-
-The twin's library is the CMake target `traffic_twin`, which `twin.py` builds.
-"""
+"""fusedadam itself, and the traffic twin over the same arrays."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from peers import Array, Beginning, Contender, Work
-from peers.twin import LIBRARY_VARIABLE
+from peers import Array, Contender, Work, copies_to
 
-if TYPE_CHECKING:
-    import fusedadam
-
-
-def versions() -> dict[str, str]:
-    """Return the version. `machine.describe_software` has details of the build."""
-    import fusedadam
-
-    return {"fusedadam": fusedadam.__version__}
+SOURCE = Path(__file__).resolve().parents[2]
+BUILD = SOURCE / "build" / "bench-twin"
+LIBRARY = "FUSEDADAM_TWIN_LIBRARY"
 
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
-    """Accept all work."""
-    return ""
+def build_twin() -> None:
+    """Build the twin's library with CMake, like the wheel. The environment tells its path."""
+    if LIBRARY in os.environ:
+        return
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or "cmake"
+    configure = ["-S", str(SOURCE), "-B", str(BUILD), "-DFUSEDADAM_TWIN=ON"]
+    compile_ = ["--build", str(BUILD), "--config", "Release", "--target", "traffic_twin", "-j2"]
+    for arguments in (configure, compile_):
+        subprocess.run([cmake, *arguments], check=True, stdout=subprocess.DEVNULL)
+    found = BUILD.glob("bench/**/*traffic_twin.*")
+    os.environ[LIBRARY] = next(str(f) for f in found if f.suffix in {".so", ".dylib", ".dll"})
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
     """Make the contenders over the same arrays."""
-    arrays = Arrays(work, threads)
-    return {
-        name: Twin(arrays, threads) if name == "traffic twin" else Step(arrays) for name in names
-    }
+    import fusedadam
+
+    fusedadam.set_num_threads(threads)
+    params, grads = list(work.params()), list(work.grads())
+    pairs = list(zip(grads, params, strict=True))
+    adam = optimizer(work)
+    adam.build(params)
+    found = {}
+    for name in names:
+        twin = name == "traffic twin"
+        step = twin_step(params, grads, adam) if twin else lambda: adam.apply_gradients(pairs)
+        form: Any = "twin" if twin else "hat"
+        found[name] = Contender(
+            form, step, copies_to(grads), lambda: params, lambda: list(adam.ema)
+        )
+    return found
 
 
-def beginning(work: Work, threads: int) -> Beginning:
-    """Make parameters and gradients, and return what builds an optimizer over them."""
+def beginning(work: Work, threads: int) -> Callable[[], Callable[[], object]]:
+    """Make parameters and gradients, and return what makes an optimizer and returns its step."""
     import fusedadam
 
     fusedadam.set_num_threads(threads)
@@ -57,125 +70,46 @@ def beginning(work: Work, threads: int) -> Beginning:
     return begin
 
 
-def optimizer(work: Work) -> fusedadam.Adam:
+def optimizer(work: Work) -> Any:
     """Return an optimizer with the settings of this work."""
     import fusedadam
 
-    hyper, tail = work.hyper, work.tail
     options: dict[str, Any] = {}
-    if tail is not None:
-        options = {
-            "clipnorm": tail.clipnorm,
-            "weight_decay": tail.weight_decay,
-            "use_ema": True,
-            "ema_momentum": tail.ema_momentum,
-            "zero_grad": True,
-        }
-    return fusedadam.Adam(hyper.lr, hyper.beta_1, hyper.beta_2, hyper.epsilon, **options)
+    if work.tail is not None:
+        options = {**vars(work.tail), "use_ema": True, "zero_grad": True}
+    return fusedadam.Adam(*vars(work.hyper).values(), **options)
 
 
-class Arrays:
-    """Parameters, gradients, and an optimizer, which owns the moments."""
+def twin_step(params: list[Array], grads: list[Array], adam: Any) -> Callable[[], object]:
+    """Return a function that makes the passes of a step over the same memory, with additions."""
+    import fusedadam
 
-    def __init__(self, work: Work, threads: int) -> None:
-        import fusedadam
-
-        fusedadam.set_num_threads(threads)
-        self.params = list(work.params())
-        self.grads = list(work.grads())
-        self.adam = optimizer(work)
-        self.adam.build(self.params)
-
-
-class Shared(Contender):
-    """The common part of both contenders."""
-
-    def __init__(self, arrays: Arrays) -> None:
-        self._arrays = arrays
-
-    def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy arrays into the gradients."""
-        for grad, values in zip(self._arrays.grads, grads, strict=True):
-            grad[...] = values
-
-    def params(self) -> list[Array]:
-        """Return the arrays themselves."""
-        return self._arrays.params
-
-    def averages(self) -> list[Array]:
-        """Return the arrays themselves."""
-        return self._arrays.adam.ema
-
-
-class Step(Shared):
-    """`apply_gradients`, as users call it."""
-
-    form = "hat"
-
-    def __init__(self, arrays: Arrays) -> None:
-        super().__init__(arrays)
-        self._apply = arrays.adam.apply_gradients
-        self._pairs = list(zip(arrays.grads, arrays.params, strict=True))
-
-    def step(self) -> object:
-        """Take a step."""
-        return self._apply(self._pairs)
-
-
-class Twin(Shared):
-    """The passes of a step over the same memory, with additions instead of the update."""
-
-    form = "twin"
-
-    def __init__(self, arrays: Arrays, threads: int) -> None:
-        import fusedadam
-
-        super().__init__(arrays)
-        library = load_library()
-        count = len(arrays.params)
-        moments = arrays.adam.weights[1:]
-        streams = [arrays.params, arrays.grads, moments[:count], moments[count:], arrays.adam.ema]
-        addresses = [(ctypes.c_void_p * count)(*map(address, s)) if s else None for s in streams]
-        sizes = (ctypes.c_int64 * count)(*(param.size for param in arrays.params))
-        is_float64 = count > 0 and arrays.params[0].dtype == np.float64
-        isa = fusedadam.active_isa()
-        handle = library.traffic_twin_make(isa.encode(), is_float64, count, *addresses, sizes)
-        if not handle:
-            raise RuntimeError(f"the traffic twin was built without this instruction set: {isa}")
-        weakref.finalize(self, library.traffic_twin_free, handle)
-        library.traffic_twin_set_num_threads(threads)
-        self._step = library.traffic_twin_step
-        self._handle = ctypes.c_void_p(handle)
-
-    def step(self) -> object:
-        """Generate the memory traffic of a step."""
-        return self._step(self._handle)
-
-
-def address(array: Array) -> int:
-    """Return the address of an array."""
-    return array.ctypes.data
-
-
-def load_library() -> ctypes.CDLL:
-    """Load the twin's library."""
-    path = os.environ.get(LIBRARY_VARIABLE)
-    if not path:
-        raise RuntimeError(f"{LIBRARY_VARIABLE} must be the path of the traffic twin's library")
-    library = ctypes.CDLL(path)
-    pointer, array = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
-    library.traffic_twin_make.restype = pointer
-    library.traffic_twin_make.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_int64,
-        *[array] * 5,
-        ctypes.POINTER(ctypes.c_int64),
+    library = ctypes.CDLL(os.environ[LIBRARY])
+    library.traffic_twin_make.restype = ctypes.c_void_p
+    count = len(params)
+    moments = adam.weights[1:]
+    addresses = [
+        (ctypes.c_void_p * count)(*(array.ctypes.data for array in stream)) if stream else None
+        for stream in (params, grads, moments[:count], moments[count:], adam.ema)
     ]
-    library.traffic_twin_free.restype = None
-    library.traffic_twin_free.argtypes = [pointer]
-    library.traffic_twin_step.restype = None
-    library.traffic_twin_step.argtypes = [pointer]
-    library.traffic_twin_set_num_threads.restype = None
-    library.traffic_twin_set_num_threads.argtypes = [ctypes.c_int]
-    return library
+    sizes = (ctypes.c_int64 * count)(*(param.size for param in params))
+    isa = fusedadam.active_isa()
+    is_float64 = int(params[0].dtype == np.float64)
+    make_twin = library.traffic_twin_make
+    twin = make_twin(isa.encode(), is_float64, ctypes.c_int64(count), *addresses, sizes)
+    if not twin:
+        raise RuntimeError(f"the traffic twin was built without this instruction set: {isa}")
+    library.traffic_twin_set_num_threads(fusedadam.get_num_threads())
+    step, handle = library.traffic_twin_step, Twin(library, twin)
+    return lambda: step(handle.pointer)
+
+
+class Twin:
+    """Frees a twin with its last reference."""
+
+    def __init__(self, library: ctypes.CDLL, twin: int) -> None:
+        self.pointer = ctypes.c_void_p(twin)
+        self._free = library.traffic_twin_free
+
+    def __del__(self) -> None:
+        self._free(self.pointer)

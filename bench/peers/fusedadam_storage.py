@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from formats import FLOAT32, FORMATS, parts_of
+from typing import TYPE_CHECKING, Any
 
 from peers import Array, Contender, Rounding, Work
-from peers.storing import StoringStep, common
-from peers.torch_adam import parameters
+from peers.formats import FLOAT32, FORMATS, parts_of
+from peers.torch_adam import contender, parameters, set_threads
 
 if TYPE_CHECKING:
-    import fusedadam.torch
     import torch
 
 # The largest error of an update by the format of the moments, in learning rates (measured in the
@@ -22,55 +19,23 @@ OF_MOMENTS = {"packed": 0.15, "bfloat16": 0.01, "float32": 0.0}
 OF_WEIGHTS = {None: 2.0**-7, "int8": 2.0**-15, "int16": 0.0}
 
 
-def versions() -> dict[str, str]:
-    """Import the packages and return their versions."""
-    import fusedadam.torch
-    import torch
-
-    return {"fusedadam": fusedadam.__version__, "torch": torch.__version__}
-
-
-def limit(name: str, work: Work) -> str:
-    """Reject float64, and instruction sets that this CPU lacks."""
-    import fusedadam
-
-    _, isa = known(name)
-    if isa not in fusedadam.supported_isas():
-        return f"not supported here: {isa}"
-    return "the formats are of float32 work" if work.dtype != "float32" else ""
-
-
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
     """Make the contenders. Those of a format share everything but the instruction set."""
-    import fusedadam
-    import torch
-
-    torch.set_num_threads(threads)
-    fusedadam.set_num_threads(threads)
-    optimizers = {}
-    for name in names:
-        format_name, _ = known(name)
-        if format_name not in optimizers:
-            optimizers[format_name] = stored(format_name, work)
-    return {name: FormatStep(name, *optimizers[known(name)[0]]) for name in names}
+    set_threads(threads)
+    formats = dict.fromkeys(parts_of(name)[0] for name in names)
+    optimizers = {form: stored(form, work) for form in formats}
+    return {name: on_isa(name, *optimizers[parts_of(name)[0]]) for name in names}
 
 
-def known(name: str) -> tuple[str, str]:
-    """Return the format and the instruction set of a contender of this module."""
-    parts = parts_of(name)
-    assert parts is not None
-    return parts
-
-
-def stored(format_name: str, work: Work) -> tuple[list[torch.nn.Parameter], fusedadam.torch.Adam]:
+def stored(form: str, work: Work) -> tuple[list[torch.nn.Parameter], Any]:
     """Return parameters with gradients in a format, and their optimizer."""
     import fusedadam.torch
     import torch
 
-    settings = FORMATS[format_name].settings
-    whole = format_name == FLOAT32 or "low_bits" in settings
+    settings = FORMATS[form].settings
+    whole = form == FLOAT32 or "low_bits" in settings
     params = parameters(work, "float32" if whole else "bfloat16")
-    optimizer = fusedadam.torch.Adam(params, **common(work.hyper), **settings)
+    optimizer = fusedadam.torch.Adam(params, **work.hyper.as_torch, **settings)
     if "low_bits" in settings:
         grads = [param.grad for param in params]
         # This drops the gradients, and gives the parameters another dtype.
@@ -80,30 +45,22 @@ def stored(format_name: str, work: Work) -> tuple[list[torch.nn.Parameter], fuse
     return params, optimizer
 
 
-class FormatStep(StoringStep):
-    """`fusedadam.torch.Adam.step` in a format, on an instruction set."""
+def on_isa(name: str, params: list[torch.nn.Parameter], optimizer: Any) -> Contender:
+    """Return the contender that steps on its instruction set, and shows the whole weights."""
+    import fusedadam
 
-    def __init__(
-        self, name: str, params: list[torch.nn.Parameter], optimizer: fusedadam.torch.Adam
-    ) -> None:
-        import fusedadam
+    form, isa = parts_of(name)
+    settings = FORMATS[form].settings
+    # Gradients of 16 bits are rounded as well.
+    of_update = 2.0**-8 + OF_MOMENTS[settings.get("moments", FLOAT32)]
+    rounding = Rounding(OF_WEIGHTS[settings.get("low_bits")], of_update)
 
-        format_name, self._isa = known(name)
-        settings = FORMATS[format_name].settings
-        whole = format_name == FLOAT32
-        of_weights = 0.0 if whole else OF_WEIGHTS[settings.get("low_bits")]
-        of_moments = OF_MOMENTS[settings.get("moments", "float32")]
-        # Gradients of 16 bits are rounded as well.
-        of_gradients = 0.0 if whole else 2.0**-8
-        super().__init__(params, optimizer, Rounding(of_weights, of_moments + of_gradients))
-        self._optimizer: fusedadam.torch.Adam = optimizer
-        self._set_isa = fusedadam.set_isa
+    def step() -> None:
+        fusedadam.set_isa(isa)
+        optimizer.step()
 
-    def step(self) -> object:
-        """Take a step."""
-        self._set_isa(self._isa)
-        return self._step()
+    def masters() -> list[Array]:
+        return [optimizer.master_weights(param).numpy() for param in params]
 
-    def params(self) -> list[Array]:
-        """Return the whole weights."""
-        return [self._optimizer.master_weights(param).numpy() for param in self._params]
+    exact = Rounding() if form == FLOAT32 else rounding
+    return contender(params, optimizer, step=step, params=masters, rounding=exact)

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The common part of the Keras 3 contenders on all backends."""
+"""Keras 3 on TensorFlow and on PyTorch: `keras.optimizers.Adam.apply`, and ours in its place.
+
+On TensorFlow in a graph compiled by XLA, as by the default of `Model.compile`; on PyTorch eagerly
+and without autograd (https://keras.io/guides/writing_a_custom_training_loop_in_torch/).
+"""
 
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from peers import Array, Contender, Work
+from peers import Array, Contender, Work, copies_to
+from peers.tensorflow_adam import assigns_to, set_tensorflow_threads, tensorflow
+from peers.torch_adam import set_threads
 
 
 def keras(backend: str) -> Any:
@@ -22,47 +27,50 @@ def keras(backend: str) -> Any:
     return keras
 
 
-def optimizer(work: Work, params: list[Any], kind: Any = None) -> Any:
-    """Return a built optimizer, whose scalars have the precision of its parameters.
-
-    `kind` is its class; None means Keras's own Adam.
-    """
-    module: Any = keras(os.environ["KERAS_BACKEND"])
-    module.config.set_floatx(work.dtype)
-    hyper = work.hyper
-    adam = (kind or module.optimizers.Adam)(
-        learning_rate=hyper.lr,
-        beta_1=hyper.beta_1,
-        beta_2=hyper.beta_2,
-        epsilon=hyper.epsilon,
-    )
+def optimizer(work: Work, params: list[Any], kind: Any) -> Any:
+    """Return a built optimizer, whose scalars have the precision of its parameters."""
+    keras(os.environ["KERAS_BACKEND"]).config.set_floatx(work.dtype)
+    h = work.hyper
+    adam = kind(learning_rate=h.lr, beta_1=h.beta_1, beta_2=h.beta_2, epsilon=h.epsilon)
     adam.build(params)
     return adam
 
 
-class KerasStep(Contender):
-    """A step of Keras's Adam."""
+def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
+    """Make the contender."""
+    (name,) = names
+    on_tensorflow = name == "keras tensorflow"
+    if on_tensorflow:
+        set_tensorflow_threads(threads)
+    else:
+        set_threads(threads)
+    module = keras("tensorflow" if on_tensorflow else "torch")
+    params = [module.Variable(array, dtype=work.dtype) for array in work.params()]
 
-    form = "hat"
+    def as_arrays() -> list[Array]:
+        return [np.asarray(module.ops.convert_to_numpy(param)) for param in params]
 
-    _params: list[Any]
-    _grads: list[Any]
-    _step: Callable[[], object]
+    if on_tensorflow:
+        tf = tensorflow()
+        variables = [tf.Variable(array) for array in work.grads()]
+        adam = optimizer(work, params, module.optimizers.Adam)
 
-    @abstractmethod
-    def set_grad(self, index: int, values: Array) -> None:
-        """Copy an array into a gradient."""
+        def apply() -> None:
+            adam.apply([variable.read_value() for variable in variables], params)
 
-    def step(self) -> object:
-        """Take a step."""
-        return self._step()
+        step = tf.function(apply, reduce_retracing=True, jit_compile=True)
+        # This backend rounds Python constants to float32.
+        return {name: Contender("hat", step, assigns_to(variables), as_arrays, scalars="float32")}
 
-    def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy arrays into the gradients."""
-        for index, values in enumerate(grads):
-            self.set_grad(index, values)
+    import torch
 
-    def params(self) -> list[Array]:
-        """Return the parameters as NumPy arrays."""
-        module = keras(os.environ["KERAS_BACKEND"])
-        return [np.asarray(module.ops.convert_to_numpy(param)) for param in self._params]
+    kind = module.optimizers.Adam
+    if name == "fusedadam.keras":
+        import fusedadam.keras
+
+        kind = fusedadam.keras.Adam
+    fused = optimizer(work, params, kind)
+    grads = [torch.from_numpy(array).clone() for array in work.grads()]
+    apply_eagerly = torch.no_grad()(lambda: fused.apply(grads, params))
+    copy = copies_to([grad.numpy() for grad in grads])
+    return {name: Contender("hat", apply_eagerly, copy, as_arrays)}

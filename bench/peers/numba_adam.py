@@ -10,103 +10,47 @@ https://numba.readthedocs.io/en/stable/user/performance-tips.html
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from peers import Array, Contender, Work
+from peers import Array, Contender, Work, copies_to
 
 # Elements. Smaller work does not pay for starting threads.
 PARALLEL_SIZE = 32_768
 
 
-def versions() -> dict[str, str]:
-    """Import numba and return its version."""
-    import numba
-
-    return {"numba": numba.__version__}
-
-
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
-    """Accept all work."""
-    return ""
-
-
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make the contender."""
+    """Make the contender. A step is one call of compiled code."""
     import numba
 
     numba.set_num_threads(threads)
-    return {name: NumbaStep(work) for name in names}
+    params, grads = list(work.params()), list(work.grads())
+    streams = [params, grads, *([np.zeros_like(param) for param in params] for _ in range(2))]
+    number = np.dtype(work.dtype).type
+    h = work.hyper
+    betas = (h.beta_1, 1 - h.beta_1, h.beta_2, 1 - h.beta_2)
+    constants = tuple(map(number, (*betas, h.epsilon)))
+    one, large = len(work.sizes) == 1, sum(work.sizes) >= PARALLEL_SIZE
+    of_list: Any = numba.typed.List
+    tensors = [stream[0] if one else of_list(stream) for stream in streams]
+    update = compiled()[one, large]
+    count = itertools.count(1)
 
+    def step() -> object:
+        t = next(count)
+        lr_t = h.lr * math.sqrt(1 - h.beta_2**t) / (1 - h.beta_1**t)
+        return update(*tensors, number(lr_t), *constants)
 
-class NumbaStep(Contender):
-    """A step is one call of compiled code."""
-
-    form = "hat"
-
-    def __init__(self, work: Work) -> None:
-        self._params = list(work.params())
-        self._grads = list(work.grads())
-        streams = [self._params, self._grads]
-        streams += [[np.zeros_like(param) for param in self._params] for _ in range(2)]
-        self._hyper = work.hyper
-        number = np.dtype(work.dtype).type
-        self._constants = tuple(
-            number(x)
-            for x in (
-                work.hyper.beta_1,
-                1 - work.hyper.beta_1,
-                work.hyper.beta_2,
-                1 - work.hyper.beta_2,
-                work.hyper.epsilon,
-            )
-        )
-        self._number: Callable[[float], Any] = number
-        self._t = 0
-        kernels = compiled()
-        self._tensors: tuple[Any, ...]
-        if len(work.sizes) == 1:
-            self._tensors = tuple(stream[0] for stream in streams)
-            large = work.sizes[0] >= PARALLEL_SIZE
-            self._update = kernels.one_large if large else kernels.one_small
-        else:
-            self._tensors = tuple(kernels.typed_list(stream) for stream in streams)
-            whole = sum(work.sizes) < PARALLEL_SIZE
-            self._update = kernels.few if whole else kernels.many
-
-    def step(self) -> object:
-        """Take a step."""
-        self._t += 1
-        hyper = self._hyper
-        lr_t = hyper.lr * math.sqrt(1 - hyper.beta_2**self._t) / (1 - hyper.beta_1**self._t)
-        return self._update(*self._tensors, self._number(lr_t), *self._constants)
-
-    def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy arrays into the gradients."""
-        for grad, values in zip(self._grads, grads, strict=True):
-            grad[...] = values
-
-    def params(self) -> list[Array]:
-        """Return the arrays themselves."""
-        return self._params
-
-
-class Kernels(NamedTuple):
-    """Compiled loops over one tensor or a list of tensors, and the constructor of such a list."""
-
-    one_small: Callable[..., object]
-    one_large: Callable[..., object]
-    few: Callable[..., object]
-    many: Callable[..., object]
-    typed_list: Callable[[list[Array]], Any]
+    return dict.fromkeys(names, Contender("hat", step, copies_to(grads), lambda: params))
 
 
 @functools.cache
-def compiled() -> Kernels:
-    """Compile the loops."""
+def compiled() -> dict[tuple[bool, bool], Callable[..., object]]:
+    """Return the loops: over one tensor or many, for a small or a large amount of work."""
     import numba
 
     def update(
@@ -150,10 +94,9 @@ def compiled() -> Kernels:
             if p[k].size >= PARALLEL_SIZE:
                 parallel(p[k], g[k], m[k], v[k], lr, b1, c1, b2, c2, eps)
 
-    return Kernels(
-        one_small=serial,
-        one_large=parallel,
-        few=jit(few),
-        many=jit(many, parallel=True),
-        typed_list=numba.typed.List,
-    )
+    return {
+        (True, False): serial,
+        (True, True): parallel,
+        (False, False): jit(few),
+        (False, True): jit(many, parallel=True),
+    }

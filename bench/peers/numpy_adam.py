@@ -4,64 +4,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from peers import Array, Contender, Work
+from peers import Array, Contender, Hyper, Work, copies_to
 
 
-def versions() -> dict[str, str]:
-    """Return NumPy's version."""
-    return {"numpy": np.__version__}
+class Formula:
+    """Moments of parameters, and the step as usually written."""
 
+    def __init__(self, params: list[Array], hyper: Hyper) -> None:
+        self._hyper = hyper
+        self._params = params
+        self._m = [np.zeros_like(param) for param in params]
+        self._v = [np.zeros_like(param) for param in params]
+        self._t = 0
 
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
-    """Accept all work."""
-    return ""
+    def step(self, grads: Sequence[Array]) -> None:
+        """Take a step."""
+        self._t += 1
+        h = self._hyper
+        lr_t = h.lr * math.sqrt(1 - h.beta_2**self._t) / (1 - h.beta_1**self._t)
+        for p, g, m, v in zip(self._params, grads, self._m, self._v, strict=True):
+            m *= h.beta_1
+            m += (1 - h.beta_1) * g
+            v *= h.beta_2
+            v += (1 - h.beta_2) * g**2
+            p -= lr_t * m / (np.sqrt(v) + h.epsilon)
 
 
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:  # noqa: ARG001
     """Make the contender. NumPy uses threads only for matrix products."""
-    return {name: NumPyStep(work) for name in names}
-
-
-class NumPyStep(Contender):
-    """A loop over the tensors."""
-
-    form = "hat"
-
-    def __init__(self, work: Work) -> None:
-        self._hyper = work.hyper
-        self._params = list(work.params())
-        self._grads = list(work.grads())
-        self._m = [np.zeros_like(param) for param in self._params]
-        self._v = [np.zeros_like(param) for param in self._params]
-        self._t = 0
-
-    def step(self) -> object:
-        """Take a step."""
-        self._t += 1
-        lr, beta_1, beta_2, epsilon = (
-            self._hyper.lr,
-            self._hyper.beta_1,
-            self._hyper.beta_2,
-            self._hyper.epsilon,
-        )
-        lr_t = lr * math.sqrt(1 - beta_2**self._t) / (1 - beta_1**self._t)
-        for p, g, m, v in zip(self._params, self._grads, self._m, self._v, strict=True):
-            m *= beta_1
-            m += (1 - beta_1) * g
-            v *= beta_2
-            v += (1 - beta_2) * g**2
-            p -= lr_t * m / (np.sqrt(v) + epsilon)
-        return None
-
-    def set_grads(self, grads: Iterable[Array]) -> None:
-        """Copy arrays into the gradients."""
-        for grad, values in zip(self._grads, grads, strict=True):
-            grad[...] = values
-
-    def params(self) -> list[Array]:
-        """Return the arrays themselves."""
-        return self._params
+    params, grads = list(work.params()), list(work.grads())
+    formula = Formula(params, work.hyper)
+    step = Contender("hat", lambda: formula.step(grads), copies_to(grads), lambda: params)
+    return dict.fromkeys(names, step)

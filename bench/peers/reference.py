@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from peers import Array, Contender, Form, Hyper, Peer, Work
+from peers import PEERS, Array, Contender, Form, Hyper, Work, load
 
 STEPS = 5
 # Sizes that are no multiple of any vector length; the largest is divided among threads. Contenders
@@ -21,10 +21,10 @@ SIZES = (1, 3, 17, 1_025, 70_001, 1 << 16)
 HYPER = Hyper(lr=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-3)
 
 
-def error(peer: Peer, name: str, work: Work, threads: int) -> str:
+def error(name: str, work: Work, threads: int) -> str:
     """Step a contender over tensors of odd sizes. Return how its results are wrong, or ""."""
-    work = replace(work, sizes=SIZES, hyper=HYPER)
-    contender = peer.make([name], work, threads)[name]
+    work = replace(work, sizes=PEERS[name].checked or SIZES, hyper=HYPER)
+    contender: Contender = load(name).make([name], work, threads)[name]
     expected = Reference(work, contender.form)
     random = np.random.default_rng(2)
     for step in range(1, STEPS + 1):
@@ -39,11 +39,7 @@ def error(peer: Peer, name: str, work: Work, threads: int) -> str:
 
 
 def differences(
-    what: str,
-    actual: Sequence[Array],
-    expected: Sequence[Array],
-    work: Work,
-    contender: Contender,
+    what: str, actual: Sequence[Array], expected: Sequence[Array], work: Work, contender: Contender
 ) -> str:
     """Return where arrays differ by more than the tolerance, or ""."""
     if len(actual) != len(expected):
@@ -65,12 +61,10 @@ def tolerance(work: Work, expected: Array, contender: Contender) -> float:
     tensor, so that the first step's 0.001 has the absolute error of a number near 1. Some store
     weights and moments in fewer bits.
     """
-    lr = work.hyper.lr
-    scalars = np.finfo(contender.scalars or work.dtype)
-    of_update = lr * (float(scalars.eps) / (1 - work.hyper.beta_2) + contender.rounding.update)
+    scalars = float(np.finfo(contender.scalars or work.dtype).eps) / (1 - work.hyper.beta_2)
+    of_update = work.hyper.lr * (scalars + contender.rounding.update)
     of_weight = 4 * float(np.finfo(work.dtype).eps) + contender.rounding.weight
-    largest = float(np.max(np.abs(expected), initial=1.0))
-    return STEPS * (of_update + of_weight * largest)
+    return STEPS * (of_update + of_weight * float(np.max(np.abs(expected), initial=1.0)))
 
 
 class Reference:
@@ -90,9 +84,8 @@ class Reference:
         self._t += 1
         wide = [grad.astype(np.float64) for grad in grads]
         if self._form == "twin":
-            for array, grad in zip(
-                self.params + self.averages, itertools.cycle(wide), strict=False
-            ):
+            written = self.params + self.averages
+            for array, grad in zip(written, itertools.cycle(wide), strict=False):
                 array += grad
             return
         tail = self._work.tail

@@ -9,32 +9,10 @@ https://www.tensorflow.org/api_docs/python/tf/raw_ops/ResourceApplyAdam
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from peers import Array, Contender, Work, most_tensors
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-# Building the graph of ten times as many takes a minute.
-MOST_TENSORS = 1_000
-
-
-def versions() -> dict[str, str]:
-    """Import TensorFlow and return its version."""
-    return {"tensorflow": str(tensorflow().__version__)}
-
-
-def limit(name: str, work: Work) -> str:  # noqa: ARG001 - the interface of all adapters
-    """Reject more tensors than a graph can be built for in a few seconds."""
-    return most_tensors(work, MOST_TENSORS, "10,000 take a minute to build a graph of")
-
-
-def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
-    """Make the contender."""
-    set_threads(threads)
-    return {name: ResourceApplyAdam(work) for name in names}
+from peers import Array, Contender, Work
 
 
 def tensorflow() -> Any:
@@ -45,7 +23,7 @@ def tensorflow() -> Any:
     return tf
 
 
-def set_threads(threads: int) -> None:
+def set_tensorflow_threads(threads: int) -> None:
     """Set the size of both of TensorFlow's thread pools."""
     threading = tensorflow().config.threading
     # TensorFlow only allows a change before the first operation.
@@ -54,57 +32,41 @@ def set_threads(threads: int) -> None:
         threading.set_inter_op_parallelism_threads(threads)
 
 
-class ResourceApplyAdam(Contender):
-    """A graph that increments the step and updates all variables."""
+def assigns_to(variables: Iterable[Any]) -> Callable[[Iterable[Array]], None]:
+    """Return a function that assigns gradients to these variables."""
 
-    form = "hat"
+    def assign(grads: Iterable[Array]) -> None:
+        for variable, values in zip(variables, grads, strict=True):
+            variable.assign(values)
 
-    def __init__(self, work: Work) -> None:
-        tf = tensorflow()
-        self._params = [tf.Variable(array) for array in work.params()]
-        self._grads = [tf.Variable(array) for array in work.grads()]
-        m = [tf.Variable(tf.zeros_like(param)) for param in self._params]
-        v = [tf.Variable(tf.zeros_like(param)) for param in self._params]
-        iterations = tf.Variable(0, dtype=tf.int64)
-        hyper = work.hyper
-
-        def step() -> None:
-            t = tf.cast(iterations.assign_add(1), work.dtype)
-            lr, beta_1, beta_2, epsilon = (
-                tf.constant(value, work.dtype)
-                for value in (hyper.lr, hyper.beta_1, hyper.beta_2, hyper.epsilon)
-            )
-            powers = {"beta1_power": tf.pow(beta_1, t), "beta2_power": tf.pow(beta_2, t)}
-            for param, grad, first, second in zip(self._params, self._grads, m, v, strict=True):
-                tf.raw_ops.ResourceApplyAdam(
-                    var=param.handle,
-                    m=first.handle,
-                    v=second.handle,
-                    lr=lr,
-                    beta1=beta_1,
-                    beta2=beta_2,
-                    epsilon=epsilon,
-                    grad=grad.read_value(),
-                    **powers,
-                )
-
-        self._variables = (m, v, iterations)
-        self._step = tf.function(step, autograph=False)
-
-    def step(self) -> object:
-        """Take a step. A `tf.function` without results returns when it has completed."""
-        return self._step()
-
-    def set_grads(self, grads: Iterable[Array]) -> None:
-        """Assign arrays to the gradients."""
-        assign(self._grads, grads)
-
-    def params(self) -> list[Array]:
-        """Return copies of the parameters."""
-        return [param.numpy() for param in self._params]
+    return assign
 
 
-def assign(variables: list[tf.Variable], arrays: Iterable[Array]) -> None:
-    """Assign arrays to variables."""
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
+def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:
+    """Make the contender."""
+    set_tensorflow_threads(threads)
+    tf = tensorflow()
+    params = [tf.Variable(array) for array in work.params()]
+    grads = [tf.Variable(array) for array in work.grads()]
+    m = [tf.Variable(tf.zeros_like(param)) for param in params]
+    v = [tf.Variable(tf.zeros_like(param)) for param in params]
+    iterations = tf.Variable(0, dtype=tf.int64)
+
+    def step() -> None:
+        t = tf.cast(iterations.assign_add(1), work.dtype)
+        lr, beta_1, beta_2, epsilon = (
+            tf.constant(value, work.dtype) for value in vars(work.hyper).values()
+        )
+        scalars = {"lr": lr, "beta1": beta_1, "beta2": beta_2, "epsilon": epsilon}
+        scalars |= {"beta1_power": tf.pow(beta_1, t), "beta2_power": tf.pow(beta_2, t)}
+        for param, grad, first, second in zip(params, grads, m, v, strict=True):
+            handles = {"var": param.handle, "m": first.handle, "v": second.handle}
+            tf.raw_ops.ResourceApplyAdam(**handles, **scalars, grad=grad.read_value())
+
+    graph = tf.function(step, autograph=False)  # without results, it returns when it has completed
+
+    def take() -> object:
+        return graph(), m, v, iterations  # the graph does not keep its variables alive
+
+    arrays: Callable[[], list[Array]] = lambda: [param.numpy() for param in params]
+    return dict.fromkeys(names, Contender("hat", take, assigns_to(grads), arrays))

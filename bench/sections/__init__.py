@@ -1,51 +1,39 @@
 # SPDX-License-Identifier: MIT
-"""The sections of a run. Each is a module, which is loaded by name and prints nothing."""
+"""The sections of a run. Each is a function with its name, in a module of this package."""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Callable
+from typing import cast
 
-if TYPE_CHECKING:
-    from settings import Results, Settings, Tick
+from runner import Bench, Row
 
-# In their order in a run.
-NAMES = (
-    "sizes",
-    "float64",
-    "many_tensors",
-    "threads",
-    "tail",
-    "first_step",
-    "memory",
-    "large",
-    "calls",
-    "training",
-    "sparse_rows",
-    "imports",
-    "neighbours",
-    "adapters",
-    "callbacks",
-    "ranks",
-    "at_once",
-    "runtimes",
-    "storage",
-    "storage_memory",
-)
-
-
-class Section(Protocol):
-    """A module of this package."""
-
-    TITLE: str
-
-    def ticks(self, settings: Settings) -> int:
-        """Return the number of times that `run` calls `tick`."""
-
-    def run(self, settings: Settings, tick: Tick) -> Results:
-        """Run the measurements, and return their results."""
+# Sections that time contenders in contests, one after the other, so that processes are kept.
+CONTESTS = {
+    "sizes": "steps",
+    "float64": "steps",
+    "many_tensors": "steps",
+    "threads": "steps",
+    "tail": "steps",
+    "adapters": "frameworks",
+    "storage": "storage",
+}
+OTHERS = {
+    "memory": "memory",
+    "first_step": "memory",
+    "large": "memory",
+    "peaks": "frameworks",
+    "storage_memory": "storage",
+    "imports": "imports",
+    "runtimes": "neighbours",
+    "at_once": "neighbours",
+    "ranks": "neighbours",
+}
+SECTIONS = {**CONTESTS, **OTHERS}
 
 
-def load(name: str) -> Section:
+def load(name: str) -> Callable[[Bench], list[Row]]:
     """Return a section by its name."""
-    return cast("Section", importlib.import_module(f"sections.{name}"))
+    module = importlib.import_module(f"sections.{SECTIONS[name]}")
+    return cast("Callable[[Bench], list[Row]]", getattr(module, name))

@@ -1,54 +1,77 @@
 # SPDX-License-Identifier: MIT
-"""The formats that store less than float32, and optimizers of others that do, in one run.
-
-The formats also step a tensor that stays in cache, on one thread, for the cost model: their time is
-then that of instructions. A smaller tensor has nearly the same overhead of a call, which the
-difference of both does not have.
-"""
+"""The formats that store less than float32, and optimizers of others that do."""
 
 from __future__ import annotations
 
-from formats import FLOAT32, contender
-from peers import FORMAT_PEERS, STORING_PEERS
-from rounds import Case, Contest
-from settings import Results, Settings, Tick
+from peers import STORED, STORING
+from peers.formats import FORMATS, PACKED
+from runner import Bench, Row, not_run
+from runner.contestant import total_seconds
+from runner.machine import baseline_bytes, process_bytes, too_large
+from runner.worker import absence, call
 
-TITLE = "Stored in fewer bits"
+from sections.frameworks import Training, peak_rows
 
-SIZE, SIZE_OF_ALL = 1 << 26, 1 << 24
-QUICK_SIZE, QUICK_SIZE_OF_ALL = 1 << 18, 1 << 16
 # They take up to 50 times as long as float32, so that they would leave few rounds to the others.
 SLOW = ("bitsandbytes 8 bit", "bitsandbytes-cpu-fork 8 bit", "torchao 8 bit")
-# On one thread. The larger tensor takes 512 KiB in float32, which the second level of a cache holds.
-CACHED_SIZES = (1 << 12, 1 << 15)
 
 
-def ticks(settings: Settings) -> int:  # noqa: ARG001 - the interface of all sections
-    """One per case."""
-    return 2 + len(CACHED_SIZES)
-
-
-def run(settings: Settings, tick: Tick) -> Results:
-    """Time all contenders, and the formats in cache."""
+def storage(bench: Bench) -> list[Row]:
+    """Time all contenders, the slow ones at the smaller size only."""
     import fusedadam
 
     isa = fusedadam.active_isa()
     # AVX2 beside AVX-512, since most CPUs have no AVX-512.
     isas = [isa, *(["avx2"] if isa == "avx512" and "avx2" in fusedadam.supported_isas() else [])]
-    formats = [name for name in FORMAT_PEERS if name.rpartition(", ")[2] in isas]
-    both = [*formats, *STORING_PEERS]
-    large, of_all = (QUICK_SIZE, QUICK_SIZE_OF_ALL) if settings.quick else (SIZE, SIZE_OF_ALL)
-    rows = []
+    formats = [name for name in STORED if name.rpartition(", ")[2] in isas]
+    both = [*formats, *STORING]
+    large, of_all = (1 << 18, 1 << 16) if bench.quick else (1 << 26, 1 << 24)
+    fast = [name for name in both if name not in SLOW]
+    row = bench.contest.row
+    return [
+        row(bench, fast, [large], count_bytes=True),
+        row(bench, both, [of_all], count_bytes=True),
+    ]
 
-    def add(contest: Contest, size: int, names: list[str]) -> None:
-        row = contest.row(Case(f"1 x {size:,}", 1, size), names)
-        rows.append({"ours": contender(FLOAT32, isa), **row})
-        tick(row["case"])
 
-    with Contest(both, settings, count_bytes=True) as contest:
-        add(contest, large, [name for name in both if name not in SLOW])
-        add(contest, of_all, both)
-    with Contest(formats, settings, threads=1) as contest:
-        for size in CACHED_SIZES:
-            add(contest, size, formats)
-    return {"rows": rows, "isa": isa}
+def storage_memory(bench: Bench) -> list[Row]:
+    """The peaks of packed trainings, and of a step that would take 40 GB in float32."""
+    form = FORMATS[PACKED]
+    # 256M parameters in layers of 4M, which bounds the gradients that `attach` holds at a time.
+    layers, width, elements = (8, 128, 1 << 20) if bench.quick else (64, 2_048, 2_500_000_000)
+    trainings = {
+        "packed, backward, then step": Training(layers, width, False, form.held, form.settings),
+        "packed, attach": Training(layers, width, True, form.held - form.gradient, form.settings),
+    }
+    rows = peak_rows(bench, trainings)
+    case = f"packed, a step of {elements:,}"
+    why = too_large(form.held * elements) or absence("torch")
+    if why:
+        return [*rows, not_run(case, {case: why})]
+    found = call(step_largest, elements, threads=bench.threads)
+    return [*rows, bench.row(case, elements, {}, expected_bytes=form.held * elements, **found)]
+
+
+def step_largest(elements: int) -> dict[str, float]:
+    """Step one packed tensor, and return its seconds and bytes. Runs in a fresh process."""
+    import fusedadam.torch
+    import torch
+    from peers.torch_adam import held_bytes
+
+    def optimizer_of(size: int) -> tuple[torch.nn.Parameter, fusedadam.torch.Adam]:
+        param = torch.nn.Parameter(torch.ones(size, dtype=torch.bfloat16))
+        param.grad = torch.full_like(param, 1e-3)
+        return param, fusedadam.torch.Adam([param], **FORMATS[PACKED].settings)
+
+    optimizer_of(1 << 16)[1].step()  # loads everything that a step needs
+    baseline = baseline_bytes()
+    param, optimizer = optimizer_of(elements)
+    optimizer.step()  # makes the moments
+    seconds = total_seconds(optimizer.step, 3) / 3
+    # Fewer steps would not reach the next bfloat16.
+    if not all(float(param[i]) < 1 for i in (0, elements // 2, elements - 1)):
+        raise ArithmeticError("wrong result: a weight stands still")
+    return {
+        "step_seconds": seconds, "baseline_bytes": baseline, "peak_bytes": process_bytes("VmHWM"),
+        "held_bytes": held_bytes([param], optimizer),
+    }  # fmt: skip
