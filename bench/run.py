@@ -122,7 +122,8 @@ def main() -> int:
         "sections": {},
     }
     if args.only != [*SECTIONS] and args.output.exists():
-        document["sections"] = json.loads(args.output.read_text())["sections"]
+        kept = json.loads(args.output.read_text())
+        document["sections"] = kept["sections"] if kept["format"] == FORMAT else {}
     args.output.parent.mkdir(parents=True, exist_ok=True)
 
     def run(names: list[str]) -> None:
