@@ -14,16 +14,12 @@ import argparse
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class InstructionSet:
+class InstructionSet(NamedTuple):
     """How `objdump` prints the instructions that a kernel must or must not contain."""
 
     packed: dict[str, str]  # name to a pattern of "mnemonic operands", full width
@@ -138,17 +134,15 @@ def check_instructions(path: Path, isa: InstructionSet, objdump: str) -> Iterato
                 yield f"{reason} in {function}: {found[0]} ({len(found)} in all)"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Check every object and return 1 if one has errors."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("objects", nargs="+", metavar="ISA=OBJECT")
-    parser.add_argument("--nm", default="nm", help="nm for the objects' target (%(default)s)")
-    parser.add_argument(
-        "--objdump", default="objdump", help="objdump for the objects' target (%(default)s)"
-    )
-    args = parser.parse_args(argv)
+    parser.add_argument("--nm", default="nm", help="for the objects' target")
+    parser.add_argument("--objdump", default="objdump", help="for the objects' target")
+    args = parser.parse_args()
 
     failed = False
     for argument in args.objects:

@@ -6,7 +6,6 @@
 
 #include <cstring>
 
-namespace fusedadam {
 namespace {
 
 #if defined(__GLIBC__) && defined(__OPTIMIZE__)
@@ -32,4 +31,3 @@ TEST(HardeningDeathTest, FortifiedCopyEndsTheProcess) {
 #endif
 
 }  // namespace
-}  // namespace fusedadam

@@ -21,10 +21,8 @@ bool close(double actual, double wanted) {
 }
 
 bool steps_by_number() {
-  std::vector<double> p0{1, 2}, m0(2), v0(2);
-  std::vector<double> p1{3, 4}, m1(2), v1(2);
-  const std::vector<double> g0{0.1, 0.1};
-  const std::vector<double> g1{0.01, 0.01};
+  std::vector<double> p0{1, 2}, m0(2), v0(2), p1{3, 4}, m1(2), v1(2);
+  const std::vector<double> g0{0.1, 0.1}, g1{0.01, 0.01};
   // Large enough for several threads.
   std::vector<float> p2(100'000, 1.0F), m2(p2.size()), v2(p2.size());
   const std::vector<float> g2(p2.size(), 0.1F);
@@ -97,11 +95,11 @@ bool refuses() {
   try {
     fusedadam::adam_step(std::span<const fusedadam::AnyTensor>(),
                          fusedadam::AdamSettings{.lr = NAN}, 4);
-    return false;
   } catch (const std::invalid_argument& error) {
     std::printf("refused as it should be: %s\n", error.what());
     return true;
   }
+  return false;
 }
 
 }  // namespace

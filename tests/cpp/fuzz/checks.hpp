@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: MIT
 //
-// What must hold for every call: the same bits for each instruction set, number of threads and
-// rounding mode of the caller, and only the documented exceptions.
+// What must hold for every call: only the documented exceptions, no access outside of the arrays,
+// and refusals exactly where fusedadam/adam.hpp says so.
 #pragma once
 
-#include <cfenv>
+#include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
-#include <optional>
-#include <stdexcept>
-#include <string>
 
-#include "fusedadam/isa.hpp"
-#include "fusedadam/threads.hpp"
 #include "input.hpp"
-#include "parallel/thread_policy.hpp"
-#include "support.hpp"
 
 namespace fusedadam::fuzz {
 
@@ -29,44 +25,6 @@ inline void require(bool holds, const char* rule) {
 
 inline void require(const ::testing::AssertionResult& result) {
   require(bool(result), result.message());
-}
-
-inline const std::vector<std::string>& isas() {
-  static const std::vector<std::string> names = supported_isas();
-  return names;
-}
-
-// Lets passes use threads again, whatever the policy has learnt on a busy machine.
-inline void forget_whether_threads_helped() {
-  thread_policy.learn(0, true);
-  while (!thread_policy.wants_threads(0)) {
-  }
-}
-
-// Calls body(n), n = 0, 1, ..., for each instruction set on one thread, and for the `threaded`th of
-// them also on two and three threads.
-template <class Body>
-void for_each_machine(std::size_t threaded, Body body) {
-  unsigned n = 0;
-  const auto run = [&](const std::string& isa, int threads) {
-    set_isa(isa);
-    set_num_threads(threads);
-    forget_whether_threads_helped();
-    body(n++);
-  };
-  for (const std::string& isa : isas()) run(isa, 1);
-  for (const int threads : {2, 3}) run(isas()[threaded % isas().size()], threads);
-}
-
-// Properties of a caller that must not matter.
-struct Caller {
-  int rounding;
-  std::size_t threaded;  // for for_each_machine()
-};
-
-inline Caller drawn_caller(Input& in) {
-  return {in.PickValueInArray({FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO}),
-          in.ConsumeIntegral<std::uint8_t>()};
 }
 
 // The result of call(), or nothing if it refuses. Any other exception ends the process.
@@ -88,24 +46,104 @@ auto attempt(int rounding, Call call) -> std::optional<decltype(call())> {
   }
 }
 
-// ---- bytes -------------------------------------------------------------------------------------
+// ---- memory ------------------------------------------------------------------------------------
 
-template <class T>
-bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
+// Bytes with an inaccessible page directly before the first or after the last. AddressSanitizer
+// guards the other side, and the bytes within a page that no fault protects. Memory is mapped once
+// and reused. Otherwise the fuzzer would spend its time in the kernel.
+class FencedBytes {
+ public:
+  static constexpr std::size_t most = std::size_t{512} << 10;
 
-template <class T>
-bool same_bytes(const reference::Arrays<T>& a, const reference::Arrays<T>& b) {
-  return same_bytes(a.param, b.param) && same_bytes(a.grad, b.grad) && same_bytes(a.m, b.m) &&
-         same_bytes(a.v, b.v) && same_bytes(a.vhat, b.vhat) && same_bytes(a.ema, b.ema) &&
-         same_bytes(a.accumulator, b.accumulator);
-}
+  FencedBytes(const Bytes& bytes, bool at_front) : memory_(take()), size_(bytes.size()) {
+    if (size_ > most) std::abort();
+    data_ = at_front ? memory_ : memory_ + most - size_;
+    ASAN_UNPOISON_MEMORY_REGION(data_, size_);
+    std::ranges::copy(bytes, data_);
+  }
+  ~FencedBytes() {
+    if (memory_ == nullptr) return;
+    // Shadow memory has a granularity of eight bytes.
+    const std::size_t before = reinterpret_cast<std::uintptr_t>(data_) % 8;
+    ASAN_POISON_MEMORY_REGION(data_ - before, (before + size_ + 7) / 8 * 8);
+    unused().push_back(memory_);
+  }
+  FencedBytes(FencedBytes&& other) noexcept
+      : memory_(std::exchange(other.memory_, nullptr)), data_(other.data_), size_(other.size_) {}
+  FencedBytes& operator=(FencedBytes&&) = delete;
 
-inline bool same_bytes(const AdamProgress& a, const AdamProgress& b) {
-  static_assert(sizeof(AdamProgress) == 5 * 8);  // no padding
-  return std::memcmp(&a, &b, sizeof a) == 0;
+  std::byte* data() const noexcept { return data_; }
+  Bytes bytes() const { return {data_, data_ + size_}; }
+
+ private:
+  static std::vector<std::byte*>& unused() {
+    static std::vector<std::byte*> list;
+    return list;
+  }
+
+  static std::byte* take() {
+    if (unused().empty()) unused().push_back(map());
+    std::byte* memory = unused().back();
+    unused().pop_back();
+    return memory;
+  }
+
+  static std::byte* map() {
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    void* mapped = mmap(nullptr, most + 2 * page, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) std::abort();
+    std::byte* memory = static_cast<std::byte*>(mapped) + page;
+    if (mprotect(memory, most, PROT_READ | PROT_WRITE) != 0) std::abort();
+    ASAN_POISON_MEMORY_REGION(memory, most);
+    return memory;
+  }
+
+  std::byte* memory_;
+  std::byte* data_ = nullptr;
+  std::size_t size_;
+};
+
+// ---- rules for refusals ------------------------------------------------------------------------
+
+// The arrays of a call, array by array and pair by pair.
+class Ranges {
+ public:
+  // Adds an array. Returns false if it is impossible.
+  bool add(const ArrayPointer& array, std::int64_t size, bool written) {
+    if (size == 0) return true;
+    const auto begin = reinterpret_cast<std::uintptr_t>(array.data);
+    const auto item = static_cast<std::uintptr_t>(item_of(array.type));
+    all_.push_back({begin, begin + static_cast<std::uintptr_t>(size) * item, written});
+    return begin != 0 && begin % item == 0;
+  }
+
+  bool apart() const {
+    for (std::size_t i = 0; i < all_.size(); ++i) {
+      for (std::size_t k = 0; k < i; ++k) {
+        const Range& a = all_[i];
+        const Range& b = all_[k];
+        if ((a.written || b.written) && a.begin < b.end && b.begin < a.end) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  struct Range {
+    std::uintptr_t begin;
+    std::uintptr_t end;
+    bool written;
+  };
+  std::vector<Range> all_;
+};
+
+inline bool is_allowed(const AdamProgress& p, const AdamSettings& settings) {
+  for (const std::int64_t count : {p.iterations, p.skipped_steps, p.good_steps}) {
+    if (count < 0 || count > max_iterations) return false;
+  }
+  return p.accumulated >= 0 && p.accumulated < settings.gradient_accumulation_steps &&
+         p.dynamic_loss_scale >= 1 && p.dynamic_loss_scale <= 0x1p127;
 }
 
 }  // namespace fusedadam::fuzz

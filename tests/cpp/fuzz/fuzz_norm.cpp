@@ -1,105 +1,81 @@
 // SPDX-License-Identifier: MIT
 //
 // global_norm() of arrays of all types, in memory that faults beyond its ends. It must give the
-// bits of tests/cpp/reference.hpp for every instruction set and several numbers of threads, and
-// refuse bad arrays.
+// bits of the reference on every machine, and refuse bad arrays.
 #include "fusedadam/norm.hpp"
 
-#include <cmath>
-
 #include "checks.hpp"
-#include "faults.hpp"
-#include "fenced.hpp"
-#include "input.hpp"
 
 namespace fusedadam::fuzz {
 namespace {
 
-using AnyNumbers = std::variant<std::vector<float>, std::vector<double>, std::vector<float16>,
-                                std::vector<bfloat16>>;
-using AnyFenced = std::variant<FencedArray<float>, FencedArray<double>, FencedArray<float16>,
-                               FencedArray<bfloat16>>;
+struct Stored {
+  ElementType type;
+  Bytes bytes;
 
-AnyNumbers drawn_array(Input& in) {
-  const std::size_t size = drawn_size(in);
-  switch (in.ConsumeIntegralInRange(0, 3)) {
-    case 1:
-      return numbers<double>(in, size);
-    case 2:
-      return stored<float16>(gradients<float, float16>(in, size));
-    case 3:
-      return stored<bfloat16>(gradients<float, bfloat16>(in, size));
-    default:
-      return numbers<float>(in, size);
+  std::int64_t size() const { return std::ssize(bytes) / item_of(type); }
+};
+
+// Calls body(values) with the values in float or double.
+template <class Body>
+auto visit_values(const Stored& array, Body body) {
+  if (array.type == ElementType::float64) return body(values_in<double>(array.bytes));
+  if (array.type == ElementType::float32) return body(values_in<float>(array.bytes));
+  std::vector<float> values;
+  for (const auto half : values_in<std::uint16_t>(array.bytes)) {
+    values.push_back(reference::value_of(half, array.type));
   }
+  return body(values);
 }
 
-double expected_norm(const std::vector<AnyNumbers>& arrays) {
-  double sum = 0;
-  for (const AnyNumbers& any : arrays) {
-    sum += std::visit(
-        [](const auto& values) { return reference::sum_of_squares(values_of(values)); }, any);
-  }
-  return std::sqrt(sum);
-}
-
-std::vector<AnyFenced> fenced(const std::vector<AnyNumbers>& arrays, unsigned placement) {
-  std::vector<AnyFenced> all;
-  for (const AnyNumbers& any : arrays) {
-    const Side side = placement++ % 2 == 0 ? Side::back : Side::front;
-    std::visit(
-        [&]<class T>(const std::vector<T>& values) {
-          all.emplace_back(FencedArray<T>(values, side));
-        },
-        any);
-  }
-  return all;
-}
-
-// `fault` is 0 for none, 1 for a null pointer, and n + 1 for an offset of n bytes, unless that
-// keeps the alignment.
-template <class T>
-AnyArray read_as(const FencedArray<T>& array, std::size_t size, unsigned fault) {
-  const T* data = array.data();
-  if (fault == 1) data = nullptr;
-  if (fault > 1 && (fault - 1) % sizeof(T) != 0) data = bytes_later(data, fault - 1);
-  return std::span<const T>(data, size);
-}
-
-bool is_allowed(const std::vector<AnyArray>& arrays) {
-  std::vector<Range> read;
-  return std::ranges::all_of(arrays, [&](const AnyArray& any) {
-    return std::visit(
-        [&](auto a) {
-          return add_range(read, a.data(), static_cast<std::int64_t>(a.size()), false);
-        },
-        any);
-  });
+AnyArray view_of(const ArrayPointer& array, std::int64_t size) {
+  const auto view = [&]<class T>(T) {
+    return std::span(static_cast<const T*>(array.data), static_cast<std::size_t>(size));
+  };
+  if (array.type == ElementType::float64) return view(0.0);
+  if (array.type == ElementType::float16) return view(float16());
+  if (array.type == ElementType::bfloat16) return view(bfloat16());
+  return view(0.0F);
 }
 
 void check(Input& in) {
+  using enum ElementType;
   const Caller caller = drawn_caller(in);
-  std::vector<AnyNumbers> arrays;
-  for (int n = in.ConsumeIntegralInRange(0, 4); n > 0; --n) arrays.push_back(drawn_array(in));
-  const unsigned fault = seldom(in, 4) ? in.ConsumeIntegralInRange(1U, 4U) : 0;
-  const std::size_t spoilt =
-      arrays.empty() ? 0 : in.ConsumeIntegralInRange<std::size_t>(0, arrays.size() - 1);
-  const double expected = expected_norm(arrays);
-  for_each_machine(caller.threaded, [&](unsigned machine) {
-    const std::vector<AnyFenced> memory = fenced(arrays, machine);
-    std::vector<AnyArray> views;
-    for (const AnyFenced& any : memory) {
-      const std::size_t i = views.size();
-      const std::size_t size =
-          std::visit([](const auto& values) { return values.size(); }, arrays[i]);
-      views.push_back(std::visit(
-          [&](const auto& a) { return read_as(a, size, i == spoilt ? fault : 0); }, any));
-    }
-    const auto norm = attempt(caller.rounding, [&] { return global_norm(views); });
-    require(norm.has_value() == is_allowed(views),
-            "arrays are refused where they must be, and only there");
-    require(!norm || same_bits(*norm, expected), "the norm");
-  });
+  std::vector<Stored> arrays;
+  double sum = 0;
+  for (int n = in.range(0, 4); n > 0; --n) {
+    const ElementType type = in.pick({float32, float64, float16, bfloat16});
+    arrays.push_back({type, drawn_bytes(in, type, drawn_size(in))});
+    sum += visit_values(arrays.back(), [](const auto& x) { return reference::sum_of_squares(x); });
+  }
+  // 0 for none, 1 for a null pointer, and n + 1 for an offset of n bytes, unless that keeps the
+  // alignment.
+  const unsigned fault = in.seldom(4) ? in.range(1U, 4U) : 0;
+  const std::size_t spoilt = arrays.empty() ? 0 : in.range<std::size_t>(0, arrays.size() - 1);
+  unsigned placement = 0;
+  for_each_machine(
+      [&] {
+        std::vector<FencedBytes> memory;
+        std::vector<AnyArray> views;
+        Ranges read;
+        bool allowed = true;
+        for (const Stored& array : arrays) {
+          memory.emplace_back(array.bytes, placement++ % 2 != 0);
+          ArrayPointer pointer(memory.back().data(), array.type);
+          if (views.size() == spoilt && fault == 1) pointer.data = nullptr;
+          if (views.size() == spoilt && fault > 1 && (fault - 1) % item_of(array.type) != 0) {
+            pointer.data = memory.back().data() + fault - 1;
+          }
+          allowed = read.add(pointer, array.size(), false) && allowed;
+          views.push_back(view_of(pointer, array.size()));
+        }
+        ++placement;
+        const auto norm = attempt(caller.rounding, [&] { return global_norm(views); });
+        require(norm.has_value() == allowed,
+                "arrays are refused where they must be, and only there");
+        require(!norm || same_bits(*norm, std::sqrt(sum)), "the norm");
+      },
+      caller.threaded);
 }
 
 }  // namespace

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+//
+// Parameters and moments of 16 bits or fewer. tests/numpy compares every format with an oracle;
+// here are the C++ interface, and divisions of a tensor.
+#include <gtest/gtest.h>
+
+#include "fusedadam/sparse.hpp"
+#include "support/stored.hpp"
+
+namespace fusedadam {
+namespace {
+
+struct Format {
+  const char* name;
+  ElementType param;
+  ElementType grad;
+  AdamSettings settings;
+};
+
+std::vector<Format> formats() {
+  using enum ElementType;
+  constexpr auto bf16 = Moments::bfloat16;
+  constexpr auto packed = Moments::packed;
+  return {
+      {"bf16", bfloat16, bfloat16, {.moments = bf16, .seed = 7}},
+      {"bf16, nearest", bfloat16, float32, {.moments = bf16, .rounding = Rounding::nearest}},
+      {"bf16, automatic", bfloat16, float16, {.moments = Moments::automatic}},
+      {"bf16, float moments", bfloat16, bfloat16, {.low_bits = LowBits::int16}},
+      {"9 bytes", bfloat16, bfloat16, {.moments = bf16, .low_bits = LowBits::int8}},
+      {"7 bytes", bfloat16, bfloat16, {.moments = packed, .low_bits = LowBits::int8}},
+      {"6 bytes", bfloat16, bfloat16, {.moments = packed}},
+      {"f16", float16, float16, {.moments = packed}},
+      {"f32, packed", float32, float32, {.moments = packed}},
+      {"f32, bf16", float32, bfloat16, {.amsgrad = true, .moments = bf16}},
+      {"options",
+       bfloat16,
+       bfloat16,
+       {.weight_decay = 0.1,
+        .l2 = 0.01,
+        .clipvalue = 0.01,
+        .use_ema = true,
+        .ema_overwrite_frequency = 2,
+        .zero_grad = true,
+        .moments = packed,
+        .low_bits = LowBits::int8}},
+  };
+}
+
+// Two steps in parts that end at these elements.
+StoredTensor stepped(const Format& format, const std::vector<std::int64_t>& ends) {
+  StoredTensor stored =
+      new_tensor(format.param, format.grad, static_cast<std::size_t>(ends.back()), format.settings);
+  for (std::int64_t step = 1; step <= 2; ++step) {
+    std::vector<AnyTensor> tensors;
+    std::int64_t first = 0;
+    for (const std::int64_t end : ends) {
+      tensors.emplace_back(stored.view(first, end));
+      first = end;
+    }
+    adam_step(tensors, format.settings, step);
+  }
+  return stored;
+}
+
+TEST(Storage, DependsOnNoDivision) {
+  for (const Format& format : formats()) {
+    SCOPED_TRACE(format.name);
+    set_num_threads(1);
+    const StoredTensor expected = stepped(format, {50001});
+    for_each_machine([&] {
+      EXPECT_TRUE(stepped(format, {50001}) == expected);
+      EXPECT_TRUE(stepped(format, {1, 40, 64, 65, 200, 33333, 50001}) == expected);
+    });
+  }
+}
+
+TEST(Storage, With16LowBitsIsThatOfFloats) {
+  const AdamSettings plain{.weight_decay = 0.01};
+  AdamSettings settings = plain;
+  settings.low_bits = LowBits::int16;
+  auto arrays = trained_arrays<float>(1000, 3);
+  arrays.m.assign(1000, 0);
+  arrays.v.assign(1000, 0);
+  StoredTensor stored = new_tensor(ElementType::bfloat16, ElementType::float32, 1000, settings);
+  stored.bytes[kind::grad] = bytes_of(arrays.grad);
+  write_values(stored.view(), settings, {.param = arrays.param.data()});
+  for (std::int64_t step = 1; step <= 5; ++step) {
+    const Tensor<float> tensors[] = {tensor_of(arrays)};
+    adam_step(tensors, plain, step);
+    const AnyTensor mixed[] = {stored.view()};
+    adam_step(mixed, settings, step);
+    std::vector<float> weights(1000);
+    read_values(stored.view(), settings, {.param = weights.data()});
+    ASSERT_TRUE(same_bits(weights, arrays.param));
+  }
+}
+
+// Values that are stored are exact. Neither call reads the gradients of an earlier step, which may
+// be gone.
+TEST(Storage, ReadsWhatItWrites) {
+  constexpr std::size_t n = 777;
+  for (const Format& format : formats()) {
+    SCOPED_TRACE(format.name);
+    const StoredTensor before = stepped(format, {n});
+    for_each_isa([&] {
+      StoredTensor after = before;
+      MixedTensor tensor = after.view();
+      tensor.grad.data = reinterpret_cast<void*>(std::uintptr_t{64});  // no memory
+      std::vector<float> param(n), m(n), v(n), vhat(n), alone(n);
+      const TensorValues values{.param = param.data(),
+                                .m = m.data(),
+                                .v = v.data(),
+                                .vhat = format.settings.amsgrad ? vhat.data() : nullptr};
+      read_values(tensor, format.settings, {});
+      read_values(tensor, format.settings, values);
+      read_values(tensor, format.settings, {.m = alone.data()});
+      EXPECT_EQ(alone, m);
+      read_values(tensor, format.settings, {.v = alone.data()});
+      EXPECT_EQ(alone, v);
+      for (const Kind k : {kind::param, kind::low_bits, kind::m, kind::v, kind::vhat, kind::packed})
+        std::ranges::fill(after.bytes[k], std::byte{0x55});
+      write_values(tensor, format.settings, values);
+      EXPECT_TRUE(after == before);
+    });
+  }
+}
+
+// All moments were zero, so that lazy and dense rows agree with a step of the whole table.
+TEST(Storage, OfATableStepsItsRows) {
+  const AdamSettings settings{.moments = Moments::packed, .low_bits = LowBits::int8};
+  const std::vector<std::int64_t> indices{3, 9, 3};
+  std::vector<bfloat16> grad_rows(21, bfloat16{0x3f80});
+  for (const SparseMode mode : {SparseMode::lazy, SparseMode::dense}) {
+    StoredTensor table = new_tensor(ElementType::bfloat16, ElementType::float32, 70, settings);
+    StoredTensor dense = table;
+    std::vector<float> grad(70);
+    std::fill_n(&grad[21], 7, 2.0F);
+    std::fill_n(&grad[63], 7, 1.0F);
+    dense.bytes[kind::grad] = bytes_of(grad);
+    AdamProgress progress;
+    adam_step_sparse(MixedSparseTensor{.table = table.view(),
+                                       .row_size = 7,
+                                       .indices = std::span(indices),
+                                       .grad_rows = {grad_rows.data()}},
+                     settings, progress, mode);
+    const AnyTensor tensors[] = {dense.view()};
+    adam_step(tensors, settings, 1);
+    table.bytes[kind::grad] = dense.bytes[kind::grad];
+    EXPECT_TRUE(table == dense);
+  }
+}
+
+}  // namespace
+}  // namespace fusedadam

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+//
+// Settings to test, and the comparison of calls with the reference.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "api/references.hpp"
+#include "support.hpp"
+
+namespace fusedadam {
+
+struct Configuration {
+  std::string name;
+  AdamSettings settings;
+};
+
+// Every option that works without AdamProgress, except those that exclude each other.
+constexpr AdamSettings everything{.lr = 0.02,
+                                  .beta_1 = 0.8,
+                                  .beta_2 = 0.97,
+                                  .epsilon = 1e-5,
+                                  .bias_corrected_epsilon = true,
+                                  .decay = 0.125,
+                                  .amsgrad = true,
+                                  .weight_decay = 0.04,
+                                  .l2 = 0.003,
+                                  .clipnorm = 3.0,
+                                  .clipvalue = 0.01,
+                                  .use_ema = true,
+                                  .ema_momentum = 0.875,
+                                  .ema_overwrite_frequency = 3,
+                                  .loss_scale = 3.0,
+                                  .zero_grad = true,
+                                  .maximize = true,
+                                  .flush_denormals = false};
+
+constexpr AdamSettings dynamic_everything(std::int64_t accumulation_steps) {
+  AdamSettings settings = everything;
+  settings.loss_scale.reset();
+  settings.dynamic_loss_scale = true;
+  settings.gradient_accumulation_steps = accumulation_steps;
+  return settings;
+}
+
+constexpr AdamSettings everything_per_tensor() {
+  AdamSettings settings = everything;
+  settings.clipnorm.reset();
+  settings.clipnorm_per_tensor = 1.0;
+  return settings;
+}
+
+inline bool needs_progress(const AdamSettings& s) {
+  return s.dynamic_loss_scale || s.gradient_accumulation_steps > 1;
+}
+
+// Each option alone, and several together. The norms are small enough to clip ordinary numbers.
+inline std::vector<Configuration> configurations() {
+  return {
+      {"plain", {}},
+      {"bias_corrected_epsilon", {.epsilon = 1e-3, .bias_corrected_epsilon = true}},
+      {"lr below 0", {.lr = -0.01, .weight_decay = 0.1}},
+      {"beta_1 of 0", {.beta_1 = 0}},
+      {"betas of 0", {.beta_1 = 0, .beta_2 = 0}},
+      {"decay", {.decay = 0.125}},
+      {"amsgrad", {.amsgrad = true}},
+      {"weight_decay", {.decay = 0.5, .weight_decay = 0.1}},
+      {"l2", {.l2 = 0.01}},
+      {"decay with l2 with maximize", {.weight_decay = 0.1, .l2 = 0.01, .maximize = true}},
+      {"clipnorm", {.clipnorm = 0.5}},
+      {"clipnorm of no effect", {.clipnorm = 1e6}},
+      {"clipnorm_per_tensor", {.clipnorm_per_tensor = 0.5}},
+      {"clipvalue", {.clipvalue = 0x1.3p-6}},
+      {"use_ema", {.use_ema = true, .ema_momentum = 0.75}},
+      {"ema_overwrite_frequency", {.use_ema = true, .ema_overwrite_frequency = 2}},
+      {"loss_scale", {.loss_scale = 1000}},
+      {"loss_scale of 1", {.loss_scale = 1}},
+      {"loss_scale with clipnorm", {.clipnorm = 0.001, .loss_scale = 1024}},
+      {"loss_scale with clipnorm_per_tensor", {.clipnorm_per_tensor = 0.5, .loss_scale = 1.5}},
+      {"skip_nonfinite", {.skip_nonfinite = true}},
+      {"zero_grad", {.zero_grad = true}},
+      {"maximize", {.maximize = true}},
+      {"maximize with clips", {.clipnorm = 0.5, .clipvalue = 0.001, .maximize = true}},
+      {"no flush_denormals", {.flush_denormals = false}},
+      {"everything", everything},
+      {"everything, norms per tensor", everything_per_tensor()},
+      {"accumulation", {.gradient_accumulation_steps = 3}},
+      {"accumulation with clipnorm", {.clipnorm = 0.2, .gradient_accumulation_steps = 2}},
+      {"accumulation with zero_grad", {.gradient_accumulation_steps = 2, .zero_grad = true}},
+      {"dynamic_loss_scale", {.dynamic_loss_scale = true}},
+      {"everything, dynamic, accumulated", dynamic_everything(2)},
+  };
+}
+
+// The core's view of the tensors: the arrays that these settings need, and no others.
+inline std::vector<TensorRef> references_of(std::vector<reference::AnyArrays>& tensors,
+                                            const AdamSettings& settings, std::uint32_t group = 0) {
+  std::vector<TensorRef> references;
+  for (const AnyTensor& view : views_of(tensors)) {
+    append_reference(references, view, settings, group);
+  }
+  return references;
+}
+
+// A tensor for passes that only read the gradient.
+template <class T>
+TensorRef gradient_of(const std::vector<T>& grad) {
+  TensorRef tensor(storage_of<T>, static_cast<std::int64_t>(grad.size()));
+  tensor.data[kind::grad] = const_cast<T*>(grad.data());
+  return tensor;
+}
+
+// ---- comparison --------------------------------------------------------------------------------
+
+// Makes the calls with the reference, then on every machine with step(groups, progress) of the
+// library. All that they change must agree after each call. prepare(groups, call) may change
+// gradients and settings before a call, the same for both.
+template <class Prepare, class Step>
+void expect_reference(const Groups& before, const AdamProgress& start, int calls, Prepare prepare,
+                      Step step) {
+  struct Call {
+    Groups groups;
+    AdamProgress progress;
+    StepOutcome outcome;
+  };
+  std::vector<Call> expected;
+  Call last{before, start, {}};
+  for (int call = 0; call < calls; ++call) {
+    prepare(last.groups, call);
+    last.outcome = reference::step(last.groups, last.progress);
+    expected.push_back(last);
+  }
+  for_each_machine([&] {
+    Groups actual = before;
+    AdamProgress progress = start;
+    for (int call = 0; call < calls; ++call) {
+      const Call& wanted = expected[static_cast<std::size_t>(call)];
+      prepare(actual, call);
+      ASSERT_EQ(step(actual, progress), wanted.outcome) << "call " << call;
+      ASSERT_TRUE(same_bits(actual, wanted.groups)) << "call " << call;
+      ASSERT_EQ(progress, wanted.progress) << "call " << call;
+    }
+  });
+}
+
+template <class Prepare>
+void expect_reference(const Groups& before, const AdamProgress& start, int calls, Prepare prepare) {
+  expect_reference(before, start, calls, prepare, [](Groups& groups, AdamProgress& progress) {
+    return take_step(groups, progress);
+  });
+}
+
+// A single call with the gradients that the tensors have.
+inline void expect_reference(const Groups& before, const AdamProgress& start = {}) {
+  expect_reference(before, start, 1, [](Groups&, int) {});
+}
+
+}  // namespace fusedadam
