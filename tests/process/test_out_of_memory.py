@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Out of memory, a call raises MemoryError and has changed nothing.
 
-`tests/cpp/test_out_of_memory.cpp` lets every single allocation of the core fail. Here the system
+`tests/cpp/memory/test_out_of_memory.cpp` lets every single allocation of the core fail. Here the system
 refuses memory, as with `ulimit -v`.
 """
 
