@@ -73,6 +73,16 @@ TEST(GradientScale, EqualsReference) {
   EXPECT_EQ(gradient_scale({.clipnorm = 5, .loss_scale = 4}, 4, 16 * 100.0), 0.125);
 }
 
+// A norm that no option needs is not computed.
+TEST(ClipsByNorm, WhereABoundIsAbove0) {
+  for (const std::optional<double> bound : {std::optional<double>(), {0.0}, {1e-300}}) {
+    EXPECT_EQ(clips_by_global_norm({.clipnorm = bound}), bound.value_or(0) > 0);
+    EXPECT_EQ(clips_per_tensor({.clipnorm_per_tensor = bound}), bound.value_or(0) > 0);
+    EXPECT_FALSE(clips_by_global_norm({.clipnorm_per_tensor = bound}));
+    EXPECT_FALSE(clips_per_tensor({.clipnorm = bound}));
+  }
+}
+
 // In float, 1 - beta_2 would be another number.
 TEST(MakeConstants, RoundsOnce) {
   const AdamSettings settings{.l2 = 0.3, .rounding = Rounding::nearest};
