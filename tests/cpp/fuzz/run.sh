@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# run.sh PROGRAM CORPUS: runs a fuzz target for FUSEDADAM_FUZZ_SECONDS (10) on a folder of inputs,
+# run.sh PROGRAM CORPUS: runs a fuzz target for FUSEDADAM_FUZZ_SECONDS (5) on a folder of inputs,
 # to which it adds. Prints how many inputs it tried and how much of the code they reached. Fails if
 # it finds something, and if it tried nothing.
 set -euo pipefail
@@ -20,7 +20,7 @@ fi
 status=0
 OMP_WAIT_POLICY=passive ASAN_OPTIONS=quarantine_size_mb=16:allocator_release_to_os_interval_ms=-1 \
   UBSAN_OPTIONS=print_stacktrace=1 \
-  "$program" -max_total_time="${FUSEDADAM_FUZZ_SECONDS:-10}" -max_len=512 -len_control=0 -reduce_inputs=0 \
+  "$program" -max_total_time="${FUSEDADAM_FUZZ_SECONDS:-5}" -max_len=512 -len_control=0 -reduce_inputs=0 \
   -timeout=60 -print_final_stats=1 -artifact_prefix="$corpus-" "$corpus" >"$log" 2>&1 || status=$?
 
 inputs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
