@@ -33,10 +33,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple, TypeVar
 
-from mutation import AREAS, SURVIVED, Mutant, drawn, statement_lines
 from tqdm import tqdm
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+from mutation import AREAS, SURVIVED, Mutant, drawn, statement_lines  # noqa: E402
+
 LIST: Final = ROOT / "tests" / "mutants.jsonl"
 CTEST: Final = "ctest"
 PYTEST: Final = ("-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider")
@@ -235,7 +237,8 @@ def failures(output: str) -> list[str]:
 
 def file_of(mutant: Mutant) -> str:
     """The test file that found a mutant."""
-    return mutant.found_by.removeprefix("timeout: ").partition("::")[0]
+    found_by: str = mutant.found_by
+    return found_by.removeprefix("timeout: ").partition("::")[0]
 
 
 def in_turn(trees: list[Tree], items: Iterable[T], work: Callable[[Tree, T], None]) -> None:
