@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
-from mutation import AREAS, SURVIVED, Mutant, drawn, statement_lines  # noqa: E402
+from mutation import AREAS, SURVIVED, Mutant, drawn, statement_lines
 
 LIST: Final = ROOT / "tests" / "mutants.jsonl"
 CTEST: Final = "ctest"
