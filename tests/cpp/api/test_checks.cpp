@@ -92,12 +92,13 @@ TEST(RefusedStep, Tensors) {
         {"accumulator", &Tensor<float>::accumulator, &Tensor<double>::accumulator}}) {
     const std::string b = std::string("tensors[1].") + name;
     const std::string d = std::string("tensors[2].") + name;
-    refusals.push_back({null(b, 50), [=](Case& c) { c.settings = all, c.b.*f32 = nullptr; }});
     refusals.push_back(
-        {off(d, 4), [=](Case& c) { c.settings = all, c.d.*f64 = bytes_later(c.d.*f64, 4); }});
+        {null(b, 50), [&, f = f32](Case& c) { c.settings = all, c.b.*f = nullptr; }});
+    refusals.push_back(
+        {off(d, 4), [&, f = f64](Case& c) { c.settings = all, c.d.*f = bytes_later(c.d.*f, 4); }});
     // The last element of one array, the first of the other.
     refusals.push_back({shared(b, "tensors[0].param"),
-                        [=](Case& c) { c.settings = all, c.b.*f32 = c.a.param + 39999; }});
+                        [&, f = f32](Case& c) { c.settings = all, c.b.*f = c.a.param + 39999; }});
   }
   for (const std::int64_t size : {std::int64_t{-1}, INT64_MIN, INT64_MAX, INT64_MAX / 4 + 1}) {
     refusals.push_back({size_of("tensors[1]", size), [=](Case& c) { c.b.size = size; }});

@@ -112,7 +112,7 @@ TEST(AdamPlan, BeginsTheState) {
     state->assign(100000, 0);
   }
   for (const auto& [averages, known] : {std::pair{true, true}, {true, false}, {false, true}}) {
-    for_each_machine([&] {
+    for_each_machine([&, averages = averages, known = known] {
       Groups actual{{{arrays, trained_arrays<double>(0, 1)},
                      {.amsgrad = true, .use_ema = averages, .gradient_accumulation_steps = 2}}};
       Groups expected = actual;
@@ -167,7 +167,7 @@ TEST(ClipGradients, EqualsTheGradientStageOfAStep) {
         a.param[i] = reference::clipped(a.grad[i], settings, factor);
       }
     });
-    for_each_machine([&] {
+    for_each_machine([&, &asked = asked] {
       Groups actual = before;
       const TensorList list(references_of(actual));
       ASSERT_EQ(clip_gradients(list, asked, settings.loss_scale.value_or(512)), clips);
