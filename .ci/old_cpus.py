@@ -3,12 +3,12 @@
 
 Run this in an environment with the wheel:
 
-    python .ci/old_cpus.py build/release/tests/cpp/fusedadam_tests GTEST_FILTER [WORK]
+    python .ci/old_cpus.py AARCH64 build/release/tests/cpp/fusedadam_tests GTEST_FILTER
 
 On each CPU model, `step_digest.py` must find the instruction sets of that model and print the same
 digest as on this machine with each of its sets. `import` must refuse a FUSEDADAM_ISA that the model
-lacks. On the oldest model, where NumPy does not run, the C++ tests run instead. WORK is the directory
-of `aarch64_python.sh`: it runs the same steps in Python for AArch64.
+lacks. On the oldest model, where NumPy does not run, the C++ tests run instead. AARCH64 is the
+directory of `aarch64_python.sh`, with a Python for AArch64, which must print the same digest.
 
 The emulator itself is checked first: on each model, a program with a single newer instruction must be
 killed if the model lacks the instruction, and must run otherwise.
@@ -153,7 +153,7 @@ def test_problems(cpu: Cpu, tests: str, test_filter: str) -> Iterator[str]:
 
 def main() -> int:
     """Check all CPUs; return 1 if there are problems."""
-    tests, test_filter, *aarch64 = sys.argv[1:]
+    aarch64, tests, test_filter = sys.argv[1:]
     here = digest_of(sys.executable, DIGEST)
     sha256 = here["sha256"]
     print(f"this machine: {here}")
@@ -170,8 +170,7 @@ def main() -> int:
         found[isa] = list(differences(report | {"supported": [isa]}, sha256, [isa]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found |= zip((cpu.model for cpu in CPUS), pool.map(problems_of, CPUS), strict=True)
-    for work in aarch64:
-        found["aarch64"] = list(aarch64_problems(Path(work), sha256))
+    found["aarch64"] = list(aarch64_problems(Path(aarch64), sha256))
     for name, problems in found.items():
         print(f"{name}: {'; '.join(problems) or 'passed'}")
     return int(any(found.values()))

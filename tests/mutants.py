@@ -4,6 +4,7 @@
     python tests/mutants.py --draw 450 --seed 1   # write the list, tests/mutants.jsonl
     python tests/mutants.py                       # test those that have no outcome yet
     python tests/mutants.py --all                 # test every mutant again, after tests have changed
+    python tests/mutants.py --sample 20           # each 20th that was found must be found again
 
 needs CMake, Ninja, GoogleTest, pybind11, coverage and what the tests need: tests that fail without a
 mutant are left out. The list is written after each mutant, so an interrupted run can go on. A mutant
@@ -391,6 +392,7 @@ def main() -> None:
     parser.add_argument("--draw", type=int, metavar="COUNT", help="write a new list and end")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of path or line")
+    parser.add_argument("--sample", type=int, metavar="N")
     parser.add_argument("--again", action="store_true", help="also those that survived")
     parser.add_argument("--all", action="store_true", help="also those that were found")
     budget = "seconds of pytest, besides the file that found it before, for one mutant"
@@ -425,6 +427,9 @@ def main() -> None:
     wanted = {"", SURVIVED} if args.again else {""}
     chosen = [m for m in present if m.found_by in wanted or (args.all and m.key not in tested)]
     chosen = [m for m in chosen if any(part in m.key for part in args.only)]
+    if args.sample:
+        chosen = [m for m in present if m.found_by not in ("", SURVIVED)][:: args.sample]
+        args.tests, campaign.budget = "|".join(re.escape(file_of(m)) for m in chosen), 0
     if chosen:
         trees = [Tree(work / str(number)) for number in range(args.workers)]
         campaign.measure(trees, work, args.tests)
@@ -432,6 +437,9 @@ def main() -> None:
         done.unlink()
     keys = {mutant.key for mutant in present}
     report([mutant for key, mutant in campaign.mutants.items() if key in keys], sources)
+    survivors = {m.key for m in campaign.mutants.values() if m.found_by == SURVIVED}
+    if args.sample and not survivors.isdisjoint(m.key for m in chosen):
+        raise SystemExit("tests no longer find mutants that they found before")
 
 
 if __name__ == "__main__":
