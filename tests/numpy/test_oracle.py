@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits, values
+from helpers import FLOATS, Array, assert_all_same_bits, assert_same_bits
 
 # -- power and the learning rate --------------------------------------------------------------
 
@@ -117,17 +117,6 @@ def test_four_steps_by_the_papers_in_60_digits(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)])
-def test_step_keeps_dtype_and_shape(dtype: str, shape: tuple[int, ...]) -> None:
-    x = np.ones(shape, dtype)
-    every = oracle.adam_step(x, x, x, x, step=1, vhat=x, ema=x, weight_decay=0.1, l2=0.1)
-    assert len(every) == 5
-    for result in every:
-        assert isinstance(result, np.ndarray)
-        assert (result.dtype, result.shape) == (x.dtype, shape)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("step", [1, 7])
 @pytest.mark.parametrize("old_vhat", [None, 0.01, 0.06], ids="vhat={}".format)
 def test_step_is_rounded_once_per_operation(dtype: str, step: int, old_vhat: float | None) -> None:
@@ -152,32 +141,6 @@ def test_step_is_rounded_once_per_operation(dtype: str, step: int, old_vhat: flo
     assert_all_same_bits(actual, [np.array([x]) for x in expected])
 
 
-@pytest.mark.parametrize(
-    ("vhat", "expected"),
-    [([0.25, 1.0, 4.0], [0.5, 1.0, 4.0]), ([np.nan, np.inf, 0.5], [np.nan, np.inf, 0.5])],
-)
-def test_vhat_is_the_larger_one_and_keeps_nan(vhat: list[float], expected: list[float]) -> None:
-    zero = np.zeros(3)
-    for v, new in ((1.0, expected), (np.nan, [np.nan] * 3)):
-        arrays = zero, zero, zero, np.full(3, v)
-        *_, last = oracle.adam_step(*arrays, step=1, beta_2=0.5, vhat=np.array(vhat))
-        assert_same_bits(last, np.array(new))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_subnormal_moments_become_positive_zero(dtype: str) -> None:
-    tiny = np.finfo(dtype).smallest_normal
-    below, above = tiny, tiny / np.dtype(dtype).type(0.8)
-    m = np.array([below, -below, above, -above, -0.0], dtype)
-    zero = np.zeros_like(m)
-    _, flushed, _ = oracle.adam_step(zero, zero, m, zero, step=1)
-    _, kept, _ = oracle.adam_step(zero, zero, m, zero, step=1, flush_denormals=False)
-    assert_same_bits(flushed, np.where(np.abs(kept) < tiny, np.zeros_like(kept), kept))
-    assert list(flushed != 0) == [False, False, True, True, False]
-    assert not np.signbit(flushed[[0, 1, 4]]).any()
-    assert (kept[:4] != 0).all()
-
-
 # -- clipping ---------------------------------------------------------------------------------
 
 
@@ -198,19 +161,6 @@ def test_clips(clips: dict[str, Any], expected: list[float]) -> None:
     grads = [np.array([3.0, -4.0]), np.array([12.0])]
     assert oracle.global_norm(grads) == 13.0
     np.testing.assert_allclose(np.concatenate(oracle.clip(grads, **clips)), expected, rtol=1e-15)
-
-
-def test_clipvalue_keeps_nan() -> None:
-    (c,) = oracle.clip([np.array([np.nan, np.inf, -np.inf, -0.0])], clipvalue=2.0)
-    assert_same_bits(c, np.array([np.nan, 2.0, -2.0, -0.0]))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 1023, 1024, 1025, 5000])
-def test_sum_of_squares_is_near_the_exact_sum(rng: np.random.Generator, dtype: str, n: int) -> None:
-    g = values(rng, n, dtype)
-    exact = math.fsum(float(x) ** 2 for x in g)
-    assert oracle.sum_of_squares(g) == pytest.approx(exact, rel=1e-14, abs=0.0)
 
 
 @pytest.mark.parametrize(
@@ -258,20 +208,6 @@ def one(*values: float) -> list[Array]:
     return [np.array(values)]
 
 
-def test_excluded_parameters_do_not_decay() -> None:
-    p, g = np.array([2.0, -4.0]), np.array([1.0, 0.25])
-    adam = oracle.OracleAdam([p, p, p], l2=0.25, weight_decay=0.5, excluded=[1])
-    adam.own = {2: {"weight_decay": None}}
-    alike: list[dict[str, Any]] = [{"l2": 0.25, "weight_decay": 0.5}, {}, {"l2": 0.25}]
-    expected = [oracle.OracleAdam([p], **options) for options in alike]
-    for _ in range(2):
-        adam.step([g, g, g])
-        for each in expected:
-            each.step([g])
-    assert_all_same_bits(adam.params, [each.params[0] for each in expected])
-    assert_all_same_bits(adam.m + adam.v, [e.m[0] for e in expected] + [e.v[0] for e in expected])
-
-
 def test_average_of_known_parameters() -> None:
     # Zero gradients: weight decay alone moves p to 3/4, 9/16 and 27/64.
     options: dict[str, Any] = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}
@@ -286,48 +222,30 @@ def test_average_of_known_parameters() -> None:
     assert (adam.ema[0][0], adam.params[0][0]) == (0.4921875, average)
 
 
-def schedule(iterations: int) -> float:
-    return 0.5 / (1 + iterations)
-
-
-NUMBERS = [1.0, -1e-3, 3.0]
-LIMITS = {"clipnorm": 0.5, "clipvalue": 0.25}
-MEANS = {"gradient_accumulation_steps": 2, "skip_nonfinite": True}
-# Gradients and options, and those of a training with the same results, but for the skipped steps.
-SAME: dict[str, tuple[list[float], dict[str, Any], list[float], dict[str, Any], int]] = {
-    "loss scale": (
-        [1024 * x for x in NUMBERS],
-        {"loss_scale": 1024.0, **LIMITS},
-        NUMBERS,
-        LIMITS,
-        0,
+# Gradients and options, and one gradient of a plain training with the same results.
+ALIKE: list[tuple[list[float], dict[str, Any], float, int]] = [
+    ([1024.0], {"loss_scale": 1024.0}, 1.0, 0),
+    ([1.0, 2.0, 3.0, 6.0, 5.0], {"gradient_accumulation_steps": 4}, 3.0, 0),
+    (
+        [np.inf, 1.0, 1e308, 1.5e308, 1.0, 2.0],
+        {"gradient_accumulation_steps": 2, "skip_nonfinite": True},
+        1.5,
+        2,
     ),
-    "mean": ([1.0, 2.0, 3.0, 6.0, 5.0], {"gradient_accumulation_steps": 4}, [3.0], {}, 0),
-    "skipped means": ([np.inf, 1.0, 1e308, 1.5e308, 1.0, 2.0], MEANS, [1.5], {}, 2),
-    "maximize": (NUMBERS, {"maximize": True}, [-x for x in NUMBERS], {}, 0),
-    "schedule": (NUMBERS, {"lr": schedule}, NUMBERS, {"lr": 0.5, "decay": 1.0}, 0),
-}
+    ([2.0], {"maximize": True}, -2.0, 0),
+]
 
 
-@pytest.mark.parametrize(
-    ("grads", "options", "others", "plain", "skipped"), SAME.values(), ids=SAME
-)
-def test_options_equal_other_gradients(
-    grads: list[float],
-    options: dict[str, Any],
-    others: list[float],
-    plain: dict[str, Any],
-    skipped: int,
+@pytest.mark.parametrize(("grads", "options", "other", "skipped"), ALIKE)
+def test_options_equal_another_gradient(
+    grads: list[float], options: dict[str, Any], other: float, skipped: int
 ) -> None:
-    adam, expected = oracle.OracleAdam(one(0.0), **options), oracle.OracleAdam(one(0.0), **plain)
+    adam, expected = oracle.OracleAdam(one(0.0), **options), oracle.OracleAdam(one(0.0))
     for x in grads:
         adam.step(one(x))
-    for x in others:
-        expected.step(one(x))
-    assert_all_same_bits(adam.params, expected.params)
-    assert_all_same_bits(adam.weights(), expected.weights())
+    expected.step(one(other))
+    assert_all_same_bits([*adam.params, *adam.weights()], [*expected.params, *expected.weights()])
     assert adam.skipped_steps == skipped
-    assert adam.accumulated == len(grads) % (adam.gradient_accumulation_steps or 1)
 
 
 def test_dynamic_loss_scale_grows_and_halves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,13 +263,6 @@ def test_dynamic_loss_scale_grows_and_halves(monkeypatch: pytest.MonkeyPatch) ->
         assert adam.current_loss_scale == scale
 
 
-def test_zero_grad_is_what_a_call_leaves_behind() -> None:
-    adam = oracle.OracleAdam([np.zeros(1)], zero_grad=True, gradient_accumulation_steps=2)
-    for _ in range(2):
-        assert_all_same_bits(adam.step(one(-3.0)), one(0.0))
-    assert_all_same_bits(oracle.OracleAdam(one(0.0)).step(one(-3.0)), one(-3.0))
-
-
 # -- sparse rows ------------------------------------------------------------------------------
 
 
@@ -365,31 +276,3 @@ def test_rows_are_added_in_the_order_in_which_they_come() -> None:
     assert_same_bits(summed, np.array([3.0, 1.0], "float32"))
     _, summed = oracle.sum_rows(np.array([0]), np.array([[-0.0, 0.0]]))
     assert_same_bits(summed, np.array([[-0.0, 0.0]]))
-
-
-def test_lazy_rows_are_a_small_table_of_their_own(rng: np.random.Generator) -> None:
-    table, rows = values(rng, (6, 3), "float64"), values(rng, (2, 3), "float64")
-    options: dict[str, Any] = {"amsgrad": True, "use_ema": True, "clipnorm": 0.5, "l2": 0.1}
-    whole = oracle.OracleAdam([table], **options)
-    part = oracle.OracleAdam([table[[1, 4]]], **options)
-    for _ in range(3):
-        whole.apply_sparse(np.array([4, 1]), rows[::-1])
-        part.step([rows])
-    others = [0, 2, 3, 5]
-    for name in ("params", "m", "v", "vhat", "ema"):
-        (ours,), (theirs,) = getattr(whole, name), getattr(part, name)
-        assert_same_bits(ours[[1, 4]], theirs, name)
-        untouched = table if name in ("params", "ema") else np.zeros_like(table)
-        assert_same_bits(ours[others], untouched[others], name)
-
-
-def test_dense_rows_are_a_gradient_with_zeros(rng: np.random.Generator) -> None:
-    table, rows = values(rng, (6, 3), "float64"), values(rng, (2, 3), "float64")
-    sparse, dense = (oracle.OracleAdam([table], weight_decay=0.1) for _ in range(2))
-    g = np.zeros_like(table)
-    g[[1, 4]] = rows
-    for _ in range(3):
-        sparse.apply_sparse(np.array([1, 4]), rows, lazy=False)
-        dense.step([g])
-    assert_all_same_bits(sparse.params, dense.params)
-    assert_all_same_bits(sparse.weights(), dense.weights())
