@@ -17,8 +17,9 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import pytest
+from forms import Tagged
 from fusedadam import Adam
-from fusedadam.structures import flatten, flatten_like, named, paths, require_same
+from fusedadam.structures import flatten, flatten_like, named, require_same
 from helpers import Array, assert_all_same_bits
 from training import FEW, Training
 
@@ -35,10 +36,6 @@ class Other(NamedTuple):
 
     weight: Any
     offset: Any
-
-
-class Vector(np.ndarray[Any, Any]):
-    """A user's subclass of ndarray."""
 
 
 class Attributes(dict[str, Any]):
@@ -82,66 +79,22 @@ NESTS: dict[str, tuple[Nest, list[str]]] = {
     ),
 }
 nests = pytest.mark.parametrize(("nest", "where"), NESTS.values(), ids=NESTS)
-TREES: dict[str, tuple[Nest, list[str]]] = NESTS | {
-    "array": (lambda a: a[0], [""]),
-    "subclass": (lambda a: a[0].view(Vector) if isinstance(a[0], np.ndarray) else a[0], [""]),
-    "empty list": (lambda _: [], []),
-    "empty tuple": (lambda _: (), []),
-    "empty dict": (lambda _: {}, []),
-    "nothing but empty": (lambda _: [[], {}, ((),)], []),
-}
-trees = pytest.mark.parametrize(("nest", "where"), TREES.values(), ids=TREES)
 
+
+# -- what holds parameters --------------------------------------------------------------------
 
 A = np.ones(2)
 W, V, WB, BW = {"w": A}, {"v": A}, {"w": A, "b": A}, {"b": A, "w": A}
 LAYER = Linear(A, A)
 
 
-def arrays() -> list[Array]:
-    return [np.full(2, float(i)) for i in range(4)]
-
-
-# -- order and paths --------------------------------------------------------------------------
-
-
-@trees
-def test_arrays_in_order_and_their_paths(nest: Nest, where: list[str]) -> None:
-    tree = nest(arrays())
-    leaves, structure = flatten(tree, "params")
-    assert [leaf[0] for leaf in leaves] == list(range(len(where)))
-    assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    assert paths(structure, "params") == [f"params{path}" for path in where]
-    # The same array objects, found by their paths.
-    for path, leaf in zip(where, leaves, strict=True):
-        assert eval(f"params{path}", {"params": tree}) is leaf
-    assert [id(g) for g in flatten_like(tree, structure, "grads")] == [id(p) for p in leaves]
-    twin = flatten(nest(arrays()), "params")[1]
-    assert twin == structure
-    assert hash(twin) == hash(structure)
-    require_same(twin, structure, "params")
-
-
-@pytest.mark.parametrize(
-    "wrap", [lambda t: t, lambda t: [t], lambda t: [np.ones(2), {"a": t}]], ids=range(3)
-)
-def test_tensors_are_arrays(wrap: Callable[[Any], Any]) -> None:
-    torch = pytest.importorskip("torch")
-    for tensor in (torch.ones(3), torch.nn.Parameter(torch.ones(3))):
-        assert flatten(wrap(tensor), "params")[0][-1] is tensor
-
-
 @pytest.mark.parametrize(
     ("tree", "path", "received"),
     [
         (None, "", "NoneType"),
-        (3.0, "", "float"),
         ("weights", "", "str"),
-        ({1.0}, "", "set"),
-        (iter([A]), "", "list_iterator"),
         (types.MappingProxyType({}), "", "mappingproxy"),
         ([A, np.float64(3)], "[1]", "float64"),
-        ([A, None], "[1]", "NoneType"),
         ({"a": {"b": [A, iter(())]}}, "['a']['b'][1]", "tuple_iterator"),
         (Linear(A, 1), ".bias", "int"),
         ([object], "[0]", "type"),
@@ -154,69 +107,29 @@ def test_what_holds_no_arrays_is_refused(tree: Any, path: str, received: str) ->
         f"them. Received: {received}"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        flatten(tree, "params")
+        Adam().step(tree, tree)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda x: [x], lambda x: {"a": x}, lambda x: (A, x)], ids=["list", "dict", "tuple"]
-)
-def test_nesting_has_a_limit(make: Callable[[Any], Any]) -> None:
+def test_nesting_has_a_limit() -> None:
     tree: Any = np.ones(2)
     for _ in range(100):
-        tree = make(tree)
-    assert flatten(tree, "params")[0][-1] is not tree
+        tree = [tree]
+    assert Adam().step(tree, tree) == 1
     with pytest.raises(ValueError, match=r"^params.* must be nested at most 100 deep"):
-        flatten(make(tree), "params")
+        Adam().step([tree], [tree])
 
 
 def test_list_that_contains_itself() -> None:
     tree: list[Any] = [np.ones(2)]
     tree += [tree, tree]
     with pytest.raises(ValueError, match=r"no list can contain itself\. Received: list$"):
-        flatten(tree, "params")
+        Adam().step(tree, tree)
     # Gradients are only traversed as deep as the parameters are.
     _, structure = flatten([A, [A, A]], "params")
     assert flatten_like([tree[0], [tree[0], tree]], structure, "grads")[2] is tree
 
 
 # -- gradients --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "leaf", [None, 1.5, [1.0, 2.0], (1, 2), np.ones(2), {"any": "thing"}, "text"], ids=repr
-)
-@trees
-def test_gradient_is_whatever_stands_where_a_parameter_does(
-    nest: Nest, where: list[str], leaf: Any
-) -> None:
-    def like(tree: Any) -> Any:
-        """The same nesting with dicts in another order, and lists and tuples swapped."""
-        if isinstance(tree, np.ndarray):
-            return leaf
-        if isinstance(tree, dict):
-            return {key: like(value) for key, value in reversed(tree.items())}
-        if hasattr(tree, "_fields"):
-            return type(tree)(*map(like, tree))
-        return list(map(like, tree)) if isinstance(tree, tuple) else tuple(map(like, tree))
-
-    tree = nest(arrays())
-    grads = flatten_like(like(tree), flatten(tree, "params")[1], "grads")
-    assert len(grads) == len(where)
-    assert all(grad is leaf for grad in grads)
-
-
-@pytest.mark.parametrize(
-    ("params", "grads"),
-    [
-        (WB | {"more": BW}, {"b": 1, "more": {"w": 3, "b": 2}, "w": 0}),
-        (LAYER, (0, 1)),
-        ([A, A], Other(0, 1)),
-    ],
-    ids=["by key", "by position", "fields that a list has not"],
-)
-def test_gradients_are_matched(params: Any, grads: Any) -> None:
-    leaves, structure = flatten(params, "params")
-    assert flatten_like(grads, structure, "grads") == list(range(len(leaves)))
 
 
 WV, KEYS = {"w": 0, "v": 1}, "the keys that the parameters have"
@@ -246,7 +159,7 @@ OTHER_KINDS: list[tuple[Any, Any, str, str]] = [
 @pytest.mark.parametrize(("params", "grads", "said", "received"), MISFITS, ids=range(5))
 def test_gradients_that_do_not_fit(params: Any, grads: Any, said: str, received: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(f'grads{said}. Received: {received}')}$"):
-        flatten_like(grads, flatten(params, "params")[1], "grads")
+        Adam().step(params, grads)
 
 
 @pytest.mark.parametrize(("params", "grads", "kind", "received"), OTHER_KINDS, ids=range(5))
@@ -254,7 +167,7 @@ def test_gradients_of_another_kind(params: Any, grads: Any, kind: str, received:
     message = f" must be a {kind}, as there is among the parameters. Received: {received}"
     for path, wrap in (("", lambda x: x), ("[0]", lambda x: [x]), ("['a']", lambda x: {"a": x})):
         with pytest.raises(TypeError, match=f"^{re.escape(f'grads{path}{message}')}$"):
-            flatten_like(wrap(grads), flatten(wrap(params), "params")[1], "grads")
+            Adam().step(wrap(params), wrap(grads))
 
 
 # -- the same structure at each step ----------------------------------------------------------
@@ -285,39 +198,25 @@ def test_parameters_of_another_structure(
         require_same(structure, known, "params")
 
 
-def test_list_may_become_a_tuple() -> None:
-    require_same(flatten([A], "params")[1], flatten((A,), "params")[1], "params")
-
-
 PAIR = {"w": np.ones(3), "b": np.ones(3)}
-OTHER_NESTS: dict[str, tuple[Any, str]] = {
-    "another order": ({"b": np.ones(3), "w": np.ones(3)}, "params must be a dict of 'w', 'b' in"),
-    "another name": ({"w": np.ones(3), "c": np.ones(3)}, "params must be a dict of 'w', 'b' in"),
-    "a list": ([np.ones(3), np.ones(3)], "params must be a dict of 'w', 'b' in this order"),
-    "deeper": ({"w": np.ones(3), "b": [np.ones(3)]}, "params['b'] must be an array"),
-}
 
 
-@pytest.mark.parametrize(("other", "said"), OTHER_NESTS.values(), ids=OTHER_NESTS)
 @pytest.mark.parametrize("method", ["step", "minimize"])
 @pytest.mark.parametrize("copier", [None, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
-def test_parameters_nested_otherwise_than_before(
-    method: str, other: Any, said: str, copier: Any
-) -> None:
-    params, other = copy.deepcopy(PAIR), copy.deepcopy(other)
-    adam, twin = Adam(), Adam()
-    for each in (adam, twin):
-        each.step(copy.deepcopy(PAIR), PAIR)
+def test_parameters_nested_otherwise_than_before(method: str, copier: Any) -> None:
+    other, adam = {"b": np.ones(3), "w": np.ones(3)}, Adam()
+    adam.step(copy.deepcopy(PAIR), PAIR)
+    kept = adam.get_weights()
     adam = adam if copier is None else copier(adam)
-    kept = [leaf.copy() for leaf in leaves_of(other)]
     call: Any = {
         "step": lambda: adam.step(other, other),
         "minimize": lambda: adam.minimize(lambda p: sum(map(anp.sum, leaves_of(p))), other),
     }[method]
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}.*build\\(params\\).*Received: "):
+    said = r"^params must be a dict of 'w', 'b' in this order.*build\(params\).*Received: "
+    with pytest.raises(ValueError, match=said):
         call()
-    assert_all_same_bits([*leaves_of(other), *adam.weights], [*kept, *twin.weights])
-    adam.step(params, PAIR)
+    assert_all_same_bits([*leaves_of(other), *adam.weights], [*leaves_of(PAIR), *kept])
+    adam.step(copy.deepcopy(PAIR), PAIR)
     adam.build(other)
     call()
 
@@ -354,13 +253,11 @@ POSITIONS: list[tuple[Any, str, str]] = [
     (LAYERS, "params[0], params[3].", "params['layer1']['w'], params['layer2'][1].bias."),
     (LAYERS, "grads[2]: grads[1]", "grads['layer2'][1].weight: grads['layer2'][0]"),
     (A, "params[0] must be, grads[0].copy()", "params must be, grads.copy()"),
-    ([A, A], "params[1] must be", "params[1] must be"),
     (W, "params[7], weights[0], grads_and_vars[0]", "params[7], weights[0], grads_and_vars[0]"),
-    (W, "no position", "no position"),
 ]
 
 
-@pytest.mark.parametrize(("tree", "message", "expected"), POSITIONS, ids=range(6))
+@pytest.mark.parametrize(("tree", "message", "expected"), POSITIONS, ids=range(4))
 def test_positions_become_paths(tree: Any, message: str, expected: str) -> None:
     assert named(message, flatten(tree, "params")[1]) == expected
 
@@ -385,6 +282,7 @@ class Nested(Training):
 FAULTS: list[tuple[str, Callable[[Array], Any], type[Exception], str]] = [
     ("grads", lambda _: np.ones((7, 7)), ValueError, "grads{0} must have the shape of params{0},"),
     ("grads", lambda p: p * 1j, TypeError, "grads{0} must be of numbers"),
+    ("grads", lambda _: b"text", TypeError, "grads{0} must be an array"),
     ("params", lambda p: p.astype("int64"), TypeError, "params{0} must be float32"),
     ("params", lambda _: 5, TypeError, "params{0} must be "),
 ]
@@ -439,12 +337,13 @@ def test_step_equals_oracle(name: str, options: dict[str, Any]) -> None:
     training.step(2)
 
 
-def test_step_of_a_bare_array() -> None:
+@pytest.mark.parametrize("kind", [np.ndarray, Tagged])
+def test_step_of_a_bare_array(kind: Any) -> None:
     training = Training([((3, 4), "float32")])
     for _ in range(3):
         (g,) = training.grads()
         training.reference.step([g])
-        assert training.optimizer.step(training.params[0], g) == training.reference.iterations
+        training.optimizer.step(training.params[0].view(kind), g)
         training.check()
 
 
@@ -456,18 +355,21 @@ def test_step_of_a_bare_array() -> None:
         lambda g: g | {"w": g["w"].tolist()},
         lambda g: g | {"w": g["w"].astype("float64")},
         lambda g: g | {"pair": list(g["pair"])},
+        lambda g: g | {"b": Other(*g["b"])},
     ],
-    ids=["other order", "OrderedDict", "lists of numbers", "float64", "list for a tuple"],
+    ids=["other order", "OrderedDict", "numbers", "float64", "list for fields", "fields for list"],
 )
 def test_gradients_nested_almost_alike(change: Callable[[Any], Any]) -> None:
     def nest(w: float, x: float, y: float, b: float) -> dict[str, Any]:
-        pair = np.full(3, x), np.full((), y)
-        return {"w": np.full((2, 2), w, "float32"), "pair": pair, "b": np.full(2, b)}
+        pair = Linear(np.full(3, x), np.full((), y))
+        return {"w": np.full((2, 2), w, "float32"), "pair": pair, "b": [np.full(2, b), np.ones(1)]}
 
     (params, twin), grads = (nest(1.0, 1.0, 1.0, 1.0) for _ in "12"), nest(0.5, -1.0, 2.0, 3.0)
-    assert Adam().step(params, change(grads)) == 1
+    adam = Adam()
+    assert adam.step(params, change(grads)) == 1
     Adam().step(twin, grads)
     assert_all_same_bits(leaves_of(params), leaves_of(twin))
+    assert adam.step(params | {"b": tuple(params["b"])}, grads) == 2
 
 
 @nests
@@ -535,30 +437,18 @@ def test_loss_is_called_with_what_the_user_has(make: Callable[[Any], Any], loss:
     np.testing.assert_allclose(x, [2.5, -3.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [2.0**20, 3.0, 2.0**-100, "dynamic"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_returned_loss_is_not_scaled(scale: Any, dtype: str) -> None:
+@pytest.mark.parametrize("scale", [3.0, 2.0**-100])
+def test_returned_loss_is_not_scaled(scale: float) -> None:
     # Dividing the scaled loss would round it, or overflow in float32.
-    small, params = np.dtype(dtype).type(1e-30), {"x": np.array([0.1, 0.7], dtype)}
+    small, params = np.float32(1e-30), {"x": np.array([0.1, 0.7], "float32")}
     expected = float(np.sum(params["x"] ** 3) * small)
     adam = Adam(loss_scale=scale)
     assert adam.minimize(lambda p: anp.sum(p["x"] ** 3) * small, params) == expected
 
 
-def test_loss_of_parameters_that_are_subclasses() -> None:
-    class Bounded(np.ndarray[Any, Any]):
-        constraint = staticmethod(lambda p: np.clip(p, -0.5, 0.5))
-
-    params = {"x": np.ones(3).view(Bounded)}
-    assert Adam(lr=0.01).minimize(lambda p: anp.sum(p["x"] ** 2), params) == 3.0
-    np.testing.assert_array_equal(params["x"], 0.5)
-
-
 BAD_LOSSES: dict[str, tuple[Any, type[Exception], str]] = {
     "gradients": ([np.ones(3), np.ones(3)], TypeError, "^loss must be .*call step.*Received: list"),
     "a dict of gradients": (PAIR, TypeError, "^loss must be .*call step.*Received: dict"),
-    "an array": (np.ones(3), TypeError, "^loss must be .*call step.*Received: ndarray"),
-    "a number": (0.5, TypeError, "^loss must be .*call step.*Received: float"),
     "None": (None, TypeError, "^loss must be .*call step.*Received: NoneType"),
     "no scalar": (lambda p: p["w"] * 2.0, TypeError, "scalar"),
     "a wrong name": (lambda p: anp.sum(p["v"]), KeyError, "v"),
@@ -566,17 +456,12 @@ BAD_LOSSES: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("loss", "error", "said"), BAD_LOSSES.values(), ids=BAD_LOSSES)
-@pytest.mark.parametrize("fresh", [True, False])
-def test_loss_that_is_refused(loss: Any, error: type[Exception], said: str, fresh: bool) -> None:
+def test_loss_that_is_refused(loss: Any, error: type[Exception], said: str) -> None:
     params, adam = copy.deepcopy(PAIR), Adam()
-    if not fresh:
-        adam.step(params, PAIR)
-    kept = copy.deepcopy(params)
     with pytest.raises(error, match=f"(?s){said}"):
         adam.minimize(loss, params)
-    assert_all_same_bits(leaves_of(params), leaves_of(kept))
-    assert adam.iterations == (not fresh)
-    assert adam.step(params, PAIR) == 2 - fresh
+    assert_all_same_bits(leaves_of(params), leaves_of(PAIR))
+    assert adam.step(params, PAIR) == 1
 
 
 def test_parameter_that_cannot_be_stepped_is_named_by_minimize() -> None:
@@ -588,8 +473,8 @@ def test_parameter_that_cannot_be_stepped_is_named_by_minimize() -> None:
 # -- tensors ----------------------------------------------------------------------------------
 
 
-@nests
-def test_tensors(nest: Nest, where: list[str]) -> None:
+def test_tensors() -> None:
+    nest, where = NESTS["everything"]
     torch: Any = pytest.importorskip("torch", reason="what is said of tensors needs torch")
     training = Nested(nest)
     tensors = [torch.tensor(p, requires_grad=True) for p in training.params]
@@ -629,9 +514,8 @@ def test_loss_of_tensors_that_is_refused() -> None:
     assert w.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("scale", [2.0**20, 3.0])
-def test_returned_loss_of_tensors_is_not_scaled(scale: float) -> None:
+def test_returned_loss_of_tensors_is_not_scaled() -> None:
     torch: Any = pytest.importorskip("torch", reason="what is said of tensors needs torch")
     w = torch.tensor([0.1, 0.7], requires_grad=True)
     loss = (w**3).sum()
-    assert Adam(loss_scale=scale).minimize(loss, w) == loss.item()
+    assert Adam(loss_scale=3.0).minimize(loss, w) == loss.item()
