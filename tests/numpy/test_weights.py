@@ -8,7 +8,6 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -319,18 +318,13 @@ UNTYPED: dict[str, Callable[[list[Array]], Any]] = {
 
 @pytest.mark.parametrize("form", [*FORMS, *UNTYPED])
 @pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_set_weights_is_the_inverse_of_get_weights(
-    form: str, live: bool, amsgrad: bool, sign: int
-) -> None:
+def test_set_weights_is_the_inverse_of_get_weights(form: str, live: bool) -> None:
     shapes = ONE_SHAPE if form in FORMS else ALL_DIFFER
-    adam, restored = built(shapes, amsgrad=amsgrad), built(shapes, amsgrad=amsgrad)
+    adam, restored = built(shapes, amsgrad=True), built(shapes, amsgrad=True)
     for i, moment in enumerate(adam.weights[1:]):
-        moment[...] = sign * (i + 1)
+        moment[...] = -i - 1  # which no second moment can be
     expected = adam.get_weights()
     weights = (FORMS | UNTYPED)[form](adam.weights if live else adam.get_weights())
-    assert form in UNTYPED or isinstance(weights, list)
     for each in (restored, adam):
         each.set_weights(weights)
         assert_all_same_bits(each.weights, expected)
@@ -363,16 +357,11 @@ def test_own_list_is_of_no_other_layout(layout: str) -> None:
         adam.set_weights(adam.get_weights(), layout=own)
 
 
-@pytest.mark.parametrize("way", ["comprehension", "npz"])
-def test_list_that_has_lost_its_type(tmp_path: Path, way: str) -> None:
+def test_list_that_has_lost_its_type() -> None:
     adam, restored = built(ONE_SHAPE), built(ONE_SHAPE)
     for i, moment in enumerate(adam.weights[1:]):
         moment[...] = i
-    weights: list[Any] = [w.copy() for w in adam.get_weights()]
-    if way == "npz":
-        np.savez(tmp_path / "weights.npz", *weights)
-        with np.load(tmp_path / "weights.npz") as file:
-            weights = list(file.values())
+    weights = [w.copy() for w in adam.get_weights()]
     refused(adam, weights, 'layout="fusedadam"')
     restored.set_weights(weights, layout="fusedadam")
     assert_all_same_bits(restored.weights, adam.weights)
@@ -437,16 +426,6 @@ def test_list_without_a_count() -> None:
     check(adam, saved)
 
 
-@pytest.mark.parametrize("count", [0, 1, 6, 8, 11])
-def test_list_of_another_length(count: int) -> None:
-    message = (
-        f"Length of the specified weight list ({count}) does not match the number of weights of "
-        "the optimizer (7)"
-    )
-    weights = [int64(9), *(np.zeros(3) for _ in range(10))]
-    refused(built(ALL_DIFFER), weights[:count], f"^{re.escape(message)}")
-
-
 LISTS: dict[str, Callable[[Saved], list[Any]]] = {
     "grouped": lambda s: s.grouped(COUNT),
     "with placeholders": with_placeholders,
@@ -478,12 +457,3 @@ def test_placeholders_are_zeros_of_an_optimizer_without_amsgrad() -> None:
     saved, adam = drawn(ALL_DIFFER), built(ALL_DIFFER, amsgrad=True)
     refused(adam, saved.grouped(COUNT), r"^Length of the specified weight list \(7\)")
     refused(adam, with_placeholders(saved), r"^Optimizer weight shape \(2, 3\)")
-
-
-@pytest.mark.parametrize("position", [0, 3])
-def test_masked_weights_are_refused(position: int) -> None:
-    adam = built(ALL_DIFFER)
-    weights: list[Any] = [w + 1 for w in adam.get_weights()]
-    weights[position] = np.ma.masked_array(weights[position])
-    message = rf"^weights\[{position}\] must have no mask.*Received: MaskedArray$"
-    refused(adam, weights, message, TypeError)
