@@ -56,26 +56,6 @@ def test_autograd_loss(dtypes: list[str], container: Any) -> None:
     assert two_layer_loss(params) < 0.6 * first
 
 
-FLOAT64_LOSSES: dict[str, Callable[[Any], Any]] = {
-    "times float64 data": lambda p: anp.sum(p[0] * np.ones((2, 3))),
-    "plus float64 data": lambda p: anp.sum((p[0] + np.ones((2, 3))) ** 2),
-    "float64 scalar": lambda p: np.float64(0.5) * anp.sum(p[0] ** 2),
-    "matrix product": lambda p: anp.sum(anp.tanh(np.ones((4, 2)) @ p[0])),
-    "elements": lambda p: p[0][0, 1] * np.float64(2) + anp.sum(p[0][1]),
-    "einsum": lambda p: anp.sum(anp.einsum("ij,jk->ik", np.ones((4, 2)), p[0]) ** 2),
-    "joined": lambda p: anp.sum(anp.concatenate([p[0], np.ones((1, 3))]) ** 2),
-}
-
-
-@pytest.mark.parametrize("loss", FLOAT64_LOSSES.values(), ids=FLOAT64_LOSSES)
-def test_autograd_loss_in_float64_of_a_float32_parameter(loss: Callable[[Any], Any]) -> None:
-    p = np.linspace(-1, 1, 6, dtype="float32").reshape(2, 3)
-    reference = oracle.OracleAdam([p])
-    reference.step([g.astype("float32") for g in plain_autograd(loss, [p])])
-    Adam().get_updates(loss, [p])
-    assert_same_bits(p, reference.params[0])
-
-
 def test_autograd_loss_that_leaves_a_parameter_out() -> None:
     # autograd's gradient of the unused parameter is zero. Its moments decay, so it still moves.
     training = Training([((2,), "float64"), ((3,), "float32")])

@@ -134,15 +134,6 @@ def test_threads(
         training.check()
 
 
-def test_isas_and_thread_counts_can_be_mixed_within_a_training() -> None:
-    training = Training([((PARALLEL,), "float32"), ((1_000,), "float64")], clipnorm=1.0)
-    for isa, threads in itertools.product(fusedadam.supported_isas(), (1, 2, 3)):
-        with running(isa=isa, threads=threads):
-            assert (fusedadam.active_isa(), fusedadam.get_num_threads()) == (isa, threads)
-            training.step()
-        training.check()
-
-
 def test_settings_may_change_between_steps() -> None:
     training = Training(FEW, excluded=[2], use_ema=True, gradient_accumulation_steps=2)
     changes: list[tuple[str, Any]] = [

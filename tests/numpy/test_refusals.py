@@ -193,6 +193,8 @@ def test_averages_can_be_turned_off_without_their_settings(name: str, off: Any) 
         ({}, "gradient_accumulation_steps", 2),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps", 3),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps", None),
+        ({}, "moments", "packed"),
+        ({}, "low_bits", "int8"),
     ],
     ids=str,
 )

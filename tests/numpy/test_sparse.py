@@ -79,14 +79,6 @@ def test_rows_of_any_shape(rng: np.random.Generator, row: tuple[int, ...], lazy:
         apply(training, rng.integers(0, 20, 9), lazy=lazy)
 
 
-def test_lazy_is_the_default() -> None:
-    param, adam = np.ones((3, 2)), Adam()
-    for i in (0, 1):
-        assert adam.apply_sparse(np.array([i]), np.ones((1, 2)), param) == i + 1
-    assert adam.weights[1][0, 0] == 1 - 0.9  # the second step did not decay it
-    np.testing.assert_array_equal(param[2], 1.0)
-
-
 @modes
 @pytest.mark.parametrize("count", [0, 5])
 @pytest.mark.parametrize("empty", [[], (), np.zeros(0, "int64"), np.zeros(0, "int32")], ids=repr)

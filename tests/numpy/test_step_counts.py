@@ -7,7 +7,6 @@ A count that passes through 32 bits, a float32, or a double beyond 2**53 would c
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -61,28 +60,9 @@ def test_count_is_taken_kept_and_given_back_exactly(count: int, path: Path) -> N
     assert [each.iterations for each in (adam, *others)] == [count] * (1 + len(others))
 
 
-@pytest.mark.parametrize(
-    "count",
-    [
-        *(-1, -(2**63), 2**53 + 1, 2**63 - 1, np.uint64(2**63), np.uint64(2**64 - 1)),
-        *(0.5, -1.0, 2.0**53 + 2, 2.0**63, 1e300, math.inf, math.nan),
-    ],
-)
-def test_count_out_of_range_is_refused(count: Any) -> None:
-    adam, p, _ = counted(7)
-    before = [p.copy(), *adam.get_weights()]
-    message = r"^weights\[0\] must be a count of steps, an integer from 0 to 2\*\*53\. Received: "
-    with pytest.raises(ValueError, match=message):
-        adam.set_weights([count, *adam.get_weights()[1:]])
-    assert_all_same_bits([p, *adam.weights], before)
-
-
-@pytest.mark.parametrize("step", [0, -1, 2**53 + 2, 2**63 - 1, 2**63, -(2**63) - 1])
-def test_step_out_of_range_is_refused(step: int) -> None:
-    arrays = [np.ones(3) for _ in range(4)]
-    with pytest.raises(ValueError, match=rf"^step must .*\. Received: step={step}"):
-        adam_step(*arrays, step=step)
-    assert_all_same_bits(arrays, [np.ones(3)] * 4)
+def test_step_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=rf"^step must .*\. Received: step={2**53 + 2}"):
+        adam_step(*np.ones((4, 3)), step=2**53 + 2)
 
 
 # -- effect on a step -------------------------------------------------------------------------
@@ -125,20 +105,6 @@ def test_count_stays_at_its_last(rng: np.random.Generator, count: int, path: Pat
         adam.save(path)
         adam = pickle.loads(pickle.dumps(Adam.load(path, [p])))
         adam.set_weights(adam.get_weights())
-
-
-@pytest.mark.parametrize("count", COUNTS[:-1])
-def test_schedule_is_asked_for_the_exact_count(count: int) -> None:
-    asked = []
-
-    def schedule(iterations: int) -> float:
-        asked.append(iterations)
-        return 0.001
-
-    adam, p, _ = counted(count, lr=schedule)
-    assert adam.apply_gradients([(np.ones_like(p), p)]) == count + 1
-    assert asked == [count]
-    assert type(asked[0]) is int
 
 
 @pytest.mark.parametrize("count", [2**24, 2**31, 2**32, 2**53])
