@@ -114,11 +114,8 @@ def test_fault(
 
 # -- settings ---------------------------------------------------------------------------------
 
-# The first and the last bad value of each setting, for the ways that pass all settings on.
-TWO_OF_EACH = [
-    *{b.name: b for b in BAD_VALUES[::-1]}.values(),
-    *{b.name: b for b in BAD_VALUES}.values(),
-]
+# One bad value of each setting, for the ways that pass all settings on.
+ONE_OF_EACH = {bad.name: bad for bad in BAD_VALUES}.values()
 STEP_ARGUMENTS = set(inspect.signature(adam_step).parameters) - {"low_bits"}
 
 
@@ -136,7 +133,7 @@ def test_attribute_value(bad: BadValue) -> None:
     assert repr(adam) == before
 
 
-@pytest.mark.parametrize("bad", TWO_OF_EACH, ids=str)
+@pytest.mark.parametrize("bad", ONE_OF_EACH, ids=str)
 def test_argument_value(bad: BadValue) -> None:
     settings: dict[str, Any] = {"use_ema": True, bad.name: bad.value}
     assert_message(lambda: Adam(**settings), bad.errors, bad.pattern)
@@ -173,13 +170,9 @@ def test_option_that_clashes(options: dict[str, Any], name: str, value: Any) -> 
         assert_message(lambda: adam_step(*arrays, step=1, **both), ValueError, pattern)
 
 
-@pytest.mark.parametrize(
-    ("name", "off"), [("ema_overwrite_frequency", None), ("ema_momentum", 0.99)]
-)
-def test_averages_can_be_turned_off_without_their_settings(name: str, off: Any) -> None:
-    options: dict[str, Any] = {name: 1}
-    adam = Adam(use_ema=True, **options)
-    setattr(adam, name, off)
+def test_averages_can_be_turned_off_without_their_settings() -> None:
+    adam = Adam(use_ema=True, ema_overwrite_frequency=1, ema_momentum=1)
+    adam.ema_overwrite_frequency, adam.ema_momentum = None, 0.99
     adam.use_ema = False
 
 
@@ -211,9 +204,8 @@ def test_option_that_the_state_was_not_made_for(
 
 @pytest.mark.parametrize("name", READ_ONLY)
 def test_attribute_that_cannot_be_assigned(name: str) -> None:
-    training = made()
-    call = partial(setattr, training.optimizer, name, 7)
-    assert_refused(training, Refused(call, AttributeError, pattern=".*"))
+    with pytest.raises(AttributeError):
+        setattr(Adam(), name, 7)
 
 
 @pytest.mark.parametrize(
@@ -299,18 +291,16 @@ def test_arrays_that_overlap(views: Callable[[Array], list[Array]]) -> None:
 @pytest.mark.parametrize("shape", [(2, 50), (200, 500), (50, 20), (1,), (100_000,)], ids=str)
 def test_parameter_resized_in_place_since_the_last_step(shape: tuple[int, ...]) -> None:
     # The same object was checked before, perhaps even the same shape tuple, but its memory differs.
-    param, grad = np.arange(1000.0).reshape(20, 50).copy(), np.ones((20, 50))
-    adam = Adam(use_ema=True)
-    adam.get_updates([grad], [param])
-    before, averages = adam.get_weights(), [a.copy() for a in adam.ema]
+    param, adam = np.arange(1000.0).reshape(20, 50).copy(), Adam(use_ema=True)
+    adam.get_updates([np.ones((20, 50))], [param])
+    before = copy.deepcopy([*adam.get_weights(), *adam.ema])
     param.resize(shape, refcheck=False)
     kept = param.copy()
     with pytest.raises(ValueError, match=r"params\[0\].*\bbuild\b.*Received: .+"):
         adam.get_updates([np.ones(shape)], [param])
     with pytest.raises(ValueError, match=r"params\[0\].*\bshape\b.*Received: .+"):
         adam.swap_ema()
-    assert_same_bits(param, kept)
-    assert_all_same_bits([*adam.get_weights(), *adam.ema], [*before, *averages])
+    assert_all_same_bits([param, *adam.get_weights(), *adam.ema], [kept, *before])
     adam.build([param])
     adam.get_updates([np.ones(shape)], [param])
     assert not np.any(param == kept)
