@@ -212,12 +212,10 @@ def test_live_arrays_cannot_be_resized() -> None:
 
 def test_iterations_are_a_snapshot(training: Training) -> None:
     iterations = training.optimizer.weights[0]
-    assert_same_bits(iterations, np.array(3, dtype=np.int64))
     with pytest.raises(ValueError, match="read-only"):
         iterations[...] = 7
     training.step()
-    assert iterations == 3
-    assert training.optimizer.weights[0] == 4
+    assert_same_bits(iterations, np.array(3, dtype=np.int64))
     assert type(training.optimizer.iterations) is int
 
 
@@ -228,30 +226,6 @@ def test_get_weights_are_copies(training: Training) -> None:
     for w in copies:
         w[...] = 9
     training.check()
-
-
-@pytest.mark.parametrize("options", [OPTIONS, {"amsgrad": True, "beta_2": 0.5}], ids=str)
-def test_training_resumed_from_weights_and_configuration(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    training = stepped(**options)
-    optimizer, expected = training.optimizer, copy.deepcopy(training.reference)
-    live, params = optimizer.weights, [p.copy() for p in training.params]
-    config, saved = optimizer.get_config(), optimizer.get_weights()
-    np.savez(tmp_path / "weights.npz", *saved)
-    training.step(4)
-    optimizer.set_weights(saved)
-    assert_all_same_bits(live[1:], saved[1:], "arrays that were live before set_weights")
-    other = Adam.from_config(config)
-    other.build(params)
-    with np.load(tmp_path / "weights.npz") as file:
-        other.set_weights([file[name] for name in file.files])
-    for each in (optimizer, other):
-        training.params = [p.copy() for p in params]
-        training.optimizer, training.reference = each, copy.deepcopy(expected)
-        training.check()
-        training.step(5)
-        training.check()
 
 
 # -- build ------------------------------------------------------------------------------------

@@ -332,12 +332,13 @@ def test_set_weights_is_the_inverse_of_get_weights(form: str, live: bool) -> Non
 
 def test_set_weights_copies() -> None:
     adam = built(ALL_DIFFER)
-    given = [np.asarray(w + 1) for w in adam.get_weights()]
+    live, given = adam.weights, [np.asarray(w + 1) for w in adam.get_weights()]
     kept = [w.copy() for w in given]
     adam.set_weights(given)
     for w in given[1:]:
         w[...] = 0
     assert_all_same_bits(adam.weights, kept)
+    assert_all_same_bits(live[1:], kept[1:], "arrays that were live before")
     # Source and destination are the same arrays in another order.
     adam = built(ONE_SHAPE)
     count, *live = adam.weights
