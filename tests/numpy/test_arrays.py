@@ -186,16 +186,10 @@ def test_gradients_that_are_parameters(size: int, order: list[int]) -> None:
         training.optimizer.get_updates([params[i] for i in order], params)
         training.check()
         training.params = [p.copy() for p in params]  # for bound parameters, and for new ones
-
-
-@pytest.mark.parametrize("position", [1, 2, 3, 4], ids=["m[0]", "m[1]", "v[0]", "v[1]"])
-def test_gradients_that_are_moments_of_the_optimizer(position: int) -> None:
-    training = Training([((100,), "float32")] * 2)
-    training.step()
-    moment = training.optimizer.weights[position]  # one gradient for two parameters, too
-    training.reference.step([moment.copy(), moment.copy()])
-    training.optimizer.get_updates([moment, moment], training.params)
-    training.check()
+    for moment in training.optimizer.weights[1:]:
+        training.reference.step([moment.copy(), moment.copy()])
+        training.optimizer.get_updates([moment, moment], training.params)
+        training.check()
 
 
 def test_overlaps_are_looked_for_anew_with_new_parameters_or_settings() -> None:
@@ -425,8 +419,6 @@ PAIRS: dict[str, Callable[[Any, Any], Any]] = {
     "list of lists": lambda g, p: [[a, b] for a, b in zip(g, p, strict=True)],
     "tuple": lambda g, p: tuple(zip(g, p, strict=True)),
     "zip": lambda g, p: zip(g, p, strict=True),
-    "generator": lambda g, p: (pair for pair in zip(g, p, strict=True)),
-    "iterator": lambda g, p: iter(list(zip(g, p, strict=True))),
     "dict values": lambda g, p: dict(enumerate(zip(g, p, strict=True))).values(),
 }
 

@@ -10,14 +10,16 @@ import pickle
 import tempfile
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from configurations import FORMATS, format_name, shapes_for
 from fusedadam import Adam
 from helpers import Array, assert_all_same_bits, assert_same_bits, halving
-from training import FEW, Training
+from training import FEW, ShapesAndDtypes, Training
 
 # With these options, `weights` holds all state besides the parameters.
 OPTIONS: dict[str, Any] = (
@@ -33,8 +35,8 @@ EVERY: dict[str, Any] = (
 )
 
 
-def stepped(count: int = 3, **options: Any) -> Training:
-    made = Training(**options)
+def stepped(count: int = 3, shapes: ShapesAndDtypes = FEW, **options: Any) -> Training:
+    made = Training(shapes, **options)
     made.step(count)
     return made
 
@@ -73,6 +75,10 @@ COPIED: dict[str, Callable[[], Training]] = {
     "rebuilt": lambda: rebuilt(stepped(**OPTIONS)),
     "own settings": lambda: stepped(own={0: {"lr": 0.5}}, excluded=[0, 2], weight_decay=0.5),
     "schedule": lambda: stepped(lr=halving),
+    **{
+        format_name(each): partial(stepped, 3, shapes_for(each), seed=7, use_ema=True, **each)
+        for each in FORMATS
+    },
 }
 
 

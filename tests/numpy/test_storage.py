@@ -6,9 +6,7 @@ That steps in every format equal the oracle is tested in test_numerics.py.
 
 from __future__ import annotations
 
-import copy
 import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,20 +96,6 @@ def trained(request: pytest.FixtureRequest) -> Training:
 def low_bits_of(training: Training) -> list[Array | None]:
     absent = [None] * len(training.params)
     return list(training.optimizer._state.slots.get("low_bits", absent))
-
-
-def test_continues_from_every_kind_of_copy(trained: Training, path: Path) -> None:
-    copies, adam = [trained.resumed(path)], trained.optimizer
-    for copied in (copy.deepcopy(adam), pickle.loads(pickle.dumps(adam))):
-        other = copy.copy(copies[0])
-        other.reference, other.optimizer = copy.deepcopy(trained.reference), copied
-        other.params = [p.copy() for p in trained.params]
-        copies.append(other)
-    grads = trained.grads()
-    for each in (trained, *copies):
-        each.call(grads)
-        each.check()
-        assert each.optimizer.get_config() == adam.get_config()
 
 
 def test_weights_are_float32_and_set_what_they_were(trained: Training) -> None:
