@@ -163,7 +163,9 @@ def test_tensor_table(rng: np.random.Generator) -> None:
     param = torch.tensor(start, requires_grad=True)
     for _ in range(2):
         reference.apply_sparse(indices, rows)
+        version = param._version
         adam.apply_sparse(indices, rows, param)
+        assert param._version > version
     assert_same_bits(param.detach().numpy(), reference.params[0])
 
 
