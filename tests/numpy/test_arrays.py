@@ -401,18 +401,6 @@ def test_subclasses(rng: np.random.Generator) -> None:
     assert_all_same_bits([p, m, v], expected)
 
 
-def test_other_arrays_of_the_same_shapes_take_their_turn() -> None:
-    # Moments belong to the position in the list, not to the array. A new array may get the address
-    # of a freed one, or another address.
-    training = Training()
-    ours, others = training.params, [np.array(p + 1) for p in training.params]
-    for params in [ours, others, others, ours, [*ours[:2], *others[2:]], *[None] * 20]:
-        training.params = params or [p.copy() for p in training.params]
-        training.reference.params = [p.copy() for p in training.params]
-        training.call_by("get_updates", training.grads())
-        training.check()
-
-
 # -- containers -------------------------------------------------------------------------------
 
 PAIRS: dict[str, Callable[[Any, Any], Any]] = {

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fusedadam import Adam
-from helpers import assert_all_same_bits, halving
-from oracle import clip
+from helpers import halving
 from training import Training
 
 OWN: list[tuple[dict[int, dict[str, Any]], dict[str, Any]]] = [
@@ -52,18 +51,6 @@ def test_a_later_call_changes_what_it_names() -> None:
     training.check()
     adam.override(iter(training.params[:1]))  # removes them
     del own[0]
-    training.step()
-    training.check()
-
-
-def test_own_settings_win_over_an_exclusion_and_belong_to_a_position() -> None:
-    training = Training(weight_decay=0.5, excluded=[0, 1], own={0: {"weight_decay": 0.25}})
-    training.step(2)
-    training.check()
-    training.params = [p.copy() for p in training.params]
-    training.step()
-    training.optimizer.build(training.params)
-    training.reference.build(training.params)
     training.step()
     training.check()
 
@@ -119,21 +106,6 @@ def test_settings_of_all_parameters_are_taken_back(path: Path) -> None:
         adam.override(lr=0.5, l2=0.5)
     adam.build(training.params[:1])
     adam.save(path)
-
-
-@pytest.mark.parametrize("stepped", [False, True])
-def test_gradients_are_clipped_as_their_own_settings_say(stepped: bool) -> None:
-    training = Training(
-        [((3,), "float64"), ((2,), "float32"), ((4,), "float64")],
-        own={0: {"clipvalue": 1e-3}, 1: {"lr": 0.5}, 2: {"clipnorm": None}},
-        clipnorm=0.5,
-    )
-    training.step(int(stepped))
-    grads = training.grads()
-    clips: list[dict[str, Any]] = [{"clipnorm": 0.5, "clipvalue": 1e-3}, {"clipnorm": 0.5}, {}]
-    expected = [clip(grads, **settings)[i] for i, settings in enumerate(clips)]
-    assert_all_same_bits(training.optimizer.get_gradients(grads, training.params), expected)
-    assert training.optimizer.iterations == int(stepped)
 
 
 def test_a_refused_step_leaves_own_settings_as_they_were() -> None:

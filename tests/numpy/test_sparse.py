@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -167,19 +166,6 @@ def test_tensor_table(rng: np.random.Generator) -> None:
         adam.apply_sparse(indices, rows, param)
         assert param._version > version
     assert_same_bits(param.detach().numpy(), reference.params[0])
-
-
-# -- state ------------------------------------------------------------------------------------
-
-
-def test_sparse_and_dense_steps_in_turn(rng: np.random.Generator) -> None:
-    training = table((30, 4), amsgrad=True, use_ema=True, weight_decay=0.1)
-    for lazy in (True, False, True):
-        apply(training, rng.integers(0, 30, 12), lazy=lazy)
-        training.step()
-        training.check()
-    training.optimizer = copy.deepcopy(training.optimizer)
-    apply(training, rng.integers(0, 30, 12), lazy=True)
 
 
 @modes
