@@ -306,17 +306,6 @@ def test_parameter_resized_in_place_since_the_last_step(shape: tuple[int, ...]) 
     assert not np.any(param == kept)
 
 
-def test_swap_without_parameters() -> None:
-    built = Adam(use_ema=True)
-    built.build([np.ones(3)])
-    copied = copy.deepcopy(built)  # has averages, but no parameters before its first step
-    for adam in (Adam(use_ema=True), copied):
-        with pytest.raises(ValueError, match=r"(?s)\bswap_ema\b.*Received: "):
-            adam.swap_ema()
-        assert adam.apply_gradients([(np.ones(3), np.ones(3))]) == 1
-        adam.swap_ema()
-
-
 @pytest.mark.parametrize("route", ["apply_gradients", "build"])
 @pytest.mark.parametrize("program", ["built", "fresh"])
 def test_excluded_array_that_is_no_parameter(program: str, route: str) -> None:
