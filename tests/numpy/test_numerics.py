@@ -280,8 +280,9 @@ def test_adam_step_of_mixed_formats(rng: np.random.Generator) -> None:
     }
     check_adam_step(arrays, step=4)
     check_adam_step({**arrays, "low_bits": [None, None]}, step=4)
+    no_arrays: dict[str, Any] = {**arrays, "low_bits": [None, 5]}
     with pytest.raises(TypeError, match=r"^low_bits\[0\] must be"):
-        adam_step(**{**arrays, "low_bits": [None, 5]}, step=4)
+        adam_step(**no_arrays, step=4)
     assert adam_step([], [], [], [], step=1) is None
     adam_step(p, g, np.zeros_like(p), np.zeros_like(p), step=1, rounding="nearest")
 

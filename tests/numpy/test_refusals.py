@@ -271,7 +271,8 @@ OVERLAPPING: dict[str, Callable[[Array], list[Array]]] = {
 def test_arrays_that_overlap(views: Callable[[Array], list[Array]]) -> None:
     buffer = np.arange(12, dtype="float32")
     arrays, adam = views(buffer), Adam()
-    ones = {name: [np.ones_like(a) for a in arrays] for name in ("params", "grads", "m", "v")}
+    names = ("params", "grads", "m", "v")
+    ones: dict[str, Any] = {name: [np.ones_like(a) for a in arrays] for name in names}
     calls: list[Callable[[], object]] = [lambda: adam.build(arrays)]
     calls += [
         partial(adam_step, **(ones | {name: arrays}), step=1) for name in ("params", "m", "v")
