@@ -31,9 +31,6 @@ NAN, INF = float("nan"), float("inf")
 TORCH_REASON = "what is said of tensors needs torch"
 
 
-# -- weight decay -----------------------------------------------------------------------------
-
-
 NAMED: dict[str, Callable[[Array, Array], Any]] = {
     "views": lambda p, q: [p[...], q.reshape(1)],
     "the array and a view": lambda p, q: [p, p[...], q],
@@ -51,9 +48,6 @@ def test_parameters_that_do_not_decay(named: Callable[[Array, Array], Any]) -> N
     training.check()
 
 
-# -- averages ---------------------------------------------------------------------------------
-
-
 def test_averages_are_live_begin_as_the_parameters_and_are_swapped_in_place() -> None:
     training = Training(use_ema=True, ema_momentum=0.5)
     adam = training.optimizer
@@ -68,9 +62,6 @@ def test_averages_are_live_begin_as_the_parameters_and_are_swapped_in_place() ->
         assert_all_same_bits(ema, training.reference.ema)
         adam.swap_ema()
         training.reference.swap_ema()
-
-
-# -- tensors ----------------------------------------------------------------------------------
 
 
 def test_tensors() -> None:
@@ -113,9 +104,6 @@ def test_tensors_as_settings() -> None:
         for value in each:
             with pytest.raises(TypeError, match=f"^{name} must be "):
                 setattr(adam, name, torch.tensor(value))
-
-
-# -- the loss scale ---------------------------------------------------------------------------
 
 
 def loss(params: Any) -> Any:
@@ -167,18 +155,12 @@ def test_dynamic_scale_has_a_largest_value() -> None:
     assert calls(adam, p, "." * 4000) == [2.0**126] * 1999 + [2.0**127] * 2001
 
 
-# -- zeroed gradients -------------------------------------------------------------------------
-
-
 def test_gradients_of_the_optimizers_own_are_not_zeroed() -> None:
     # autograd may return arrays of the loss itself.
     kept, p = np.array([1.0, -2.0]), np.zeros(2)
     Adam(zero_grad=True).get_updates(lambda params: anp.sum(params[0] * kept), [p])
     np.testing.assert_array_equal(kept, [1.0, -2.0])
     assert p[0] < 0 < p[1]
-
-
-# -- schedules --------------------------------------------------------------------------------
 
 
 class Cosine:
@@ -256,9 +238,6 @@ def test_current_lr_is_that_of_the_next_step(options: dict[str, Any]) -> None:
         _ = adam.current_lr
 
 
-# -- kinds of numbers -------------------------------------------------------------------------
-
-
 class Rate(float, enum.Enum):
     QUARTER = 0.25
 
@@ -291,9 +270,6 @@ def test_kinds_of_numbers(name: str, value: Any, plain: float) -> None:
         assert type(getattr(optimizer, name)) is type(plain)
         # JSON takes Python's numbers but not NumPy's.
         assert json.loads(json.dumps(optimizer.get_config())) == optimizer.get_config()
-
-
-# -- configuration ----------------------------------------------------------------------------
 
 
 def test_signature_names_every_option_with_its_default() -> None:

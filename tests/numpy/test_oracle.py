@@ -68,9 +68,6 @@ def test_power_rounds_a_tie_to_even() -> None:
     assert oracle.power(1 - 2**-53, 2**53) == pytest.approx(math.exp(-1), rel=1e-8)
 
 
-# -- the step ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -236,9 +233,6 @@ def test_dynamic_loss_scale_grows_and_halves(monkeypatch: pytest.MonkeyPatch) ->
         adam.dynamic_loss_scale, adam.good_steps = scale, 19
         adam.step(one(gradient))
         assert adam.current_loss_scale == scale
-
-
-# -- sparse rows ------------------------------------------------------------------------------
 
 
 def test_rows_are_added_in_the_order_in_which_they_come() -> None:
