@@ -49,13 +49,15 @@ def test_parameters_that_do_not_decay(named: Callable[[Array, Array], Any]) -> N
 
 
 def test_averages_are_live_begin_as_the_parameters_and_are_swapped_in_place() -> None:
-    training = Training(use_ema=True, ema_momentum=0.5)
+    training = Training(use_ema=True, ema_momentum=0.5, gradient_accumulation_steps=2)
     adam = training.optimizer
-    adam.build(training.params)
-    ema = adam.ema
-    assert_all_same_bits(ema, training.params)
-    assert all(average.size == 0 or average.ctypes.data % 64 == 0 for average in ema)
-    training.step(3)
+    for _ in range(2):
+        adam.build(training.params)  # begins averages and means anew
+        training.reference.build(training.params)
+        ema = adam.ema
+        assert_all_same_bits(ema, training.params)
+        assert all(average.size == 0 or average.ctypes.data % 64 == 0 for average in ema)
+        training.step(5)
     adam.ema.clear()  # the list is the caller's
     for _ in range(3):
         training.check()
