@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import storage_oracle as storage
+from configurations import FORMATS, format_name, shapes_for
 from fusedadam import Adam, _core, adam_step
 from helpers import Array, assert_all_same_bits, assert_same_bits, read_only, values
 from oracle import OracleAdam
@@ -83,6 +84,18 @@ def test_every_half_gradient(half: str) -> None:
 
 
 # -- the state in other forms -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=format_name)
+def test_weights_are_float32_and_set_what_they_were(formats: dict[str, Any]) -> None:
+    training = Training(shapes_for(formats), **formats)
+    training.step(3)
+    adam = training.optimizer
+    weights, live = adam.get_weights(), [w.copy() for w in adam.weights]
+    assert {w.dtype for w in weights[1:]} == {np.dtype(np.float32)}
+    adam.set_weights([np.zeros_like(w) for w in weights])
+    adam.set_weights(weights)
+    assert_all_same_bits(adam.weights, live)
 
 
 @pytest.mark.parametrize("moments", ["float32", "bfloat16", "packed"])
