@@ -65,72 +65,44 @@ struct Case {
 
 TEST(RefusedStep, Tensors) {
   const AdamSettings all{.amsgrad = true, .use_ema = true, .gradient_accumulation_steps = 2};
-  std::vector<Refusal<Case>> refusals{
+  const Refusal<Case> refusals[] = {
       {null("tensors[1].grad", 50), [](Case& c) { c.b.grad = nullptr; }},
+      {null("tensors[0].param", 40000), [](Case& c) { c.a.param = nullptr; }},
+      {null("tensors[1].v", 50), [](Case& c) { c.b.v = nullptr; }},
+      {null("tensors[2].accumulator", 60),
+       [&](Case& c) { c.settings = all, c.d.accumulator = nullptr; }},
       {off("tensors[2].grad", 1), [](Case& c) { c.d.grad = bytes_later(c.d.grad, 1); }},
+      {off("tensors[2].m", 4), [](Case& c) { c.d.m = bytes_later(c.d.m, 4); }},
       {off("tensors[3].grad", 1), [](Case& c) { c.h.grad = bytes_later(c.h.grad, 1); }},
+      {size_of("tensors[1]", -1), [](Case& c) { c.b.size = -1; }},
+      {size_of("tensors[1]", INT64_MAX / 4 + 1), [](Case& c) { c.b.size = INT64_MAX / 4 + 1; }},
       {shared("tensors[1].m", "tensors[0].v"), [](Case& c) { c.b.m = c.a.v; }},
-      {shared("tensors[1].grad", "tensors[0].m"), [](Case& c) { c.b.grad = c.a.m + 100; }},
+      // The last element of one array, the first of the other.
+      {shared("tensors[1].ema", "tensors[0].param"),
+       [&](Case& c) { c.settings = all, c.b.ema = c.a.param + 39999; }},
       {shared("tensors[1].grad", "tensors[1].param"), [](Case& c) { c.b.grad = c.b.param; }},
       {shared("tensors[0].grad", "tensors[1].v"), [](Case& c) { c.a.grad = c.b.v, c.a.size = 50; }},
-      {shared("tensors[1].grad", "tensors[0].accumulator"),
-       [&](Case& c) { c.settings = all, c.b.grad = c.a.accumulator; }},
       // Overlaps are counted in bytes: these 40 gradients take the space of 20 parameters.
       {shared("tensors[3].grad", "tensors[1].param"),
        [](Case& c) { c.h.grad = reinterpret_cast<const float16*>(c.b.param + 49); }},
       // Gradients are written as well if they are zeroed.
       {shared("tensors[1].grad", "tensors[0].grad"),
-       [](Case& c) { c.settings = {.zero_grad = true}, c.b.grad = c.a.grad + 39990; }},
-      {shared("tensors[1].v", "tensors[0].grad"),
-       [](Case& c) { c.settings = {.zero_grad = true}, c.b.v = const_cast<float*>(c.a.grad); }}};
-  for (const auto& [name, f32, f64] :
-       {std::tuple{"param", &Tensor<float>::param, &Tensor<double>::param},
-        {"m", &Tensor<float>::m, &Tensor<double>::m},
-        {"v", &Tensor<float>::v, &Tensor<double>::v},
-        {"vhat", &Tensor<float>::vhat, &Tensor<double>::vhat},
-        {"ema", &Tensor<float>::ema, &Tensor<double>::ema},
-        {"accumulator", &Tensor<float>::accumulator, &Tensor<double>::accumulator}}) {
-    const std::string b = std::string("tensors[1].") + name;
-    const std::string d = std::string("tensors[2].") + name;
-    refusals.push_back(
-        {null(b, 50), [&, f = f32](Case& c) { c.settings = all, c.b.*f = nullptr; }});
-    refusals.push_back(
-        {off(d, 4), [&, f = f64](Case& c) { c.settings = all, c.d.*f = bytes_later(c.d.*f, 4); }});
-    // The last element of one array, the first of the other.
-    refusals.push_back({shared(b, "tensors[0].param"),
-                        [&, f = f32](Case& c) { c.settings = all, c.b.*f = c.a.param + 39999; }});
-  }
-  for (const std::int64_t size : {std::int64_t{-1}, INT64_MIN, INT64_MAX, INT64_MAX / 4 + 1}) {
-    refusals.push_back({size_of("tensors[1]", size), [=](Case& c) { c.b.size = size; }});
-  }
+       [](Case& c) { c.settings = {.zero_grad = true}, c.b.grad = c.a.grad + 39990; }}};
   for (const auto& [message, spoil] : refusals) {
     Case c;
     spoil(c);
     AdamProgress progress{.skipped_steps = 4};
     const AdamProgress start = progress;
     EXPECT_EQ(c.message([&] { adam_step(c.tensors, c.settings, progress); }), message);
-    const AdamGroup groups[] = {{std::span(c.tensors).first(1), c.settings},
-                                {std::span(c.tensors).subspan(1), c.settings}};
-    EXPECT_EQ(c.message([&] { adam_step(groups, progress); }), message);
     EXPECT_EQ(progress, start);
     if (needs_progress(c.settings)) continue;
     EXPECT_EQ(c.message([&] { adam_step(c.tensors, c.settings, 1); }), message);
   }
 }
 
-// Either of the two may be named first.
-TEST(RefusedStep, OneArrayInTwoRoles) {
-  Case c;
-  c.b.v = c.b.m;
-  const std::string message = c.message([&] { adam_step(c.tensors, AdamOptions(), 1); });
-  EXPECT_NE(message.find("tensors[1].m"), std::string::npos) << message;
-  EXPECT_NE(message.find("tensors[1].v"), std::string::npos) << message;
-}
-
 TEST(RefusedStep, Numbers) {
   const Case c;
-  for (const std::int64_t step :
-       {std::int64_t{0}, std::int64_t{-1}, INT64_MIN, INT64_MAX, max_iterations + 2}) {
+  for (const std::int64_t step : {std::int64_t{0}, max_iterations + 2}) {
     EXPECT_EQ(c.message([&] { adam_step(c.tensors, c.settings, step); }),
               received("step", ">= 1 and <= 2**53 + 1", step));
   }
@@ -150,14 +122,12 @@ TEST(RefusedStep, Progress) {
       "dynamic_loss_scale must be >= 1 and <= 2**127. Received: dynamic_loss_scale=";
   const std::pair<AdamProgress, std::string> cases[] = {
       {{.iterations = -1}, received("iterations", count, -1)},
-      {{.iterations = max_iterations + 1}, received("iterations", count, max_iterations + 1)},
-      {{.skipped_steps = -1}, received("skipped_steps", count, -1)},
+      {{.skipped_steps = max_iterations + 1}, received("skipped_steps", count, max_iterations + 1)},
+      {{.good_steps = -1}, received("good_steps", count, -1)},
       {{.accumulated = -1}, received("accumulated", accumulated + '3', -1)},
       {{.accumulated = 3}, received("accumulated", accumulated + '3', 3)},
-      {{.good_steps = -1}, received("good_steps", count, -1)},
       {{.dynamic_loss_scale = 0.5}, scale + "0.5"},
       {{.dynamic_loss_scale = 0x1p128}, scale + "3.402823669209385e+38"},
-      {{.dynamic_loss_scale = inf}, scale + "inf"},
       {{.dynamic_loss_scale = nan}, scale + "nan"},
       // The edges of the ranges.
       {{max_iterations, max_iterations, 2, 0x1p127, max_iterations}, ""},
@@ -186,11 +156,9 @@ TEST(RefusedStep, Groups) {
     std::int64_t steps = 0;
   } cases[] = {
       {{}, {.loss_scale = 2}, disagree("loss_scale", "none", "2.0")},
-      {{.loss_scale = 2}, {}, disagree("loss_scale", "2.0", "none")},
       {{}, {.dynamic_loss_scale = true}, disagree("dynamic_loss_scale", "false", "true")},
       {{.skip_nonfinite = true}, {}, disagree("skip_nonfinite", "true", "false")},
       {{}, {.gradient_accumulation_steps = 2}, disagree("gradient_accumulation_steps", "1", "2")},
-      {{}, {}, received("groups[2].steps", count, -1), -1},
       {{}, {}, received("groups[2].steps", count, max_iterations + 1), max_iterations + 1},
       {{}, {.amsgrad = true}, null("tensors[2].vhat", 60)},
       {{.zero_grad = true}, {}, shared("tensors[3].grad", "tensors[0].grad")}};
@@ -219,11 +187,6 @@ TEST(AcceptedStep, SharedGradientsNeighboursAndUnneededArrays) {
   adam_step(tensors, AdamOptions(), max_iterations + 1);
   EXPECT_TRUE(same_bits(std::vector(p, p + 300), std::vector(p + 300, p + 600)));
   EXPECT_NE(p[0], 0.5);
-  Case c;
-  c.b.size = 10;
-  c.h.size = 20;
-  c.h.grad = reinterpret_cast<const float16*>(c.b.param + 10);
-  EXPECT_NO_THROW(adam_step(c.tensors, AdamOptions(), 1));
 }
 
 // ---- tensors whose types are known only at run time --------------------------------------------
@@ -248,9 +211,6 @@ TEST(RefusedStored, Arrays) {
        [](MixedTensor& t) { t.low_bits.type = int16; }},
       {"tensors[0].first_index must be >= 0. Received: first_index=-1",
        [](MixedTensor& t) { t.first_index = -1; }},
-      {null("tensors[0].packed", 8), [](MixedTensor& t) { t.packed = {}; }},
-      {off("tensors[0].packed", 1),
-       [](MixedTensor& t) { t.packed.data = static_cast<char*>(t.packed.data) + 1; }},
       {shared("tensors[0].low_bits", "tensors[0].packed"),
        [](MixedTensor& t) { t.low_bits.data = t.packed.data; }}};
   for (const auto& [message, spoil] : refusals) {
@@ -290,15 +250,13 @@ struct Rows {
 };
 
 TEST(RefusedSparseStep, Everything) {
-  std::vector<Refusal<Rows>> refusals{
+  const std::string index = "] must be >= 0 and < the number of rows, 9000. Received: ";
+  const std::string row_size = "row_size must be >= 1 and divide table.size, 45000. Received: ";
+  const Refusal<Rows> refusals[] = {
       {null("table.param", 45000), [](Rows& r) { r.t.table.param = nullptr; }},
-      {null("table.v", 45000), [](Rows& r) { r.t.table.v = nullptr; }},
       {null("grad_rows", 200), [](Rows& r) { r.t.grad_rows = nullptr; }},
       {null("indices", 40),
        [](Rows& r) { r.t.indices = std::span(static_cast<const std::int32_t*>(nullptr), 40); }},
-      {null("table.ema", 45000),
-       [](Rows& r) { r.settings = {.use_ema = true}, r.t.table.ema = nullptr; }},
-      {off("table.m", 1), [](Rows& r) { r.t.table.m = bytes_later(r.t.table.m, 1); }},
       {off("grad_rows", 2), [](Rows& r) { r.t.grad_rows = bytes_later(r.t.grad_rows, 2); }},
       {off("indices", 4),
        [](Rows& r) {
@@ -307,7 +265,16 @@ TEST(RefusedSparseStep, Everything) {
        }},
       {shared("grad_rows", "table.param"),
        [](Rows& r) { r.t.grad_rows = r.t.table.param + 44900; }},
-      {shared("grad_rows", "table.v"), [](Rows& r) { r.t.grad_rows = r.t.table.v; }},
+      {"indices[3" + index + "9000", [](Rows& r) { r.indices[3] = r.indices[20] = 9000; }},
+      {"indices[3" + index + "4294967296", [](Rows& r) { r.indices[3] = INT64_C(1) << 32; }},
+      {"indices[39" + index + "-1",
+       [](Rows& r) {
+         r.narrow.back() = -1;
+         r.t.indices = std::span<const std::int32_t>(r.narrow);
+       }},
+      {size_of("table", -5), [](Rows& r) { r.t.table.size = -5; }},
+      {row_size + "row_size=0", [](Rows& r) { r.t.row_size = 0; }},
+      {row_size + "row_size=7", [](Rows& r) { r.t.row_size = 7; }},
       // Refused by the sizes alone: no table or gradient of that size is accessed.
       {"grad_rows must fit in memory. Received: 2 rows of 1152921504606846976",
        [](Rows& r) {
@@ -318,9 +285,6 @@ TEST(RefusedSparseStep, Everything) {
       {"gradients of rows must be stepped at once, without gradient_accumulation_steps. Received: "
        "gradient_accumulation_steps=2",
        [](Rows& r) { r.settings.gradient_accumulation_steps = 2; }},
-      {received("iterations", count, -1), [](Rows& r) { r.progress = {.iterations = -1}; }},
-      {received("accumulated", accumulated + '1', 1),
-       [](Rows& r) { r.progress = {.accumulated = 1}; }},
       // Refused before the gradients of repeated rows are added up: they cannot be read.
       {received("good_steps", count, -1),
        [](Rows& r) {
@@ -331,25 +295,6 @@ TEST(RefusedSparseStep, Everything) {
       // Gradients must not be zeroed if the step is refused late.
       {received("skipped_steps", count, -2),
        [](Rows& r) { r.settings.zero_grad = true, r.progress = {.skipped_steps = -2}; }}};
-  const std::string index = "] must be >= 0 and < the number of rows, 9000. Received: ";
-  for (const std::int64_t bad :
-       {std::int64_t{-1}, std::int64_t{9000}, INT64_MIN, INT64_MAX, std::int64_t{1} << 32}) {
-    refusals.push_back({"indices[3" + index + std::to_string(bad),
-                        [=](Rows& r) { r.indices[3] = r.indices[20] = bad; }});
-  }
-  for (const std::int32_t bad : {-1, 9000, INT32_MIN, INT32_MAX}) {
-    refusals.push_back({"indices[39" + index + std::to_string(bad), [=](Rows& r) {
-                          r.narrow.back() = bad;
-                          r.t.indices = std::span<const std::int32_t>(r.narrow);
-                        }});
-  }
-  for (const std::int64_t bad : {std::int64_t{-5}, INT64_MAX}) {
-    refusals.push_back({size_of("table", bad), [=](Rows& r) { r.t.table.size = bad; }});
-  }
-  for (const std::int64_t bad : {0, -5, 7, 45001}) {
-    refusals.push_back({received("row_size", ">= 1 and divide table.size, 45000", bad),
-                        [=](Rows& r) { r.t.row_size = bad; }});
-  }
   for (const auto& [message, spoil] : refusals) {
     for (const SparseMode mode : {SparseMode::lazy, SparseMode::dense}) {
       Rows r;
