@@ -16,11 +16,11 @@ void expect_both(double base, std::int64_t exponent, double expected) {
 }
 
 void expect_both(double base, std::int64_t exponent) {
-  expect_both(base, exponent, reference::power(base, exponent));
+  expect_both(base, exponent, power_wide(base, exponent));
 }
 
 // Computed with Python's float(Fraction(base) ** exponent), or with float(Fraction(Decimal(base) **
-// exponent)) to 150 digits where that would take too long.
+// exponent)) to 150 digits where that would take too long. tests/numpy/test_numerics.py has others.
 TEST(Power, EqualsPython) {
   const struct {
     double base;
@@ -37,23 +37,17 @@ TEST(Power, EqualsPython) {
       {0x1.ffffffffffffap-1, 7144656458932724, 0x1.18e00d2c58b04p-7},
       {0x1.fffffffffffcep-1, 7148590326944392, 0x1.ae8d15ae1863ap-58},
   };
-  for (const auto& c : cases) {
-    expect_both(c.base, c.exponent, c.result);
-    EXPECT_EQ(reference::power(c.base, c.exponent), c.result) << c.base << '^' << c.exponent;
-  }
+  for (const auto& c : cases) expect_both(c.base, c.exponent, c.result);
 }
 
 // Exponents of all magnitudes; bases at all distances from 1, where double-double arithmetic no
 // longer determines the last bit.
-TEST(Power, EqualsReference) {
+TEST(Power, IsTheSameIn256Bits) {
   constexpr double ulp = 0x1p-53;
-  for (const double base : {0.9, 0.99, 0.999, 0.9999, 0.95, 0.3, 0.1, 0.001, 0.75, 1 - 0x1p-36,
-                            1 - 0x1p-20, 1 - 1e-6, 0.5 + ulp, 1 - ulp, 1 - 2 * ulp, 1 - 3 * ulp}) {
+  for (const double base : {0.9, 0.99, 0.999, 0.9999, 0.3, 0.001, 0.75, 1 - 0x1p-36, 1 - 0x1p-20,
+                            1 - 1e-6, 0.5 + ulp, 1 - ulp, 1 - 2 * ulp, 1 - 3 * ulp}) {
     for (std::int64_t t = 1; t <= 60; ++t) expect_both(base, t);
-    for (const std::int64_t t : {100, 199, 200, 201, 1000, 4001, 12345, 65537, 1000000}) {
-      expect_both(base, t);
-    }
-    for (int bits = 24; bits <= 53; ++bits) {
+    for (int bits = 6; bits <= 53; ++bits) {
       for (const int off : {-1, 0, 1}) expect_both(base, (std::int64_t{1} << bits) + off);
     }
   }
@@ -95,9 +89,11 @@ TEST(Power, RoundsTiesToEvenAndUpJustAboveThem) {
       power_of_k *= k;
     }
     if (std::bit_width(power_of_k) != 54) continue;
-    const double base = std::ldexp(static_cast<double>(k), -static_cast<int>(std::bit_width(k)));
-    EXPECT_EQ(std::bit_cast<std::uint64_t>(reference::power(base, t)) % 2, 0U);
-    expect_both(base, t);
+    const int bits = static_cast<int>(std::bit_width(k));
+    // The conversion rounds to even.
+    const double expected =
+        std::ldexp(static_cast<double>(power_of_k), -bits * static_cast<int>(t));
+    expect_both(std::ldexp(static_cast<double>(k), -bits), t, expected);
     ++ties;
   }
   EXPECT_GT(ties, 1500);
@@ -123,7 +119,7 @@ TEST(RunningPower, StaysCorrectlyRoundedOverAMillionSteps) {
   for (std::int64_t t = 1; t <= 1'000'000; ++t) {
     const double result = running(0.9999, t);
     if (t % 9973 != 0) continue;
-    ASSERT_TRUE(same_bits(result, reference::power(0.9999, t))) << t;
+    ASSERT_TRUE(same_bits(result, power_wide(0.9999, t))) << t;
   }
 }
 

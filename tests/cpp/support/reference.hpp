@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // A second implementation of a call, written for readability and not for speed: one element, one
-// option and one tensor at a time. It shares only the settings and the progress with the library.
-// The library must agree with it bit for bit.
+// option and one tensor at a time. The library must agree with it bit for bit. They share only the
+// settings, the progress, and powers, which step/test_power.cpp tests.
 #pragma once
 
 #include <algorithm>
@@ -22,75 +22,9 @@
 #include "fusedadam/options.hpp"
 #include "fusedadam/progress.hpp"
 #include "fusedadam/sparse.hpp"
+#include "step/power.hpp"
 
 namespace fusedadam::reference {
-
-// ---- powers ------------------------------------------------------------------------------------
-
-// A natural number, least significant 32 bits first, times 2^exponent.
-struct Number {
-  std::vector<std::uint32_t> digits;
-  std::int64_t exponent = 0;
-
-  bool bit(std::int64_t i) const {
-    return i >= 0 && ((digits[static_cast<std::size_t>(i / 32)] >> (i % 32)) & 1) != 0;
-  }
-  std::int64_t top() const {
-    std::int64_t i = static_cast<std::int64_t>(digits.size()) * 32 - 1;
-    while (!bit(i)) --i;
-    return i;
-  }
-};
-
-// Keeps at least 480 digits. If it drops others, the last one is 1: rounding to 53 digits sees that
-// the number lies above a midpoint.
-inline Number operator*(const Number& a, const Number& b) {
-  Number product{std::vector<std::uint32_t>(a.digits.size() + b.digits.size()),
-                 a.exponent + b.exponent};
-  for (std::size_t i = 0; i < a.digits.size(); ++i) {
-    std::uint64_t carry = 0;
-    for (std::size_t j = 0; j < b.digits.size(); ++j) {
-      carry += std::uint64_t{a.digits[i]} * b.digits[j] + product.digits[i + j];
-      product.digits[i + j] = static_cast<std::uint32_t>(carry);
-      carry >>= 32;
-    }
-    product.digits[i + b.digits.size()] = static_cast<std::uint32_t>(carry);
-  }
-  while (product.digits.back() == 0) product.digits.pop_back();
-  bool dropped = false;
-  while (product.digits.size() > 16) {
-    dropped = dropped || product.digits.front() != 0;
-    product.digits.erase(product.digits.begin());
-    product.exponent += 32;
-  }
-  if (dropped) product.digits.front() |= 1;
-  return product;
-}
-
-// base^exponent, rounded once, to nearest with ties to even. Results below 2^-200 are 0.
-inline double power(double base, std::int64_t exponent) {
-  if (base == 0) return 0;
-  int scale = 0;
-  const auto mantissa = static_cast<std::uint64_t>(std::ldexp(std::frexp(base, &scale), 53));
-  Number factor{{static_cast<std::uint32_t>(mantissa), static_cast<std::uint32_t>(mantissa >> 32)},
-                scale - 53};
-  Number n{{1}};
-  for (; exponent != 0; exponent /= 2) {
-    if (factor.top() + factor.exponent < -201) return 0;
-    if (exponent % 2 != 0) n = n * factor;
-    factor = factor * factor;
-  }
-  const std::int64_t top = n.top();
-  std::uint64_t digits = 0;
-  for (std::int64_t i = top; i > top - 53; --i) digits = 2 * digits + (n.bit(i) ? 1 : 0);
-  bool beyond_half = false;
-  for (std::int64_t i = 0; i < top - 53; ++i) beyond_half = beyond_half || n.bit(i);
-  if (n.bit(top - 53) && (beyond_half || digits % 2 != 0)) ++digits;
-  const std::int64_t last = n.exponent + top - 52;
-  if (last < -400) return 0;
-  const double result = std::ldexp(static_cast<double>(digits), static_cast<int>(last));
-  return result < 0x1p-200 ? 0 : result;
-}
 
 // ---- numbers of 16 bits ------------------------------------------------------------------------
 
@@ -168,13 +102,14 @@ inline double decayed_lr(const AdamSettings& s, std::int64_t step) {
 
 inline double lr_t(const AdamSettings& s, std::int64_t step, std::int64_t own_step) {
   const double correction =
-      std::sqrt(1 - power(s.beta_2, own_step)) / (1 - power(s.beta_1, own_step));
+      std::sqrt(1 - power_wide(s.beta_2, own_step)) / (1 - power_wide(s.beta_1, own_step));
   return decayed_lr(s, step) * correction;
 }
 
 // The epsilon of Algorithm 1 of the paper, if requested.
 inline double epsilon(const AdamSettings& s, std::int64_t step) {
-  return s.bias_corrected_epsilon ? s.epsilon * std::sqrt(1 - power(s.beta_2, step)) : s.epsilon;
+  return s.bias_corrected_epsilon ? s.epsilon * std::sqrt(1 - power_wide(s.beta_2, step))
+                                  : s.epsilon;
 }
 
 // The factor that unscales one gradient at this loss scale, or no value if none is needed.
