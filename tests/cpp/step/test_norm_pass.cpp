@@ -34,25 +34,6 @@ TEST(NormPass, EqualsReferenceAroundTheEdgesOfTilesAndBlocks) {
   }
 }
 
-// The sum of each tensor, and of all in list order, with and without accumulators.
-TEST(NormPass, EqualsReferenceOverMixedTensors) {
-  for (const std::int64_t steps : {1, 2}) {
-    Groups groups{{mixed_tensors(40), {.gradient_accumulation_steps = steps}}};
-    std::vector<double> expected;
-    reference::for_each_tensor(groups, [&](const auto& arrays, const AdamSettings& settings) {
-      expected.push_back(reference::sum_of_squares(reference::incoming(arrays, settings)));
-    });
-    double total = 0;
-    for (const double sum : expected) total += sum;
-    const TensorList list(references_of(groups[0].tensors, groups[0].settings));
-    for_each_machine([&] {
-      const GradientSums sums = sums_of(list);
-      ASSERT_TRUE(same_bits(sums.tensors, expected));
-      ASSERT_TRUE(same_bits(sums.total, total));
-    });
-  }
-}
-
 template <class T>
 bool finite(std::vector<T> grad, std::vector<T> accumulator = {}) {
   const std::vector<T> others(3, T(1));
@@ -63,14 +44,13 @@ bool finite(std::vector<T> grad, std::vector<T> accumulator = {}) {
 }
 
 TEST(NormPass, SaysWhetherEveryElementIsFinite) {
-  std::vector<double> doubles(5000, 1);
-  std::vector<float> floats(5000, 1);
-  for (const double last : {inf, -inf, nan, largest, -largest, 0.0, 0x1p-1074}) {
+  for (const double last : {inf, -inf, nan, largest, -largest, 0x1p-1074}) {
+    std::vector<double> doubles(5000, 1);
     doubles.back() = last;
     EXPECT_EQ(finite(doubles), std::isfinite(last)) << last;
-    floats.back() = static_cast<float>(std::fabs(last) == largest ? 0x1p127 : last);
-    EXPECT_EQ(finite(floats), std::isfinite(last)) << last;
   }
+  EXPECT_FALSE(finite<float>({INFINITY, 1}));
+  EXPECT_TRUE(finite<float>({0x1p127F, 1}));
   EXPECT_FALSE(finite<double>({largest, inf}));
   EXPECT_FALSE(finite<double>({nan, largest}));
   EXPECT_TRUE(finite<double>({}));
