@@ -26,11 +26,5 @@ TEST(Messages, WriteNumbersAsPythonDoes) {
   for (const auto& [value, text] : cases) EXPECT_EQ(format_number(value), text);
 }
 
-TEST(Messages, NameElementsAndRules) {
-  EXPECT_EQ(element_name("params", 3), "params[3]");
-  EXPECT_EQ(element_name("param", no_index), "param");
-  EXPECT_EQ(broken_rule("x must be even", "x=1"), "x must be even. Received: x=1");
-}
-
 }  // namespace
 }  // namespace fusedadam

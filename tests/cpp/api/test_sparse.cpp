@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Steps of the rows of a table.
+// Steps of the rows of a table, through the C++ interface. tests/numpy/test_sparse.py has every
+// option and order of rows.
 #include <gtest/gtest.h>
 
 #include "support/draws.hpp"
@@ -36,21 +37,6 @@ void expect_reference(const SparseArrays<T>& before, const AdamSettings& setting
   });
 }
 
-// Enough rows for several threads, with repeats.
-TEST(SparseStep, EqualsReferenceForEveryOption) {
-  const auto floats = sparse_arrays<float>(400, 100, 400, 1);
-  const auto doubles = sparse_arrays<double>(1000, 3, 300, 2);
-  for (const auto& [name, settings] : configurations()) {
-    if (settings.gradient_accumulation_steps > 1) continue;
-    SCOPED_TRACE(name);
-    for (const SparseMode mode : modes) {
-      expect_reference<std::int32_t>(floats, settings, mode);
-      expect_reference<std::int64_t>(doubles, settings, mode, 3, {});
-      if (HasFatalFailure()) return;
-    }
-  }
-}
-
 // Rows shorter than a vector or longer than a tile. The tables have few or many rows, and their
 // tiles begin and end within rows.
 TEST(SparseStep, EqualsReferenceForRowsOfAnySize) {
@@ -69,22 +55,6 @@ TEST(SparseStep, EqualsReferenceForRowsOfAnySize) {
   }
 }
 
-// Ascending without repeats, descending, all equal, mixed, and none. ((r1 + r2) + r3) differs from
-// r1 + (r2 + r3) here, and a gradient that comes alone keeps the sign of its zero.
-TEST(SparseStep, TakesRowsInAnyOrder) {
-  const std::vector<std::int64_t> orders[] = {{0, 1, 2, 5}, {9, 5, 2, 1}, {3, 3, 3, 3},
-                                              {2, 0, 2, 2}, {4, 4, 5, 5}, {}};
-  for (const auto& order : orders) {
-    SparseArrays<float> sparse{trained_arrays<float>(20, 1), 2, order};
-    sparse.table.m.assign(20, -0.0F);
-    if (!order.empty()) sparse.grad_rows = {1, -0.0F, 5, 6, 0x1p24F, 0x1p24F, -0x1p24F, 1};
-    for (const SparseMode mode : modes) {
-      expect_reference<std::int32_t>(sparse, {.flush_denormals = false}, mode, 2);
-      expect_reference<std::int64_t>(sparse, everything, mode, 2);
-    }
-  }
-}
-
 TEST(SparseStep, IsLazyUnlessAskedOtherwise) {
   auto sparse = sparse_arrays<float>(50, 4, 10, 7);
   auto lazy = sparse;
@@ -97,24 +67,6 @@ TEST(SparseStep, IsLazyUnlessAskedOtherwise) {
   const SparseTensor<float> empty{.table = {}, .indices = std::span<const std::int32_t>()};
   EXPECT_EQ(adam_step_sparse(empty, everything, progress), StepOutcome::taken);
   EXPECT_EQ(progress.iterations, 2);
-}
-
-// The sum of the gradients of a row counts, whose terms may be finite; its square does not.
-TEST(SparseStep, SkipsWhereASumIsNotFinite) {
-  auto sparse = sparse_arrays<double>(100, 3, 20, 10);
-  sparse.indices[3] = sparse.indices[17];
-  sparse.grad_rows[7] = 1e300;
-  for (const SparseMode mode : modes) {
-    for (const double second : {1.0, largest}) {
-      sparse.grad_rows[9] = largest;
-      sparse.grad_rows[51] = second;
-      for (const AdamSettings& settings : {AdamSettings{.clipnorm = 1, .skip_nonfinite = true},
-                                           {.dynamic_loss_scale = true, .zero_grad = true}}) {
-        expect_reference<std::int32_t>(sparse, settings, mode, 1,
-                                       {.iterations = 4, .good_steps = 3});
-      }
-    }
-  }
 }
 
 template <class T>

@@ -26,8 +26,6 @@ std::vector<Format> formats() {
       {"bf16, nearest", bfloat16, float32, {.moments = bf16, .rounding = Rounding::nearest}},
       {"bf16, automatic", bfloat16, float16, {.moments = Moments::automatic}},
       {"bf16, float moments", bfloat16, bfloat16, {.low_bits = LowBits::int16}},
-      {"9 bytes", bfloat16, bfloat16, {.moments = bf16, .low_bits = LowBits::int8}},
-      {"7 bytes", bfloat16, bfloat16, {.moments = packed, .low_bits = LowBits::int8}},
       {"6 bytes", bfloat16, bfloat16, {.moments = packed}},
       {"f16", float16, float16, {.moments = packed}},
       {"f32, packed", float32, float32, {.moments = packed}},
@@ -71,27 +69,6 @@ TEST(Storage, DependsOnNoDivision) {
       EXPECT_TRUE(stepped(format, {50001}) == expected);
       EXPECT_TRUE(stepped(format, {1, 40, 64, 65, 200, 33333, 50001}) == expected);
     });
-  }
-}
-
-TEST(Storage, With16LowBitsIsThatOfFloats) {
-  const AdamSettings plain{.weight_decay = 0.01};
-  AdamSettings settings = plain;
-  settings.low_bits = LowBits::int16;
-  auto arrays = trained_arrays<float>(1000, 3);
-  arrays.m.assign(1000, 0);
-  arrays.v.assign(1000, 0);
-  StoredTensor stored = new_tensor(ElementType::bfloat16, ElementType::float32, 1000, settings);
-  stored.bytes[kind::grad] = bytes_of(arrays.grad);
-  write_values(stored.view(), settings, {.param = arrays.param.data()});
-  for (std::int64_t step = 1; step <= 5; ++step) {
-    const Tensor<float> tensors[] = {tensor_of(arrays)};
-    adam_step(tensors, plain, step);
-    const AnyTensor mixed[] = {stored.view()};
-    adam_step(mixed, settings, step);
-    std::vector<float> weights(1000);
-    read_values(stored.view(), settings, {.param = weights.data()});
-    ASSERT_TRUE(same_bits(weights, arrays.param));
   }
 }
 

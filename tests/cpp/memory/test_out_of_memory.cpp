@@ -51,8 +51,10 @@ void expect_unchanged_without_memory(const AdamSettings& first, const AdamSettin
 // On one thread, every run makes the same allocations. Threads may be started at any time.
 TEST(OutOfMemory, LeavesTensorsAndProgressAsTheyWere) {
   set_num_threads(1);
-  for (const auto& [name, settings] : configurations()) {
-    SCOPED_TRACE(name);
+  for (const AdamSettings& settings : {AdamSettings{},
+                                       {.clipnorm = 0.1, .skip_nonfinite = true},
+                                       {.clipnorm_per_tensor = 0.1},
+                                       dynamic_everything(2)}) {
     AdamSettings with_average = settings;
     with_average.use_ema = true;
     expect_unchanged_without_memory(settings, with_average);

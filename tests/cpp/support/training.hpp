@@ -11,11 +11,6 @@
 
 namespace fusedadam {
 
-struct Configuration {
-  std::string name;
-  AdamSettings settings;
-};
-
 // Every option that works without AdamProgress, except those that exclude each other.
 constexpr AdamSettings everything{.lr = 0.02,
                                   .beta_1 = 0.8,
@@ -53,44 +48,6 @@ constexpr AdamSettings everything_per_tensor() {
 
 inline bool needs_progress(const AdamSettings& s) {
   return s.dynamic_loss_scale || s.gradient_accumulation_steps > 1;
-}
-
-// Each option alone, and several together. The norms are small enough to clip ordinary numbers.
-inline std::vector<Configuration> configurations() {
-  return {
-      {"plain", {}},
-      {"bias_corrected_epsilon", {.epsilon = 1e-3, .bias_corrected_epsilon = true}},
-      {"lr below 0", {.lr = -0.01, .weight_decay = 0.1}},
-      {"beta_1 of 0", {.beta_1 = 0}},
-      {"betas of 0", {.beta_1 = 0, .beta_2 = 0}},
-      {"decay", {.decay = 0.125}},
-      {"amsgrad", {.amsgrad = true}},
-      {"weight_decay", {.decay = 0.5, .weight_decay = 0.1}},
-      {"l2", {.l2 = 0.01}},
-      {"decay with l2 with maximize", {.weight_decay = 0.1, .l2 = 0.01, .maximize = true}},
-      {"clipnorm", {.clipnorm = 0.5}},
-      {"clipnorm of no effect", {.clipnorm = 1e6}},
-      {"clipnorm_per_tensor", {.clipnorm_per_tensor = 0.5}},
-      {"clipvalue", {.clipvalue = 0x1.3p-6}},
-      {"use_ema", {.use_ema = true, .ema_momentum = 0.75}},
-      {"ema_overwrite_frequency", {.use_ema = true, .ema_overwrite_frequency = 2}},
-      {"loss_scale", {.loss_scale = 1000}},
-      {"loss_scale of 1", {.loss_scale = 1}},
-      {"loss_scale with clipnorm", {.clipnorm = 0.001, .loss_scale = 1024}},
-      {"loss_scale with clipnorm_per_tensor", {.clipnorm_per_tensor = 0.5, .loss_scale = 1.5}},
-      {"skip_nonfinite", {.skip_nonfinite = true}},
-      {"zero_grad", {.zero_grad = true}},
-      {"maximize", {.maximize = true}},
-      {"maximize with clips", {.clipnorm = 0.5, .clipvalue = 0.001, .maximize = true}},
-      {"no flush_denormals", {.flush_denormals = false}},
-      {"everything", everything},
-      {"everything, norms per tensor", everything_per_tensor()},
-      {"accumulation", {.gradient_accumulation_steps = 3}},
-      {"accumulation with clipnorm", {.clipnorm = 0.2, .gradient_accumulation_steps = 2}},
-      {"accumulation with zero_grad", {.gradient_accumulation_steps = 2, .zero_grad = true}},
-      {"dynamic_loss_scale", {.dynamic_loss_scale = true}},
-      {"everything, dynamic, accumulated", dynamic_everything(2)},
-  };
 }
 
 // The core's view of the tensors: the arrays that these settings need, and no others.
