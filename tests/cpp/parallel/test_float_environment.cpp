@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 //
-// The caller's floating-point environment is neither used nor changed.
+// The caller's floating-point environment is neither used nor changed, also where Python is not
+// run. tests/numpy/test_float_environment.py has every call, the flags of the x87 unit, and traps.
 #include "parallel/float_environment.hpp"
 
 #include <gtest/gtest.h>
 
-#include <cfenv>
 #include <functional>
 #include <new>
 
@@ -113,7 +113,8 @@ void run_in(const Mode& mode, [[maybe_unused]] int threads, Body body) {
 // What calls change. Subnormals in every stream, infinities, NaNs, and sums of gradients that are
 // subnormal or rounded raise each exception and reveal each mode.
 struct State {
-  Groups groups{{{extreme_arrays<float>(35000, 1), extreme_arrays<double>(3000, 2)}}};
+  Groups extreme{{{extreme_arrays<float>(35000, 1), extreme_arrays<double>(3000, 2)}}};
+  Groups typical{{{trained_arrays<float>(35000, 1), trained_arrays<double>(3000, 2)}}};
   AdamProgress progress{.iterations = 4, .dynamic_loss_scale = 0x1.123456789p15};
   reference::SparseArrays<float> sparse = sparse_arrays<float>(400, 100, 400, 3);
   std::vector<float> grad = ordinary_numbers<float>(40000, 9);
@@ -123,64 +124,50 @@ struct State {
   State() { sparse.grad_rows = any_numbers<float>(sparse.grad_rows.size(), 4); }
 };
 
-const State& before() {
-  static const State state;
-  return state;
-}
-
 using Call = std::function<void(State&)>;
 
-// Steps tensors, from moments of typical or of all kinds of numbers.
-Call step(const AdamSettings& settings, bool extreme, std::int64_t accumulated = 0) {
+Call step(Groups State::*groups, const AdamSettings& settings) {
   return [=](State& s) {
-    if (!extreme) {
-      s.groups[0].tensors = {trained_arrays<float>(35000, 1), trained_arrays<double>(3000, 2)};
-    }
-    s.groups[0].settings = settings;
-    s.progress.accumulated = accumulated;
+    (s.*groups)[0].settings = settings;
+    take_step(s.*groups, s.progress);
   };
 }
 
-// Each kind of call, with the preparation that it needs outside of the mode. All of them have
-// inexact scalars.
-const std::pair<Call, Call> calls[] = {
-    {step({.flush_denormals = false}, true), [](State& s) { take_step(s.groups, s.progress); }},
-    {step({.lr = 0.1, .decay = 0.3, .clipvalue = 0.003}, true),
-     [](State& s) { take_step(s.groups, s.progress); }},
-    {step(dynamic_everything(3), false, 0), [](State& s) { take_step(s.groups, s.progress); }},
-    {step(dynamic_everything(3), false, 2), [](State& s) { take_step(s.groups, s.progress); }},
-    {step(dynamic_everything(1), true), [](State& s) { take_step(s.groups, s.progress); }},
-    {[](State&) {},
-     [](State& s) { take_step<std::int32_t>(s.sparse, everything, s.progress, SparseMode::lazy); }},
-    {[](State&) {},
-     [](State& s) {
-       take_step<std::int32_t>(s.sparse, everything, s.progress, SparseMode::dense);
-     }},
-    {[](State&) {},
-     [](State& s) {
-       TensorRef tensor = gradient_of(s.grad);
-       tensor.data[kind::param] = s.clipped.data();
-       clip_gradients(TensorList({tensor}), {.clipnorm = 0.3, .clipvalue = 0.01, .loss_scale = 3},
-                      3);
-       const AnyArray array = std::span<const float>(s.grad);
-       s.norm = global_norm(std::span(&array, 1));
-     }},
-};
+Call sparse_step(SparseMode mode) {
+  return [=](State& s) { take_step<std::int32_t>(s.sparse, everything, s.progress, mode); };
+}
+
+void clip_and_sum(State& s) {
+  TensorRef tensor = gradient_of(s.grad);
+  tensor.data[kind::param] = s.clipped.data();
+  clip_gradients(TensorList({tensor}), {.clipnorm = 0.3, .clipvalue = 0.01, .loss_scale = 3}, 3);
+  const AnyArray array = std::span<const float>(s.grad);
+  s.norm = global_norm(std::span(&array, 1));
+}
+
+// All of them have inexact scalars.
+const Call calls[] = {step(&State::extreme, {.lr = 0.1, .decay = 0.3, .flush_denormals = false}),
+                      step(&State::typical, dynamic_everything(3)),
+                      step(&State::typical, dynamic_everything(1)),
+                      step(&State::extreme, dynamic_everything(1)),
+                      sparse_step(SparseMode::lazy),
+                      sparse_step(SparseMode::dense),
+                      clip_and_sum};
 
 // In the default mode, other tests compare the calls with the reference.
 TEST(FloatEnvironment, IsNeitherUsedNorChangedByAnyCall) {
-  for (const auto& [prepare, call] : calls) {
-    State start = before();
-    prepare(start);
+  static const State start;
+  for (const Call& call : calls) {
     State expected = start;
     call(expected);
-    for_each_isa([&, &call = call] {
+    for_each_isa([&] {
       for (const int threads : {1, 3}) {
         on_threads(threads, [&] {
           for (const Mode& mode : modes) {
             State actual = start;
             run_in(mode, threads, [&] { call(actual); });
-            ASSERT_TRUE(same_bits(actual.groups, expected.groups)) << mode.name;
+            ASSERT_TRUE(same_bits(actual.extreme, expected.extreme)) << mode.name;
+            ASSERT_TRUE(same_bits(actual.typical, expected.typical)) << mode.name;
             ASSERT_TRUE(same_bits(actual.sparse, expected.sparse)) << mode.name;
             ASSERT_TRUE(same_bits(actual.clipped, expected.clipped)) << mode.name;
             ASSERT_EQ(actual.progress, expected.progress) << mode.name;
@@ -189,7 +176,7 @@ TEST(FloatEnvironment, IsNeitherUsedNorChangedByAnyCall) {
         });
       }
     });
-    if (HasFatalFailure()) FAIL() << "call " << &prepare - &calls[0].first;
+    if (HasFatalFailure()) FAIL() << "call " << &call - calls;
   }
 }
 
@@ -211,84 +198,6 @@ TEST(FloatEnvironment, IsRestoredByAnException) {
     EXPECT_EQ(inside.control, modes[0].state.control) << mode.name;
   }
 }
-
-// The state according to <cfenv>, for parts of it outside the registers above.
-TEST(FloatEnvironment, KeepsTheFlagsOfTheStandardLibrary) {
-  Arrays<double> arrays = trained_arrays<double>(1000, 1);
-  arrays.grad[0] = inf;
-  const Tensor<double> tensor = tensor_of(arrays);
-  for (const int flags : {0, FE_DIVBYZERO, FE_ALL_EXCEPT}) {
-    std::feclearexcept(FE_ALL_EXCEPT);
-    std::feraiseexcept(flags);
-    const int raised = std::fetestexcept(FE_ALL_EXCEPT);  // raising overflow may raise inexact
-    adam_step(std::span(&tensor, 1), AdamOptions(), 1);
-    EXPECT_EQ(std::fetestexcept(FE_ALL_EXCEPT), raised);
-  }
-  std::feclearexcept(FE_ALL_EXCEPT);
-}
-
-#if defined(__x86_64__) && defined(__GNUC__)
-
-// The x87 FPU has its own control word and flags (Intel SDM, volume 1, section 8.1).
-struct X87State {
-  std::uint16_t control;
-  std::uint16_t status;
-  bool operator==(const X87State&) const = default;
-};
-
-X87State x87_state() {
-  X87State state{};
-  __asm__ volatile("fnstcw %0" : "=m"(state.control));
-  __asm__ volatile("fnstsw %0" : "=m"(state.status));
-  return state;
-}
-
-TEST(FloatEnvironment, OfTheX87UnitIsNotTouched) {
-  const X87State saved = x87_state();
-  for (const auto& [prepare, call] : calls) {
-    State state = before();
-    prepare(state);
-    // First: all traps on, single precision, rounding up. Second: as after a reset, but with
-    // rounding up. Bit 6 is always set.
-    for (const int word : {0x0840, 0x0b7f}) {
-      const auto control = static_cast<std::uint16_t>(word);
-      for_each_machine([&, &call = call] {
-        __asm__ volatile("fnclex; fldcw %0" : : "m"(control));
-        const X87State wanted = x87_state();
-        call(state);
-        const X87State after = x87_state();
-        __asm__ volatile("fldcw %0" : : "m"(saved.control));
-        EXPECT_EQ(wanted.control, control);
-        EXPECT_EQ(after, wanted);
-      });
-    }
-  }
-}
-
-#endif
-
-#if defined(__GLIBC__)
-
-// For a caller who traps NaNs to find their origin. A trap would end the process.
-TEST(FloatEnvironment, SpringsNoTrapOfTheCaller) {
-  const int enabled = fegetexcept();
-  set_num_threads(3);
-  for (const auto& [prepare, call] : calls) {
-    for (const int traps : {FE_INVALID | FE_DIVBYZERO | FE_OVERFLOW, FE_ALL_EXCEPT}) {
-      State state = before();
-      prepare(state);
-      std::feclearexcept(FE_ALL_EXCEPT);  // a flag already raised would trap at once
-      if (feenableexcept(traps) == -1) GTEST_SKIP() << "this CPU has no traps";
-      call(state);
-      const int after = fegetexcept();
-      fedisableexcept(FE_ALL_EXCEPT);
-      feenableexcept(enabled);
-      EXPECT_EQ(after, traps | enabled);
-    }
-  }
-}
-
-#endif
 
 }  // namespace
 }  // namespace fusedadam
