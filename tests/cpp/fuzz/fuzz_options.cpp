@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Functions of plain values. Settings with arbitrary bits must be accepted if and only if they obey
-// every rule of fusedadam/options.hpp. The same holds for numbers of threads and names of
-// instruction sets. A refused call must change nothing.
+// Settings with arbitrary bits must be accepted if and only if they obey every rule of
+// fusedadam/options.hpp.
 #include "checks.hpp"
 
 namespace fusedadam::fuzz {
@@ -72,36 +71,11 @@ void check_settings(Input& in) {
           "options are the settings that they were made of");
 }
 
-void check_threads(Input& in) {
-  const int before = in.range(1, 4);
-  set_num_threads(before);
-  const auto wanted =
-      in.flip() ? in.ConsumeIntegral<std::int64_t>() : in.range<std::int64_t>(-1, 5000);
-  const bool done = attempt(FE_TONEAREST, [&] { return set_num_threads(wanted), 0; }).has_value();
-  require(done == (wanted >= 1 && wanted <= max_threads),
-          "numbers of threads are refused where they must be, and only there");
-  require(get_num_threads() == (done ? wanted : before), "the number of threads");
-}
-
-void check_isa(Input& in) {
-  const std::string before = in.pick({isas().front(), isas().back()});
-  set_isa(before);
-  std::string wanted = in.flip() ? before : isas()[in.range<std::size_t>(0, isas().size() - 1)];
-  if (in.flip()) wanted = in.ConsumeRandomLengthString(40);
-  const bool done = attempt(FE_TONEAREST, [&] { return set_isa(wanted), 0; }).has_value();
-  require(done == (std::ranges::count(isas(), wanted) == 1),
-          "instruction sets are refused where they must be, and only there");
-  require(active_isa() == (done ? wanted : before), "the instruction set");
-}
-
 }  // namespace
 }  // namespace fusedadam::fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using namespace fusedadam::fuzz;
-  Input in(data, size);
-  check_settings(in);
-  check_threads(in);
-  check_isa(in);
+  fusedadam::fuzz::Input in(data, size);
+  fusedadam::fuzz::check_settings(in);
   return 0;
 }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // Steps: several calls in a row, the last of which may get something that must be refused. Each
-// call runs on every machine, in memory that faults beyond its ends. It must give the bits of
-// tests/cpp/support/reference.hpp if no format loses anything, and always the same bits on every
-// machine and for every division into parts. A refused call must leave every byte unchanged.
-// tests/support/storage_oracle.py is the reference of formats that lose something.
+// call runs on every machine, in memory that faults beyond its ends. It must give the same bits on
+// every machine: without storage formats, those of tests/cpp/support/reference.hpp. A refused call
+// must leave every byte unchanged. tests/support/storage_oracle.py is the reference of formats.
 //
 // Compiled once for each target, FUSEDADAM_FUZZ_TARGET:
 //   adam_step    every overload of adam_step() with gradients of every type
@@ -138,15 +137,10 @@ Calls drawn_calls(Input& in) {
     calls.wide_indices = in.flip();
     calls.indices_in_table = in.seldom(8);
   }
-  const bool is_exact = !typed && in.seldom(3);
   for (int groups = calls.entry == Entry::groups ? in.range(0, 3) : 1; groups > 0; --groups) {
     if (!calls.groups.empty() && in.seldom(16)) common = drawn_common_settings(in);
     StoredGroup group{drawn_settings(in, common)};
     if (!typed) group.settings = drawn_storage(in, group.settings);
-    if (is_exact) {
-      group.settings.moments = Moments::float32;
-      group.settings.low_bits = LowBits::int16;
-    }
     if (calls.entry == Entry::groups && in.flip()) group.steps = drawn_count(in);
     for (int n = rows ? 1 : in.range(0, 3); n > 0; --n) {
       group.tensors.push_back(drawn_tensor(in, calls, group.settings));
@@ -158,7 +152,7 @@ Calls drawn_calls(Input& in) {
 
 // ---- the reference -----------------------------------------------------------------------------
 
-// The values of the arrays in T. Bfloat16 with 16 low bits is a float32.
+// The values of the arrays in T.
 template <class T>
 Arrays<T> values_of(const StoredTensor& tensor) {
   Arrays<T> arrays;
@@ -171,14 +165,6 @@ Arrays<T> values_of(const StoredTensor& tensor) {
     for (const auto half : values_in<std::uint16_t>(tensor.bytes[k])) {
       values.push_back(reference::value_of(half, tensor.types[k]));
     }
-  }
-  const auto low = values_in<std::int16_t>(tensor.bytes[kind::low_bits]);
-  for (std::size_t i = 0; i < low.size(); ++i) {
-    const auto upper = std::bit_cast<std::uint32_t>(static_cast<float>(arrays.param[i]));
-    const auto joined =
-        std::bit_cast<float>(upper + static_cast<std::uint32_t>(std::int32_t{low[i]}));
-    // Low bits do not count where they would make a number NaN.
-    if (!std::isnan(joined)) arrays.param[i] = joined;
   }
   return arrays;
 }
@@ -196,19 +182,6 @@ Groups values_of(const Calls& calls) {
     }
   }
   return groups;
-}
-
-// Whether all numbers are stored as the reference computes them.
-bool has_reference(const Calls& calls) {
-  bool exact = true;
-  for_each_tensor(calls, [&](const StoredTensor& tensor, const AdamSettings& s) {
-    const ElementType of = tensor.types[kind::param];
-    const bool joined = of == ElementType::bfloat16 && s.low_bits == LowBits::int16;
-    exact = exact && (joined || !reference::is_half(of)) &&
-            needed_type(kind::m, of, s).value_or(ElementType::int16) ==
-                (of == ElementType::float64 ? of : ElementType::float32);
-  });
-  return exact;
 }
 
 // The contents and progress after a call of the reference.
@@ -503,9 +476,8 @@ StepOutcome step_rows(const Calls& calls, const MixedTensor& view, const ArrayPo
                           calls.groups[0].settings, progress, calls.mode);
 }
 
-// Steps each tensor in `parts` of these views.
 StepOutcome step(const Calls& calls, const Views& views, const ArrayPointer& indices,
-                 AdamProgress& progress, std::size_t parts = 1) {
+                 AdamProgress& progress) {
   if (calls.of_rows()) return step_rows(calls, views[0], indices, progress);
   // Wraps around at the largest count.
   const auto number =
@@ -518,7 +490,7 @@ StepOutcome step(const Calls& calls, const Views& views, const ArrayPointer& ind
   auto next = views.begin();
   for (const StoredGroup& group : calls.groups) {
     tensors.emplace_back();
-    for (std::size_t i = 0; i < parts * group.tensors.size(); ++i) {
+    for (std::size_t i = 0; i < group.tensors.size(); ++i) {
       tensors.back().push_back(any_tensor(*next++));
     }
   }
@@ -530,71 +502,8 @@ StepOutcome step(const Calls& calls, const Views& views, const ArrayPointer& ind
   return adam_step(groups, progress);
 }
 
-// Steps each tensor in two parts, if no norm depends on them.
-void check_parts(const Calls& calls, const Calls& expected, std::size_t cut) {
-  bool divides = calls.entry == Entry::groups;
-  for_each_tensor(calls, [&](const StoredTensor& tensor, const AdamSettings& s) {
-    divides = divides && !s.clipnorm && !s.clipnorm_per_tensor &&
-              tensor.first_index <= INT64_MAX - tensor.size;
-  });
-  if (!divides) return;
-  const Memory memory(calls, 0);
-  Views parts;
-  for (const MixedTensor& view : memory.views()) {
-    const auto at = static_cast<std::int64_t>(cut) % (view.size + 1);
-    MixedTensor rest = view;
-    rest.size -= at;
-    rest.first_index += at;
-    for (const auto member : mixed_members) {
-      ArrayPointer& array = rest.*member;
-      array.data = static_cast<std::byte*>(array.data) + at * item_of(array.type);
-    }
-    parts.push_back(view);
-    parts.back().size = at;
-    parts.push_back(rest);
-  }
-  Calls actual = calls;
-  step(calls, parts, {}, actual.progress, 2);
-  actual.groups = memory.contents().groups;
-  require(same_contents(actual, expected), "parts have the bits of the whole");
-}
-
-// Reads the values of all float tensors and writes them back. What was written once must be written
-// again, by every machine.
-void check_values(const Calls& calls, const Caller& caller) {
-  std::optional<Calls> expected;
-  unsigned machine = 0;
-  for_each_machine(
-      [&] {
-        const Memory memory(calls, machine++);
-        for (const bool is_again : {false, true}) {
-          const Views views = memory.views();
-          std::size_t next = 0;
-          for_each_tensor(calls, [&](const StoredTensor& tensor, const AdamSettings& s) {
-            MixedTensor mixed = views[next++];
-            if (mixed.param.type == ElementType::float64) return;
-            mixed.grad.data = bytes_later(static_cast<std::byte*>(nullptr), 64);  // never read
-            const Bytes zeros(static_cast<std::size_t>(tensor.size) * sizeof(float));
-            std::vector<FencedBytes> floats;
-            for (unsigned k = 0; k < 4; ++k) floats.emplace_back(zeros, (machine + k) % 2 != 0);
-            const auto at = [&](std::size_t k) {
-              return reinterpret_cast<float*>(floats[k].data());
-            };
-            const TensorValues values{at(0), at(1), at(2), s.amsgrad ? at(3) : nullptr};
-            read_values(mixed, s, values);
-            write_values(mixed, s, values);
-          });
-          const Calls actual = memory.contents();
-          if (!expected) expected = actual;
-          require(same_contents(actual, *expected),
-                  is_again ? "values that are stored are exact" : "machines write the same values");
-        }
-      },
-      caller.threaded);
-}
-
 // Makes the call on every machine. Returns false if it is refused.
-bool check_call(Calls& calls, const Fault& fault, const Caller& caller, std::size_t cut) {
+bool check_call(Calls& calls, const Fault& fault, const Caller& caller) {
   std::optional<Calls> expected;
   StepOutcome expected_outcome{};
   std::optional<Groups> wanted;
@@ -623,7 +532,7 @@ bool check_call(Calls& calls, const Fault& fault, const Caller& caller, std::siz
           expected = actual;
           expected_outcome = *outcome;
           // The reference does not know where an accepted fault has moved an array, or to what.
-          if (has_reference(calls) && fault.kind != Fault::overlap && fault.kind != Fault::type) {
+          if (typed && fault.kind != Fault::overlap && fault.kind != Fault::type) {
             wanted = values_of(before);
             AdamProgress progress = calls.progress;
             require(step_reference(before, *wanted, progress) == *outcome, "the outcome");
@@ -636,10 +545,6 @@ bool check_call(Calls& calls, const Fault& fault, const Caller& caller, std::siz
       },
       caller.threaded);
   if (!expected) return false;
-  if (!typed && fault.kind == Fault::none) {
-    check_parts(calls, *expected, cut);
-    if (cut % 4 == 0) check_values(calls, caller);
-  }
   calls.groups = expected->groups;
   calls.progress = expected->progress;
   if (calls.by_number()) ++calls.progress.iterations;
@@ -656,12 +561,11 @@ void check_calls(Input& in) {
   // Drawn first, because the tensors may use up the bytes.
   const Fault last_fault = drawn_fault(in);
   const int last = in.range(0, 2);
-  const auto cut = in.ConsumeIntegral<std::uint16_t>();
   Calls calls = drawn_calls(in);
   for (int call = 0; call <= last; ++call) {
     if (calls.of_rows()) draw_rows(in, calls);
     draw_gradients(in, calls);
-    if (!check_call(calls, call == last ? last_fault : Fault{}, caller, cut)) break;
+    if (!check_call(calls, call == last ? last_fault : Fault{}, caller)) break;
   }
 }
 
