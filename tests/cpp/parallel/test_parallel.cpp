@@ -195,8 +195,7 @@ TEST(ConcurrentCallers, RunEveryPassWithTheSameBits) {
 
 #if defined(_OPENMP)
 
-// Calls step(i) in each context in which an OpenMP program can step, once for each i < steps, on
-// any thread.
+// Calls step(i) inside OpenMP's constructs, once for each i < steps, on any thread.
 using Step = std::function<void(int)>;
 struct Region {
   const char* name;
@@ -210,28 +209,6 @@ const Region regions[] = {
      [](const Step& step) {
 #pragma omp parallel num_threads(3)
        step(omp_get_thread_num());
-     }},
-    {"shares of a loop", 8, 1,
-     [](const Step& step) {
-#pragma omp parallel for num_threads(3) schedule(dynamic)
-       for (int i = 0; i < 8; ++i) step(i);
-     }},
-    {"sections", 2, 1,
-     [](const Step& step) {
-#pragma omp parallel sections num_threads(2)
-       {
-#pragma omp section
-         step(0);
-#pragma omp section
-         step(1);
-       }
-     }},
-    // The other threads wait at its end and could help, but a nested region does not use them.
-    {"a single thread", 1, 1,
-     [](const Step& step) {
-#pragma omp parallel num_threads(3)
-#pragma omp single
-       step(0);
      }},
     {"tasks", 8, 1,
      [](const Step& step) {
