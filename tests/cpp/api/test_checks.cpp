@@ -43,16 +43,22 @@ struct Refusal {
 
 // Large enough for several threads, which could write something before they reach the bad tensor.
 struct Case {
-  Groups arrays{
-      {{trained_arrays<float>(40000, 1), trained_arrays<float>(50, 2),
-        trained_arrays<double>(60, 3), trained_arrays<float>(40, 4, ElementType::float16)}}};
+  Groups arrays{{{trained_arrays<float>(40000, 1), trained_arrays<float>(50, 2),
+                  trained_arrays<double>(60, 3), trained_arrays<float>(40, 4)}}};
   const Groups before = arrays;
+  std::vector<float16> half_grad = std::vector<float16>(40);
   std::vector<AnyTensor> tensors = views_of(arrays[0].tensors);
   Tensor<float>& a = std::get<Tensor<float>>(tensors[0]);
   Tensor<float>& b = std::get<Tensor<float>>(tensors[1]);
   Tensor<double>& d = std::get<Tensor<double>>(tensors[2]);
-  Tensor<float, float16>& h = std::get<Tensor<float, float16>>(tensors[3]);
+  Tensor<float, float16>& h = with_half_gradients(tensors[3]);
   AdamSettings settings{.clipnorm = 0.1};
+
+  Tensor<float, float16>& with_half_gradients(AnyTensor& any) const {
+    const Tensor<float> t = std::get<Tensor<float>>(any);
+    return any.emplace<Tensor<float, float16>>(t.param, half_grad.data(), t.m, t.v, t.size, t.vhat,
+                                               t.ema, t.accumulator);
+  }
 
   // The message of the call, which must leave everything as it was.
   std::string message(const std::function<void()>& call) const {

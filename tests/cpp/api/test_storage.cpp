@@ -72,6 +72,26 @@ TEST(Storage, DependsOnNoDivision) {
   }
 }
 
+template <class Grad>
+void check_typed_gradients() {
+  const AdamSettings settings{.clipnorm = 0.5};
+  StoredTensor stored = new_tensor(ElementType::float32, element_type<Grad>, 3000, settings);
+  StoredTensor typed = stored;
+  const MixedTensor t = typed.view();
+  const AnyTensor tensor =
+      Tensor<float, Grad>{static_cast<float*>(t.param.data), static_cast<const Grad*>(t.grad.data),
+                          static_cast<float*>(t.m.data), static_cast<float*>(t.v.data), t.size};
+  const AnyTensor mixed = stored.view();
+  adam_step(std::span(&tensor, 1), settings, 1);
+  adam_step(std::span(&mixed, 1), settings, 1);
+  EXPECT_TRUE(typed == stored);
+}
+
+TEST(Storage, OfGradientsMayBeInTheTypeOfATensor) {
+  check_typed_gradients<float16>();
+  check_typed_gradients<bfloat16>();
+}
+
 // Values that are stored are exact. Neither call reads the gradients of an earlier step, which may
 // be gone.
 TEST(Storage, ReadsWhatItWrites) {

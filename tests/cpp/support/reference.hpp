@@ -46,21 +46,6 @@ inline float value_of(std::uint16_t bits, ElementType type) {
   return (bits >> 15) != 0 ? -magnitude : magnitude;
 }
 
-// The inverse. Precondition: the format can represent the value.
-inline std::uint16_t bits_of(float value, ElementType type) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t sign = bits >> 16 & 0x8000;
-  if (type == ElementType::bfloat16) return static_cast<std::uint16_t>(bits >> 16);
-  if (!std::isfinite(value)) {
-    return static_cast<std::uint16_t>(sign | (std::isnan(value) ? 0x7e00 : 0x7c00));
-  }
-  const float magnitude = std::fabs(value);
-  const std::uint32_t rest = magnitude < 0x1p-14F
-                                 ? static_cast<std::uint32_t>(magnitude * 0x1p24F)
-                                 : (std::bit_cast<std::uint32_t>(magnitude) >> 13) - (112U << 10);
-  return static_cast<std::uint16_t>(sign | rest);
-}
-
 // ---- tensors -----------------------------------------------------------------------------------
 
 // All arrays that a tensor can have. Arrays that the options do not need stay unchanged.
@@ -68,8 +53,6 @@ template <class T>
 struct Arrays {
   std::vector<T> param, grad, m, v;
   std::vector<T> vhat{}, ema{}, accumulator{};
-  ElementType grad_type = element_type<T>;  // in which the library gets `grad`
-  std::vector<std::uint16_t> half_grad{};   // where the library gets it if it has 16 bits
 };
 
 // In the order of the core's `Kind`.

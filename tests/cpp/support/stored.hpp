@@ -23,9 +23,6 @@ inline constexpr ArrayPointer MixedTensor::*mixed_members[] = {
     &MixedTensor::param,       &MixedTensor::grad,   &MixedTensor::m,
     &MixedTensor::v,           &MixedTensor::vhat,   &MixedTensor::ema,
     &MixedTensor::accumulator, &MixedTensor::packed, &MixedTensor::low_bits};
-inline constexpr const char* kind_names[] = {"param", "grad",        "m",      "v",       "vhat",
-                                             "ema",   "accumulator", "packed", "low_bits"};
-
 // The type of an array, or nothing if a step of such a parameter needs none.
 inline std::optional<ElementType> needed_type(std::size_t array, ElementType param,
                                               const AdamSettings& s) {
@@ -89,7 +86,7 @@ inline Bytes stored_numbers(const std::vector<float>& values, ElementType type) 
   if (type == ElementType::float32) return bytes_of(values);
   std::vector<std::uint16_t> halves;
   for (const float value : values) {
-    halves.push_back(reference::bits_of(value, ElementType::bfloat16));
+    halves.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16));
   }
   return bytes_of(halves);
 }

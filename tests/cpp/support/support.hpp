@@ -147,36 +147,23 @@ std::vector<T> magnitudes(std::vector<T> numbers) {
 
 // ---- tensors -----------------------------------------------------------------------------------
 
-// Gradients of 16 bits have any number of the type below 2.
-template <class T>
-void new_gradient(Arrays<T>& arrays, std::uint64_t seed) {
-  arrays.grad = ordinary_numbers<T>(arrays.param.size(), seed);
-  if (!reference::is_half(arrays.grad_type)) return;
-  Random random(seed);
-  for (T& g : arrays.grad) {
-    g = reference::value_of(static_cast<std::uint16_t>(random() & 0xbfffU), arrays.grad_type);
-  }
-}
-
 // Replaces the gradients by the next ones of a training.
 inline void new_gradients(Groups& groups, std::uint64_t seed) {
-  reference::for_each_tensor(
-      groups, [&](auto& arrays, const AdamSettings&) { new_gradient(arrays, ++seed); });
+  reference::for_each_tensor(groups, [&]<class T>(Arrays<T>& arrays, const AdamSettings&) {
+    arrays.grad = ordinary_numbers<T>(arrays.param.size(), ++seed);
+  });
 }
 
 // A tensor in the middle of training, with the arrays of every option.
 template <class T>
-Arrays<T> trained_arrays(std::size_t n, std::uint64_t seed, ElementType grad = element_type<T>) {
-  Arrays<T> arrays{.param = ordinary_numbers<T>(n, seed),
-                   .grad = {},
-                   .m = ordinary_numbers<T>(n, seed + 2),
-                   .v = magnitudes(ordinary_numbers<T>(n, seed + 3)),
-                   .vhat = magnitudes(ordinary_numbers<T>(n, seed + 4)),
-                   .ema = ordinary_numbers<T>(n, seed + 5),
-                   .accumulator = ordinary_numbers<T>(n, seed + 6),
-                   .grad_type = grad};
-  new_gradient(arrays, seed + 1);
-  return arrays;
+Arrays<T> trained_arrays(std::size_t n, std::uint64_t seed) {
+  return {.param = ordinary_numbers<T>(n, seed),
+          .grad = ordinary_numbers<T>(n, seed + 1),
+          .m = ordinary_numbers<T>(n, seed + 2),
+          .v = magnitudes(ordinary_numbers<T>(n, seed + 3)),
+          .vhat = magnitudes(ordinary_numbers<T>(n, seed + 4)),
+          .ema = ordinary_numbers<T>(n, seed + 5),
+          .accumulator = ordinary_numbers<T>(n, seed + 6)};
 }
 
 // The same with numbers of all kinds. Negative second moments cannot occur, but the instruction
@@ -188,11 +175,11 @@ Arrays<T> extreme_arrays(std::size_t n, std::uint64_t seed) {
   return arrays;
 }
 
-// The library's view of the arrays. Gradients of 16 bits are copied to `half_grad`.
-template <class T, class Grad>
-Tensor<T, Grad> tensor_with(Arrays<T>& a, const Grad* grad) {
+// The library's view of the arrays.
+template <class T>
+Tensor<T> tensor_of(Arrays<T>& a) {
   return {.param = a.param.data(),
-          .grad = grad,
+          .grad = a.grad.data(),
           .m = a.m.data(),
           .v = a.v.data(),
           .size = std::ssize(a.param),
@@ -201,57 +188,23 @@ Tensor<T, Grad> tensor_with(Arrays<T>& a, const Grad* grad) {
           .accumulator = a.accumulator.data()};
 }
 
-template <class T>
-Tensor<T> tensor_of(Arrays<T>& arrays) {
-  return tensor_with(arrays, arrays.grad.data());
-}
-
-inline AnyTensor view_of(Arrays<double>& arrays) { return tensor_of(arrays); }
-inline AnyTensor view_of(Arrays<float>& arrays) {
-  if (!reference::is_half(arrays.grad_type)) return tensor_of(arrays);
-  arrays.half_grad.clear();
-  for (const float g : arrays.grad) {
-    arrays.half_grad.push_back(reference::bits_of(g, arrays.grad_type));
-  }
-  const void* const halves = arrays.half_grad.data();
-  if (arrays.grad_type == ElementType::float16) {
-    return tensor_with(arrays, static_cast<const float16*>(halves));
-  }
-  return tensor_with(arrays, static_cast<const bfloat16*>(halves));
-}
-
 inline std::vector<AnyTensor> views_of(std::vector<reference::AnyArrays>& tensors) {
   std::vector<AnyTensor> views;
   for (auto& any : tensors) {
-    views.push_back(std::visit([](auto& arrays) { return view_of(arrays); }, any));
+    views.push_back(std::visit([](auto& arrays) { return AnyTensor(tensor_of(arrays)); }, any));
   }
   return views;
 }
 
-// Takes gradients of 16 bits back, which the call may have zeroed.
-inline void take_half_gradients(std::vector<reference::AnyArrays>& tensors) {
-  for (auto& any : tensors) {
-    auto* arrays = std::get_if<Arrays<float>>(&any);
-    if (arrays == nullptr || !reference::is_half(arrays->grad_type)) continue;
-    for (std::size_t i = 0; i < arrays->grad.size(); ++i) {
-      arrays->grad[i] = reference::value_of(arrays->half_grad[i], arrays->grad_type);
-    }
-  }
-}
-
-// Tensors that together are large enough for three threads: both precisions, gradients of every
-// type, empty tensors and single elements.
+// Tensors of both precisions that together are large enough for three threads, some of them empty.
 inline std::vector<reference::AnyArrays> mixed_tensors(std::uint64_t seed) {
-  using enum ElementType;
   std::vector<reference::AnyArrays> all;
-  for (const std::size_t n : {0U, 1U, 17000U, 1025U, 3U}) {
+  for (const std::size_t n : {0U, 1U, 17000U, 1025U, 3U, 20001U}) {
     all.emplace_back(trained_arrays<float>(n, seed += 7));
   }
   for (const std::size_t n : {9001U, 0U, 1U, 512U}) {
     all.emplace_back(trained_arrays<double>(n, seed += 7));
   }
-  all.emplace_back(trained_arrays<float>(20001, seed += 7, bfloat16));
-  all.emplace_back(trained_arrays<float>(2047, seed += 7, float16));
   return all;
 }
 
@@ -274,7 +227,7 @@ reference::SparseArrays<T> sparse_arrays(std::size_t rows, std::size_t row_size,
 template <class Index, class T>
 SparseTensor<T> sparse_tensor(reference::SparseArrays<T>& sparse, std::vector<Index>& indices) {
   indices.assign(sparse.indices.begin(), sparse.indices.end());
-  return {.table = tensor_with<T, T>(sparse.table, nullptr),
+  return {.table = tensor_of(sparse.table),
           .row_size = static_cast<std::int64_t>(sparse.row_size),
           .indices = std::span<const Index>(indices),
           .grad_rows = sparse.grad_rows.data()};
@@ -291,7 +244,6 @@ inline StepOutcome take_step(Groups& groups, AdamProgress& progress) {
   }
   const StepOutcome outcome = adam_step(given, progress);
   for (Group& group : groups) {
-    take_half_gradients(group.tensors);
     if (group.steps && outcome == StepOutcome::taken) {
       group.steps = reference::one_more(*group.steps);
     }

@@ -39,13 +39,6 @@ constexpr AdamSettings dynamic_everything(std::int64_t accumulation_steps) {
   return settings;
 }
 
-constexpr AdamSettings everything_per_tensor() {
-  AdamSettings settings = everything;
-  settings.clipnorm.reset();
-  settings.clipnorm_per_tensor = 1.0;
-  return settings;
-}
-
 inline bool needs_progress(const AdamSettings& s) {
   return s.dynamic_loss_scale || s.gradient_accumulation_steps > 1;
 }
