@@ -56,8 +56,9 @@ struct Case {
 
   Tensor<float, float16>& with_half_gradients(AnyTensor& any) const {
     const Tensor<float> t = std::get<Tensor<float>>(any);
-    return any.emplace<Tensor<float, float16>>(t.param, half_grad.data(), t.m, t.v, t.size, t.vhat,
-                                               t.ema, t.accumulator);
+    any = Tensor<float, float16>{t.param, half_grad.data(), t.m,   t.v,
+                                 t.size,  t.vhat,           t.ema, t.accumulator};
+    return std::get<Tensor<float, float16>>(any);
   }
 
   // The message of the call, which must leave everything as it was.
