@@ -201,6 +201,9 @@ TEST(AcceptedStep, SharedGradientsNeighboursAndUnneededArrays) {
 TEST(RefusedStored, Arrays) {
   using enum ElementType;
   const AdamSettings packed{.moments = Moments::packed, .low_bits = LowBits::int8};
+  const std::string grad_rule =
+      "tensors[0].grad must be double for a double parameter; for others float, float16 or "
+      "bfloat16. Received: ";
   const Refusal<MixedTensor> refusals[] = {
       {"tensors[0].param must be float32, float64, float16 or bfloat16. Received: int16",
        [](MixedTensor& t) { t.param.type = int16; }},
@@ -210,9 +213,8 @@ TEST(RefusedStored, Arrays) {
       {"tensors[0].param must be bfloat16 to have low bits: a float16 is no upper half of a "
        "float32. Received: float16",
        [](MixedTensor& t) { t.param.type = float16; }},
-      {"tensors[0].grad must be double for a double parameter; for others float, float16 or "
-       "bfloat16. Received: float64",
-       [](MixedTensor& t) { t.grad.type = float64; }},
+      {grad_rule + "float64", [](MixedTensor& t) { t.grad.type = float64; }},
+      {grad_rule + "int8", [](MixedTensor& t) { t.grad.type = int8; }},
       {"tensors[0].low_bits must be int8 for a parameter in bfloat16 with these settings. "
        "Received: int16",
        [](MixedTensor& t) { t.low_bits.type = int16; }},
@@ -229,6 +231,18 @@ TEST(RefusedStored, Arrays) {
     EXPECT_EQ(message_of([&] { adam_step(tensors, packed, 1); }), message);
     EXPECT_TRUE(stored == before);
   }
+}
+
+// Automatic moments of a double are its own. Of an empty tensor, no type matters.
+TEST(AcceptedStored, DoublesAndEmptyTensors) {
+  std::vector<double> p{1}, g{1}, m{0}, v{0};
+  MixedTensor empty;
+  empty.m.type = ElementType::int16;
+  const AnyTensor tensors[] = {
+      MixedTensor{.param = p.data(), .grad = g.data(), .size = 1, .m = m.data(), .v = v.data()},
+      empty};
+  adam_step(tensors, AdamSettings{.moments = Moments::automatic}, 1);
+  EXPECT_EQ(m[0], 1 - 0.9);
 }
 
 TEST(RefusedStored, Conversions) {

@@ -32,6 +32,7 @@ TEST(AdamOptions, RefuseSettingsOutOfRange) {
       {{.clipvalue = inf}, "clipvalue", not_negative, "inf"},
       {{.weight_decay = -0.01}, "weight_decay", not_negative, "-0.01"},
       {{.use_ema = true, .ema_momentum = -0.5}, "ema_momentum", up_to_one, "-0.5"},
+      {{.use_ema = true, .ema_momentum = 1.5}, "ema_momentum", up_to_one, "1.5"},
       {{.use_ema = true, .ema_momentum = nan}, "ema_momentum", up_to_one, "nan"},
       {{.use_ema = true, .ema_overwrite_frequency = 0}, "ema_overwrite_frequency", ">= 1", "0"},
       {{.loss_scale = 0x1p-128}, "loss_scale", scale, "2.938735877055719e-39"},
@@ -64,6 +65,15 @@ TEST(AdamOptions, RefuseSettingsThatMakeNoSenseTogether) {
   EXPECT_EQ(message({.loss_scale = 2, .dynamic_loss_scale = true}),
             "loss_scale and dynamic_loss_scale exclude each other. Received: loss_scale=2.0 with "
             "dynamic_loss_scale");
+  EXPECT_EQ(message({.amsgrad = true, .moments = Moments::packed}),
+            "moments='packed' has no room for the maximum of amsgrad: use 'float32' or 'bfloat16'. "
+            "Received: moments='packed' with amsgrad=True");
+  EXPECT_EQ(message({.moments = Moments::packed, .rounding = Rounding::nearest}),
+            "moments='packed' must be rounded stochastically, since v would stand still. Received: "
+            "moments='packed' with rounding='nearest'");
+  EXPECT_EQ(message({.low_bits = LowBits::int8, .rounding = Rounding::nearest}),
+            "low_bits='int8' must be rounded stochastically, since small updates would be lost; "
+            "'int16' needs no rounding. Received: low_bits='int8' with rounding='nearest'");
 }
 
 TEST(AdamOptions, KeepSettingsAtTheEdgesOfTheRanges) {

@@ -50,6 +50,20 @@ TEST(SparseStep, EqualsReferenceForRowsOfAnySize) {
   }
 }
 
+// The sum of the gradients of a row counts, whose terms may be finite; its square does not.
+TEST(SparseStep, SkipsWhereASumIsNotFinite) {
+  auto sparse = sparse_arrays<double>(100, 3, 20, 10);
+  sparse.indices[3] = sparse.indices[17];
+  sparse.grad_rows[7] = 1e300;
+  for (const SparseMode mode : {SparseMode::lazy, SparseMode::dense}) {
+    for (const double second : {1.0, largest}) {
+      sparse.grad_rows[9] = largest;
+      sparse.grad_rows[51] = second;
+      expect_reference<std::int32_t>(sparse, {.clipnorm = 1, .skip_nonfinite = true}, mode);
+    }
+  }
+}
+
 TEST(SparseStep, IsLazyUnlessAskedOtherwise) {
   auto sparse = sparse_arrays<float>(50, 4, 10, 7);
   auto lazy = sparse;

@@ -224,7 +224,7 @@ TYPED_TEST(Kernel, StepEqualsReference) {
 TYPED_TEST(Kernel, ClipEqualsReference) {
   using T = TypeParam;
   for (const Variant& variant : variants) {
-    if (!variant.factor && !variant.settings.clipvalue) continue;
+    if (!variant.factor && !variant.settings.clipvalue && &variant != variants) continue;
     SCOPED_TRACE(variant.name);
     const AdamConstants<T> constants = constants_of<T>(variant.settings, variant);
     this->for_each_case(

@@ -66,6 +66,7 @@ TEST(WrittenRanges, AgreeWithExhaustiveSearch) {
   EXPECT_GT(conflicts, 200);
   EXPECT_LT(conflicts, 1800);
   EXPECT_FALSE(WrittenRanges().conflict());
+  EXPECT_FALSE(overlap(range(15, 15), range(10, 20)));
 }
 
 }  // namespace

@@ -107,6 +107,7 @@ TEST(CpuQuota, IsTheLeastOfTheGroupsAround) {
       {v1("/docker/1f", {{"", two}}, mount_v1("/docker/1")), 2},  // no part of the path
       {v1("/../2e", {{"", two}}, mount_v1("/")), 2},              // moved out of the namespace
       {v1("/m.slice/a\\x2db c", {{"", two}}, mount_v1("/m.slice/a\\134x2db\\040c")), 2},
+      {v1("/m\\189", {{"", two}}, mount_v1("/m\\189")), 2},  // no escape
       {v1("/docker/1f/in", {{"", two}, {"/in", "100000 100000"}}, mount_v1("/docker/1f")), 1},
       {other_first, 3},
       {other_last, 3},
@@ -139,7 +140,7 @@ TEST(CpuQuota, IsNoneWhereFilesAreMissingOrMalformed) {
     files["sys/fs/cgroup/a/cpu.max"] = "100000 100000";
     EXPECT_EQ(quota_of(files), 1.0) << text.substr(0, 9);
   }
-  for (const std::string& text : {std::string(), std::string(" - \n"),
+  for (const std::string& text : {std::string(), std::string(" - \n"), std::string("1 2\n"),
                                   std::string("1 2 3 - cgroup2\n"), huge + " - " + huge}) {
     EXPECT_EQ(quota_of(v2("/a", {{"/a", "100000 100000"}}, text)), std::nullopt)
         << text.substr(0, 9);

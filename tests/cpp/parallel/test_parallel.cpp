@@ -262,6 +262,15 @@ TEST(InsideAnOpenMpRegion, StepsRunOnTheCallingThread) {
   }
 }
 
+TEST(NumThreads, YieldsToASmallerLimitSetThroughOpenMp) {
+  set_num_threads(3);
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(1);
+  EXPECT_EQ(get_num_threads(), before == 1 ? 3 : 1);
+  omp_set_num_threads(before);
+  EXPECT_EQ(get_num_threads(), 3);
+}
+
 #endif
 
 }  // namespace

@@ -11,6 +11,34 @@
 namespace fusedadam {
 namespace {
 
+// An accumulator that is empty takes the first gradient, whatever it holds.
+TEST(AdamPlan, AccumulatesIntoWhatIsEmpty) {
+  const AdamSettings settings{.gradient_accumulation_steps = 3};
+  std::vector<reference::AnyArrays> arrays{trained_arrays<float>(50, 1)};
+  std::vector<TensorRef> tensors = references_of(arrays, settings);
+  tensors[0].accumulator_is_empty = true;
+  AdamProgress progress{.accumulated = 1};
+  const StepGroup group{&settings, 5};
+  EXPECT_EQ(AdamPlan(tensors).step(std::span(&group, 1), progress), StepOutcome::accumulated);
+  const auto& changed = std::get<Arrays<float>>(arrays[0]);
+  EXPECT_TRUE(same_bits(changed.accumulator, changed.grad));
+  EXPECT_EQ(AdamPlan().step(std::span<const StepGroup>()), StepOutcome::taken);
+}
+
+// Averages begin as copies of the parameters, if these are known.
+TEST(AdamPlan, BeginsTheState) {
+  const AdamSettings settings{.use_ema = true};
+  const Arrays<float> before = trained_arrays<float>(40000, 1);
+  for (const bool known : {true, false}) {
+    std::vector<reference::AnyArrays> arrays{before, trained_arrays<double>(3, 1)};
+    std::vector<TensorRef> tensors = references_of(arrays, settings);
+    if (!known) tensors[0].data[kind::param] = nullptr;
+    tensors[1].data[kind::ema] = nullptr;
+    AdamPlan(tensors).initialize_state();
+    EXPECT_TRUE(known == bool(same_bits(std::get<Arrays<float>>(arrays[0]).ema, before.param)));
+  }
+}
+
 TEST(AdamPlan, SwapsParametersAndAverages) {
   const AdamSettings settings{.use_ema = true};
   const Groups before{{mixed_tensors(11), settings}};
@@ -56,6 +84,21 @@ TEST(AdamPlan, SwapsStoredParametersAndAverages) {
     plan.swap_averages(places, false);
     EXPECT_TRUE(actual == before);
   });
+}
+
+TEST(ClipGradients, SaysWhetherAnyChanges) {
+  const std::vector<double> large{3, 4}, small{0.5};
+  std::vector<double> clipped(2), copied(1);
+  std::vector<TensorRef> tensors{gradient_of(large), gradient_of(small)};
+  tensors[0].data[kind::param] = clipped.data();
+  tensors[1].data[kind::param] = copied.data();
+  const TensorList list(tensors);
+  EXPECT_FALSE(clip_gradients(list, {.clipnorm = 6}, 1));
+  EXPECT_TRUE(clip_gradients(list, {.clipvalue = 3.5}, 1));
+  EXPECT_EQ(clipped, (std::vector{3.0, 3.5}));
+  EXPECT_TRUE(clip_gradients(list, {.clipnorm_per_tensor = 2.5}, 1));
+  EXPECT_EQ(clipped, (std::vector{1.5, 2.0}));
+  EXPECT_EQ(copied, small);
 }
 
 }  // namespace
