@@ -15,10 +15,6 @@
 # change.
 set -euo pipefail
 
-if (($# != 2)); then
-  echo "usage: ${0##*/} WORK PYTHON" >&2
-  exit 2
-fi
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$1"/{apt/lists/partial,debs,root,site}
 work=$(cd "$1" && pwd)

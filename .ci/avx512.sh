@@ -6,14 +6,11 @@
 #
 #     .ci/avx512.sh WORK GTEST_FILTER ISAS FLAGS TEST...
 #
-# WORK is the working directory, created if missing. It keeps the kernel for the next call and,
-# after a failure, the logs. ISAS are the instruction sets that the library must find, best first:
-# avx512,avx2,baseline if FLAGS is empty. FLAGS are CPU features that the guest kernel is to ignore.
-# CPUID still reports AVX, AVX2 and AVX-512, but the kernel does not enable their registers: with
-# avx512f, those up to AVX2 remain; with avx, those of SSE; with xsave, programs cannot even query
-# them (XGETBV faults). Each TEST must be statically linked (-DCMAKE_EXE_LINKER_FLAGS=-static), since
-# the guest has no other files. Prints the tests' output. Exits with 0 only if every TEST does,
-# within 1200 s.
+# WORK, created if missing, keeps the kernel for the next call and, after a failure, the logs. ISAS are
+# the instruction sets that the library must find, best first. FLAGS are CPU features that the guest
+# kernel is to ignore: CPUID reports them, but the kernel does not enable their registers. Each TEST
+# must be statically linked (-DCMAKE_EXE_LINKER_FLAGS=-static), since the guest has no other files.
+# Prints the tests' output. Exits with 0 only if every TEST does, within 1200 s.
 #
 # Needs Debian's packages binutils bochs bochs-term bochsbios busybox-static cpio isolinux
 # syslinux-common vgabios xorriso, and apt-get to download (not install) a kernel.
