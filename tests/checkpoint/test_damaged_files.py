@@ -20,7 +20,6 @@ from checkpoint_files import (
     entry,
     every_tensor,
     metadata,
-    metadata_of,
     names_beside,
     own,
     rejson,
@@ -29,8 +28,6 @@ from checkpoint_files import (
 )
 from fusedadam import Adam
 from helpers import Array, assert_all_same_bits
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from training import Training
 
 
@@ -71,6 +68,17 @@ def refused(path: Path, good: tuple[bytes, list[Array]]) -> Callable[[Edit, str]
 
 # -- edited files -----------------------------------------------------------------------------
 
+
+def huge_shape(path: Path) -> None:
+    """Give v.3, which has no elements, a shape that NumPy cannot hold."""
+    tensor("v.3", np.ones((5, 0)))(path)
+    data = path.read_bytes()
+    assert data.count(b"[5,0]") == 1
+    huge = data.replace(b"[5,0]", b"[%d,0]" % 2**62)
+    length = int.from_bytes(data[:8], "little") + len(huge) - len(data)
+    path.write_bytes(length.to_bytes(8, "little") + huge[8:])
+
+
 OTHER = "is not a fusedadam checkpoint"
 METADATA: dict[str, tuple[Edit, str]] = {
     "no format": (metadata(format=None), OTHER),
@@ -78,35 +86,25 @@ METADATA: dict[str, tuple[Edit, str]] = {
     "no version": (metadata(version=None), "format version None"),
     "version 2": (metadata(version="2"), "damaged: 'own' is missing"),
     "next version": (metadata(version="4"), "version '4', of a later .* reads versions 1, 2, 3"),
-    "empty version": (metadata(version=""), "format version ''"),
     "long version": (metadata(version="9" * 10_000), r"format version '9+\.\.\.9+'"),
-    "no optimizer": (metadata(optimizer=None), "an optimizer None"),
     "another optimizer": (metadata(optimizer="Sgd"), "an optimizer 'Sgd', not of 'Adam'"),
     "no config": (metadata(config=None), "damaged: 'config' is missing"),
     "no progress": (metadata(progress=None), "damaged: 'progress' is missing"),
     "no excluded": (metadata(excluded=None), "damaged: 'excluded' is missing"),
     "lr missing": (rejson("config", lr=...), "'config' is not what get_config"),
-    "beta_1 missing": (rejson("config", beta_1=...), "'config' is not what get_config"),
-    "unknown setting": (rejson("config", momentum=0.5), "momentum"),
     "long unknown setting": (rejson("config", **{"x" * 10_000: 1}), r"x\.\.\.\. Received"),
     "long text": (rejson("config", beta_1="9" * 10_000), "beta_1"),
     "out of range": (rejson("config", beta_2=1.0), "beta_2 must be >= 0 and < 1. Rec.*beta_2=1.0"),
     "too large": (rejson("config", lr=10**30), "in 'config', a number is no integer"),
-    "not finite": (rejson("config", lr=math.inf), "in 'config', Infinity is no number"),
     "twice": (metadata(config='{"lr": 0.1, "lr": 0.2}'), "in 'config', a name stands twice"),
     "text": (rejson("config", beta_1="0.9"), "beta_1"),
-    "half a character": (rejson("config", loss_scale="\ud800"), "'config', .* surrogates not all"),
     "named half a character": (rejson("config", **{"\ud800": 1}), "'config', .* surrogates not al"),
-    "setting of None": (rejson("config", decay=None), "decay"),
     "setting of a list": (rejson("config", epsilon=[1e-8]), "something else than settings"),
-    "switch of text": (rejson("config", amsgrad="yes"), "amsgrad"),
     "a path as lr": (rejson("config", lr="os:system"), "names 'os:system', which is not imported"),
-    "text as lr": (rejson("config", lr=""), "names '', which is not imported"),
     "switched off": (rejson("config", amsgrad=...), "tensor 'vhat.0' should not be there"),
     "switched on": (rejson("config", use_ema=True), "tensor 'ema.0' is missing"),
     "accumulates": (rejson("config", gradient_accumulation_steps=2), "'accumulator.0' is missing"),
     "too many steps": (rejson("progress", iterations=2**53 + 1), "iterations"),
-    "far too many": (rejson("progress", iterations=2**63), "something else than counts"),
     "accumulated beyond": (rejson("progress", accumulated=1), "accumulated"),
     "unknown count": (rejson("progress", momentum=1), "'progress' has more or fewer counts"),
     "excluded beyond": (metadata(excluded="[4]"), "an excluded parameter does not exist"),
@@ -114,7 +112,6 @@ METADATA: dict[str, tuple[Edit, str]] = {
 }
 TENSORS: dict[str, tuple[Edit, str]] = {
     "no m.0": (tensor("m.0", None), "tensor 'm.0' is missing"),
-    "no v.3": (tensor("v.3", None), "tensor '(v.3' is missing|vhat.3' should not be there)"),
     "no vhat": (every_tensor(lambda n, a: None if "vhat" in n else (n, a)), "'vhat.0' is missing"),
     "no tensor": (every_tensor(lambda *_: None), "has the state of 0. Received: 4"),
     "another kind": (tensor("q.0", np.ones(1)), "tensor 'q.0' should not be there"),
@@ -126,15 +123,14 @@ TENSORS: dict[str, tuple[Edit, str]] = {
     "a number twice": (tensor("m.00", np.ones(1)), "tensor 'm.00' should not be there"),
     "a huge number": (tensor("m.99999999999999", np.ones(1)), "is missing"),
     "a name without number": (tensor("m", np.ones(1)), "tensor 'm' should not be there"),
-    "no name": (tensor("", np.ones(1)), "tensor '' should not be there"),
     "odd names only": (every_tensor(lambda n, a: (n.upper(), a)), "should not be there"),
     "wider": (tensor("v.0", np.ones((3, 5))), "params.0. must have the dtype of v.0 in .*, F64"),
-    "narrower": (tensor("v.1", np.ones(7, "f4")), "params.1. must have the dtype of v.1"),
     "half": (tensor("m.2", np.ones((), "f2")), "params.2. must have the dtype of m.2"),
     "integers": (tensor("vhat.1", np.ones(7, "i8")), "params.1. must have the dtype of vhat.1"),
-    "longer": (tensor("m.1", np.ones(8)), r"params.1. must have the shape of m.1 in .*, \(8,\)"),
     "flat": (tensor("m.0", np.ones(15, "f4")), "params.0. must have the shape of m.0"),
     "0-d no more": (tensor("v.2", np.ones(1, "f4")), "params.2. must have the shape of v.2"),
+    "no shape of NumPy's": (huge_shape, "params.3. must have the shape of v.3"),
+    "a byte more": (lambda p: p.write_bytes(p.read_bytes() + b"\n"), "this file is damaged"),
     "empty otherwise": (tensor("v.3", np.ones((2, 0))), "params.3. must have the shape of v.3"),
 }
 # JSON with numbers and structures that are hard for parsers.
@@ -243,12 +239,9 @@ def tensors(size: int, *entries: str, names: str = "ab") -> bytes:
 
 
 FOREIGN = {
-    "text": b"These are my weights.\n",
     "JSON": b'{"config": {"lr": 0.001}}',
-    "zip": b"PK\x03\x04" + bytes(100),
     "pickle": pickle.dumps({"lr": 0.001, "iterations": 5}),
     "zeros": bytes(100),
-    "ones": b"\xff" * 100,
     "a byte order mark": (5).to_bytes(8, "little") + b"\xef\xbb\xbf{}",
     "a list": with_header("[[]]"),
     "blanks first": with_header(" {}"),
@@ -259,7 +252,6 @@ BROKEN = {
     "no JSON": with_header("{]}"),
     "deep JSON": with_header('{"a":' * 100_000),
     "overlapping tensors": tensors(4, entry(0, 4), entry(0, 4)),
-    "tensors that share bytes": tensors(12, entry(0, 8, shape="[2]"), entry(4, 12, shape="[2]")),
     "an empty tensor in another": tensors(8, entry(0, 8, shape="[2]"), entry(4, 4, shape="[0]")),
     "a hole before all": tensors(8, entry(4, 8)),
     "a hole": tensors(12, entry(0, 4), entry(8, 12)),
@@ -286,9 +278,6 @@ BROKEN = {
         f'{{"a":{entry(0, 4)},"\\u0061":{entry(4, 8)}}}', bytes(8)
     ),
     "shape twice": with_header(described(shape='[0],"shape":[0]')),
-    "not a number": with_header('{"a":NaN}'),
-    "no end": with_header('{"a":'),
-    "two values": with_header("{}{}"),
     "bytes after the tensors": tensors(5, entry(0, 4)),
     "not UTF-8": (3).to_bytes(8, "little") + b'{"\xff',
     "half a surrogate pair": with_header('{"__metadata__":{"format":"\\ud800"}}'),
@@ -321,103 +310,3 @@ def test_file_of_others_is_refused(
     refused: Callable[[Edit, str], None], data: bytes, reason: str
 ) -> None:
     refused(content(data), reason)
-
-
-def test_appended_bytes_are_refused(refused: Callable[[Edit, str], None]) -> None:
-    refused(lambda path: path.write_bytes(path.read_bytes() + b"\n"), "this file is damaged")
-
-
-def huge_shape(path: Path) -> None:
-    """Give v.3, which has no elements, a shape that NumPy cannot hold."""
-    tensor("v.3", np.ones((5, 0)))(path)
-    data = path.read_bytes()
-    assert data.count(b"[5,0]") == 1
-    huge = data.replace(b"[5,0]", b"[%d,0]" % 2**62)
-    length = int.from_bytes(data[:8], "little") + len(huge) - len(data)
-    path.write_bytes(length.to_bytes(8, "little") + huge[8:])
-
-
-def test_shapes_that_numpy_cannot_hold_are_refused(refused: Callable[[Edit, str], None]) -> None:
-    refused(huge_shape, "params.3. must have the shape of v.3")
-
-
-# -- random files -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[Array]]:
-    """A path to write to, the bytes of a valid file with every part, and its parameters."""
-    options: dict[str, Any] = {"amsgrad": True, "use_ema": True, "ema_overwrite_frequency": 2}
-    options |= {"weight_decay": 0.01, "loss_scale": "dynamic", "gradient_accumulation_steps": 4}
-    training = Training(own={1: {"lr": 0.5}}, excluded=[0], maximize=True, **options)
-    training.step(5)
-    training.call([None if p.size == 7 else np.ones_like(p) for p in training.params])
-    path = tmp_path_factory.mktemp("fuzzed") / "adam.safetensors"
-    training.optimizer.save(path)
-    return path, path.read_bytes(), training.params
-
-
-def loads_or_is_refused(path: Path, data: bytes, params: list[Array]) -> bool:
-    # A new file each time, because the pages of the last one may still be mapped.
-    path.unlink(missing_ok=True)
-    path.write_bytes(data)
-    before = [param.copy() for param in params]
-    modules = set(sys.modules)
-    refusal, loaded = None, None
-    try:
-        loaded = Adam.load(path, params)
-    except ValueError as error:
-        refusal = str(error)
-    assert set(sys.modules) == modules
-    assert_all_same_bits(params, before)
-    if loaded is None:
-        assert refusal is not None
-        assert str(path) in refusal
-        return False
-    # A file that loads is complete: the optimizer steps and can be saved.
-    loaded.apply_gradients([(np.ones_like(p), p.copy()) for p in params])
-    loaded.save(path)
-    return True
-
-
-@given(data=st.data())
-@settings(max_examples=300)
-def test_random_bytes_load_or_are_refused(
-    fuzzed: tuple[Path, bytes, list[Array]], data: st.DataObject
-) -> None:
-    path, whole, params = fuzzed
-    header = 8 + int.from_bytes(whole[:8], "little")
-    where = data.draw(st.sampled_from(["anything", "header", "header", "header", "arrays"]))
-    if where == "anything":
-        assert not loads_or_is_refused(path, data.draw(st.binary(max_size=300)), params)
-        return
-    changed = bytearray(whole)
-    span = (0, header - 1) if where == "header" else (header, len(whole) - 1)
-    changed[data.draw(st.integers(*span))] ^= data.draw(st.integers(1, 255))
-    assert loads_or_is_refused(path, bytes(changed), params) or where == "header"
-
-
-numbers = st.integers() | st.floats() | st.booleans() | st.none() | st.text(max_size=5)
-json_values = st.recursive(
-    numbers,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=6,
-)
-
-
-@given(data=st.data())
-@settings(max_examples=150)
-def test_changed_metadata_loads_or_is_refused(
-    fuzzed: tuple[Path, bytes, list[Array]], data: st.DataObject
-) -> None:
-    path, whole, params = fuzzed
-    path.unlink(missing_ok=True)
-    path.write_bytes(whole)
-    part = data.draw(st.sampled_from(["config", "progress", "excluded", "own"]))
-    parsed = json.loads(metadata_of(path)[part])
-    if isinstance(parsed, dict) and data.draw(st.integers(0, 4)):
-        parsed[data.draw(st.sampled_from(sorted(parsed)))] = data.draw(json_values)
-    else:
-        parsed = data.draw(json_values)
-    metadata(**{part: json.dumps(parsed)})(path)
-    loads_or_is_refused(path, path.read_bytes(), params)

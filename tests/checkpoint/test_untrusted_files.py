@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,8 @@ print(json.dumps(results))
 
 
 def test_missing_file_is_a_file_not_found_error(path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
         Adam.load(path, [])
-    assert caught.value.errno == errno.ENOENT
-    assert caught.value.filename == str(path)
     with pytest.raises(OSError):
         Adam.load(path.parent, [])
 
@@ -278,64 +276,39 @@ sys.addaudithook(listen)
         assert loads == (by_name | {"a function as lr": [False, True]}).get(name, [False] * 2), name
 
 
-class Replacing(Adam):
-    """Calls `meanwhile` after the header of a file is read and before the arrays are."""
+def loaded_while(monkeypatch: pytest.MonkeyPatch, path: Path, change: Callable[[], object]) -> Adam:
+    """Load while the file changes after its header is read and before its arrays are."""
+    from_config = Adam.from_config
 
-    meanwhile: Callable[[], object]
+    def slowly(config: Any) -> Adam:
+        change()
+        return from_config(config)
 
-    @classmethod
-    def from_config(cls, config: Any) -> Any:
-        cls.meanwhile()
-        return super().from_config(config)
-
-
-Replacing.__name__ = "Adam"
+    monkeypatch.setattr(Adam, "from_config", slowly)
+    return Adam.load(path, [np.ones(100_000)])
 
 
-@pytest.mark.parametrize("swap", ["another", "pipe", "nothing"])
 @posix
 def test_file_that_replaces_the_path_meanwhile_is_not_read(
-    path: Path, swap: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = saved(path, 1000)
+    first = saved(path, 100_000)
 
     def replace() -> None:
         path.unlink()
-        if swap == "pipe":
-            os.mkfifo(path)
-        elif swap == "another":
-            path.write_bytes(bytes(20_000))
+        path.write_bytes(bytes(2_000_000))
 
-    monkeypatch.setattr(Replacing, "meanwhile", staticmethod(replace), raising=False)
-    loaded = Replacing.load(path, [np.ones(1000)])
-    assert loaded.get_config() == first.get_config()
+    loaded = loaded_while(monkeypatch, path, replace)
     assert_all_same_bits(loaded.weights, first.weights)
 
 
+# A process that had mapped the file would be killed by SIGBUS.
+@pytest.mark.parametrize("left", [0, 100, 5000, 1_000_000])
 @posix
-def test_file_that_is_cut_off_meanwhile_is_refused(tmp_path: Path) -> None:
-    # A process that had mapped the file would be killed by SIGBUS.
-    prelude = """
-class Cutting(Adam):
-    @classmethod
-    def from_config(cls, config):
-        os.truncate(path, left)
-        return super().from_config(config)
-
-Cutting.__name__ = "Adam"
-params = [np.ones(1_000_000)]
-lefts = [0, 100, 5000, 1_000_000]
-optimizer = Adam()
-optimizer.build(params)
-"""
-    code = """
-    left = lefts[number]
-    optimizer.save(path)
-    try:
-        Cutting.load(path, params)
-    except ValueError as error:
-        result = str(error)
-"""
-    refusals = each_of(dict.fromkeys(map(str, range(4)), lambda _: None), tmp_path, code, prelude)
-    why = "this file was truncated while it was read. Received: "
-    assert [why in refusal for refusal in refusals.values()] == [True] * 4
+def test_file_that_is_cut_off_meanwhile_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    saved(path, 100_000)
+    why = r"this file was truncated while it was read\. Received: "
+    with pytest.raises(ValueError, match=why):
+        loaded_while(monkeypatch, path, lambda: os.truncate(path, left))
