@@ -64,15 +64,10 @@ def test_names_with_odd_characters(path: Path, name: str) -> None:
 
 
 @posix
-@pytest.mark.parametrize(("relative", "exists"), [(False, True), (True, False)])
-def test_symbolic_link_is_written_through(
-    path: Path, tmp_path: Path, relative: bool, exists: bool
-) -> None:
+def test_symbolic_link_is_written_through(path: Path, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere" / "target"
     target.parent.mkdir()
-    if exists:
-        target.touch()
-    path.symlink_to(Path("../elsewhere/target") if relative else target)
+    path.symlink_to("../elsewhere/target")
     target.with_name(f".target.{TOKEN}.tmp").touch()
     Adam(lr=0.5).save(path)
     assert path.is_symlink()
@@ -168,7 +163,7 @@ def test_the_whole_file_is_flushed_before_the_rename(
 FAULTS: list[tuple[object, str, BaseException]] = [
     (of, name, error)
     for of, name in ((os, "fsync"), (Path, "replace"))
-    for error in (OSError(errno.ENOSPC, "No space"), KeyboardInterrupt(), MemoryError())
+    for error in (OSError(errno.ENOSPC, "No space"), KeyboardInterrupt())
 ]
 if sys.platform != "win32":
     FAULTS.append((os, "fchmod", PermissionError("fchmod")))
@@ -249,42 +244,38 @@ def plant(kind: str, path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch) 
     return None
 
 
+# Of names that are guessed, and of files that look abandoned.
 @posix
-@pytest.mark.parametrize("kind", ["link", "hard link", "link to nothing", "pipe", "file"])
-def test_temporary_file_that_others_have_made_is_not_written_to(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    # As if the name could be guessed.
-    tokens = iter([TOKEN])
-    monkeypatch.setattr(secrets, "token_hex", lambda _: next(tokens))
-    monkeypatch.setattr(atomic_file, "_remove_abandoned", lambda _: None)
-    victim = tmp_path / "victim"
-    victim.write_text("text")
-    plant(kind, path, victim, monkeypatch)
-    before = victim.stat()
-    with pytest.raises(FileExistsError):
-        Adam().save(path)
-    assert victim.read_text() == "text"
-    assert (victim.stat().st_mode, victim.stat().st_nlink) == (before.st_mode, before.st_nlink)
-    assert not (tmp_path / "new").exists()
-    assert names_beside(path) == [PLANTED]
-
-
-@posix
-@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "pipe with a reader", "socket"])
-def test_what_looks_abandoned_may_be_anything(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+@pytest.mark.parametrize(
+    ("kind", "guessed"),
+    [
+        *((kind, True) for kind in ("link", "hard link", "link to nothing", "pipe", "file")),
+        *((kind, False) for kind in ("link", "hard link", "pipe", "pipe with a reader", "socket")),
+    ],
+)
+def test_what_others_put_under_the_name_of_a_temporary_file_is_not_written_to(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, guessed: bool
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("text")
     opened = plant(kind, path, victim, monkeypatch)
     before = victim.stat()
-    Adam().save(path)
-    assert Adam.load(path, []).iterations == 0
+    if guessed:
+        tokens = iter([TOKEN])
+        monkeypatch.setattr(secrets, "token_hex", lambda _: next(tokens))
+        monkeypatch.setattr(atomic_file, "_remove_abandoned", lambda _: None)
+        with pytest.raises(FileExistsError):
+            Adam().save(path)
+        assert victim.stat().st_nlink == before.st_nlink
+        assert names_beside(path) == [PLANTED]
+    else:
+        Adam().save(path)
+        assert Adam.load(path, []).iterations == 0
+        # Only a name may disappear, that of a hard link or of a pipe.
+        assert set(names_beside(path)) <= {path.name, PLANTED}
     assert victim.read_text() == "text"
     assert victim.stat().st_mode == before.st_mode
-    # Only a name may disappear, that of a hard link or of a pipe.
-    assert set(names_beside(path)) <= {path.name, PLANTED}
+    assert not (tmp_path / "new").exists()
     if kind == "pipe with a reader":
         assert opened.read(1) == b""
     if opened is not None:
