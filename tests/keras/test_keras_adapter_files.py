@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fresh_python import output_of
 from helpers import Array
 from keras_adapter import adapter, array, keras, torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-NAMES = ("Adam", "AdamW")
 # Keras computes lr_t in float32, off by about 1e-4 in the first steps. The error persists.
-RTOL, ATOL = 1e-3, 1e-5
+RTOL = 1e-3
 
 OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "plain": ("Adam", "float32", {}),
@@ -73,7 +71,7 @@ def state(model: Any) -> list[Array]:
 
 def close(ours: Sequence[Array], theirs: Sequence[Array]) -> None:
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL)
+        np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-5)
 
 
 def same(ours: Sequence[Array], theirs: Sequence[Array]) -> None:
@@ -132,42 +130,15 @@ def test_fit_and_files_of_keras(tmp_path: Path, name: str, _: str, options: dict
         close(state(model), state(models[0]))
 
 
-def test_file_of_ours_where_there_is_none_of_this_package(tmp_path: Path) -> None:
-    path = tmp_path / "model.keras"
-    model = model_of(adapter.Adam(0.01))
-    fit(model)
-    model.save(path)
-    code = f"""
-        import warnings
-        warnings.simplefilter("ignore")
-        import keras, sys
-        names = {{"fusedadam>Adam": keras.optimizers.Adam}}
-        model = keras.saving.load_model({str(path)!r}, custom_objects=names)
-        print("fusedadam" in sys.modules, int(model.optimizer.iterations))
-        print(isinstance(model.optimizer, keras.optimizers.Adam))
-    """
-    assert output_of(code, environment={"KERAS_BACKEND": "torch"}).split() == ["False", "5", "True"]
-
-
-def test_callbacks(tmp_path: Path) -> None:
+def test_callbacks() -> None:
     models, histories = [], []
     for optimizer in pair("Adam", learning_rate=0.02, use_ema=True, ema_momentum=0.9):
-        path = tmp_path / f"{type(optimizer).__module__}.keras"
-        model = model_of(optimizer)
         callbacks = [
-            keras.callbacks.LearningRateScheduler(lambda epoch, lr: lr * (0.9 if epoch else 1.0)),
-            keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0),
+            keras.callbacks.LearningRateScheduler(lambda epoch, lr: lr * (0.5 if epoch else 1.0)),
             keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
-            keras.callbacks.ModelCheckpoint(path),
         ]
-        histories.append(fit(model, epochs=3, callbacks=callbacks))
-        models.append(model)
-        rate = float(model.optimizer.learning_rate)
-        assert rate < 0.02 * 0.9**2 * 0.6
-        saved = keras.saving.load_model(path)
-        assert type(saved.optimizer) is type(model.optimizer)
-        assert float(saved.optimizer.learning_rate) == rate
-        assert int(saved.optimizer.iterations) == 15
+        models.append(model_of(optimizer))
+        histories.append(fit(models[-1], epochs=3, callbacks=callbacks))
     close(*map(state, models))
     assert histories[0]["learning_rate"] == histories[1]["learning_rate"]
     np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=RTOL)
@@ -186,18 +157,6 @@ def test_custom_loop_without_no_grad() -> None:
             optimizer.apply_gradients([(v.value.grad, v) for v in variables])
         models.append(model)
     close(*map(state, models))
-
-
-def test_parameters_of_a_torch_module() -> None:
-    results = []
-    for optimizer in pair("AdamW", learning_rate=0.01):
-        keras.utils.set_random_seed(5)
-        layer = torch.nn.Linear(5, 2)
-        model = keras.Sequential([keras.layers.TorchModuleWrapper(layer)])
-        model.compile(optimizer=optimizer, loss="mse")
-        fit(model)
-        results.append([array(p) for p in layer.parameters()])
-    close(*results)
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=str)
@@ -247,7 +206,7 @@ def test_compiled() -> None:
 # -- configurations ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
 def test_arguments_and_configuration_are_those_of_keras(name: str) -> None:
     settings: dict[str, Any] = (
         {"learning_rate": keras.optimizers.schedules.CosineDecay(0.1, 10), "weight_decay": 0.01}
@@ -265,8 +224,10 @@ def test_arguments_and_configuration_are_those_of_keras(name: str) -> None:
         assert again.get_config() == ours.get_config()
     assert inspect.signature(ours.__init__) == inspect.signature(theirs.__init__)
     assert isinstance(ours, getattr(keras.optimizers, name))
-    given = [type(o)(0.5, 0.25, 0.75, 0.875, name="a").get_config() for o in (ours, theirs)]
-    assert given[0] == given[1]
+    for given in ((), (0.5, 0.25, 0.75, 0.875)):
+        assert (
+            type(ours)(*given, name="a").get_config() == type(theirs)(*given, name="a").get_config()
+        )
     with pytest.raises(ValueError, match="not recognized"):
         type(ours)(betas=(0.9, 0.999))
 

@@ -12,7 +12,6 @@ Its clipnorm is the norm of each tensor.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -108,47 +107,17 @@ class SideBySide:
             self.check()
 
 
-RUNS: dict[str, tuple[list[tuple[int, ...]], dict[str, float]]] = {
-    "defaults": (SHAPES, {}),
-    "large lr": (SHAPES, {"lr": 0.05}),
-    "other betas": (SHAPES, {"beta_1": 0.5, "beta_2": 0.95, "epsilon": 1e-4}),
-    "exact betas": (SHAPES, {"beta_1": 0.875, "beta_2": 1 - 2**-10, "epsilon": 2**-20}),
-    "epsilon 0": (SHAPES, {"epsilon": 0.0}),
-    "clipvalue": (SHAPES, {"clipvalue": 0.01}),
-    # The norm of one tensor is the global norm.
-    "clipnorm": ([SHAPES[0]], {"clipnorm": 0.5}),
-    "clipnorm of a scalar": ([()], {"clipnorm": 0.5}),
-    "clipnorm never reached": ([(7,)], {"clipnorm": 1e6}),
-    "clipnorm and clipvalue": ([(2, 3, 4)], {"clipnorm": 0.5, "clipvalue": 0.02}),
-}
+# The norm of one tensor is the global norm, so clipnorm is with one.
+OPTIONS: list[dict[str, float]] = [
+    *({}, {"lr": 0.05}, {"beta_1": 0.5, "beta_2": 0.95, "epsilon": 1e-4}, {"epsilon": 0.0}),
+    {"beta_1": 0.875, "beta_2": 1 - 2**-10, "epsilon": 2**-20},
+    *({"clipvalue": 0.01}, {"clipnorm": 0.5}, {"clipnorm": 0.5, "clipvalue": 0.02}),
+]
 
 
-@pytest.mark.parametrize(("shapes", "options"), RUNS.values(), ids=RUNS)
-def test_steps_side_by_side(
-    dtype: str, shapes: list[tuple[int, ...]], options: dict[str, float]
-) -> None:
-    SideBySide(dtype, shapes, **options).run()
-
-
-MISTAKES: dict[str, Callable[[SideBySide], None]] = {
-    "epsilon of Algorithm 1": lambda both: setattr(
-        both.ours, "epsilon", 1e-8 * math.sqrt(1 - 0.999 ** (both.ours.iterations + 1))
-    ),
-    "a step too many": lambda both: both.ours.set_weights(
-        [both.ours.weights[0] + 1, *both.ours.get_weights()[1:]]
-    ),
-    "lr wrong by a hundredth": lambda both: setattr(both.ours, "lr", 0.00101),
-    "beta_2 wrong by a hundredth of 1 - beta_2": lambda both: setattr(both.ours, "beta_2", 0.99901),
-    "no clipvalue": lambda both: setattr(both.ours, "clipvalue", None),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_mistake_is_seen(dtype: str, mistake: Callable[[SideBySide], None]) -> None:
-    both = SideBySide(dtype, SHAPES, clipvalue=0.5)
-    mistake(both)
-    with pytest.raises(AssertionError, match="too much"):
-        both.run()
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_steps_side_by_side(dtype: str, options: dict[str, float]) -> None:
+    SideBySide(dtype, SHAPES[:1] if "clipnorm" in options else SHAPES, **options).run()
 
 
 # -- the same interface -----------------------------------------------------------------------
