@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from faults import Errors
+
 # For each kind of call. A few hundred are enough to find a leak in every call.
 CALLS = int(os.environ.get("FUSEDADAM_LEAK_CALLS", "500"))
 
@@ -118,7 +120,7 @@ def _is_flat(grown: Memory, calls: int) -> bool:
     )
 
 
-def expect(error: type[BaseException], call: Callable[[], object]) -> Callable[[], None]:
+def expect(error: Errors, call: Callable[[], object]) -> Callable[[], None]:
     """A call that must fail with this error."""
 
     def fails() -> None:
@@ -126,7 +128,7 @@ def expect(error: type[BaseException], call: Callable[[], object]) -> Callable[[
             call()
         except error:
             return
-        raise AssertionError(f"no {error.__name__}")
+        raise AssertionError(f"no {error}")
 
     return fails
 

@@ -39,18 +39,15 @@ def test_within_a_call(call: str) -> None:
     assert_ends_well(LARGE.format(call=call))
 
 
-@pytest.mark.parametrize("call", ["adam.apply_gradients([(g, p)])", "shared.get_updates([g], [p])"])
-def test_within_the_calls_of_several_threads(call: str) -> None:
-    assert_ends_well(LARGE.format(call=call), threads=3)
+def test_within_the_calls_of_several_threads() -> None:
+    assert_ends_well(LARGE.format(call="shared.get_updates([g], [p])"), threads=3)
 
 
 @pytest.mark.parametrize(
     "end",
     [
-        "import sys; sys.exit()",
         "import sys; threading.Thread(target=sys.exit).start()",
         "import atexit; atexit.register(shared.apply_gradients, [(g, p)])",
-        "import atexit; atexit.register(Adam().build, [p])",
     ],
 )
 def test_each_way_to_end(end: str) -> None:

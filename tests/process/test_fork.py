@@ -42,59 +42,9 @@ def test_forked_child_steps_serially_with_the_same_bits(
 
 
 @needs_fork
-def test_forked_child_goes_on_with_its_parents_optimizer() -> None:
-    code = f"""{SETUP}{FORK}
-    p, g = arrays(LARGE)
-    optimizer = Adam()
-    for _ in range(2):
-        optimizer.apply_gradients([(g, p)])
-    twin, q = Adam(), arrays(LARGE)[0]
-    for _ in range(4):
-        twin.apply_gradients([(g, q)])
-
-    def work():
-        for _ in range(2):
-            optimizer.apply_gradients([(g, p)])
-        assert_all_same_bits([p, *optimizer.weights], [q, *twin.weights])
-
-    print(in_child(work))
-    assert optimizer.iterations == 2
-    work()
-    """
-    assert output_of(code, environment={"OMP_NUM_THREADS": "3"}) == "0"
-
-
-@needs_fork
-def test_fork_while_other_threads_step() -> None:
-    # A lock that another thread holds at the fork is never released in the child.
-    code = f"""{SETUP}{FORK}
-    import threading
-    expected = stepped(LARGE)
-    stop = threading.Event()
-    optimizers = [Adam(clipnorm=1.0) for _ in range(2)]
-
-    def keep_stepping(optimizer):
-        p, g = arrays(2 * LARGE)
-        while not stop.is_set():
-            optimizer.apply_gradients([(g, p)])
-            optimizer.build([p])
-
-    threads = [threading.Thread(target=keep_stepping, args=(o,)) for o in optimizers]
-    for thread in threads:
-        thread.start()
-
-    def work():
-        assert_all_same_bits(stepped(LARGE), expected)
-
-    print(*(in_child(work) for _ in range(8)))
-    stop.set()
-    """
-    assert output_of(code, environment={"OMP_NUM_THREADS": "2"}) == " ".join("0" * 8)
-
-
-@needs_fork
 def test_fork_waits_for_a_step_of_the_same_optimizer() -> None:
-    # Otherwise the child could inherit the lock of a missing thread, or half-stepped moments.
+    # Otherwise the child could inherit the lock of a missing thread, or half-stepped moments. A
+    # lock that another thread holds at the fork is never released in the child.
     code = f"""{SETUP}{FORK}
     import threading
 

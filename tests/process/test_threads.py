@@ -14,7 +14,6 @@ import pickle
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,61 +63,46 @@ def test_default_is_the_cpus_of_this_process() -> None:
     assert output_of(code) == str(min(len(os.sched_getaffinity(0)), most))
 
 
-@pytest.fixture
-def control_group() -> Iterator[Path | None]:
-    """A cgroup whose CPU time can be limited, or None if this process may not create one."""
-    first = Path("/sys/fs/cgroup/cpu")  # cgroup v1
-    parent = first if first.exists() else Path("/sys/fs/cgroup")
-    group = parent / f"fusedadam_test_{os.getpid()}"
-    refused = None
-    try:
-        group.mkdir()
-    except OSError as error:
-        refused = error
-    if refused is not None:
-        # Only missing permission or missing cgroups are acceptable. Anything else is a failure.
-        assert refused.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}, refused
-        yield None
-        return
-    try:
-        limited = (group / "cpu.cfs_quota_us").exists() or (group / "cpu.max").exists()
-        if not limited:
-            assert "cpu" not in (parent / "cgroup.subtree_control").read_text().split()
-        yield group if limited else None
-    finally:
-        group.rmdir()
-
-
-IN_GROUP = """
-    import os, pathlib, sys
-    group = pathlib.Path({group!r})
-    if (group / "cpu.max").exists():
-        (group / "cpu.max").write_text("{quota} 100000")
-    else:
-        (group / "cpu.cfs_period_us").write_text("100000")
-        (group / "cpu.cfs_quota_us").write_text("{quota}")
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-    import fusedadam
-    from fusedadam import _core, get_num_threads, set_num_threads
-    print(_core.cpu_quota(), get_num_threads())
-    set_num_threads(7)
-    print(get_num_threads())
-"""
-
-
 @on_linux
 @pytest.mark.parametrize(
     ("quota", "asked", "threads"), [(50_000, None, 1), (100_000, "3", 3), (100_000, "three", 1)]
 )
 def test_default_is_at_most_the_quota_of_the_control_group(
-    control_group: Path | None, quota: int, asked: str | None, threads: int
+    quota: int, asked: str | None, threads: int
 ) -> None:
-    if control_group is None:
-        return  # no cgroup can be created; tests/cpp tests quotas with files
-    code = IN_GROUP.format(group=str(control_group), quota=quota)
+    first = Path("/sys/fs/cgroup/cpu")  # cgroup v1
+    parent = first if first.exists() else Path("/sys/fs/cgroup")
+    group = parent / f"fusedadam_test_{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        # This process may not create one, or there are none. tests/cpp tests quotas with files.
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}:
+            raise
+        return
+    code = f"""
+        import os, pathlib
+        group = pathlib.Path({str(group)!r})
+        if (group / "cpu.max").exists():
+            (group / "cpu.max").write_text("{quota} 100000")
+        else:
+            (group / "cpu.cfs_period_us").write_text("100000")
+            (group / "cpu.cfs_quota_us").write_text("{quota}")
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        import fusedadam
+        from fusedadam import _core, get_num_threads, set_num_threads
+        print(_core.cpu_quota(), get_num_threads())
+        set_num_threads(7)
+        print(get_num_threads())
+    """
     environment = {} if asked is None else {"OMP_NUM_THREADS": asked}
-    expected = f"{quota / 100_000} {threads}\n7"
-    assert output_of(code, environment=environment) == expected
+    try:
+        if (group / "cpu.cfs_quota_us").exists() or (group / "cpu.max").exists():
+            assert output_of(code, environment=environment) == f"{quota / 100_000} {threads}\n7"
+        else:
+            assert "cpu" not in (parent / "cgroup.subtree_control").read_text().split()
+    finally:
+        group.rmdir()
 
 
 @on_linux
@@ -142,10 +126,6 @@ def test_threads_that_are_really_started(act: str, started: int) -> None:
     code += "".join(f"    {line}\n" for line in act.splitlines())
     code += "    print(threads_of_this_process() - before)"
     assert output_of(code, environment={**QUIET, "OMP_NUM_THREADS": "3"}) == str(started)
-
-
-def test_threadpoolctl_sees_the_openmp_runtime() -> None:
-    assert "openmp" in {info["user_api"] for info in threadpoolctl.threadpool_info()}
 
 
 @pytest.mark.parametrize("asked", [None, 2, 8])
@@ -270,7 +250,6 @@ class Kind:
 
 def test_optimizers_of_all_kinds_at_once(threads: int) -> None:
     kinds = [Kind(name) for name in KINDS]
-    begin = time.monotonic()
 
     def work(i: int) -> None:
         for _ in range(STEPS_AT_ONCE):
@@ -280,11 +259,7 @@ def test_optimizers_of_all_kinds_at_once(threads: int) -> None:
     for kind in kinds:
         kind.check(STEPS_AT_ONCE)
     logging.getLogger(__name__).info(
-        "%d threads of Python, %d steps each on %d threads, in %.1f s with the oracle's",
-        len(kinds),
-        STEPS_AT_ONCE,
-        threads,
-        time.monotonic() - begin,
+        "%d threads of Python, %d steps each on %d threads", len(kinds), STEPS_AT_ONCE, threads
     )
 
 
