@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Side by side with tf_keras in graph mode, the maintained descendant of the class behind `Adam`.
 
-Both sides minimize the same noisy quadratic, each with its own gradients. tf_keras
-computes lr_t in the dtype of the parameter from powers of a rounded beta, which costs 2,000
+tf_keras computes lr_t in the dtype of the parameter from powers of a rounded beta, which costs 2,000
 roundings at the first step of float32. Everything else differs by a few roundings a step.
 
 Decay cannot be compared: tf_keras reads its counter without a control dependency on the increment.
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from tf_keras.src import backend
 from tf_keras.src.optimizers import optimizer_v1
 
 SHAPES = [(40, 25), (7,), (), (2, 3, 4)]
-STEPS = 30
 # Relative to the largest value so far, of each element.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-11}
 
@@ -47,64 +45,49 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class SideBySide:
-    """One noisy quadratic, minimized by both implementations."""
+    """The same parameters and gradients in both implementations."""
 
     def __init__(self, dtype: str, shapes: list[tuple[int, ...]], **options: Any) -> None:
         self._rng = np.random.default_rng(6)
         self._tolerance = TOLERANCE[dtype]
         options = {"lr": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8} | options
         self.params = [values(self._rng, s, dtype) for s in shapes]
-        self._targets = [values(self._rng, s, dtype) for s in shapes]
-        # Curvatures that make gradients range from far below epsilon to far above 1.
-        self._scales = [np.exp2(self._rng.uniform(-40, 4, s)).astype(dtype) for s in shapes]
+        # Of gradients, from far below epsilon to far above 1.
+        self._scales = [np.exp2(self._rng.uniform(-40, 6, s)) for s in shapes]
+        self._start = [p.copy() for p in self.params]
+        self._largest = [np.full(s, 1e-30) for s in shapes * 3]
         self.ours = Adam(**options)
         self.ours.build(self.params)
-        self._start = [p.copy() for p in self.params]
-        self._largest: list[Array] = []
 
         self._variables = [tf.Variable(p) for p in self.params]
-        self._noise = [tf.compat.v1.placeholder(dtype, s) for s in shapes]
-        terms = zip(self._variables, self._targets, self._scales, self._noise, strict=True)
-        loss = tf.add_n(
-            [tf.reduce_sum(c / 2 * (p - target) ** 2 + noise * p) for p, target, c, noise in terms]
-        )
+        self._grads = [tf.compat.v1.placeholder(dtype, s) for s in shapes]
+        pairs = zip(self._grads, self._variables, strict=True)
+        loss = tf.add_n([tf.reduce_sum(g * p) for g, p in pairs])
         self.theirs = optimizer_v1.Adam(**options)
         self._session = backend.get_session()
         self._updates = self.theirs.get_updates(loss, self._variables)
         self._session.run(tf.compat.v1.global_variables_initializer())
 
-    def step(self) -> None:
-        noise = [(c * self._rng.standard_normal(c.shape) * 4).astype(c.dtype) for c in self._scales]
-        terms = zip(self.params, self._targets, self._scales, noise, strict=True)
-        grads = [np.asarray(c * (p - target) + e) for p, target, c, e in terms]
-        self.ours.get_updates(grads, self.params)
-        self._session.run(self._updates, dict(zip(self._noise, noise, strict=True)))
+    def run(self, steps: int = 30) -> None:
+        for _ in range(steps):
+            pairs = zip(self._scales, self.params, strict=True)
+            grads = [np.asarray(c * self._rng.standard_normal(c.shape), p.dtype) for c, p in pairs]
+            self.ours.get_updates(grads, self.params)
+            self._session.run(self._updates, dict(zip(self._grads, grads, strict=True)))
+            self.check()
 
     def check(self) -> None:
-        """Compare m, v, and how far each parameter has moved."""
-        n = len(self.params)
-        sides = []
-        for params, weights in (
-            (self.params, self.ours.weights),
-            (self._session.run(self._variables), self.theirs.get_weights()),
-        ):
-            moved = [p - start for p, start in zip(params, self._start, strict=True)]
-            sides.append([np.asarray(x, np.float64) for x in (*moved, *weights[1 : 2 * n + 1])])
-        ours, theirs = sides
-        largest = self._largest or [np.full(x.shape, 1e-30) for x in theirs]
-        self._largest = [np.maximum(a, np.abs(x)) for a, x in zip(largest, theirs, strict=True)]
+        """Compare how far each parameter has moved, m and v."""
+        moments = zip(self.ours.weights[1:], self.theirs.get_weights()[1:], strict=False)
+        sides = zip(self.params, self._session.run(self._variables), self._start, strict=True)
+        pairs = [*((a - start, b - start) for a, b, start in sides), *moments]
         # A parameter is rounded at each step, by half a unit in its last place.
-        for i, p in enumerate(self._start):
-            self._largest[i] += np.abs(p) * np.finfo(p.dtype).eps * 4 / self._tolerance
-        for i, (a, b, most) in enumerate(zip(ours, theirs, self._largest, strict=True)):
-            off = float(np.max(np.abs(a - b) / most, initial=0))
-            what = f"step {self.ours.iterations}, array {i} of m, v and p"
-            assert off <= self._tolerance, f"{what} differs by {off:.3g}, too much"
-
-    def run(self, steps: int = STEPS) -> None:
-        for _ in range(steps):
-            self.step()
-            self.check()
+        roundings = [4 * np.spacing(np.abs(p)) for p in self._start]
+        for i, ((a, b), most) in enumerate(zip(pairs, self._largest, strict=True)):
+            np.maximum(most, np.abs(b), out=most)
+            allowed = self._tolerance * most + (roundings[i] if i < len(roundings) else 0)
+            off = np.max(np.abs(a - b) / allowed, initial=0)
+            assert off <= 1, f"step {self.ours.iterations}, array {i} of p, m and v: {off:.3g}"
 
 
 # The norm of one tensor is the global norm, so clipnorm is with one.
@@ -146,54 +129,6 @@ def test_configuration_moves_over(dtype: str) -> None:
     assert ours == theirs, f"floatx is {dtype}"
     assert json.loads(json.dumps(ours)) == ours
     assert optimizer_v1.Adam.from_config(ours).get_config() == theirs | {"amsgrad": False}
-
-
-@pytest.mark.parametrize(
-    "options", [{"clipnorm": -2.0}, {"clipvalue": -0.5}, {"momentum": 0.9}], ids=str
-)
-def test_constructor_says_the_same(options: dict[str, Any]) -> None:
-    with pytest.raises((TypeError, ValueError)) as theirs:
-        optimizer_v1.Adam(**options)
-    with pytest.raises(theirs.type, match="^" + re.escape(str(theirs.value))):
-        Adam(**options)
-
-
-@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda w: w[:3],
-        lambda w: [*w, *w],
-        lambda _: [],
-        lambda w: [w[0], w[1].T, *w[2:]],
-        lambda w: [w[0], w[1][:1], *w[2:]],
-        lambda w: [np.array([5]), *w[1:]],
-    ],
-    ids=["too few", "too many", "none", "transposed", "one row", "iterations of shape (1,)"],
-)
-def test_set_weights_says_the_same(dtype: str, spoil: Callable[[list[Array]], list[Array]]) -> None:
-    both = SideBySide(dtype, SHAPES)
-    both.run(1)
-    weights = both.theirs.get_weights()
-    bad = spoil(weights)
-    with pytest.raises(ValueError) as theirs:
-        both.theirs.set_weights(bad)
-    with pytest.raises(ValueError) as ours:
-        both.ours.set_weights(bad)
-    # tf_keras counts n more weights, the placeholders.
-    said = str(theirs.value).replace(f"({len(weights)})", f"({len(both.ours.weights)})")
-    assert str(ours.value) == said
-
-
-def test_weights_before_the_first_step_say_the_same() -> None:
-    theirs, ours = optimizer_v1.Adam(), Adam()
-    assert theirs.get_weights() == ours.get_weights() == []
-    for optimizer in (theirs, ours):
-        optimizer.set_weights([])
-    with pytest.raises(ValueError) as said:
-        theirs.set_weights([np.array(1)])
-    with pytest.raises(ValueError, match="^" + re.escape(str(said.value))):
-        ours.set_weights([np.array(1)])
 
 
 # -- tf_keras' later optimizers ---------------------------------------------------------------
