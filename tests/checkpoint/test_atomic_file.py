@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import socket
 import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,6 @@ posix = pytest.mark.skipif(os.name != "posix", reason="permissions and links of 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 TOKEN = "0123456789abcdef"
 PLANTED = f".adam.safetensors.{TOKEN}.tmp"
-
-
-@pytest.fixture
-def umask() -> Iterator[Callable[[int], object]]:
-    """Set the umask until the end of the test."""
-    before = os.umask(0o022)
-    yield os.umask
-    os.umask(before)
 
 
 # -- places -----------------------------------------------------------------------------------
@@ -76,34 +68,30 @@ def test_symbolic_link_is_written_through(path: Path, tmp_path: Path) -> None:
     assert (names_beside(path), names_beside(target)) == ([path.name], ["target"])
 
 
-# The place, what makes it beside the path, and how a save is refused.
-NOWHERE: dict[str, tuple[str, Callable[[Path], object], Any]] = {
-    "no directory": ("missing/adam", lambda _: None, OSError),
-    "a directory": ("place", Path.mkdir, OSError),
-}
-if os.name == "posix":
-    NOWHERE |= {
-        "a file as directory": ("place/adam", lambda place: place.parent.touch(), OSError),
-        "a loop": ("place", lambda place: place.symlink_to("place"), OSError),
-        "a name too long": ("x" * 300, lambda _: None, OSError),
+@posix
+@pytest.mark.parametrize(
+    ("place", "make", "error"),
+    [
+        ("missing/adam", None, FileNotFoundError),
+        ("place", Path.mkdir, IsADirectoryError),
+        ("place/adam", lambda place: place.parent.touch(), NotADirectoryError),
+        ("place", lambda place: place.symlink_to("place"), OSError),
+        ("x" * 300, None, OSError),
         # Stands in for a device such as /dev/null, which no test should risk.
-        "a pipe": ("place", os.mkfifo, "path must be that of a regular file"),
-    }
-if sys.platform == "linux":
-    NOWHERE["a file system of the kernel's"] = ("/proc/adam", lambda _: None, OSError)
-
-
-@pytest.mark.parametrize(("place", "make", "refusal"), NOWHERE.values(), ids=NOWHERE)
+        ("place", lambda place: os.mkfifo(place), ValueError),
+        ("/proc/adam", None, OSError),
+    ],
+)
 def test_place_that_cannot_be_written_is_left_as_it_is(
-    path: Path, place: str, make: Callable[[Path], object], refusal: Any
+    path: Path, place: str, make: Callable[[Path], object] | None, error: type[Exception]
 ) -> None:
     def there() -> list[tuple[Path, int]]:
         return sorted((file, file.lstat().st_mode) for file in path.parent.rglob("*"))
 
-    make(path.parent / place)
+    if make is not None:
+        make(path.parent / place)
     before = there()
-    is_text = isinstance(refusal, str)
-    with pytest.raises(ValueError if is_text else refusal, match=refusal if is_text else None):
+    with pytest.raises(error, match=re.escape(Path(place).name)):
         Adam().save(path.parent / place)
     assert there() == before
 
@@ -117,13 +105,16 @@ def test_place_that_cannot_be_written_is_left_as_it_is(
     ],
 )
 def test_permissions_are_those_of_the_old_file_or_of_open(
-    path: Path, umask: Callable[[int], object], old: int | None, mask: int
+    path: Path, old: int | None, mask: int
 ) -> None:
-    umask(mask)
     if old is not None:
         path.touch()
         path.chmod(old)
-    Adam().save(path)
+    before = os.umask(mask)
+    try:
+        Adam().save(path)
+    finally:
+        os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == (0o666 & ~mask if old is None else old)
     assert Adam.load(path, []).iterations == 0
 
@@ -160,22 +151,14 @@ def test_the_whole_file_is_flushed_before_the_rename(
     assert Adam.load(path, training.params).iterations == 3
 
 
-FAULTS: list[tuple[object, str, BaseException]] = [
-    (of, name, error)
-    for of, name in ((os, "fsync"), (Path, "replace"))
-    for error in (OSError(errno.ENOSPC, "No space"), KeyboardInterrupt())
-]
-if sys.platform != "win32":
-    FAULTS.append((os, "fchmod", PermissionError("fchmod")))
-
-
-@pytest.mark.parametrize(("of", "name", "error"), FAULTS)
+@posix
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space"), KeyboardInterrupt()])
+@pytest.mark.parametrize("fails", ["os.fsync", "os.fchmod", "pathlib.Path.replace"])
 def test_failed_save_leaves_the_old_file_alone(
     path: Path,
     training: Training,
     monkeypatch: pytest.MonkeyPatch,
-    of: object,
-    name: str,
+    fails: str,
     error: BaseException,
 ) -> None:
     def fail(*_: object) -> None:
@@ -187,7 +170,7 @@ def test_failed_save_leaves_the_old_file_alone(
     before = path.read_bytes()
     training.step()
     with monkeypatch.context() as patch:
-        patch.setattr(of, name, fail)
+        patch.setattr(fails, fail)
         with pytest.raises(type(error)):
             training.optimizer.save(path)
     assert names_beside(path) == [path.name]
@@ -197,7 +180,7 @@ def test_failed_save_leaves_the_old_file_alone(
 
 
 @posix
-@pytest.mark.parametrize("limit", [0, 100, 5000, 200_000])
+@pytest.mark.parametrize("limit", [0, 5000, 200_000])
 def test_full_disk_leaves_the_old_file_alone(path: Path, limit: int) -> None:
     # A file size limit, because a full disk would need a separate disk. Python ignores the signal.
     import resource

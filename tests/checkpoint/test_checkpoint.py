@@ -242,15 +242,16 @@ def test_the_file_is_as_documented(path: Path, training: Training) -> None:
 
 
 def test_arrays_in_the_file_are_aligned_to_their_elements(path: Path) -> None:
-    optimizer = Adam(amsgrad=True)
-    optimizer.build([np.ones(3, "float32"), np.ones(2)])  # 3 * 3 * 4 bytes are no multiple of 8
-    optimizer.save(path)
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    entries = json.loads(data[8:start])
-    del entries["__metadata__"]
-    for entry in entries.values():
-        assert (start + entry["data_offsets"][0]) % {"F32": 4, "F64": 8}[entry["dtype"]] == 0
+    for lr in (1.0, 10.0, 100.0, 1000.0):  # headers of other lengths
+        optimizer = Adam(lr, amsgrad=True)
+        optimizer.build([np.ones(3, "float32"), np.ones(2)])  # 3 * 3 * 4 bytes, no multiple of 8
+        optimizer.save(path)
+        data = path.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        entries = json.loads(data[8:start])
+        del entries["__metadata__"]
+        for entry in entries.values():
+            assert (start + entry["data_offsets"][0]) % {"F32": 4, "F64": 8}[entry["dtype"]] == 0
 
 
 def test_arrays_in_the_file_are_in_c_order(path: Path) -> None:

@@ -105,10 +105,6 @@ def minimize(s: Scene) -> object:
     )
 
 
-def override(s: Scene) -> object:
-    return s.optimizer.override(s.params[:2], lr=0.25, maximize=True)
-
-
 def relaid(s: Scene) -> object:
     """Gradients of other dtypes; parameters in another layout, to which moments are converted."""
     s.params = [np.array(p, order="F") for p in s.params]
@@ -117,20 +113,17 @@ def relaid(s: Scene) -> object:
     )
 
 
-def strided(s: Scene) -> object:
-    return s.optimizer.apply_gradients([(np.asfortranarray(s.grads[0]), s.params[0])])
+def with_grad(change: Callable[[Array], Array]) -> Call:
+    """A step of a table with its gradient in another form, which is copied."""
+
+    def act(s: Scene) -> object:
+        return s.optimizer.apply_gradients([(change(s.grads[0]), s.params[0])])
+
+    return Call(act, 1, shapes=TABLE, least=1)
 
 
-def cast(s: Scene) -> object:
-    return s.optimizer.apply_gradients([(s.grads[0].astype("float64"), s.params[0])])
-
-
-def sparse(s: Scene) -> object:
-    return s.optimizer.apply_sparse(s.indices, s.grads[0], s.params[0])
-
-
-def dense(s: Scene) -> object:
-    return s.optimizer.apply_sparse(s.indices, s.grads[0], s.params[0], lazy=False)
+def sparse(s: Scene, *, lazy: bool = True) -> object:
+    return s.optimizer.apply_sparse(s.indices, s.grads[0], s.params[0], lazy=lazy)
 
 
 def set_weights(s: Scene) -> object:
@@ -213,10 +206,10 @@ CALLS: dict[str, Call] = {
     "first nested step": Call(step_nested, 0, OWN),
     "nested step": Call(step_nested, 1, OWN | AVERAGES),
     "minimize": Call(minimize, 0, OWN, shapes=FEW[:2]),
-    "override": Call(override, 1),
+    "override": Call(lambda s: s.optimizer.override(s.params[:2], lr=0.25, maximize=True), 1),
     "another layout": Call(relaid, 1, AVERAGES, least=4),
-    "gradient that is copied": Call(strided, 1, shapes=TABLE, least=1),
-    "gradient that is cast": Call(cast, 1, shapes=TABLE, least=1),
+    "gradient that is copied": with_grad(np.asfortranarray),
+    "gradient that is cast": with_grad(lambda g: g.astype("float64")),
     "first get_updates": Call(updates),
     "get_updates": Call(updates, 1, {"zero_grad": True}),
     "get_updates with a loss": Call(loss, shapes=FEW[:2]),
@@ -227,7 +220,7 @@ CALLS: dict[str, Call] = {
     "first apply_sparse": Call(sparse, shapes=TABLE, least=3),
     "apply_sparse": Call(sparse, 1, AVERAGES, shapes=TABLE, least=1),
     "apply_sparse, excluded": Call(sparse, 0, DECAY | {"excluded": [0]}, shapes=TABLE),
-    "apply_sparse, dense": Call(dense, 1, shapes=TABLE, least=1),
+    "apply_sparse, dense": Call(lambda s: sparse(s, lazy=False), 1, shapes=TABLE, least=1),
     "set_weights": Call(set_weights, 1, least=2),
     "first build": Call(lambda s: s.optimizer.build(s.params), least=2),
     "build": Call(lambda s: s.optimizer.build(s.params), 1),

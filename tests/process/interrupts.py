@@ -15,10 +15,9 @@ import gc
 import sys
 import threading
 import types
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import autograd
 import pytest
@@ -97,26 +96,16 @@ def interrupted(
     return ""
 
 
-class Case(ABC):
+class Case(Protocol):
     """A call to interrupt, on its own objects, which are the same each time."""
 
-    @abstractmethod
-    def call(self) -> object:
-        """The call that is interrupted."""
+    def call(self) -> object: ...
 
-    @abstractmethod
-    def observe(self) -> object:
-        """Everything that the call may change, in a form that can be compared."""
+    # Everything that the call may change, in a form that can be compared.
+    def observe(self) -> object: ...
 
-    @abstractmethod
-    def go_on(self) -> object:
-        """What follows the call, and must find everything in order."""
-
-
-def _observed_after(case: Case, *calls: Callable[[], object]) -> object:
-    for call in calls:
-        call()
-    return case.observe()
+    # What follows the call, and must find everything in order.
+    def go_on(self) -> object: ...
 
 
 def interrupt_everywhere(
@@ -132,9 +121,12 @@ def interrupt_everywhere(
     """
     done, undone, done_and_on, undone_and_on = (make() for _ in range(4))
     before = undone.observe()
-    after = _observed_after(done, done.call)
-    before_and_on = _observed_after(undone_and_on, undone_and_on.go_on)
-    after_and_on = _observed_after(done_and_on, done_and_on.call, done_and_on.go_on)
+    for calls in ([done.call], [undone_and_on.go_on], [done_and_on.call, done_and_on.go_on]):
+        for call in calls:
+            call()
+    after, before_and_on, after_and_on = (
+        case.observe() for case in (done, undone_and_on, done_and_on)
+    )
 
     gc.collect()
     gc.disable()  # finalizers would run at other instants each time

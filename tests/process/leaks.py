@@ -49,32 +49,15 @@ def _malloc_bytes() -> int:
     return int(info.uordblks + info.hblkhd)
 
 
-def _proc(name: str) -> Path | None:
-    path = Path("/proc/self") / name
-    return path if path.exists() else None
-
-
-def _pages() -> int:
-    """The pages of the address space, which include an optimizer's moments."""
-    statm = _proc("statm")
-    return int(statm.read_text("ascii").split()[0]) if statm else 0
-
-
-def _files() -> int:
-    descriptors = _proc("fd")
-    return len(list(descriptors.iterdir())) if descriptors else 0
-
-
 def memory() -> Memory:
     """What is in use after a garbage collection."""
     gc.collect()
-    return Memory(
-        sys.getallocatedblocks(),
-        _malloc_bytes(),
-        len(gc.get_objects()),
-        _pages(),
-        _files(),
-    )
+    blocks, objects = sys.getallocatedblocks(), len(gc.get_objects())
+    statm, descriptors = Path("/proc/self/statm"), Path("/proc/self/fd")
+    # The pages of the address space include an optimizer's moments.
+    pages = int(statm.read_text("ascii").split()[0]) if statm.exists() else 0
+    files = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+    return Memory(blocks, _malloc_bytes(), objects, pages, files)
 
 
 def assert_flat(call: Callable[[], object], kept: Iterable[Any] = (), calls: int = CALLS) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_an_interrupted_fork_holds_all_locks_and_lets_go_of_them() -> None:
     assert interrupt_everywhere(Fork) > 10
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
 @pytest.mark.parametrize("kind", ["large", "many", "loss", "sparse", "stateless", "files"])
 def test_ctrl_c(kind: str) -> None:
     code = f"""
