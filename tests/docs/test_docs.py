@@ -131,11 +131,6 @@ def test_readme_table_gives_every_option_and_its_default() -> None:
     assert {name: ast.literal_eval(value) for name, value in named} == defaults
 
 
-def test_public_names_are_those_of_all() -> None:
-    for name in fusedadam.__all__:
-        assert getattr(fusedadam, name) is not None
-
-
 def test_reliability_page_names_tests_that_exist() -> None:
     text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
     # Without the paths in a build directory.

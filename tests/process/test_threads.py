@@ -310,24 +310,19 @@ def test_state_saved_while_another_thread_steps_is_of_one_step(
     optimizer, reference = Adam(), oracle.OracleAdam([np.ones(1, "float32")])
     optimizer.build([p])
     states = [reference.weights()]
-    done = threading.Event()
-
-    def step() -> None:
-        try:
-            for _ in range(60):
-                optimizer.apply_gradients([(g, p)])
-        finally:
-            done.set()
-
     for _ in range(60):
         reference.step([np.ones(1, "float32")])
         states.append(reference.weights())
+
+    def step() -> None:
+        for _ in range(60):
+            optimizer.apply_gradients([(g, p)])
+
     thread = threading.Thread(target=step)
     thread.start()
     saved = []
-    while not done.is_set():
+    while thread.is_alive():
         saved.append(snapshot(optimizer))
-    thread.join()
     for iterations, m, v in saved:
         expected = states[int(iterations)]
         assert np.unique(m).tolist() == expected[1].tolist()
