@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keras 3 beside this package: same formula, same options, compatible lists of weights.
+"""Lists of weights as Keras 3 saves them, and the adapter on backends that it does not support.
 
 These tests run on every backend that is installed, one of them in this process.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fresh_python import run_python
 from fusedadam import Adam
-from helpers import FLOATS, Array, assert_all_same_bits, values
+from helpers import Array, assert_all_same_bits
 from keras_backend import BACKEND, INSTALLED, keras
 
 # Raised by Keras itself on its torch backend.
@@ -25,92 +25,6 @@ NESTED_NAME = "FUSEDADAM_OTHER_BACKEND"
 NESTED = NESTED_NAME in os.environ
 
 SHAPES: list[tuple[int, ...]] = [(6, 4), (4,), ()]
-STEPS = 5
-# Keras computes lr_t in the parameter's precision, from its own powers of beta. In float32 the
-# cancellation in 1 - beta_2**t costs 2,000 roundings at the first step. Updates are about as large
-# as lr, 0.01 here, and add up. On the TensorFlow backend, beta passes through float32 in any case.
-ATOL = {"float32": 1e-4, "float64": 1e-5}
-# JAX has float64 only where it is switched on.
-DTYPES = FLOATS[:1] if BACKEND == "jax" else FLOATS
-
-OPTIONS: list[dict[str, Any]] = [
-    {"amsgrad": True},
-    {"weight_decay": 0.1},
-    {"use_ema": True, "ema_momentum": 0.9},
-    {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 4},
-    {"clipvalue": 0.01},
-    {"clipnorm": 0.5},
-    {"global_clipnorm": 0.5},
-    {"loss_scale_factor": 256.0},
-    {"gradient_accumulation_steps": 5},
-]
-# This package's names for options, where they differ.
-OURS = {
-    "clipnorm": "clipnorm_per_tensor",
-    "global_clipnorm": "clipnorm",
-    "loss_scale_factor": "loss_scale",
-}
-
-
-def as_array(variable: Any) -> Array:
-    return np.asarray(keras.ops.convert_to_numpy(variable))
-
-
-class Pair:
-    """The same parameters, stepped by both optimizers with the same gradients."""
-
-    def __init__(self, dtype: str, options: dict[str, Any]) -> None:
-        self.rng = np.random.default_rng(1)
-        self.dtype = dtype
-        self.ours = [values(self.rng, shape, dtype) for shape in SHAPES]
-        self.variables = [keras.Variable(p.copy(), dtype=dtype) for p in self.ours]
-        self.theirs = keras.optimizers.Adam(learning_rate=0.01, epsilon=1e-8, **options)
-        self.theirs.build(self.variables)
-        self.adam = Adam(lr=0.01, **{OURS.get(name, name): v for name, v in options.items()})
-
-    def step(self, count: int) -> None:
-        for _ in range(count):
-            grads = [values(self.rng, shape, self.dtype) for shape in SHAPES]
-            tensors = [keras.ops.convert_to_tensor(g) for g in grads]
-            self.theirs.apply(tensors, self.variables)
-            self.adam.apply_gradients(zip(grads, self.ours, strict=True))
-
-    def check(self) -> None:
-        n = len(SHAPES)
-        kinds = {"_momentum": self.adam.weights[1 : 1 + n], "_average": self.adam.ema}
-        close(self.ours, [as_array(v) for v in self.variables], self.dtype)
-        for kind, ours in kinds.items():
-            close(ours, kind_of(self.theirs, kind), self.dtype)
-
-
-def close(ours: list[Array], theirs: list[Array], dtype: str) -> None:
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=ATOL[dtype])
-
-
-def kind_of(theirs: Any, name: str) -> list[Array]:
-    return [as_array(v) for v in theirs.variables if v.path.endswith(name)]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_options_mean_the_same_also_from_its_weights(dtype: str, options: dict[str, Any]) -> None:
-    pair = Pair(dtype, options)
-    pair.step(STEPS)
-    pair.check()
-    if "gradient_accumulation_steps" not in options and not pair.adam.use_ema:
-        for p, variable in zip(pair.ours, pair.variables, strict=True):
-            p[...] = as_array(variable)
-        pair.adam.lr = 0.5
-        pair.adam.build(pair.ours)
-        pair.adam.set_weights([as_array(v) for v in pair.theirs.variables])
-        assert (pair.adam.iterations, pair.adam.lr) == (STEPS, 0.01)
-        pair.step(STEPS)
-        pair.check()
-
-
-# -- lists of weights as Keras saves them -----------------------------------------------------
-
 # Parameters of one shape, where the shape does not tell m from v.
 ALIKE: list[tuple[int, ...]] = [(5,)] * 3
 
@@ -130,6 +44,14 @@ def built(shapes: list[tuple[int, ...]], **options: Any) -> Adam:
     adam = Adam(**options)
     adam.build([np.ones(shape, "float32") for shape in shapes])
     return adam
+
+
+def as_array(variable: Any) -> Array:
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def kind_of(theirs: Any, name: str) -> list[Array]:
+    return [as_array(v) for v in theirs.variables if v.path.endswith(name)]
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, ALIKE], ids=str)
@@ -188,9 +110,8 @@ def test_other_backends(backend: str) -> None:
     """Run the tests of other backends, each in a process of its own."""
     code = f"""
         import pytest
-        tests = "refuses or list or (same and amsgrad)"
-        raise SystemExit(pytest.main(["-p", "no:cacheprovider", "-q", "-k", tests, {__file__!r}]))
+        raise SystemExit(pytest.main(["-p", "no:cacheprovider", "-q", {__file__!r}]))
     """
     quiet = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
-    done = run_python(code, environment={**quiet, NESTED_NAME: "1"}, time_limit=600)
+    done = run_python(code, environment={**quiet, NESTED_NAME: "1"})
     assert done.returncode == 0, done.stdout + done.stderr
