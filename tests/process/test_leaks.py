@@ -46,7 +46,7 @@ def trained(**options: Any) -> Adam:
 
 def _calls() -> dict[str, Call]:
     """The calls of `calls`, repeated on the same objects, and some that differ each time."""
-    adam, mixed, sparse = trained(), trained(), trained()
+    adam, mixed, sparse, averages = trained(), trained(), trained(), trained(use_ema=True)
     config = trained(amsgrad=True, use_ema=True, gradient_accumulation_steps=2).get_config()
     others, frozen = [arrays(1), arrays(1)], [(None, P), (G, V)]
     freezing = Adam()
@@ -81,32 +81,15 @@ def _calls() -> dict[str, Call]:
         "get_gradients, cast": lambda: mixed.get_gradients([[[1, 2]] * 3], [P]),
         "apply_gradients, lists": lambda: mixed.apply_gradients([[G, P]]),  # type: ignore[list-item]
         "other parameters": rebinds,
+        "reads": lambda: (averages.weights, averages.ema, averages.get_config(), repr(averages)),
+        "global_norm": lambda: fusedadam.global_norm([G, P]),
+        "lr": lambda: setattr(adam, "lr", 0.5),
+        "threads": lambda: fusedadam.set_num_threads(fusedadam.get_num_threads()),
+        "isa": lambda: fusedadam.set_isa(fusedadam.active_isa()),
         "new": Adam,
         "new and stepped": lambda: Adam().apply_gradients(PAIRS),
         "build, excluded": excludes,
         "config": lambda: Adam.from_config(config),
-    }
-
-
-def _reads() -> dict[str, Call]:
-    adam = trained(clipnorm=1.0, use_ema=True)
-    weights = adam.get_weights()
-
-    def sets_lr() -> None:
-        adam.lr = 0.5
-
-    return {
-        "weights": lambda: adam.weights,
-        "ema": lambda: adam.ema,
-        "get_weights": adam.get_weights,
-        "set_weights": lambda: adam.set_weights(weights),
-        "get_gradients": lambda: adam.get_gradients([G], [P]),
-        "global_norm": lambda: fusedadam.global_norm([G, P]),
-        "lr": sets_lr,
-        "repr": lambda: repr(adam),
-        "get_config": adam.get_config,
-        "threads": lambda: fusedadam.set_num_threads(fusedadam.get_num_threads()),
-        "isa": lambda: fusedadam.set_isa(fusedadam.active_isa()),
     }
 
 
@@ -139,7 +122,6 @@ def _failures() -> dict[str, Call]:
 
 GROUPS: dict[str, Callable[[], dict[str, Call]]] = {
     "calls": _calls,
-    "reads": _reads,
     "failures": _failures,
 }
 KINDS = [(group, name) for group, make in GROUPS.items() for name in make()]

@@ -49,18 +49,14 @@ def test_thread_count_that_is_set_is_the_one_got(n: int) -> None:
             assert pool.submit(fusedadam.get_num_threads).result() == n, "on another thread"
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_omp_num_threads_is_the_default(n: int) -> None:
-    code = "import fusedadam; print(fusedadam.get_num_threads())"
-    assert output_of(code, environment={"OMP_NUM_THREADS": str(n)}) == str(n)
-
-
-@on_linux
-def test_default_is_the_cpus_of_this_process() -> None:
+@pytest.mark.parametrize("asked", [pytest.param(None, marks=on_linux), 1, 3])
+def test_default_is_omp_num_threads_or_the_cpus_of_this_process(asked: int | None) -> None:
     code = "import fusedadam; print(fusedadam.get_num_threads())"
     quota = _core.cpu_quota()
     most = sys.maxsize if quota is None else math.ceil(quota)
-    assert output_of(code) == str(min(len(os.sched_getaffinity(0)), most))
+    expected = asked or min(len(os.sched_getaffinity(0)), most)
+    environment = {} if asked is None else {"OMP_NUM_THREADS": str(asked)}
+    assert output_of(code, environment=environment) == str(expected)
 
 
 @on_linux
