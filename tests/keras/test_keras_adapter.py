@@ -510,4 +510,5 @@ def test_threads(size: int) -> None:
     for model, expected in zip(models, alone, strict=True):
         step(expected, 10)
         every = ([*m.variables, *m.optimizer.variables] for m in (model, expected))
-        assert_all_same_bits(*([array(v) for v in each] for each in every))
+        ours, theirs = ([array(v) for v in each] for each in every)
+        assert_all_same_bits(ours, theirs)
