@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,18 +23,13 @@ MIB = 1 << 20
 _RISE = MIB // 2
 
 
-def _address_space() -> int:
-    status = Path("/proc/self/status").read_text("ascii")
-    found = re.search(r"VmSize:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
 @contextlib.contextmanager
 def limited(more: int) -> Iterator[None]:
     """Limit the address space to this many bytes more than now."""
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     unlimited = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + more, unlimited[1]))
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, unlimited[1]))
     try:
         yield
     finally:
