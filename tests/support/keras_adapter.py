@@ -146,6 +146,7 @@ class Trained:
             for kind, of in expected.items():
                 if of:
                     assert_all_same_bits(arrays[kind], of, kind)
+            assert not (reference.packed and any(map(np.size, arrays["velocity"])))
         # All is in place.
         every = [v._value for v in [*self.variables, *self.optimizer.variables]]
         places = [(tensor, tensor.data_ptr()) for tensor in every]
