@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -45,6 +46,31 @@ NAMES = {
     "low_bits": "low_bits",
     "ema": "ema",
 }
+
+# Settings, of which the first one is named, and what is raised.
+BAD_SETTINGS: list[tuple[dict[str, Any], Any]] = [
+    *(({"lr": bad}, ValueError) for bad in (math.nan, math.inf)),
+    *(({"lr": bad}, TypeError) for bad in (True, "high", None)),
+    *(({"betas": bad}, ValueError) for bad in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9,), 0.9)),
+    *(({"betas": bad}, TypeError) for bad in ((True, 0.9), (0.9, "0.9"))),
+    *(({"eps": bad}, ValueError) for bad in (-1.0, math.nan, math.inf)),
+    *(({"weight_decay": bad}, ValueError) for bad in (-1.0, math.nan)),
+    ({"weight_decay": -1.0, "decoupled_weight_decay": False}, ValueError),
+    *(({"max_grad_norm": bad}, ValueError) for bad in (-1.0, math.nan, math.inf)),
+    *(({"max_grad_norm": bad}, TypeError) for bad in ("1", b"1", np.bool_(1), torch.tensor(True))),
+    *(({"ema_decay": bad}, ValueError) for bad in (-0.1, 1.5, math.nan)),
+    ({"ema_decay": "0.9"}, TypeError),
+    *(({n: True}, TypeError) for n in ("max_grad_norm", "ema_decay", "eps", "weight_decay")),
+    ({"zero_grad_in_step": "no"}, ValueError),
+    ({"differentiable": True}, ValueError),
+    ({"moments": "packed", "amsgrad": True}, ValueError),
+    ({"moments": "packed", "rounding": "nearest"}, ValueError),
+    ({"low_bits": "int8", "rounding": "nearest"}, ValueError),
+    *(({"moments": bad}, (ValueError, TypeError)) for bad in ("float16", 16)),
+    *(({"low_bits": bad}, (ValueError, TypeError)) for bad in ("int32", 8)),
+    ({"rounding": "up"}, ValueError),
+    *(({"seed": bad}, (ValueError, TypeError)) for bad in (-1, 2**63, 1.5, "1")),
+]  # fmt: skip
 
 
 def array(t: Any) -> Array:
@@ -246,6 +272,12 @@ class Training:
         else:  # torch divides
             self.expect([g if g is None else g / scale for g in grads])
         step()
+        for i, (g, state, stored) in enumerate(zip(grads, self.state, self.stored, strict=True)):
+            # A step may also convert the state of parameters without gradients.
+            actual = {NAMES[name]: array(t).dtype for name, t in state.items() if name != "step"}
+            expected = {name: x.dtype for name, x in stored.items() if name != "params"}
+            if g is None and actual != expected:
+                self.convert(i)
         self.check()
         for i, (p, g, group) in enumerate(zip(self.params, grads, self.group_of, strict=True)):
             assert p.grad is held[i]
@@ -285,7 +317,9 @@ class Training:
             self._expect_one(i, group, rows, grad)
 
     def _expect_one(self, i: int, group: dict[str, Any], rows: Any, grad: Array) -> None:
-        kept = self.convert(i)
+        if group.get("ema_decay") is not None and "ema" not in self.stored[i]:
+            self.stored[i]["ema"] = storage.load(self.stored[i])["params"].copy()
+        unwanted = self.convert(i)
         p, step, eps = self.params[i], self.steps[i] + 1, float(group["eps"])
         beta_1, beta_2 = map(float, group["betas"])
         decoupled = isinstance(self.optimizer, torch.optim.AdamW)
@@ -297,7 +331,7 @@ class Training:
             index = in_memory_order(p)
             dither = storage.dither(group.get("seed", 0), step, np.asarray(index[rows]))
         new = oracle.stored_step(
-            {name: np.asarray(x[rows]) for name, x in self.stored[i].items()},
+            {n: np.asarray(x[rows]) for n, x in self.stored[i].items() if n not in unwanted},
             grad,
             dither,
             step=step,
@@ -313,40 +347,41 @@ class Training:
         for name, x in new.items():
             self.stored[i][name] = self.stored[i][name].copy()
             self.stored[i][name][rows] = x
-        self.stored[i] |= kept
         self.steps[i] = step
 
-    def convert(self, i: int) -> dict[str, Array]:
-        """Convert what is expected to the formats of the group, or begin it.
+    def convert(self, i: int) -> set[str]:
+        """Convert what is expected to the formats of the group, or begin its moments.
 
-        Return averages and maxima that are no longer wanted: they stay as they are.
+        Return the names of averages and maxima that are no longer wanted: they stay as they are.
         """
         group, stored = self.group_of[i], self.stored[i]
         dtype, moments = stored["params"].dtype, group.get("moments", "auto")
         moment = storage.moment_dtype(dtype, moments)
-        formats = {"packed": np.dtype(np.int16)} if moments == "packed" else {"m": moment}
-        formats |= {} if moments == "packed" else {"v": moment}
-        formats |= {"vhat": moment} if group["amsgrad"] else {}
-        formats |= (
-            {"ema": storage.compute_dtype(dtype)} if group.get("ema_decay") is not None else {}
-        )
+        is_packed = moments == "packed"
+        formats = {"packed": np.dtype(np.int16)} if is_packed else {"m": moment, "v": moment}
+        if group["amsgrad"]:
+            formats["vhat"] = moment
+        if group.get("ema_decay") is not None and "ema" in stored:
+            formats["ema"] = storage.compute_dtype(dtype)
         if group.get("low_bits") and dtype == storage.BFLOAT16:
             formats["low_bits"] = np.dtype(group["low_bits"])
-        unwanted = [n for n in ("vhat", "ema") if n in stored and n not in formats]
-        kept: dict[str, Array] = {n: stored.pop(n) for n in unwanted}
-        if {name: x.dtype for name, x in stored.items() if name != "params"} != formats:
-            loaded = storage.load(stored)
+        unwanted: set[str] = {
+            name for name in ("vhat", "ema") if name in stored and name not in formats
+        }
+        used = {name: x for name, x in stored.items() if name not in unwanted}
+        if {name: x.dtype for name, x in used.items() if name != "params"} != formats:
+            loaded = storage.load(used)
             zeros = np.zeros_like(loaded["params"])
-            begun = {"m": zeros, "v": zeros, "vhat": zeros, "ema": loaded["params"].copy()}
+            begun = {"m": zeros, "v": zeros, "vhat": zeros}
             like = {name: np.empty(zeros.shape, of) for name, of in formats.items()}
-            like["params"] = stored["params"]
-            new = storage.store(begun | loaded, like)
-            if "packed" in stored and "packed" in new:
-                new["packed"] = stored["packed"]
-            if "low_bits" in stored and "low_bits" not in new:
-                new["params"] = stored["params"]  # the low bits are dropped
-            self.stored[i] = new
-        return kept
+            new = storage.store(begun | loaded, like | {"params": stored["params"]})
+            new |= {name: stored[name] for name in unwanted}
+            # What keeps its format keeps its bits, unless a weight is split into other low bits.
+            same = {n: x for n, x in stored.items() if n in new and new[n].dtype == x.dtype}
+            if "low_bits" in stored.keys() - same.keys() and "low_bits" in new:
+                del same["params"]
+            self.stored[i] = new | same
+        return unwanted
 
     def check(self, what: str = "") -> None:
         """Everything is as expected, to the last bit."""
