@@ -22,10 +22,7 @@ from torch_helpers import (
     SHAPES,
     STOCK,
     Training,
-    array,
     assert_close,
-    assert_everything_same_bits,
-    everything,
     leaves,
     train,
 )
@@ -39,47 +36,26 @@ Rows = dict[str, tuple[Any, dict[str, Any]]]
 PARITY: Rows = {
     "Adam as it comes": (Adam, {}),
     "AdamW as it comes": (AdamW, {}),
-    "lr 0, which still moves moments": (Adam, {"lr": 0.0}),
-    "lr so small that most updates vanish": (Adam, {"lr": 1e-9}),
-    "a large lr": (Adam, {"lr": 0.3}),
     "lr of one element, in float64": (AdamW, {"lr": torch.tensor([0.01], dtype=torch.float64)}),
-    "no momentum": (Adam, {"betas": (0.0, 0.999)}),
-    "no memory of squares": (Adam, {"betas": (0.9, 0.0)}),
-    "neither": (AdamW, {"betas": (0.0, 0.0)}),
-    "short memories": (Adam, {"betas": (0.5, 0.6)}),
-    "long memories": (Adam, {"betas": (0.99, 0.99999)}),
-    "momentum longer than the memory of squares": (Adam, {"betas": (0.95, 0.9)}),
+    "no memories": (AdamW, {"betas": (0.0, 0.0)}),
     "eps 0": (Adam, {"eps": 0.0}),
     "eps among the gradients": (Adam, {"eps": 1e-3, "lr": 0.01}),
-    "eps above all gradients": (Adam, {"eps": 1e3, "lr": 1.0}),
     "weight decay in the gradient": (Adam, {"weight_decay": 0.1}),
     "weight decay apart": (AdamW, {"weight_decay": 0.5, "lr": 0.01}),
-    "weight decay apart, by the flag": (
-        Adam,
-        {"weight_decay": 0.5, "decoupled_weight_decay": True},
-    ),
-    "AdamW without decay": (AdamW, {"weight_decay": 0.0}),
-    "a decay that reverses signs": (AdamW, {"weight_decay": 3.0, "lr": 0.5}),
+    "decay apart, by the flag": (Adam, {"weight_decay": 0.5, "decoupled_weight_decay": True}),
     "amsgrad": (Adam, {"amsgrad": True, "betas": (0.9, 0.9)}),
-    "amsgrad with decay apart": (AdamW, {"amsgrad": True, "betas": (0.9, 0.95)}),
-    "amsgrad without eps": (Adam, {"amsgrad": True, "eps": 0.0, "betas": (0.8, 0.9)}),
-    "ascent": (Adam, {"maximize": True}),
     "ascent with decay in the gradient": (Adam, {"maximize": True, "weight_decay": 0.1}),
     "ascent with decay apart": (AdamW, {"maximize": True, "weight_decay": 0.1}),
     "all at once": (Adam, ALL_AT_ONCE),
     "all at once, decay apart": (AdamW, ALL_AT_ONCE),
 }
 ALSO: Rows = {
-    "lr as a tensor": (Adam, {"lr": torch.tensor(0.01)}),
     "all at once, lr as a tensor": (AdamW, ALL_AT_ONCE | {"lr": torch.tensor(0.02)}),
     "extras": (Adam, EXTRAS),
     "extras and all at once": (AdamW, ALL_AT_ONCE | EXTRAS),
-    "a norm that no gradient reaches": (Adam, {"max_grad_norm": 1e30}),
     "a norm of 0, which is off": (Adam, {"max_grad_norm": 0}),
-    "ema_decay 0": (Adam, {"ema_decay": 0.0}),
     "ema_decay 1": (AdamW, {"ema_decay": 1.0}),
     **{f"{how}": (Adam, how) for how in ({"foreach": True}, {"fused": True}, {"capturable": True})},
-    **{f"{how}": (AdamW, how) for how in ({"foreach": False}, {"fused": False})},
 }
 
 
@@ -95,9 +71,8 @@ def test_bits_of_the_oracle(kind: Any, options: dict[str, Any]) -> None:
 def test_same_as_torch(kind: Any, options: dict[str, Any]) -> None:
     # In float64: each step has about ten roundings of 1e-16, for values of at most 2**10.
     training = Training(kind, SHAPES, "float64", beside_torch=True, **options)
-    for _ in range(4):
-        training.run(5)
-        training.check_torch()
+    training.run(20)
+    training.check_torch()
 
 
 @pytest.mark.parametrize("options", [{}, ALL_AT_ONCE | EXTRAS], ids=["plain", "extras"])
@@ -111,11 +86,9 @@ def test_bits_do_not_depend_on_threads_or_the_instruction_set(
 
 # -- arguments --------------------------------------------------------------------------------
 
-POSITIONAL = ["params", "lr", "betas", "eps", "weight_decay", "amsgrad"]
-
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_signature_and_class(kind: Any) -> None:
+def test_signature_and_defaults(kind: Any) -> None:
     stock = STOCK[kind]
     ours, theirs = (inspect.signature(k).parameters for k in (kind, stock))
     # Arguments added after torch 2.6 are passed on by keyword.
@@ -124,17 +97,11 @@ def test_signature_and_class(kind: Any) -> None:
         if name in ours or not is_open or parameter.kind != inspect.Parameter.KEYWORD_ONLY:
             assert ours[name].default == parameter.default, name
             assert ours[name].kind == parameter.kind, name
-    assert list(ours)[: len(POSITIONAL)] == list(theirs)[: len(POSITIONAL)] == POSITIONAL
+    assert list(ours)[:6] == list(theirs)[:6]  # those by position
     assert all(ours[name].kind == inspect.Parameter.KEYWORD_ONLY for name in EXTRAS)
-    with pytest.raises(TypeError, match="unexpected keyword argument"):
-        kind(leaves(), learning_rate=0.1)
     assert issubclass(kind, stock)
-    assert issubclass(AdamW, torch.optim.Adam)
-    assert kind.__name__ == stock.__name__
-    optimizer, other = (k([{"params": leaves(), "lr": 0.5}]) for k in (kind, stock))
-    assert repr(optimizer) == repr(other)
-    assert "\n    ema_decay: 0.9\n" in repr(kind(leaves(), ema_decay=0.9))
     # Options that are off leave no entries.
+    optimizer, other = (k([{"params": leaves(), "lr": 0.5}]) for k in (kind, stock))
     assert optimizer.param_groups[0].keys() == other.param_groups[0].keys()
     assert optimizer.defaults == other.defaults
 
@@ -146,15 +113,10 @@ def betas(first: Any, second: Any) -> dict[str, Any]:
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "lr below 0": {"lr": -0.1},
     "lr of two elements": {"lr": torch.tensor([0.1, 0.2])},
-    "lr NaN": {"lr": math.nan},
     "lr an integer": {"lr": 1},
     "lr of NumPy": {"lr": np.float32(0.01)},
     "eps below 0": {"eps": -1e-8},
-    "eps NaN": {"eps": math.nan},
-    "eps of NumPy": {"eps": np.float64(1e-7)},
     "beta_1 of 1": betas(1.0, 0.999),
-    "beta_1 below 0": betas(-0.1, 0.999),
-    "beta_2 of 1": betas(0.9, 1.0),
     "beta_2 NaN": betas(0.9, math.nan),
     "betas as integers": betas(0, 0),
     "betas as a list": {"betas": [0.8, 0.9]},
@@ -163,10 +125,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "betas of two kinds": betas(0.9, torch.tensor(0.999)),
     "betas as tensors of two elements": betas(torch.ones(2) / 2, torch.ones(2) / 2),
     "weight_decay below 0": {"weight_decay": -1.0},
-    "weight_decay an integer": {"weight_decay": 1},
     "lr as a tensor, foreach": {"lr": torch.tensor(0.1), "foreach": True},
     "betas as tensors, foreach": betas(torch.tensor(0.5), torch.tensor(0.5)) | {"foreach": True},
-    "lr as a tensor, fused": {"lr": torch.tensor(0.1), "fused": True},
     "fused and foreach": {"fused": True, "foreach": True},
     "flags as integers": {"amsgrad": 1, "maximize": 0},
 }
@@ -202,7 +162,6 @@ BAD_PARAMS: dict[str, Callable[[], Any]] = {
     "no parameters": list,
     "a tensor": lambda: torch.ones(3),
     "arrays": lambda: [np.ones(3)],
-    "no leaf": lambda: [torch.ones(3, requires_grad=True) * 2],
     "a group without params": lambda: [{"lr": 0.1}],
     "one parameter in two groups": lambda: [{"params": leaves([(3,)])}] * 2,
     "a set": lambda: [{"params": {torch.ones(3, requires_grad=True)}}],
@@ -210,75 +169,24 @@ BAD_PARAMS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("make", BAD_PARAMS.values(), ids=BAD_PARAMS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_parameters_are_judged_as_by_torch(kind: Any, make: Callable[[], Any]) -> None:
-    error, expected = outcome(lambda: STOCK[kind](make()))
-    ours, message = outcome(lambda: kind(make()))
+def test_parameters_are_judged_as_by_torch(make: Callable[[], Any]) -> None:
+    error, expected = outcome(lambda: torch.optim.Adam(make()))
+    ours, message = outcome(lambda: Adam(make()))
     assert expected
     assert ours is error
     assert message == expected or "0x" in expected
 
 
-def test_subclass() -> None:
-    class Logged(AdamW):
-        """A typical user subclass: its own options, and an overridden step."""
-
-        def __init__(self, params: Any, *args: Any, verbose: bool = False, **kwargs: Any) -> None:
-            super().__init__(params, *args, **kwargs)
-            self.verbose = verbose
-            self.taken = 0
-
-        def step(self, closure: Any = None) -> Any:
-            result = super().step(closure)
-            self.taken += 1
-            return result
-
-    optimizer, reference = Logged(leaves(), 0.1, verbose=True), AdamW(leaves(), 0.1)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    seen: list[int] = []
-    optimizer.register_step_post_hook(lambda *_: seen.append(1))
-    for lr in (0.1, 0.05):
-        reference.param_groups[0]["lr"] = lr
-        train(optimizer, 1)
-        train(reference, 1)
-        scheduler.step()
-    assert_everything_same_bits(everything(optimizer), everything(reference))
-    assert optimizer.taken == 2
-    assert len(seen) >= 2
-    assert repr(optimizer).startswith("Logged (")
-
-
-@pytest.mark.parametrize(
-    ("default", "fused"), [("float32", None), ("float32", True), ("float64", None)]
-)
-def test_state_as_torch_makes_it(default: str, fused: bool | None) -> None:
-    torch.set_default_dtype(getattr(torch, default))
-    try:
-        ours, theirs = (k(leaves(), amsgrad=True, fused=fused) for k in (Adam, torch.optim.Adam))
-        train(ours, 1)
-        train(theirs, 1)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for a, b in zip(ours.state.values(), theirs.state.values(), strict=True):
-        assert list(a) == list(b)
-        for name in b:
-            assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
-            assert a[name].stride() == b[name].stride(), name
-            assert not a[name].requires_grad
-
-
 # -- complex numbers --------------------------------------------------------------------------
 
-COMPLEX: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "amsgrad, decay, ascent": {"amsgrad": True, "weight_decay": 0.1, "maximize": True},
-    "extras": EXTRAS,
+COMPLEX: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "plain": (Adam, "complex64", {}),
+    "amsgrad, decay": (AdamW, "complex128", {"amsgrad": True, "weight_decay": 0.1}),
+    "extras": (Adam, "complex64", EXTRAS),
 }
 
 
-@pytest.mark.parametrize("options", COMPLEX.values(), ids=COMPLEX)
-@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype", "options"), COMPLEX.values(), ids=COMPLEX)
 def test_complex_parameters_are_pairs_of_reals(
     kind: Any, dtype: str, options: dict[str, Any]
 ) -> None:
@@ -301,35 +209,7 @@ def test_complex_parameters_are_pairs_of_reals(
         training.swap_ema()
     else:
         training.check_torch(rtol=1e-5 if dtype == "complex64" else 1e-11, atol=1e-5)
-        for of, other in (
-            (training.stock, training.optimizer),
-            (training.optimizer, training.stock),
-        ):
+        pair = training.stock, training.optimizer
+        for of, other in (pair, pair[::-1]):
             of.load_state_dict(copy.deepcopy(other.state_dict()))
     training.step()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "rule"),
-    [
-        (lambda p, _: setattr(p, "data", p.data.conj()), r"params\[0\] must .*conjugated"),
-        (lambda p, o: o.state[p].update(exp_avg=torch.ones(3, 2)), r"exp_avg\[0\] must .*dtype"),
-        (lambda p, _: setattr(p, "grad", torch.ones(3, dtype=p.dtype).to_sparse()), "complex"),
-    ],
-    ids=["conjugated", "real moment", "sparse"],
-)
-def test_complex_parameter_is_refused(spoil: Callable[[Any, Any], Any], rule: str) -> None:
-    training = Training(Adam, [(3,)], "complex64")
-    training.step()
-    with training.refused(rf"(?s){rule}.*Received: .+", ValueError, spoilt=True):
-        spoil(training.params[0], training.optimizer)
-        training.optimizer.step()
-    training.step()
-
-
-def test_parameter_still_to_be_negated_is_refused() -> None:
-    p = torch.nn.Parameter(torch.tensor([1 + 2j]).conj().imag)
-    p.grad = torch.ones(1)
-    with pytest.raises(ValueError, match=r"params\[0\] must not be a negated view.*Received: .+"):
-        Adam([p]).step()
-    assert array(p) == -2

@@ -12,20 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits
 
 torch: Any = pytest.importorskip("torch")
 
 from fusedadam.torch import Adam, AdamW, attach, local
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch_helpers import (
-    KINDS,
     LARGE,
     SHAPES,
-    STOCK,
     Training,
     array,
-    arrays,
     assert_everything_same_bits,
     everything,
     leaves,
@@ -40,27 +35,10 @@ schedulers = torch.optim.lr_scheduler
 
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
-    "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda t: 1 / (1 + t)),
     "LambdaLR to zero": lambda o: schedulers.LambdaLR(o, lambda t: max(0.0, 1 - t / 5)),
-    "MultiplicativeLR": lambda o: schedulers.MultiplicativeLR(o, lambda _: 0.8),
-    "StepLR": lambda o: schedulers.StepLR(o, 3, 0.5),
-    "MultiStepLR": lambda o: schedulers.MultiStepLR(o, [2, 5], 0.1),
-    "ConstantLR": lambda o: schedulers.ConstantLR(o, 0.5, 4),
-    "LinearLR": lambda o: schedulers.LinearLR(o, 0.1, 1.0, 6),
     "ExponentialLR": lambda o: schedulers.ExponentialLR(o, 0.7),
-    "PolynomialLR": lambda o: schedulers.PolynomialLR(o, 6, 2.0),
-    "CosineAnnealingLR": lambda o: schedulers.CosineAnnealingLR(o, 5),
-    "CosineAnnealingWarmRestarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3, 2),
     "OneCycleLR, which moves beta_1 too": lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=9),
-    "CyclicLR, which moves beta_1 too": lambda o: schedulers.CyclicLR(o, 0.001, 0.1, 3),
     "ReduceLROnPlateau": lambda o: schedulers.ReduceLROnPlateau(o, patience=1),
-    "SequentialLR": lambda o: schedulers.SequentialLR(
-        o, [schedulers.ConstantLR(o, 0.1, 9), schedulers.ExponentialLR(o, 0.9)], [4]
-    ),
-    "ChainedScheduler": lambda o: schedulers.ChainedScheduler(
-        [schedulers.ConstantLR(o, 0.1, 4), schedulers.ExponentialLR(o, 0.9)]
-    ),
-    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, swa_lr=0.05, anneal_epochs=4),
 }
 
 
@@ -77,53 +55,19 @@ def test_schedulers_beside_torch(make: Callable[[Any], Any], lr: Any) -> None:
         for scheduler in pair:
             metric = (1.0,) if isinstance(scheduler, schedulers.ReduceLROnPlateau) else ()
             scheduler.step(*metric)
-        ours, theirs = (o.param_groups[0] for o in (training.optimizer, training.stock))
-        assert float(ours["lr"]) == float(theirs["lr"])
-        assert ours["betas"] == theirs["betas"]
 
 
-# -- groups and parameters --------------------------------------------------------------------
-
-
-def test_group_added_in_the_middle() -> None:
-    training = Training(AdamW, [(4, 3), (5,)], "float64", beside_torch=True, weight_decay=0.1)
-    training.run(2)
-    for optimizer in (training.optimizer, training.stock):
-        late = leaves([(6,), ()], "float64", seed=20)
-        optimizer.add_param_group({"params": late, "lr": 0.05, "amsgrad": True})
-    training.adopt()
-    training.run(3)
-    training.check_torch()
-    assert training.steps == [5, 5, 3, 3]
-    assert training.optimizer.param_groups[1]["weight_decay"] == 0.1
+# -- parameters -------------------------------------------------------------------------------
 
 
 def test_parameters_without_gradients() -> None:
     # Each parameter has a count of its own, as if it were alone.
     training = Training(AdamW, SHAPES, "float64", beside_torch=True, zero_grad_in_step=True)
     assert training.optimizer.step() is None
-    assert training.optimizer.state_dict()["state"] == {}
     training.check()
     training.run(12, missing=0.4)
     assert len(set(training.steps)) > 1
     training.check_torch()
-
-
-def test_frozen_parameters() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-    model[0].requires_grad_(False)
-    frozen = arrays(model[0].parameters())
-    optimizer = AdamW(model.named_parameters(), weight_decay=0.5)
-    for i in range(4):
-        model[0].requires_grad_(i == 3)
-        optimizer.zero_grad()
-        model(torch.ones(2, 3)).sum().backward()
-        if i < 3:
-            assert_same_bits(array(model[0].weight), frozen[0])
-        optimizer.step()
-    assert [int(optimizer.state[p]["step"]) for p in model.parameters()] == [1, 1, 4, 4]
-    names = ["0.weight", "0.bias", "1.weight", "1.bias"]
-    assert optimizer.state_dict()["param_groups"][0]["param_names"] == names
 
 
 def test_state_stays_where_it_is() -> None:
@@ -144,77 +88,6 @@ def test_no_tensor_is_distributed_where_torch_has_no_such_module(
     training = Training()
     assert not local.any_distributed(training.params)
     training.step()
-
-
-# -- all or nothing ---------------------------------------------------------------------------
-
-
-def state_of_last(training: Training) -> Any:
-    return training.optimizer.state[training.params[-1]]
-
-
-def replaced(name: str, make: Callable[[Any], Any]) -> Callable[[Training], None]:
-    def spoil(training: Training) -> None:
-        state = state_of_last(training)
-        state[name] = make(state[name])
-
-    return spoil
-
-
-def from_first(name: str) -> Callable[[Training], None]:
-    return lambda t: state_of_last(t).update({name: t.optimizer.state[t.params[0]][name]})
-
-
-BAD_STATE: dict[str, tuple[Callable[[Training], Any], str]] = {
-    "gradient sparse in two dimensions": (
-        lambda t: setattr(t.params[-1], "grad", torch.eye(5).to_sparse()),
-        r"grads\[3\] must .*sparse",
-    ),
-    "moment of another shape": (replaced("exp_avg", lambda t: t[:3]), r"exp_avg\[3\] .*shape"),
-    "moment of another dtype": (replaced("exp_avg_sq", lambda t: t.double()), "dtype"),
-    "moment elsewhere": (replaced("exp_avg_sq", lambda t: t.to("meta")), "CPU"),
-    "moment that is the parameter": (
-        lambda t: state_of_last(t).update(exp_avg=t.params[-1].data),
-        "overlap",
-    ),
-    "moment of another parameter": (from_first("exp_avg"), "overlap"),
-    "count below 0": (replaced("step", lambda _: torch.tensor(-1.0)), "step"),
-    "count NaN": (replaced("step", lambda _: torch.tensor(math.nan)), "step"),
-    "count of another parameter": (from_first("step"), "overlap"),
-    "count in the memory of the parameter": (
-        lambda t: state_of_last(t).update(step=t.params[-1].detach().view(-1)[0]),
-        "overlap",
-    ),
-    "no second moment": (lambda t: state_of_last(t).pop("exp_avg_sq"), "exp_avg_sq"),
-}
-
-
-@pytest.mark.parametrize(("spoil", "rule"), BAD_STATE.values(), ids=BAD_STATE)
-@pytest.mark.parametrize("size", [5, 41_003])
-def test_error_leaves_everything_as_it_was(
-    spoil: Callable[[Training], Any], rule: str, size: int
-) -> None:
-    shapes = [(5, 5), (size,)]
-    training = Training(AdamW, shapes, groups=[{}, {}], ema_decay=0.9, zero_grad_in_step=True)
-    training.optimizer.add_param_group({"params": leaves([(5, 5)])})
-    training.optimizer.param_groups[1]["params"].pop(0)
-    training.adopt()
-    training.run(2)
-    training.give(training.grads())
-    errors = (ValueError, TypeError, KeyError, RuntimeError)
-    with training.refused(rf"(?s){rule}", errors, spoilt=True):
-        spoil(training)
-        training.optimizer.step()
-    training.step()
-
-
-def test_error_in_the_first_step() -> None:
-    training = Training(Adam, [(3,), (5, 5)])
-    training.give([torch.ones(3), torch.eye(5).to_sparse()])
-    with training.refused(r"\[1\].*Received: .+", (ValueError, RuntimeError)):
-        training.optimizer.step()
-    assert not training.optimizer.state
-    training.run(2)
 
 
 @pytest.mark.parametrize("attached", [False, True])
@@ -244,28 +117,15 @@ def test_closure(outside: str) -> None:
 
     def closure() -> Any:
         seen.append(torch.is_grad_enabled())
-        training.optimizer.zero_grad()
-        loss = (p.detach().requires_grad_() ** 2).sum()
         p.grad = 2 * p.detach()
-        return loss
+        return 3.5
 
-    for _ in range(2):
-        expected = (p.detach() ** 2).sum().item()
-        training.expect([2 * p.detach()])
-        with getattr(torch, outside)():
-            loss = training.optimizer.step(closure)
-            assert torch.is_grad_enabled() == (outside == "enable_grad")
-            training.check()
-        assert loss.item() == expected
-    assert seen == [True] * 2
-
-    def fails() -> Any:
-        raise KeyError("mine")
-
-    with training.refused("mine", KeyError):
-        training.optimizer.step(fails)
-    assert torch.is_grad_enabled()
-    assert training.optimizer.step(closure=lambda: 3.5) == 3.5
+    training.expect([2 * p.detach()])
+    with getattr(torch, outside)():
+        assert training.optimizer.step(closure=closure) == 3.5
+        assert torch.is_grad_enabled() == (outside == "enable_grad")
+        training.check()
+    assert seen == [True]
 
 
 def test_step_turns_recording_off() -> None:
@@ -274,98 +134,40 @@ def test_step_turns_recording_off() -> None:
     (p.grad,) = torch.autograd.grad((p**3).sum(), p, create_graph=True)
     optimizer.step()
     assert p.is_leaf
-    assert p.grad_fn is None
     assert not any(t.requires_grad for t in optimizer.state[p].values())
 
 
 def test_parameters_made_in_inference_mode() -> None:
     with torch.inference_mode():
-        optimizer = AdamW([torch.ones(3, requires_grad=True)], lr=0.5)
-        params_of(optimizer)[0].grad = torch.ones(3)
-        optimizer.step()
-        np.testing.assert_allclose(everything(optimizer)[0]["param"], 0.495, rtol=1e-6)
-
-
-def test_profiler() -> None:
-    optimizer = AdamW(leaves())
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        train(optimizer, 2)
-        optimizer.zero_grad()
-    names = {event.key: event.count for event in profile.key_averages()}
-    assert names["Optimizer.step#AdamW.step"] == 2
-    assert names["Optimizer.zero_grad#AdamW.zero_grad"] == 1
-
-
-def test_step_hooks() -> None:
-    training = Training(Adam, [(3,)])
-    optimizer = training.optimizer
-    seen: list[tuple[str, float]] = []
-
-    def count(name: str) -> Callable[..., None]:
-        def hook(of: Any, args: Any, kwargs: Any) -> None:
-            assert of is optimizer
-            assert len(args) + len(kwargs) >= 1
-            seen.append((name, float(training.state[0].get("step", 0))))
-
-        return hook
-
-    hooks = [
-        register_optimizer_step_pre_hook(count("global")),
-        optimizer.register_step_pre_hook(count("before")),
-        optimizer.register_step_post_hook(count("after")),
-    ]
-    try:
+        training = Training(AdamW)
         training.run(2)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    rounds = [
-        ("global", 0),
-        ("before", 0),
-        ("after", 1),
-        ("global", 1),
-        ("before", 1),
-        ("after", 2),
-    ]
-    training.step()
-    assert seen == rounds
+
+
+def test_hooks() -> None:
+    training = Training(Adam, [(3,)])
+    optimizer, seen = training.optimizer, []
 
     def halve(of: Any, args: Any, kwargs: Any) -> Any:
         params_of(of)[0].grad.mul_(0.5)
-        return args, kwargs | {"closure": lambda: seen.append(("closure", 0))}
+        return args, kwargs | {"closure": lambda: seen.append("closure")}
 
     optimizer.register_step_pre_hook(halve)
+    optimizer.register_step_post_hook(lambda *_: seen.append("stepped"))
     training.expect([torch.ones(3) / 2])
     training.give([torch.ones(3)])
     optimizer.step()
     training.check()
-    assert seen[-1] == ("closure", 0)
-
-
-def test_state_dict_hooks() -> None:
-    optimizer, seen = AdamW(leaves([(3,)])), []
-    optimizer.register_state_dict_pre_hook(lambda _: seen.append("before saving"))
     optimizer.register_state_dict_post_hook(lambda _, state: state | {"mine": 1})
     optimizer.register_load_state_dict_pre_hook(lambda _, state: seen.append(state["mine"]))
-    optimizer.register_load_state_dict_post_hook(lambda _: seen.append("after loading"))
-    train(optimizer, 1)
+    optimizer.register_load_state_dict_post_hook(lambda _: seen.append("loaded"))
     saved = optimizer.state_dict()
-    assert saved["mine"] == 1
     optimizer.load_state_dict(saved)
-    train(optimizer, 1)
-    assert seen == ["before saving", 1, "after loading"]
-
-
-@pytest.mark.parametrize("how", [{}, {"foreach": True}, {"fused": True}], ids=str)
-@pytest.mark.parametrize("to_none", [True, False])
-def test_zero_grad(to_none: bool, how: dict[str, Any]) -> None:
-    training = Training(Adam, **how)
-    training.step()
-    training.optimizer.zero_grad(set_to_none=to_none)
-    assert all(p.grad is None if to_none else not p.grad.any() for p in training.params)
-    # A gradient of zeros is a gradient.
-    training.stepped([p.grad for p in training.params], training.optimizer.step)
-    assert training.steps == [1 if to_none else 2] * len(SHAPES)
+    saved["param_groups"].append({})
+    with pytest.raises(ValueError, match="loaded state dict"):
+        optimizer.load_state_dict(saved)
+    assert seen == ["closure", "stepped", 1, "loaded", 1]
+    # The one of `load_state_dict` itself is removed.
+    assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 1
 
 
 # -- the scaler -------------------------------------------------------------------------------
@@ -438,17 +240,7 @@ def test_scaler_of_two_optimizers_of_which_one_has_no_gradients() -> None:
     used.stepped(grads, lambda: off.step(used.optimizer))
 
 
-NUMBERS: dict[str, Callable[[float], Any]] = {
-    "numbers": float,
-    "int": int,
-    "float32": torch.tensor,
-    "float64": lambda x: torch.tensor(x, dtype=torch.float64),
-    "float16": lambda x: torch.tensor(x, dtype=torch.float16),
-    "one element": lambda x: torch.tensor([x]),
-}
-
-
-@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
+@pytest.mark.parametrize("number", [float, lambda x: torch.tensor([x], dtype=torch.float64)])
 def test_scale_and_overflow_set_by_hand(number: Callable[[float], Any]) -> None:
     # The protocol that GradScaler and similar scalers use.
     training = Training(Adam, [(5,)])
@@ -491,22 +283,6 @@ def test_scale_of_any_float32(scale: float, zeroes: bool) -> None:
 # -- averages ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
-def test_ema_beside_averaged_model(decay: float) -> None:
-    swa = torch.optim.swa_utils
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)).double()
-    averaged = swa.AveragedModel(model, multi_avg_fn=swa.get_ema_multi_avg_fn(decay))
-    optimizer = AdamW(model.parameters(), lr=0.05, ema_decay=decay)
-    for _ in range(30):
-        train(optimizer, 1)
-        torch.nn.utils.clip_grad_value_(model.parameters(), 0.1)
-        averaged.update_parameters(model)
-    for p, average in zip(model.parameters(), averaged.module.parameters(), strict=True):
-        # Four roundings per step and side. The decay shrinks the earlier ones.
-        np.testing.assert_allclose(array(optimizer.state[p]["ema"]), array(average), atol=1e-12)
-        assert decay == 0 or not np.array_equal(array(p), array(average))
-
-
 def test_swap_ema() -> None:
     groups = [{"ema_decay": 0.5}, {}, {"ema_decay": 0.9}]
     training = Training(Adam, SHAPES, "float32 float64", groups=groups, lr=0.1)
@@ -530,8 +306,6 @@ def test_swap_ema_without_averages_is_refused() -> None:
         with training.refused(r"swap_ema needs averages: ema_decay.*Received: .+", ValueError):
             training.optimizer.swap_ema()
         training.step()
-    with pytest.raises(ValueError, match=r"swap_ema needs averages.*Received: .*0 parameters"):
-        Adam(leaves(), ema_decay=0.9).swap_ema()
 
 
 def steps_by_a_scaler(optimizer: Any) -> None:
@@ -555,11 +329,8 @@ WHILE_SWAPPED: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("use", WHILE_SWAPPED.values(), ids=WHILE_SWAPPED)
-@pytest.mark.parametrize("fused", [None, True])
-def test_what_is_refused_while_averages_are_swapped_in(
-    use: Callable[[Any], Any], fused: bool | None
-) -> None:
-    training = Training(Adam, lr=0.1, ema_decay=0.9, fused=fused)
+def test_what_is_refused_while_averages_are_swapped_in(use: Callable[[Any], Any]) -> None:
+    training = Training(Adam, lr=0.1, ema_decay=0.9)
     training.run(2)
     training.optimizer.swap_ema()
     before = everything(training.optimizer)
@@ -580,7 +351,8 @@ def test_swap_ema_of_an_average_that_does_not_fit_changes_nothing(average: Any) 
     params = leaves([(2,), (3,), (4,)])
     averaged = {"params": [("weight", params[1]), ("bias", params[2])], "ema_decay": 0.5}
     training = Training.of(Adam([{"params": [("alone", params[0])]}, averaged]))
-    training.run(2)
+    training.step([None, None, torch.ones(4)])  # its state is the first
+    training.step()
     with training.refused(r"^ema\[2\] \('bias'\) must .*Received: shape=", ValueError, spoilt=True):
         training.optimizer.state[params[2]]["ema"] = average
         training.optimizer.swap_ema()
@@ -617,23 +389,10 @@ def test_zero_grad_in_step() -> None:
 # -- version counters and arrays --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", [*KINDS, *STOCK.values()], ids=lambda k: f"{k.__module__}.{k.__name__}"
-)
-def test_step_between_forward_and_backward_is_noticed(kind: Any) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
-    optimizer = kind(model.parameters())
-    stale = model(torch.ones(2, 3)).sum()
-    model(torch.ones(2, 3)).sum().backward()
-    optimizer.step()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        stale.backward()
-
-
 def test_every_step_counts_as_a_change_that_views_and_arrays_see() -> None:
+    # A graph that has saved the old values must not use the new ones.
     memory = np.ones((3, 4), "float32")
     p, other = torch.nn.Parameter(torch.from_numpy(memory)), torch.nn.Parameter(torch.ones(4))
-    view, shared = p.detach()[1:], p.detach().numpy()
     optimizer = Adam([p, other], lr=0.5)
     for count in (1, 2):
         versions = p._version, other._version
@@ -641,5 +400,4 @@ def test_every_step_counts_as_a_change_that_views_and_arrays_see() -> None:
         optimizer.step()
         assert p._version > versions[0]
         assert other._version == versions[1]
-        for x in (shared, view.numpy(), memory):
-            np.testing.assert_allclose(x, 1 - 0.5 * count, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(memory, 1 - 0.5 * count, rtol=1e-6, atol=1e-6)

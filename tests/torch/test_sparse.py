@@ -16,7 +16,7 @@ from helpers import Array, assert_same_bits, running
 torch: Any = pytest.importorskip("torch")
 
 from fusedadam.torch import Adam, AdamW
-from torch_helpers import Training, array, drawn, drawn_rows, sparse
+from torch_helpers import Training, array, drawn, drawn_rows
 
 ROWS, WIDTH = 50, 6
 
@@ -178,37 +178,6 @@ def test_gradient_of_any_layout_is_left_as_it_was(spread: Callable[[Any], Any]) 
 
 
 # -- refused calls ----------------------------------------------------------------------------
-
-
-def two_sparse_dimensions(p: Any) -> None:
-    p.grad = torch.eye(ROWS, WIDTH).to_sparse()
-
-
-def transposed_table(p: Any) -> None:
-    p.data = p.data.t().contiguous().t()
-
-
-def no_sparse_dimension(p: Any) -> None:
-    index = torch.zeros(0, 1, dtype=torch.long)
-    rows = torch.ones(1, ROWS, WIDTH)
-    p.grad = torch.sparse_coo_tensor(index, rows, p.shape, check_invariants=True)
-
-
-REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
-    "two sparse dimensions": (two_sparse_dimensions, "sparse"),
-    "no sparse dimension": (no_sparse_dimension, "sparse"),
-    "a table that is transposed": (transposed_table, "contiguous"),
-}
-
-
-@pytest.mark.parametrize(("spoil", "rule"), REFUSED.values(), ids=REFUSED)
-def test_gradient_is_refused(spoil: Callable[[Any], None], rule: str) -> None:
-    training = Training(AdamW, [(5,), (ROWS, WIDTH)], zero_grad_in_step=True)
-    training.give([torch.ones(5), sparse([1, 1], torch.ones(2, WIDTH), (ROWS, WIDTH))])
-    errors = (ValueError, RuntimeError)
-    with training.refused(rf"(?s)\[1\].*({rule}).*Received: .+", errors, spoilt=True):
-        spoil(training.params[1])
-        training.optimizer.step()
 
 
 def test_rows_that_the_table_lacks() -> None:
