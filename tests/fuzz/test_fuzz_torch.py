@@ -230,9 +230,7 @@ class TorchMachine(fuzz_runs.Machine):
         return kind(groups, **options)
 
     def _state_dict(self) -> dict[str, Any]:
-        for i, state in enumerate(self.training.state):
-            if state:
-                self.training.convert(i)
+        self.training.convert_all()
         saved: dict[str, Any] = copy.deepcopy(self.optimizer.state_dict())
         return saved
 

@@ -383,6 +383,12 @@ class Training:
             self.stored[i] = new | same
         return unwanted
 
+    def convert_all(self) -> None:
+        """Convert what is expected of parameters that have state."""
+        for i, state in enumerate(self.state):
+            if state:
+                self.convert(i)
+
     def check(self, what: str = "") -> None:
         """Everything is as expected, to the last bit."""
         both = zip(self.params, self.state, self.stored, self.steps, strict=True)

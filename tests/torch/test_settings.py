@@ -12,7 +12,7 @@ import pytest
 torch: Any = pytest.importorskip("torch")
 
 from fusedadam.torch import Adam, AdamW
-from torch_helpers import BAD_SETTINGS, KINDS, SHAPES, Training, leaves, params_of, train
+from torch_helpers import BAD_SETTINGS, KINDS, SHAPES, Training, leaves, train
 
 EXTRAS: dict[str, Any] = {"max_grad_norm": 2.0, "ema_decay": 0.9, "zero_grad_in_step": True}
 
@@ -180,9 +180,7 @@ def test_settings_of_one_group_change_between_steps(first: int) -> None:
         training.step(missing=0.1)
 
 
-@pytest.mark.parametrize(
-    "value", [-0.05, 0, 7, np.float32(0.01), np.float64(0.01), np.array(0.01), torch.tensor([0.01])]
-)
+@pytest.mark.parametrize("value", [-0.05, 0, np.float32(0.01), torch.tensor([0.01])])
 def test_lr_set_by_hand(value: Any) -> None:
     # torch checks lr only in the constructor, and some schedulers end slightly below zero.
     training = Training(Adam, SHAPES, "float64", beside_torch=True)
@@ -193,16 +191,6 @@ def test_lr_set_by_hand(value: Any) -> None:
     training.check_torch(atol=1e-7)  # torch computes with a tensor of lr in float32
 
 
-def test_lr_that_is_a_tensor_and_changes_in_place() -> None:
-    lr = torch.tensor(0.1)
-    training = Training(Adam)
-    training.optimizer.param_groups[0]["lr"] = lr
-    for factor in (0.5, 0.25, 2.0):
-        training.step()
-        assert training.optimizer.param_groups[0]["lr"] is lr
-        lr.mul_(factor)
-
-
 def test_amsgrad_switched_on_later() -> None:
     # torch has no maximum to continue from and raises KeyError in the middle of its step.
     training = Training(Adam)
@@ -211,29 +199,3 @@ def test_amsgrad_switched_on_later() -> None:
         training.optimizer.param_groups[0]["amsgrad"] = True
         training.optimizer.step()
     training.step()
-
-
-def test_max_grad_norm_beside_clip_grad_norm() -> None:
-    training = Training(Adam, SHAPES, "float64", max_grad_norm=0.7, beside_torch=True)
-
-    def clip(optimizer: Any, *_: Any) -> None:
-        torch.nn.utils.clip_grad_norm_(params_of(optimizer), 0.7)
-
-    training.stock.register_step_pre_hook(clip)
-    for count in range(20):
-        grads = training.grads()
-        # Every third one is below the bound, so not clipped.
-        training.step(grads if count % 3 else [g * 1e-6 for g in grads])
-        # torch divides by norm + 1e-6.
-        training.check_torch(rtol=1e-5, atol=1e-6)
-
-
-def test_max_grad_norm_is_of_all_groups_or_bounds_one() -> None:
-    # In both cases, the norm is that of all gradients of the step.
-    for second, expected in ({"max_grad_norm": 1.0}, 0.08), ({}, 0.4):
-        p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in "pq")
-        optimizer = Adam([{"params": [p], "max_grad_norm": 1.0}, {"params": [q], **second}])
-        p.grad, q.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
-        optimizer.step()
-        moments = [optimizer.state[x]["exp_avg"].tolist() for x in (p, q)]
-        np.testing.assert_allclose(moments, [[0.06, 0.0], [0.0, expected]], rtol=1e-6)

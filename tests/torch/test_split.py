@@ -65,7 +65,10 @@ def test_weights_are_split_and_joined(low_bits: Any) -> None:
     optimizer = AdamW(params, low_bits=low_bits)
     for p in params:
         p.grad = torch.ones_like(p)
+    versions = [p._version for p in params]
     split_(model, optimizer)
+    # A graph that has saved the old values must not use the new ones.
+    assert all(p._version > version for p, version in zip(params, versions, strict=True))
     assert all(p is q for p, q in zip(params, model.parameters(), strict=True))
     assert [p.grad for p in params] == [None] * len(params)
     for p, weight in zip(params, weights, strict=True):
