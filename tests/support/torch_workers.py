@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`DataLoader` workers for the process tests: samples that take steps, and a training on them."""
+"""Samples for `DataLoader` workers that take steps, in a module that a new process can import."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import fusedadam.torch
@@ -11,11 +10,10 @@ import numpy as np
 import torch
 from fusedadam import Adam
 
-SAMPLES = 6
 SIZE = 40_000  # more than the 32,768 elements from which a step uses several threads
 
 
-def sample(index: int) -> Any:
+def steps(index: int) -> Any:
     """Take steps with both interfaces, in whichever process calls this."""
     p, g = np.random.default_rng(index).standard_normal((2, SIZE)).astype(np.float32)
     optimizer = Adam(clipnorm=1.0)
@@ -28,30 +26,10 @@ def sample(index: int) -> Any:
 
 
 class SteppedSamples(torch.utils.data.Dataset[Any]):
-    """Samples that a worker creates by taking steps."""
+    """Six samples."""
 
     def __getitem__(self, index: int) -> Any:
-        return sample(index)
+        return steps(index)
 
     def __len__(self) -> int:
-        return SAMPLES
-
-
-class Training:
-    """Steps on batches while torch's threads are also working."""
-
-    def __init__(self) -> None:
-        self.param = torch.nn.Parameter(torch.zeros(SIZE))
-        self.optimizer = fusedadam.torch.Adam([self.param])
-
-    def epoch(self, batches: Iterable[Any]) -> None:
-        for batch in batches:
-            matrix = torch.ones(200, 200)
-            assert (matrix @ matrix).sum().item() == 200.0**3
-            self.param.grad = batch.mean(0)
-            self.optimizer.step()
-
-    def results(self) -> list[Any]:
-        """The parameter and its moments, as arrays."""
-        state = self.optimizer.state[self.param]
-        return [x.detach().numpy() for x in (self.param, state["exp_avg"], state["exp_avg_sq"])]
+        return 6
