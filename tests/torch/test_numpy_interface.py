@@ -38,7 +38,8 @@ def numpy_of(tensors: Any) -> list[Array]:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_steps_of_a_tensor_loss(dtype: str) -> None:
-    params, limits = leaves(SHAPES, dtype), {"clipnorm": 0.1, "clipvalue": 0.05}
+    limits: dict[str, Any] = {"clipnorm": 0.1, "clipvalue": 0.05}
+    params = leaves(SHAPES, dtype)
     addresses = [p.data_ptr() for p in params]
     reference = oracle.OracleAdam([p.copy() for p in numpy_of(params)], lr=0.05, **limits)
     optimizer = Adam(lr=0.05, **limits)
