@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 # Not all of these modules export their names in a way that type checkers accept.
@@ -85,13 +85,7 @@ def same_as_alone(
 def zero_equals_one_process(rank: int, _: Path) -> None:
     for views in (False, True):  # parameters on their own or in buckets
         sharded = zero(views=views, ema_decay=0.9)
-        one = same_as_alone(rank, sharded, CLIP, ema_decay=0.9)
-        shares = gathered(list(sharded.state()))
-        assert sorted(itertools.chain(*shares)) == sorted(one.names().values())
-        held = sum(s["exp_avg"].numel() for s in sharded.state().values())
-        total = sum(p.numel() for p in one.names())
-        # Half of the state, up to the granularity of whole parameters.
-        assert abs(2 * held - total) <= 0.05 * total, f"{held} of {total} elements"
+        same_as_alone(rank, sharded, CLIP, ema_decay=0.9)
 
 
 def load_into(training: Training, saved: dict[str, Any]) -> Training:
@@ -105,37 +99,24 @@ def load_into(training: Training, saved: dict[str, Any]) -> Training:
     return training
 
 
-def consolidated(rank: int, sharded: Training, one: Training, path: Path) -> Any:
-    """Save a training under ZeRO, whose state must be that of one process; return what is saved."""
-    sharded.optimizer.consolidate_state_dict(to=0)
-    if rank == 0:
-        state, expected = sharded.optimizer.state_dict(), one.optimizer.state_dict()
-        for group, own in zip(state["param_groups"], expected["param_groups"], strict=True):
-            if "seed" in own:
-                group.setdefault("seed", 0)  # ZeRO writes the groups itself
-        assert state["param_groups"] == expected["param_groups"]
-        assert list(state["state"]) == list(expected["state"])
-        for index, tensors in expected["state"].items():
-            assert list(state["state"][index]) == list(tensors)
-            for key, tensor in tensors.items():
-                same_bits(state["state"][index][key], tensor, f"{key} of parameter {index}")
-        saved = {"model": sharded.model.module.state_dict(), "optimizer": state}
-        torch.save(saved | {"schedule": sharded.schedule.state_dict(), "steps": SAVED}, path)
-    dist.barrier()
-    return torch.load(path)
-
-
 @check
 def zero_consolidates_and_loads(rank: int, directory: Path) -> None:
     dtypes = torch.float64, torch.bfloat16, torch.bfloat16
     for number, (dtype, formats) in enumerate(zip(dtypes, [({}, {}), *FORMATS], strict=True)):
-        one = alone(SAVED, dtype=dtype, formats=formats)
+        one = alone(dtype=dtype, formats=formats)
         sharded = zero(dtype, formats=formats)
         sharded.run(SAVED, [rank], 2)
-        saved = consolidated(rank, sharded, one, directory / f"zero-{number}.pt")
-        one.run(STEPS, [0, 1], 2)
-        views = dtype == torch.float64
-        resumed = load_into(zero(dtype, views=views, formats=formats), saved)
+        sharded.optimizer.consolidate_state_dict(to=0)
+        path = directory / f"zero-{number}.pt"
+        if rank == 0:
+            saved = {"model": sharded.model.module.state_dict(), "steps": SAVED}
+            saved |= {
+                name: getattr(sharded, name).state_dict() for name in ("optimizer", "schedule")
+            }
+            torch.save(saved, path)
+        dist.barrier()
+        saved = torch.load(path)
+        resumed = load_into(zero(dtype, views=dtype == torch.float64, formats=formats), saved)
         resumed.run(STEPS, [rank], 2)
         compare_all(same_bits, resumed, one)
         unsharded = load_into(one_process(dtype, formats=formats), saved)
@@ -150,13 +131,6 @@ def zero_consolidates_and_loads(rank: int, directory: Path) -> None:
 def fsdp_equals_one_process(rank: int, _: Path) -> None:
     sharded = fsdp(ema_decay=0.9)
     one = same_as_alone(rank, sharded, ema_decay=0.9)
-    for p, name in sharded.names().items():
-        assert isinstance(p, DTensor)
-        for key, moment in sharded.state()[name].items():
-            if key != "step":
-                assert isinstance(moment, DTensor), f"{key} of {name}"
-                assert (moment.placements, moment.device_mesh) == (p.placements, p.device_mesh)
-                assert moment.to_local().shape == p.to_local().shape
     # At least one shard is empty.
     assert 0 in itertools.chain(*gathered([p.to_local().numel() for p in sharded.names()]))
     one.optimizer.swap_ema()

@@ -12,81 +12,38 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import fusedadam
-import numpy as np
 import pytest
 from extremes import column, product, special
-from helpers import FLOATS, running
+from helpers import FLOATS
 
 torch: Any = pytest.importorskip("torch")
 
-from fusedadam.torch import Adam
-from torch_helpers import KINDS, NAMES, Training, array, everything, params_of
+from fusedadam.torch import Adam, AdamW
+from torch_helpers import KINDS, Training, params_of
 
 OPTIONS: list[dict[str, Any]] = [
     {},
-    *({"eps": eps} for eps in (0.0, 1e-46, 1e-12, 9.9e-13, 1e300)),
-    *({"lr": lr} for lr in (0.0, 1e300)),
-    *({"betas": (beta, beta)} for beta in (0.0, 1 - 2**-53)),
-    {"weight_decay": 0.1},
-    {"weight_decay": 1e300},
-    {"amsgrad": True},
-    {"maximize": True, "weight_decay": 0.1},
-    {"ema_decay": 0.9},
-    {"ema_decay": 1.0},
-    {"max_grad_norm": 1.0},
-    {"zero_grad_in_step": True},
+    {"amsgrad": True, "ema_decay": 0.9, "weight_decay": 0.1, "maximize": True},
+    {"eps": 0.0, "max_grad_norm": 1.0},
+    # On both sides of the limit from which subnormal moments are kept.
+    *({"eps": eps} for eps in (1e-12, 9.9e-13)),
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_special_numbers(kind: Any, dtype: str, options: dict[str, Any]) -> None:
+def test_special_numbers(dtype: str, options: dict[str, Any]) -> None:
     numbers = special(dtype)
     p, g, m, v = product([numbers] * 4)
     extra = column(numbers, [1, 1, 1, 1], 0, 4)
-    kinds = {"params": p, "m": m, "v": v, "vhat": extra, "ema": extra}
-    training = Training(kind, [p.shape], dtype, **{"weight_decay": 0.0} | options)
+    start = {"exp_avg": m, "exp_avg_sq": v, "max_exp_avg_sq": extra, "ema": extra}
+    training = Training(AdamW, [p.shape], dtype, **options)
     training.step()
-    start = {name: kinds[name] for name in training.stored[0]}
-    (param,), (state,) = training.params, training.state
-    names = {kind: name for name, kind in NAMES.items()}
-    for isa in fusedadam.supported_isas():
-        for name, x in start.items():
-            t = param.detach() if name == "params" else state[names[name]]
-            t.copy_(torch.from_numpy(x))
-        state["step"].fill_(3)
-        training.adopt()
-        with running(isa=isa):
-            training.step([torch.from_numpy(g)])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_parameters_that_are_not_finite_are_so_in_torch_too(kind: Any, dtype: str) -> None:
-    # Moments are not compared: torch computes m + (1 - beta_1) * (g - m), which turns an infinite m
-    # into NaN.
-    numbers = torch.from_numpy(special(dtype))
-    training = Training(kind, [numbers.shape], dtype, beside_torch=True)
-    for grad in (numbers, *(torch.full_like(numbers, 0.5) for _ in range(4))):
-        training.step([grad])
-        a, e = (everything(o)[0]["param"] for o in (training.optimizer, training.stock))
-        for quality in (np.isnan, np.isposinf, np.isneginf):
-            np.testing.assert_array_equal(quality(a), quality(e))
-
-
-@pytest.mark.parametrize("eps", [0.0, 1e-8])
-def test_subnormals_beside_torch(eps: float) -> None:
-    # Squares are subnormal float32 with at least 7 bits; then moments decay beyond the subnormals.
-    training = Training(Adam, [(50,)], beside_torch=True, eps=eps)
-    for _ in range(10):
-        training.step([(1 + torch.rand(50)) * 1e-19])
-    for _ in range(0 if eps == 0 else 900):
-        training.step([torch.zeros(50)])
-    ours, theirs = (everything(o)[0]["param"] for o in (training.optimizer, training.stock))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-6)
-    assert eps == 0 or np.abs(array(training.state[0]["exp_avg"])).max() < 1e-38
+    training.params[0].data.copy_(torch.from_numpy(p))
+    for name in training.state[0].keys() & start.keys():
+        training.state[0][name].copy_(torch.from_numpy(start[name]))
+    training.adopt()
+    training.step([torch.from_numpy(g)])
 
 
 # -- counts -----------------------------------------------------------------------------------

@@ -123,24 +123,12 @@ def test_one_gradient_for_two_parameters_and_one_that_is_expanded() -> None:
     training.stepped([torch.full((5, 3), 0.25)], training.optimizer.step)
 
 
-def by_a_queue(t: Any) -> None:
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    queue.put(t)  # moves the storage of `t` into shared memory
-    queue.get()
-
-
 def shrink(t: Any) -> None:
     storage, kept = t.untyped_storage(), t.clone()
     if storage.resizable():
         storage.resize_(0)
         storage.resize_(4 * kept.nbytes + 64)
         t.copy_(kept)
-
-
-def resize(t: Any) -> None:
-    shape = t.shape
-    if t.untyped_storage().resizable():
-        t.resize_(5000).resize_(shape)
 
 
 def transpose(t: Any) -> None:
@@ -151,12 +139,9 @@ def transpose(t: Any) -> None:
 
 
 MOVES: dict[str, Callable[[Any], Any]] = {
-    "share_memory_": lambda t: t.share_memory_(),
-    "resize_": resize,
     "set_": lambda t: t.set_(t.clone()),
     "data": lambda t: setattr(t, "data", t.detach().clone()),
     "storage": shrink,
-    "a queue": by_a_queue,
     "swap_tensors": lambda t: torch.utils.swap_tensors(t, t.clone()),
     "transposed": transpose,
 }

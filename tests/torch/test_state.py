@@ -61,10 +61,16 @@ def transposed(t: Any) -> Any:
     return t.t().contiguous().t() if t.dim() == 2 else t.clone()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtypes", "formats"), FORMATS)
-def test_steps_equal_those_of_the_oracle(dtypes: str, formats: dict[str, Any], kind: Any) -> None:
-    Training(kind, MANY, dtypes, lay_out=transposed, **DECAY, **formats).run(3)
+def test_steps_equal_those_of_the_oracle(dtypes: str, formats: dict[str, Any]) -> None:
+    has_maxima = formats["moments"] != "packed"
+    options = DECAY | {"amsgrad": has_maxima}
+    training = Training(AdamW, MANY, dtypes, lay_out=transposed, **options, **formats)
+    training.run(2)
+    training.optimizer.param_groups[0]["ema_decay"] = 0.9  # averages begin later
+    training.run(2)
+    training.swap_ema()
+    training.run(2)
 
 
 SOME: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,43 +81,13 @@ SOME: dict[str, tuple[str, dict[str, Any]]] = {
     "packed": ("bfloat16 float16 float32", {"moments": "packed"}),
     "packed + int8": ("bfloat16", {"moments": "packed", "low_bits": "int8"}),
 }
-# Formats, with dtypes that may have them.
-some_formats = pytest.mark.parametrize(("dtypes", "formats"), SOME.values(), ids=SOME)
-OPTIONS: dict[str, dict[str, Any]] = {
-    "amsgrad": {"amsgrad": True, "betas": (0.5, 0.5), "lr": torch.tensor(0.02)},
-    "average": {"ema_decay": 0.9, "eps": 0.0},
-    "all": {"amsgrad": True, "maximize": True, **EXTRAS},
-}
 
 
-@some_formats
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_options(kind: Any, option: str, dtypes: str, formats: dict[str, Any]) -> None:
-    options = DECAY | OPTIONS[option]
-    if formats.get("moments") == "packed":
-        options.pop("amsgrad", None)  # refused
-    training = Training(kind, FEW, dtypes, lay_out=transposed, **options, **formats)
-    training.run(3)
-    if "ema_decay" in options:
-        training.swap_ema()
-    else:
-        training.optimizer.param_groups[0]["ema_decay"] = 0.9  # averages begin later
-    training.run(2)
-
-
-def test_groups_of_different_formats_and_dtypes_with_missing_gradients() -> None:
+def test_groups_of_different_formats_with_missing_gradients() -> None:
     groups: list[dict[str, Any]] = [
-        {},
-        {"moments": "float32", "seed": 2**63 - 1, "amsgrad": True},
-        {"rounding": "nearest", "ema_decay": 0.9},
-        {"lr": 0.1, "weight_decay": 0.0},
-    ]
-    Training(AdamW, FEW, "bfloat16 float64 float16 float32", groups=groups).run(4, missing=0.3)
-    groups = [
-        {"moments": "packed", "low_bits": "int8"},
+        {"moments": "packed", "low_bits": "int8", "seed": 2**63 - 1},
         {"moments": "packed", "low_bits": "int16"},
-        {"moments": "bfloat16", "low_bits": "int8", "amsgrad": True},
+        {"low_bits": "int8", "amsgrad": True, "ema_decay": 0.9},
         {"low_bits": "int16", "rounding": "nearest"},
         {},
     ]
