@@ -54,13 +54,6 @@ def check(run: Check) -> Check:
     return run
 
 
-def gathered(value: Any) -> list[Any]:
-    """The value of each rank."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def alone(steps: int = STEPS, clip: float | None = None, **settings: Any) -> Training:
     """A training in one process, with the sum of the gradients of two ranks."""
     one = one_process(**settings)
@@ -129,13 +122,24 @@ def zero_consolidates_and_loads(rank: int, directory: Path) -> None:
 
 @check
 def fsdp_equals_one_process(rank: int, _: Path) -> None:
-    sharded = fsdp(ema_decay=0.9)
-    one = same_as_alone(rank, sharded, ema_decay=0.9)
-    # At least one shard is empty.
-    assert 0 in itertools.chain(*gathered([p.to_local().numel() for p in sharded.names()]))
-    one.optimizer.swap_ema()
-    sharded.optimizer.swap_ema()
-    compare_all(same_bits, sharded, one)
+    of_16_bits = itertools.product([torch.bfloat16], FORMATS, (False, True))
+    for dtype, formats, columns in [(torch.float32, ({}, {}), False), *of_16_bits]:
+        settings: dict[str, Any] = {"formats": formats, "ema_decay": 0.9}
+        sharded = fsdp(dtype, columns=columns, **settings)
+        one = same_as_alone(rank, sharded, dtype=dtype, **settings)
+        dims = {p.placements[0].dim for p in sharded.names()}
+        assert dims == ({0, 1} if columns else {0})
+        others = {name: p for p, name in one.names().items()}
+        for p, name in sharded.names().items():
+            master = sharded.optimizer.master_weights(p)
+            same_bits(master, one.optimizer.master_weights(others[name]), f"master of {name}")
+        before = {name: whole(p).clone() for p, name in sharded.names().items()}
+        for _swap in range(2):
+            one.optimizer.swap_ema()
+            sharded.optimizer.swap_ema()
+            compare_all(same_bits, sharded, one)
+        for p, name in sharded.names().items():
+            same_bits(whole(p), before[name], name)
 
 
 @check
@@ -172,30 +176,6 @@ def attach_refuses_ddp(rank: int, _: Path) -> None:
     assert not training.optimizer.state
     # No hooks remain: training continues with the gradients of all ranks.
     same_as_alone(rank, training)
-
-
-# ---- 16-bit models -------------------------------------------------------------------------------
-
-
-@check
-def bfloat16_in_shards_equals_one_process(rank: int, _: Path) -> None:
-    for formats, columns in itertools.product(FORMATS, (False, True)):
-        settings: dict[str, Any] = {"formats": formats, "ema_decay": 0.9}
-        sharded = fsdp(torch.bfloat16, columns=columns, **settings)
-        one = same_as_alone(rank, sharded, dtype=torch.bfloat16, **settings)
-        dims = {p.placements[0].dim for p in sharded.names()}
-        assert dims == ({0, 1} if columns else {0})
-        others = {name: p for p, name in one.names().items()}
-        for p, name in sharded.names().items():
-            master = sharded.optimizer.master_weights(p)
-            same_bits(master, one.optimizer.master_weights(others[name]), f"master of {name}")
-        before = {name: whole(p).clone() for p, name in sharded.names().items()}
-        for _swap in range(2):
-            one.optimizer.swap_ema()
-            sharded.optimizer.swap_ema()
-            compare_all(same_bits, sharded, one)
-        for p, name in sharded.names().items():
-            same_bits(whole(p), before[name], name)
 
 
 @check
@@ -261,40 +241,27 @@ def checkpoint_is_loaded_into_shards_and_into_the_whole(rank: int, directory: Pa
             compare_all(same_bits, resumed, one)
 
 
-# torch cannot load a state dict that is both full and flat into its own optimizers either.
-STATE_DICT_OPTIONS = [
-    StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True),
-    StateDictOptions(flatten_optimizer_state_dict=True),
-]
-
-
-def whole_on_all_ranks(state: dict[str, Any]) -> dict[str, Any]:
-    """Broadcast a full state, which cpu_offload leaves on the first rank only, to all ranks."""
-    whole_state: dict[str, Any] = state if all(gathered(bool(state))) else gathered(state)[0]
-    return copy.deepcopy(whole_state)
-
-
 @check
-def state_dicts_go_to_torch_and_back(rank: int, directory: Path) -> None:
+def state_dicts_go_to_torch_and_back(rank: int, _: Path) -> None:
+    # torch cannot load a state dict that is both full and flat into its own optimizers either.
+    of: list[Any] = [{}, {"full_state_dict": True}, {"flatten_optimizer_state_dict": True}]
     pairs = [(AdamW, torch.optim.AdamW), (torch.optim.AdamW, AdamW)]
-    for number, (options, pair) in enumerate(itertools.product([None, *STATE_DICT_OPTIONS], pairs)):
+    for options, pair in itertools.product((StateDictOptions(**each) for each in of), pairs):
         before, after = (fsdp(torch.float64, kind) for kind in pair)
         before.run(SAVED, [rank], 2)
-        if options is None:  # by a checkpoint
-            dcp.save(checkpoint_of(before), checkpoint_id=directory / f"of-{number}")
-            resume(after, directory / f"of-{number}")
-        else:
-            after.run(1, [rank], 2)
-            model, state = get_state_dict(before.model, before.optimizer, options=options)
-            set_state_dict(
-                after.model,
-                after.optimizer,
-                model_state_dict=whole_on_all_ranks(model),
-                optim_state_dict=whole_on_all_ranks(state),
-                options=options,
-            )
-            after.schedule.load_state_dict(before.schedule.state_dict())
-            after.steps = before.steps
+        after.run(1, [rank], 2)
+        model, state = copy.deepcopy(
+            get_state_dict(before.model, before.optimizer, options=options)
+        )
+        set_state_dict(
+            after.model,
+            after.optimizer,
+            model_state_dict=model,
+            optim_state_dict=state,
+            options=options,
+        )
+        after.schedule.load_state_dict(before.schedule.state_dict())
+        after.steps = before.steps
         compare_models(same_bits, after, before)
         compare_states(same_bits, after, before)
         for training in (before, after):

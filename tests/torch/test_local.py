@@ -36,12 +36,9 @@ with warnings.catch_warnings():
 # The shape of a tensor, and the offset and shape of its part in one process.
 PARTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "rows": ((90, 70), (31, 0), (40, 70)),
-    "columns": ((90, 70), (0, 13), (90, 29)),
     "one column": ((90, 70), (0, 69), (90, 1)),
     "block": ((90, 70), (5, 13), (37, 29)),
-    "all": ((90, 70), (0, 0), (90, 70)),
     "some of a vector": ((5000,), (1237,), (2500,)),
-    "middle of three": ((7, 50, 33), (0, 11, 0), (7, 17, 33)),
     "last of three": ((7, 50, 33), (2, 0, 5), (4, 50, 13)),
     "many columns": ((700, 200), (0, 100), (700, 100)),
 }
