@@ -25,10 +25,11 @@ def loss_of(model: Any) -> Any:
 
 
 class CallersScaler(torch.amp.GradScaler):  # type: ignore[misc] # torch is Any here
-    """Overrides `scale`, as ShardedGradScaler does."""
+    """Replaces `scale`, as ShardedGradScaler does, with a scale of 1."""
 
     def scale(self, outputs: Any) -> Any:
-        return super().scale(outputs)
+        super().scale(torch.ones(()))  # which prepares `step`
+        return outputs
 
 
 def checkpointed(model: Any, *, use_reentrant: bool) -> Any:

@@ -359,6 +359,12 @@ def other_parameter(optimizer: Any) -> None:
     params[0] = params[0].detach().clone().requires_grad_()
 
 
+def load_an_empty_state(optimizer: Any) -> None:
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0] = {}
+    optimizer.load_state_dict(saved)
+
+
 EDITS: dict[str, Callable[[Any], Any]] = {
     "a moment replaced by a transposed one": replace("exp_avg", transposed),
     "a moment replaced by one with gaps": replace("exp_avg_sq", with_gaps),
@@ -373,6 +379,7 @@ EDITS: dict[str, Callable[[Any], Any]] = {
     "another first parameter": other_parameter,
     "a parameter less, the first": lambda o: o.param_groups[0]["params"].pop(0),
     "a parameter less, the last": lambda o: o.param_groups[0]["params"].pop(),
+    "an empty state of one parameter loaded": load_an_empty_state,
     "averages off": lambda o: o.param_groups[0].update(ema_decay=None),
 }
 
