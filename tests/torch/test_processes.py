@@ -324,8 +324,8 @@ def test_one_optimizer_from_several_threads(shapes: Shapes) -> None:
     training = Training(AdamW, shapes, lr=0.01, max_grad_norm=1.0, ema_decay=0.9)
     training.step(grads := training.grads())
     with running(threads=2):
-        together(4, lambda _: [training.optimizer.step() for _ in range(4)])
-    for _ in range(16):
+        together(4, lambda _: [training.optimizer.step() for _ in range(20)])
+    for _ in range(80):
         training.expect(grads)
     training.check()
 
