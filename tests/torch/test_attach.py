@@ -187,8 +187,9 @@ ARGUMENTS: list[tuple[Callable[[Any], Any], Any, dict[str, Any], Any, str]] = [
 @pytest.mark.parametrize(("of", "kind", "settings", "error", "rule"), ARGUMENTS)
 def test_arguments(of: Any, kind: Any, settings: dict[str, Any], error: Any, rule: str) -> None:
     model = model_of()
-    with pytest.raises(error, match=rule):
+    with pytest.raises(error, match=rule) as caught:
         attach(of(model), kind(model.parameters(), **settings))
+    assert "Received: " in str(caught.value)
     loss_of(model, 0).backward()
     assert all(p.grad is not None for p in model.parameters())
 
