@@ -101,7 +101,7 @@ def main() -> int:
         p: None for name, peer in PEERS.items() if name not in absent for p in peer.packages
     }
     rounds = min(args.rounds, QUICK_ROUNDS) if args.quick else args.rounds
-    chosen = None if args.peers is None else frozenset(args.peers)
+    chosen = frozenset(args.peers or PEERS).difference(absent)
     bench = Bench(
         Contest(),
         args.threads,
