@@ -227,6 +227,25 @@ def plant(kind: str, path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch) 
     return None
 
 
+@posix
+def test_temporary_file_that_is_gone_before_it_is_locked_is_made_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, locked = atomic_file._lock, list[list[str]]()
+
+    def lock_what_another_process_removes(descriptor: int) -> None:
+        locked.append(names_beside(path))
+        if len(locked) == 1:
+            path.with_name(*locked[0]).unlink()
+        lock(descriptor)
+
+    monkeypatch.setattr(atomic_file, "_lock", lock_what_another_process_removes)
+    Adam(lr=0.5).save(path)
+    assert len(locked) == 2
+    assert names_beside(path) == [path.name]
+    assert Adam.load(path, []).lr == 0.5
+
+
 # Of names that are guessed, and of files that look abandoned.
 @posix
 @pytest.mark.parametrize(

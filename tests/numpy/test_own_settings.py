@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fusedadam import Adam
-from helpers import halving
+from helpers import assert_all_same_bits, halving
 from training import Training
 
 OWN: list[tuple[dict[int, dict[str, Any]], dict[str, Any]]] = [
@@ -18,7 +18,7 @@ OWN: list[tuple[dict[int, dict[str, Any]], dict[str, Any]]] = [
     ({1: {"lr": 0.5}}, {"lr": halving, "decay": 0.5}),
     ({0: {"beta_1": 0.0, "beta_2": 0.5, "epsilon": 0.1}}, {"amsgrad": True}),
     ({1: {"weight_decay": None}, 2: {"weight_decay": 0.5, "l2": 0.1}}, {"weight_decay": 0.1}),
-    ({0: {"clipvalue": 0.01}, 1: {"clipnorm": None}}, {"clipnorm": 0.1}),
+    ({0: {"clipvalue": 0.01}, 1: {"clipnorm": None}, 3: {"lr": 0.5}}, {"clipnorm": 0.1}),
     ({0: {"clipnorm_per_tensor": 0.1}}, {"gradient_accumulation_steps": 2}),
     ({1: {"ema_momentum": 0.5, "ema_overwrite_frequency": 2}}, {"use_ema": True}),
     ({0: {"maximize": True}, 1: {"bias_corrected_epsilon": True}}, {"loss_scale": 8.0}),
@@ -31,6 +31,9 @@ def test_own_settings_equal_oracle(
     path: Path, own: dict[int, dict[str, Any]], options: dict[str, Any]
 ) -> None:
     training = Training(own=own, excluded=[2], **options)
+    grads = training.grads()
+    clipped = training.optimizer.get_gradients(grads, training.params)
+    assert_all_same_bits(clipped, training.reference.gradients(grads), "get_gradients")
     training.step(3)
     training.check()
     training = training.resumed(path)
