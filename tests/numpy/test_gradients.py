@@ -90,11 +90,6 @@ def test_autograd_loss_of_subclasses(tmp_path: Path) -> None:
     assert_all_same_bits([np.asarray(file), scale], reference.params[1:])
 
 
-def test_bytes_are_no_loss() -> None:
-    with pytest.raises(TypeError, match=r"^loss must be a callable"):
-        Adam().get_gradients(b"loss", [np.ones(4)])
-
-
 def test_autograd_loss_is_called_once_a_step() -> None:
     calls = []
 

@@ -276,7 +276,6 @@ class Nested(Training):
 FAULTS: list[tuple[str, Callable[[Array], Any], type[Exception], str]] = [
     ("grads", lambda _: np.ones((7, 7)), ValueError, "grads{0} must have the shape of params{0},"),
     ("grads", lambda p: p * 1j, TypeError, "grads{0} must be of numbers"),
-    ("grads", lambda _: b"text", TypeError, "grads{0} must be an array"),
     ("params", lambda p: p.astype("int64"), TypeError, "params{0} must be float32"),
     ("params", lambda _: 5, TypeError, "params{0} must be "),
 ]

@@ -19,15 +19,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import autograd.numpy as anp
 import numpy as np
+import pytest
 import storage_oracle as storage
+from bad_settings import BAD_VALUES, HUGE, BadValue, Errors, whole
 from fusedadam import Adam, adam_step, set_isa, set_num_threads, supported_isas
 from helpers import Array, misaligned, read_only
 from oracle import LARGEST_COUNT
 
-Errors: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
-
 EITHER = (TypeError, ValueError)
-HUGE = 10**400  # beyond float64, which must not raise OverflowError
 
 
 class CallersError(Exception):
@@ -149,9 +148,15 @@ def at(name: str, i: object) -> str:
     return rf"\b{name}\[{i}\]"
 
 
-def whole(*words: str, received: str = ".+") -> str:
-    """A pattern for a message with all of these words in any order, then the received value."""
-    return "".join(f"(?=.*{word})" for word in words) + f".*[Rr]eceived: {received}"
+def while_set(target: object, name: str, value: Any, refused: Refused) -> Refused:
+    """The same call while an attribute has this value."""
+
+    def call() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, name, value)
+            refused.call()
+
+    return refused._replace(call=call)
 
 
 def gives(value: Any) -> Callable[..., Any]:
@@ -285,6 +290,7 @@ READ = {
     "a record": Bad(ones([("x", "f4")]), TypeError, "same_kind"),
     "complex numbers": Bad(lambda a: (np.ones(a.shape) + 1j).tolist(), TypeError, "same_kind"),
     "text": Bad(lambda _: "gradient", TypeError, "array"),
+    "text of bytes": Bad(lambda _: b"gradient", TypeError, "array"),
     "no array": Bad(lambda _: object(), TypeError, "array"),
     "ragged lists": Bad(lambda _: [[1.0], [1.0, 2.0]], TypeError, "array"),
     **{name: bad for name, bad in UNLIKE.items() if bad.rule == "shape"},
@@ -513,13 +519,26 @@ def _overlapping_params(p: Program, route: str, in_another_layout: bool) -> Refu
     return p.step(route, ValueError, at("params", r"\d"), "overlap", params=params)
 
 
-@faults("grad of params in another layout", {"": 0}, OWN_STEPS, tested=ONE)
-def _grad_of_other_params(p: Program, route: str, _: Any) -> Refused:
-    """A bad gradient of valid parameters that have not been seen before."""
-    i = p.pick()
-    params = [a.copy("F" if a.flags.c_contiguous else "C") for a in p.params]
-    grads = replaced(p.grads, i, p.grads[i][..., None])
-    return p.step(route, ValueError, at("grads", i), "shape", params=params, grads=grads)
+# Arrays out of one buffer of twelve float32 numbers.
+OVERLAPPING: dict[str, Callable[[Array], list[Array]]] = {
+    "one view twice": lambda b: [b[:4], b[:4]],
+    "one element shared": lambda b: [b[:4], b[3:7]],
+    "in the other order": lambda b: [b[3:7], b[:4]],
+    "another shape": lambda b: [b[:4].reshape(2, 2), b[2:6]],
+    "another dtype": lambda b: [b[:4], b.view("float64")[1:5]],
+    "one inside the other": lambda b: [b[:8], b[2:6]],
+    "not neighbours in the list": lambda b: [b[:4], b[8:], b[2:6]],
+    "a 0-d inside": lambda b: [b[:4], b[3:4].reshape(())],
+}
+
+
+@faults("arrays that overlap", OVERLAPPING, ("build", "params", "m", "v"), ("fresh",))
+def _overlapping_arrays(p: Program, route: str, views: Callable[[Array], list[Array]]) -> Refused:
+    arrays = views(np.arange(12, dtype="float32"))
+    if route == "build":
+        return p.step(route, ValueError, at("params", r"\d"), "overlap", params=arrays)
+    ones = {name: list(map(np.ones_like, arrays)) for name in ("params", "grads", "m", "v")}
+    return p.stateless({**ones, route: arrays}, ValueError, at(route, r"\d"), "overlap")
 
 
 @faults("param that is", {"state": 0}, STATE, ("zeroing",))
@@ -567,15 +586,7 @@ def _read_only_since(p: Program, route: str, _: Any) -> Refused:
         need(p.adam.use_ema)
     else:
         refused = p.step(route, ValueError, at("params", i), "writeable")
-
-    def call() -> None:
-        p.params[i].flags.writeable = False
-        try:
-            refused.call()
-        finally:
-            p.params[i].flags.writeable = True
-
-    return refused._replace(call=call)
+    return while_set(p.params[i].flags, "writeable", False, refused)
 
 
 # -- losses and schedules -----------------------------------------------------------------------
@@ -586,7 +597,7 @@ LOSSES: dict[str, tuple[Any, Errors, str | None]] = {
     "is of nothing": (lambda p: anp.sum(p[99]), IndexError, ".*out of range"),
     **{
         repr(loss): (loss, TypeError, None)
-        for loss in (0.25, np.float32(0.25), None, "loss", {"loss": 1}, {1.0}, 3)
+        for loss in (0.25, np.float32(0.25), None, "loss", b"loss", {"loss": 1}, {1.0}, 3)
     },
 }
 
@@ -617,16 +628,7 @@ SCHEDULES: dict[str, tuple[Any, Errors, str]] = {
 
 @faults("schedule", SCHEDULES, OWN_STEPS, ALSO_FRESH, ONE)
 def _schedule(p: Program, route: str, row: tuple[Any, Errors, str]) -> Refused:
-    refused = p.step(route, row[1])
-
-    def call() -> None:
-        lr, p.adam.lr = p.adam.lr, row[0]
-        try:
-            refused.call()
-        finally:
-            p.adam.lr = lr
-
-    return refused._replace(call=call, pattern=row[2])
+    return while_set(p.adam, "lr", row[0], p.step(route, row[1])._replace(pattern=row[2]))
 
 
 # -- lists of weights ---------------------------------------------------------------------------
@@ -856,82 +858,105 @@ def _file(p: Program, route: str, _: Any) -> Refused:
     return Refused(lambda: Adam.load(path, params, lr=0.5), ValueError)
 
 
-# A call, errors, and the whole message or words of it.
-Call: TypeAlias = "tuple[Callable[[Program], object], Errors, str | tuple[str, ...]]"
+# A value, errors, and words of the message.
+Wrong: TypeAlias = "tuple[Any, Errors, tuple[str, ...]]"
 
 
-def rows(make: Callable[[Any], Call], values: Sequence[Any]) -> dict[str, Call]:
+def rows(values: Sequence[Any], errors: Errors, *words: str) -> dict[str, Wrong]:
     """Rows for these values, named after them. Huge numbers are cut off."""
-    return {f"{value!r:.40}": make(value) for value in values}
+    return {f"{value!r:.40}": (value, errors, words) for value in values}
 
 
-def _list_for(method: str, *before: str) -> Callable[[Any], Call]:
-    def call(p: Program, value: Any) -> object:
-        return getattr(p.adam, method)(*(getattr(p, name) for name in before), value)
+LISTS = ("build", "get_updates", "get_gradients")
+NAMING = ("exclude_from_weight_decay", "override")
 
-    return lambda value: (lambda p: call(p, value), TypeError, (r"\bparams\b",))
+
+@faults("no list of params", rows((1.0, "params"), TypeError, r"\bparams\b"), (*LISTS, *NAMING))
+@faults("no list of params", rows((None,), TypeError, r"\bparams\b"), LISTS)
+@faults("no list of params", rows(([0], [None], ["b"]), TypeError, r"\bparams\b"), NAMING)
+def _no_params(p: Program, route: str, row: Wrong) -> Refused:
+    arguments = [p.grads, row[0]] if route.startswith("get") else [row[0]]
+    return Refused(lambda: getattr(p.adam, route)(*arguments), *row[1:])
 
 
 OVERRIDES: dict[str, tuple[Any, Errors, str]] = {
     "lr": (lambda _: 0.1, TypeError, "lr must be a number.*"),
     "momentum": (0.1, TypeError, "Unexpected keyword argument.*momentum.*"),
-    "loss_scale": (2.0, ValueError, "loss_scale concerns the step.*"),
-    "moments": ("bfloat16", ValueError, "moments concerns the step.*"),
-    "low_bits": (None, ValueError, "low_bits concerns the step.*"),
+    **{
+        name: (value, ValueError, f"{name} concerns the step.*")
+        for name, value in {"loss_scale": 2.0, "moments": "bfloat16", "low_bits": None}.items()
+    },
     "beta_1": (1.0, ValueError, "beta_1 must be >= 0 and < 1.*"),
     "learning_rate": (True, TypeError, "lr must be a real number.*"),
     "weight_decay": ("0.1", TypeError, "weight_decay must be a real number.*"),
 }
-FAR = (2**64 + 1, -(2**64), HUGE)
-for prefix, calls in {
-    "build": rows(_list_for("build"), (1.0, "params", None)),
-    "get_updates": rows(_list_for("get_updates", "grads"), (1.0, "params", None)),
-    "get_gradients": rows(_list_for("get_gradients", "grads"), (1.0, "params", None)),
-    "excluding": rows(_list_for("exclude_from_weight_decay"), (1.0, "params", [0], [None], ["b"])),
-    "override": rows(_list_for("override"), (1.0, "params", [0])),
-    "override by": rows(
-        lambda name: (
-            lambda p: p.adam.override(p.params, **{name: OVERRIDES[name][0]}),
-            *OVERRIDES[name][1:],
-        ),
-        list(OVERRIDES),
-    ),
-    "adam_step number": rows(
-        lambda n: (lambda p: adam_step(**p.arguments(), step=n), ValueError, (r"\bstep\b",)),
-        (0, -1, -(2**63), 2**63, 2**64, HUGE),
-    ),
-    "adam_step number of another type": rows(
-        lambda n: (
-            lambda p: adam_step(**p.arguments(), step=n),
-            TypeError,
-            ("step must be an int",),
-        ),
-        (1.5, 1.0, "1", None, [1], math.nan, 1j, True, np.True_, np.array([1])),
-    ),
-    "isa": rows(
-        lambda name: (lambda _: set_isa(name), ValueError, supported_isas()),
-        ("", "sse9", "AVX2 ", "auto", "baseline\0"),
-    ),
-    "isa that is no text": rows(
-        lambda name: (lambda _: set_isa(name), TypeError, ".+"), (None, 2, b"avx2", ["baseline"])
-    ),
-    "threads": rows(
-        lambda n: (lambda _: set_num_threads(n), ValueError, (rf"threads.*>= 1.*: .*{n}",)),
-        (0, -1, -(2**31), 4097, 2**32 + 1),
-    ),
-    "threads beyond 64 bits": rows(lambda n: (lambda _: set_num_threads(n), EITHER, ".+"), FAR),
-    "threads of another type": rows(
-        lambda n: (lambda _: set_num_threads(n), TypeError, ("threads must be an integer",)),
-        (1.5, 2.0, "2", None, [2], True, np.True_, np.array(True)),
-    ),
-}.items():
 
-    @faults(prefix, calls)
-    def _call(p: Program, _: str, row: Call) -> Refused:
-        call, errors, said = row
-        if isinstance(said, str):
-            return Refused(lambda: call(p), errors, pattern=said)
-        return Refused(lambda: call(p), errors, said)
+
+@faults("override by", {name: {name: row[0]} for name, row in OVERRIDES.items()})
+def _override(p: Program, _: str, settings: dict[str, Any]) -> Refused:
+    [(_, errors, said)] = [OVERRIDES[name] for name in settings]
+    return Refused(lambda: p.adam.override(p.params, **settings), errors, pattern=said)
+
+
+COUNTS = rows((0, -1, -(2**63), 2**63, 2**64, HUGE), ValueError, r"\bstep\b")
+NO_COUNTS = (1.5, 2.0, "2", None, [2], math.nan, 1j, True, np.True_, np.array([2]))
+
+
+@faults("adam_step number", COUNTS | rows(NO_COUNTS, TypeError, "step must be an int"))
+def _step_number(p: Program, _: str, row: Wrong) -> Refused:
+    return Refused(lambda: adam_step(**p.arguments(), step=row[0]), *row[1:])
+
+
+FEW_OR_MANY = rows((0, -1, -(2**31), 4097, 2**32 + 1), ValueError, "threads.*>= 1")
+BEYOND = rows((2**64 + 1, -(2**64), HUGE), EITHER, "threads")
+
+
+@faults("threads", FEW_OR_MANY | BEYOND | rows(NO_COUNTS, TypeError, "threads must be an integer"))
+def _threads(_: Program, __: str, row: Wrong) -> Refused:
+    return Refused(lambda: set_num_threads(row[0]), *row[1:])
+
+
+# No machine has all of these.
+FOREIGN = sorted({"avx2", "avx512", "neon"} - {*supported_isas()})
+NAMES = ("", "sse9", "AVX2 ", "auto", "baseline\0", "\ud800", *FOREIGN)
+
+
+@faults("isa", rows(NAMES, ValueError, *supported_isas()))
+@faults("isa", rows((None, 2, b"avx2", ["baseline"]), TypeError))
+def _isa(_: Program, __: str, row: Wrong) -> Refused:
+    pattern = None if row[2] else ".+"
+    return Refused(lambda: set_isa(row[0]), *row[1:], pattern=pattern)
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+EACH_BAD_VALUE = {f"{i} {bad}": bad for i, bad in enumerate(BAD_VALUES)}
+
+
+# Of a program that allows any value of each setting.
+@faults("setting", EACH_BAD_VALUE, programs=("schedule",))
+def _setting(p: Program, _: str, bad: BadValue) -> Refused:
+    return Refused(lambda: setattr(p.adam, bad.name, bad.value), bad.errors, pattern=bad.pattern)
+
+
+READ_ONLY = ("iterations", "skipped_steps", "current_loss_scale", "current_lr", "weights", "ema")
+
+
+@faults("attribute", {name: name for name in READ_ONLY})
+def _read_only(p: Program, _: str, name: str) -> Refused:
+    return Refused(lambda: setattr(p.adam, name, 7), AttributeError, pattern=".*")
+
+
+FORMATS = (("gradient_accumulation_steps", 5), ("moments", "packed"), ("low_bits", "int8"))
+ON, OFF = ((("amsgrad", is_on), ("use_ema", is_on)) for is_on in (True, False))
+
+
+@faults("option of the state", {str(row): row for row in (*FORMATS, *ON)})
+@faults("option of the state", {str(row): row for row in OFF}, programs=("zeroing",))
+def _option_of_the_state(p: Program, _: str, row: tuple[str, Any]) -> Refused:
+    need(p.is_built, getattr(p.adam, row[0]) != row[1])
+    return Refused(lambda: setattr(p.adam, *row), ValueError, (rf"\b{row[0]}\b",))
 
 
 @faults("swap without averages", {"": 0}, programs=ALSO_FRESH)
