@@ -57,7 +57,6 @@ _finfo: Final[Any] = ml_dtypes.finfo  # NumPy's own does not know bfloat16
 # Most numbers are plain, because a NaN in a moment never goes away.
 TAME: Final = ["plain", "plain", "small", "zeros", "tiny"]
 WILD: Final = [*TAME, "spiked", "odd"]
-kinds = st.sampled_from(WILD)
 
 
 def numbers(rng: np.random.Generator, shape: Shape, dtype: str, kind: str) -> Array:

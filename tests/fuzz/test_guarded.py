@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The guards themselves: overruns fault, overwritten canaries are found, memory is returned."""
+"""The guards themselves: overruns fault, and overwritten canaries are found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from fresh_python import run_python
 from guarded import PLACES, Guarded, Place
-from helpers import FLOATS, assert_same_bits, values
 
 PROLOGUE = f"""
 import sys
@@ -51,36 +50,9 @@ def test_one_byte_too_far_faults(place: str, code: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("dtype", [*FLOATS, "int16"])
-@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (1023,), (5, 409)])
-def test_guarded_array_is_a_plain_one(
-    rng: np.random.Generator, place: Place, dtype: str, shape: tuple[int, ...]
-) -> None:
-    expected = values(rng, shape, dtype)
-    held = Guarded(expected, place)
-    assert_same_bits(held.array, expected)
-    flags = held.array.flags
-    assert (flags.c_contiguous, flags.aligned, flags.writeable) == (True, True, True)
-    assert not flags.owndata
-    held.array[...] = 1
-    held.assert_canaries_alive()
-
-
-@pytest.mark.parametrize("place", PLACES)
 def test_canary_tells_of_a_write_on_the_side_that_is_open(place: Place) -> None:
     held = Guarded(np.zeros(3, "float32"), place)
     held.assert_canaries_alive()
     held._bytes[held._start - 1 if place == "end" else held._stop] = 0
     with pytest.raises(AssertionError, match="before the" if place == "end" else "past the"):
         held.assert_canaries_alive()
-
-
-def test_every_alignment_of_the_elements_is_reached() -> None:
-    addresses = {Guarded(np.zeros(n, "float32")).array.ctypes.data % 64 for n in range(16)}
-    assert addresses == set(range(0, 64, 4))
-
-
-def test_memory_is_given_back() -> None:
-    # Each array takes three mappings, and a Linux process may have about 65,000.
-    for _ in range(25_000):
-        Guarded(np.zeros(1, "float32"))
