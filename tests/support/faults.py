@@ -198,6 +198,15 @@ ONE = ("apply_gradients",)
 STATE = ("m", "v", "vhat", "ema")
 ALSO_FRESH = ("built", "fresh")
 
+# A value, errors, and a pattern of the message.
+Wrong: TypeAlias = "tuple[Any, Errors, str]"
+
+
+def rows(values: Sequence[Any], errors: Errors, *words: str) -> dict[str, Wrong]:
+    """Rows for these values, named after them. Huge numbers are cut off."""
+    return {f"{value!r:.40}": (value, errors, whole(*words)) for value in values}
+
+
 # -- one bad array ----------------------------------------------------------------------------
 
 
@@ -366,33 +375,37 @@ def _one_bad_array(p: Program, route: str, bad: Bad) -> Refused:
 # -- what is missing, counts and containers -----------------------------------------------------
 
 
-@faults("grad", {"None": 0}, ("get_updates", "get_gradients", "adam_step"), ALSO_FRESH)
-def _no_gradient(p: Program, route: str, _: Any) -> Refused:
-    i = p.pick()
-    words = (r"^An operation has `None` for gradient\. ", rf": grads\[{i}\]=None$")
-    return p.step(route, ValueError, *words, grads=put(p.grads, i, None))
-
-
-NUMBERS: dict[str, Callable[[list[Any]], list[Any]]] = {
+NUMBERS: dict[str, Callable[[list[Any]], Any]] = {
     "fewer": lambda items: items[:-1],
     "more": lambda items: [*items, np.ones(2)],
     "none": lambda _: [],
 }
+# A change of the gradients, and words of the message.
+Grads: TypeAlias = "tuple[Callable[[list[Any]], Any], str]"
+GRADS: dict[str, Grads] = {
+    name: (change, r"\bgrads\b.*\bCOUNT\b.*: GIVEN$") for name, change in NUMBERS.items()
+}
+NO_GRADS: dict[str, Grads] = {
+    "all None": (lambda grads: [None for _ in grads], "must not all be None"),
+    "nested otherwise": (lambda grads: {"p0": grads[0]}, r"\bgrads\b"),
+}
+ONE_NONE = r"^An operation has `None` for gradient\. .*: grads\[LAST\]=None$"
 
 
-@faults("grads", NUMBERS, ("get_updates", "get_gradients", "adam_step", "step"))
-def _another_number_of_grads(p: Program, route: str, change: Any) -> Refused:
+@faults("grads", GRADS, ("get_updates", "get_gradients", "adam_step", "step"))
+@faults("grads", NO_GRADS, ("step",))
+@faults(
+    "grads",
+    {"one None": (lambda grads: [*grads[:-1], None], ONE_NONE)},
+    ("get_updates", "get_gradients", "adam_step"),
+    ALSO_FRESH,
+)
+def _grads(p: Program, route: str, row: Grads) -> Refused:
     need(p.params)
-    grads = change(p.grads)
-    return p.step(route, ValueError, "grads", rf"{len(p.params)}\b.*: {len(grads)}$", grads=grads)
-
-
-@faults("grads", {"all None": 0, "nested otherwise": 1}, ("step",))
-def _no_grads(p: Program, route: str, is_nested: bool) -> Refused:
-    need(p.params)
-    if is_nested:
-        return p.step(route, TypeError, r"\bgrads\b", grads={"p0": p.grads[0]})
-    return p.step(route, ValueError, "must not all be None", grads=[None for _ in p.grads])
+    count, grads, said = len(p.params), row[0](p.grads), row[1]
+    for word, number in {"COUNT": count, "GIVEN": len(grads), "LAST": count - 1}.items():
+        said = said.replace(word, str(number))
+    return p.step(route, TypeError if isinstance(grads, dict) else ValueError, said, grads=grads)
 
 
 @faults("params", NUMBERS, OWN_STEPS, tested=ONE)
@@ -570,37 +583,35 @@ def _read_only_since(p: Program, route: str, _: Any) -> Refused:
 
 # -- losses and schedules -----------------------------------------------------------------------
 
-LOSSES: dict[str, tuple[Any, Errors, str | None]] = {
+LOSSES: dict[str, Wrong] = {
     "raises": (_raising, CallersError, ""),
     "is no scalar": (lambda p: anp.ones(2) * anp.sum(p[0]), TypeError, ".*scalar.*"),
     "is of nothing": (lambda p: anp.sum(p[99]), IndexError, ".*out of range"),
-    **{
-        repr(loss): (loss, TypeError, None)
-        for loss in (0.25, np.float32(0.25), None, "loss", b"loss", {"loss": 1}, {1.0}, 3)
-    },
+    **rows(
+        (0.25, np.float32(0.25), None, "loss", b"loss", {"loss": 1}, {1.0}, 3),
+        *(TypeError, r"\bloss\b", "callable", r"torch\.Tensor", "sequence"),
+    ),
 }
 
 
 @faults("loss", LOSSES, ("get_updates", "get_gradients"), ALSO_FRESH)
-def _loss(p: Program, route: str, row: tuple[Any, Errors, str | None]) -> Refused:
+def _loss(p: Program, route: str, row: Wrong) -> Refused:
     # autograd does not know bfloat16.
     need(p.params and p.params[0].size, all(a.dtype.kind == "f" for a in p.params))
-    words = (r"\bloss\b", "callable", r"torch\.Tensor", "sequence")
-    return Refused(lambda: getattr(p.adam, route)(row[0], p.params), row[1], words, row[2])
+    return Refused(lambda: getattr(p.adam, route)(row[0], p.params), row[1], pattern=row[2])
 
 
-RATES = (-1.0, math.nan, math.inf, np.float32("nan"))
-NO_RATES = ("fast", None, [0.5], 1j, True, np.True_)
-SCHEDULES: dict[str, tuple[Any, Errors, str]] = {
+SCHEDULES: dict[str, Wrong] = {
     "raises": (_raising, CallersError, ""),
-    **{repr(x): (gives(x), ValueError, whole(r"\blr\b")) for x in RATES},
-    **{repr(x): (gives(x), TypeError, whole(r"\blr\b")) for x in NO_RATES},
+    **rows((-1.0, math.nan, math.inf, np.float32("nan")), ValueError, r"\blr\b"),
+    **rows(("fast", None, [0.5], 1j, True, np.True_), TypeError, r"\blr\b"),
 }
 
 
 @faults("schedule", SCHEDULES, OWN_STEPS, ALSO_FRESH, ONE)
-def _schedule(p: Program, route: str, row: tuple[Any, Errors, str]) -> Refused:
-    return while_set(p.adam, "lr", row[0], p.step(route, row[1])._replace(pattern=row[2]))
+def _schedule(p: Program, route: str, row: Wrong) -> Refused:
+    schedule = row[0] if callable(row[0]) else gives(row[0])
+    return while_set(p.adam, "lr", schedule, p.step(route, row[1])._replace(pattern=row[2]))
 
 
 # -- lists of weights ---------------------------------------------------------------------------
@@ -802,31 +813,6 @@ def _while_swapped(p: Program, route: str, _: Any) -> Refused:
     return Refused(lambda: ELSEWHERE[route](p), ValueError, (r"swap_ema\(\) again",))
 
 
-@faults("file", {"to nowhere": 0}, ("save", "truncated", "of other params"))
-def _file(p: Program, route: str, _: Any) -> Refused:
-    need(p.is_built, p.params, not p.adam._state.is_swapped)
-    if route == "save":
-        call = lambda: p.adam.save(p.folder / "missing" / "adam")
-        return Refused(call, (OSError, ValueError), pattern=".+")
-    path, params = p.folder / "whole", p.params if route == "truncated" else p.params[:-1]
-    path.unlink(missing_ok=True)
-    need(not p.adam._state.arrays_to_find)  # for overrides and exclusions, which forbid saving
-    p.adam.save(path)
-    content = path.read_bytes()
-    if route == "truncated":
-        path.write_bytes(content[: int(p.rng.integers(len(content)))])
-    return Refused(lambda: Adam.load(path, params, lr=0.5), ValueError)
-
-
-# A value, errors, and a pattern of the message.
-Wrong: TypeAlias = "tuple[Any, Errors, str]"
-
-
-def rows(values: Sequence[Any], errors: Errors, *words: str) -> dict[str, Wrong]:
-    """Rows for these values, named after them. Huge numbers are cut off."""
-    return {f"{value!r:.40}": (value, errors, whole(*words)) for value in values}
-
-
 LISTS = rows((1.0, "params"), TypeError, r"\bparams\b")
 NONE = rows((None,), TypeError, r"\bparams\b")
 ITEMS = rows(([0], [None], ["b"]), TypeError, r"\bparams\b")
@@ -862,6 +848,11 @@ CALLS: list[tuple[str, Callable[[Program, Any], object], dict[str, Wrong]]] = [
     ("override", lambda p, x: p.adam.override(x), LISTS | ITEMS),
     ("override by", lambda p, x: p.adam.override(p.params, **x), OVERRIDES),
     ("adam_step number", lambda p, x: adam_step(**p.arguments(), step=x), COUNTS),
+    (
+        "save",
+        lambda p, x: p.adam.save(p.folder / x),
+        {"": ("missing/adam", (OSError, ValueError), ".+")},
+    ),
     ("threads", lambda _, x: set_num_threads(x), THREADS),
     ("isa", lambda _, x: set_isa(x), ISAS),
     ("attribute", lambda p, x: setattr(p.adam, x, 7), ATTRIBUTES),
