@@ -350,9 +350,8 @@ class AdamMachine(fuzz_runs.Machine):
         specs = self.params.specs if self.model.is_built else []
         specs = [(s, str(storage.compute_dtype(np.dtype(d))), p) for s, d, p in specs]
         m = self._drawn(specs, kind)
-        v = [np.asarray(np.abs(x)) for x in self._drawn(specs, kind)]
-        more = [np.abs(x) for x in self._drawn(specs, kind)] if oracle.vhat else []
-        vhat = [np.asarray(np.maximum(x, y)) for x, y in zip(v, more, strict=False)]
+        v, vhat = ([np.asarray(np.abs(x)) for x in self._drawn(specs, kind)] for _ in range(2))
+        vhat = vhat if oracle.vhat else []
         given: list[Any] = [np.array(count), *m, *v, *vhat]
         lr = None
         if form == "wide":

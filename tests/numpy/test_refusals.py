@@ -250,12 +250,9 @@ def test_excluded_array_that_is_no_parameter(program: str, route: str) -> None:
 def test_excluded_position_that_fewer_parameters_lack() -> None:
     training = Training(PLAIN, excluded=[2], weight_decay=0.5)
     training.step()
-    other = [np.ones(3), np.ones(2)]
-    call = partial(training.optimizer.build, other)
+    call = partial(training.optimizer.build, training.params[:2])
     words = (r"\bexclude_from_weight_decay\b", ": 2$")
     assert_refused(training, Refused(call, ValueError, words))
-    training.optimizer.exclude_from_weight_decay([])
-    training.optimizer.build(other)
 
 
 # -- calls that are accepted, and the process ---------------------------------------------------
@@ -268,15 +265,15 @@ class TornPair(tuple[Array, Array]):
         yield self[0]
 
 
-@pytest.mark.parametrize("program", ["built", "fresh"])
-def test_pairs_that_cannot_be_unpacked(program: str) -> None:
+def test_pairs_that_cannot_be_unpacked() -> None:
     # Tuples are unpacked without calling their methods.
-    training = made(program)
-    grads = training.grads()
-    pairs = list(map(TornPair, zip(grads, training.params, strict=True)))
-    training.optimizer.apply_gradients(pairs)
-    training.reference.step(grads)
-    training.check()
+    training = made("fresh")
+    for _ in range(2):
+        grads = training.grads()
+        pairs = list(map(TornPair, zip(grads, training.params, strict=True)))
+        training.optimizer.apply_gradients(pairs)
+        training.reference.step(grads)
+        training.check()
 
 
 def test_sparse_mode_is_a_keyword() -> None:
@@ -287,15 +284,6 @@ def test_sparse_mode_is_a_keyword() -> None:
 
 @pytest.mark.parametrize("name", ["AVX9", FOREIGN[0]])
 def test_unknown_forced_isa_stops_the_import(name: str) -> None:
-    code = """
-        try:
-            import fusedadam
-        except ImportError as error:
-            print(error)
-        else:
-            print("imported")
-    """
-    done = run_python(code, environment={"FUSEDADAM_ISA": name})
-    assert done.returncode == 0, done.stderr
-    expected = whole("FUSEDADAM_ISA", *fusedadam.supported_isas(), received=f".*{name}.*")
-    assert re.fullmatch(expected, done.stdout.strip(), re.DOTALL), done.stdout
+    done = run_python("import fusedadam", environment={"FUSEDADAM_ISA": name})
+    said = whole("FUSEDADAM_ISA", *fusedadam.supported_isas(), received=f".*{name}.*")
+    assert re.search(f"^ImportError: {said}", done.stderr, re.MULTILINE), done.stderr
