@@ -43,18 +43,6 @@ def examples(default: int) -> int:
     return default if _EXAMPLES is None else int(_EXAMPLES)
 
 
-def settings(default: int, calls: int) -> hypothesis.settings:
-    """Settings of a test that tries `default` programs unless another number is requested."""
-    return hypothesis.settings(
-        max_examples=examples(default),
-        stateful_step_count=calls,
-        deadline=None,
-        derandomize=False,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-
-
 class Machine(RuleBasedStateMachine):
     """A program of calls.
 
@@ -106,7 +94,15 @@ class Machine(RuleBasedStateMachine):
 
     @classmethod
     def run(cls, default: int, calls: int = 50) -> None:
-        """Run programs of this many of this machine's rules."""
+        """Run `default` programs, or as many as are requested, of this many calls."""
+        settings = hypothesis.settings(
+            max_examples=examples(default),
+            stateful_step_count=calls,
+            deadline=None,
+            derandomize=False,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
         seeded: Any = hypothesis.seed(SEED)(cls)
-        run_state_machine_as_test(seeded, settings=settings(default, calls))
+        run_state_machine_as_test(seeded, settings=settings)
         assert cls.tally["refused calls"] > 0 < cls.tally["calls"]

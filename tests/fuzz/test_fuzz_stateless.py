@@ -18,7 +18,7 @@ from faults import UNLIKE, WRITTEN, DoesNotApplyError
 from fusedadam import Adam, adam_step, global_norm
 from fusedadam.arrays import dtype_named
 from guarded import PLACES, Guarded
-from helpers import Array, assert_all_same_bits, assert_same_bits
+from helpers import assert_all_same_bits, assert_same_bits
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
@@ -30,6 +30,7 @@ NAMES = (
 settings = st.fixed_dictionaries(
     {}, optional={n: fuzz.SETTINGS[n].filter(lambda value: not callable(value)) for n in NAMES}
 )
+STATE = ("packed", "m", "v", "low_bits", "vhat", "ema")
 BAD = WRITTEN | UNLIKE
 # These change which state the arguments ask for, or nothing.
 NO_FAULTS: Final = {
@@ -43,7 +44,11 @@ class StatelessMachine(fuzz_runs.Machine):
 
     tally = fuzz_runs.tally("adam_step, global_norm and get_gradients")
 
-    @initialize(specs=st.lists(fuzz.tensors, max_size=5), settings=settings, process=fuzz.processes)
+    @initialize(
+        specs=st.lists(fuzz.tensors, min_size=1, max_size=5),
+        settings=settings,
+        process=fuzz.processes,
+    )
     def begin(self, specs: list[Any], settings: dict[str, Any], process: dict[str, Any]) -> None:
         self.start(process)
         formats: dict[str, Any] = {
@@ -59,14 +64,8 @@ class StatelessMachine(fuzz_runs.Machine):
         self.formats, self.settings = formats, settings
         specs = [(shape, dtype_named(fuzz.fitting(dtype, formats))) for shape, dtype, _ in specs]
         fresh = oracle.OracleAdam([np.zeros(*spec) for spec in specs], **formats)
-        names = ["params", *(["packed"] if formats["moments"] == "packed" else ["m", "v"])]
-        optional = {
-            "low_bits": formats["low_bits"],
-            "vhat": formats["amsgrad"],
-            "ema": formats["use_ema"],
-        }
-        names += [name for name, is_kept in optional.items() if is_kept]
-        self.held = {name: self._guarded(getattr(fresh, name), name) for name in names}
+        kinds = {name: getattr(fresh, name) for name in ("params", *STATE)}
+        self.held = {name: self._guarded(arrays, name) for name, arrays in kinds.items() if arrays}
 
     def _guarded(self, like: list[Any], name: str) -> list[Guarded | None]:
         """Arrays in these shapes and dtypes, each at its own end of the accessible pages."""
@@ -76,7 +75,8 @@ class StatelessMachine(fuzz_runs.Machine):
             drawn = [None if a is None else np.asarray(np.abs(a)) for a in drawn]
         return [a if a is None else Guarded(a, self.one(PLACES)) for a in drawn]
 
-    def _new_gradients(self, like: list[Array]) -> list[Guarded]:
+    def _new_gradients(self) -> list[Guarded]:
+        like = [held.array for held in self.held["params"] if held is not None]
         dtypes = [dtype_named(fuzz.gradient_dtype(self.rng, str(a.dtype))) for a in like]
         grads: Any = self._guarded(list(map(np.zeros_like, like, dtypes)), "grads")
         return list(grads)
@@ -90,8 +90,7 @@ class StatelessMachine(fuzz_runs.Machine):
 
     @rule()
     def step(self) -> None:
-        params = [held.array for held in self.held["params"] if held is not None]
-        self.held["grads"] = [*self._new_gradients(params)]
+        self.held["grads"] = [*self._new_gradients()]
         arrays: Any = {n: [h and h.array for h in held] for n, held in self.held.items()}
         before = copy.deepcopy(arrays)
         step = int(self.rng.integers(1, self.one((200, 2**53 + 1)), endpoint=True))
@@ -106,7 +105,7 @@ class StatelessMachine(fuzz_runs.Machine):
         for name in before.keys() - {"grads"}:
             setattr(reference, name, list(before[name]))
         left = reference.step(before["grads"])
-        if len(params) == 1:
+        if len(left) == 1:
             # A single tensor may also be given without a list.
             arrays = {name: items[0] for name, items in arrays.items()}
         self.tally["calls"] += 1
@@ -139,8 +138,7 @@ class StatelessMachine(fuzz_runs.Machine):
     def norms(self, clipvalue: float | None, bound: float | None) -> None:
         name = self.one(("clipnorm", "clipnorm_per_tensor"))
         clips: dict[str, Any] = {"clipvalue": clipvalue, name: bound}
-        params = [held.array for held in self.held["params"] if held is not None]
-        held = self._new_gradients(params)
+        held = self._new_gradients()
         drawn = [guarded.array.copy() for guarded in held]
         arrays, like = [guarded.array for guarded in held], [guarded.array for guarded in held]
         if self.one((False, True)):
