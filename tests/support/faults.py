@@ -268,6 +268,7 @@ NO_ARRAYS = {
 }
 # What could be read, but not updated or zeroed in place.
 NOT_IN_PLACE = {
+    "strided": Bad(strided, ValueError, GAPS),
     **MASKED,
     "a list": Bad(lambda a: a.tolist(), TypeError, "ndarray"),
     **{t: Bad(cast(t), TypeError, FLOATS) for t in ("int16", "longdouble", "bool", "object")},
@@ -278,7 +279,6 @@ NOT_IN_PLACE = {
         lambda a: a.view(a.dtype.newbyteorder()), TypeError, f"{FLOATS}, in the native byte order"
     ),
     "misaligned": Bad(misaligned, ValueError, "align"),
-    "strided": Bad(strided, ValueError, GAPS),
     "strided in Fortran order": Bad(lambda a: strided(a.T).T, ValueError, GAPS, 2),
     "reversed": Bad(lambda a: a[::-1].copy()[::-1], ValueError, GAPS, 1, 2),
     "reversed in Fortran order": Bad(lambda a: a.T[::-1].copy()[::-1].T, ValueError, GAPS, 2, 2),
@@ -286,7 +286,7 @@ NOT_IN_PLACE = {
     "overlapping": Bad(overlapping, ValueError, GAPS, 2, 2),
     "read-only": Bad(read_only, ValueError, r"writeable.*numpy\.array\("),
 }
-WRITTEN = {**NO_ARRAYS, **NOT_IN_PLACE}
+WRITTEN = {**NOT_IN_PLACE, **NO_ARRAYS}
 # What can be written, but not beside the other arrays of a parameter.
 UNLIKE = {
     "another dtype": Bad(other_dtype, TypeError, "float(32|64)"),
@@ -301,6 +301,7 @@ FORTRAN = {"Fortran order": Bad(np.asfortranarray, ValueError, ORDER, 2, 2)}
 # What is no gradient.
 SAME_KIND = r"\bfloat(32|64)\b.*same_kind.*\.astype\("
 READ = {
+    **{name: bad for name, bad in UNLIKE.items() if bad.rule == "shape"},
     **MASKED,
     **{t: Bad(ones(t), TypeError, SAME_KIND) for t in ("complex64", "complex128", "object", "str")},
     **{t: Bad(ones(t), TypeError, SAME_KIND) for t in ("bytes", "timedelta64[s]")},
@@ -310,7 +311,6 @@ READ = {
     "text of bytes": Bad(lambda _: b"gradient", TypeError, "array"),
     "no array": Bad(lambda _: object(), TypeError, "array"),
     "ragged lists": Bad(lambda _: [[1.0], [1.0, 2.0]], TypeError, "array"),
-    **{name: bad for name, bad in UNLIKE.items() if bad.rule == "shape"},
     "to be broadcast": Bad(lambda a: a[:1], ValueError, "shape"),
     "a scalar": Bad(lambda _: np.float32(1), ValueError, "shape"),
     "empty": Bad(lambda a: a[:0], ValueError, "shape"),
@@ -331,22 +331,17 @@ def _unlike_the_moments(p: Program, route: str, bad: Bad) -> Refused:
     return p.step(route, ValueError, at("params", i), r"\bbuild\b", params=params, grads=grads)
 
 
-@faults("grad", READ, (*STEPS, "get_gradients"), tested=("apply_gradients", "adam_step"))
-def _bad_grad(p: Program, route: str, bad: Bad) -> Refused:
-    i, grads = bad.spoil(p, p.grads)
-    errors = EITHER if p.adam.zero_grad else bad.error
-    return p.step(route, errors, at("grads", i), bad.rule, grads=grads)
-
-
 TO_ZERO = NOT_IN_PLACE | {"another dtype": UNLIKE["another dtype"]}
 
 
+@faults("grad", READ, (*STEPS, "get_gradients"), tested=("apply_gradients", "adam_step"))
 @faults("grad to zero", TO_ZERO, STEPS, ("zeroing",), ("apply_gradients", "adam_step"))
-def _bad_grad_to_zero(p: Program, route: str, bad: Bad) -> Refused:
-    need(p.adam.zero_grad)
+def _bad_grad(p: Program, route: str, bad: Bad) -> Refused:
+    is_written = p.adam.zero_grad  # so that the dtype may be wrong as well
+    need(is_written or bad in READ.values())
     i, grads = bad.spoil(p, p.grads)
-    # The dtype may be wrong as well.
-    return p.step(route, (TypeError, bad.error), at("grads", i), grads=grads)
+    errors, rule = ((TypeError, bad.error), "") if is_written else (bad.error, bad.rule)
+    return p.step(route, errors, at("grads", i), rule, grads=grads)
 
 
 # From here on, the route can also be the name of an argument of adam_step.
@@ -744,11 +739,17 @@ def is_table(param: Array) -> bool:
     return param.ndim > 0 and param.size > 0
 
 
+ALSO_ROWS = ("strided", "reversed", "misaligned", "read-only", "a list", "another dtype")
+ROWS_TO_ZERO: dict[str, Row] = {name: (R, TO_ZERO[name].make, EITHER, R) for name in ALSO_ROWS}
+
+
 @faults("indices", INDICES, MODES, ("table", "fresh table"), ("lazy",))
 @faults("rows", GRAD_ROWS, MODES, ("table", "fresh table"), ("lazy",))
+@faults("rows to zero", ROWS_TO_ZERO, MODES, ("zeroing table",), ("lazy",))
 @faults("table", TABLES, MODES, ("table",))
 def _rows(p: Program, route: str, row: Row) -> Refused:
     need(len(p.params) == 1 and p.pick(is_table) == 0, row[0] != T or p.is_built)
+    need(p.adam.zero_grad or row not in ROWS_TO_ZERO.values())
     indices = np.array([0, len(p.params[0]) - 1, 0])
     arguments = {I: indices, R: p.params[0][indices], T: p.params[0]}
     with np.errstate(all="ignore"):
@@ -757,16 +758,6 @@ def _rows(p: Program, route: str, row: Row) -> Refused:
     call = lambda: p.adam.apply_sparse(*given, lazy=is_lazy)
     word = "" if "grad_rows" in row[3] else row[0]
     return Refused(call, row[2], (word, row[3]), kept=arrays_in(*given))
-
-
-ALSO_ROWS = ("strided", "reversed", "misaligned", "read-only", "a list", "another dtype")
-ROWS_TO_ZERO = {name: (R, TO_ZERO[name].make, EITHER, R) for name in ALSO_ROWS}
-
-
-@faults("rows to zero", ROWS_TO_ZERO, MODES, ("zeroing table",), ("lazy",))
-def _rows_to_zero(p: Program, route: str, row: Row) -> Refused:
-    need(p.adam.zero_grad)
-    return _rows(p, route, row)
 
 
 @faults("rows to zero", {"that are written": 0}, ("params", "m"), ("zeroing table",))
@@ -838,7 +829,7 @@ NAMES = ("", "sse9", "AVX2 ", "auto", "baseline\0", "\ud800", *FOREIGN)
 ISAS = rows(NAMES, ValueError, *supported_isas())
 ISAS |= {repr(x): (x, TypeError, ".+") for x in (None, 2, b"avx2", ["baseline"])}
 READ_ONLY = ("iterations", "skipped_steps", "current_loss_scale", "current_lr", "weights", "ema")
-ATTRIBUTES = {name: (name, AttributeError, ".*") for name in READ_ONLY}
+ATTRIBUTES: dict[str, Wrong] = {name: (name, AttributeError, ".*") for name in READ_ONLY}
 
 CALLS: list[tuple[str, Callable[[Program, Any], object], dict[str, Wrong]]] = [
     ("build", lambda p, x: p.adam.build(x), LISTS | NONE),
