@@ -10,16 +10,12 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import storage_oracle as storage
-from fuzz_values import ALWAYS, STRUCTURAL, TensorSpec, conflict, fitting
+from fuzz_values import STRUCTURAL, TensorSpec, conflict, fitting
 from guarded import Guarded, Order, Place
 from helpers import Array, assert_all_same_bits
 from oracle import OracleAdam
 
-DEFAULTS: Final[dict[str, Any]] = {
-    name: parameter.default
-    for name, parameter in inspect.signature(OracleAdam).parameters.items()
-    if name not in ("params", "excluded", "own")
-}
+SETTINGS: Final = inspect.signature(OracleAdam).parameters.keys() - {"params", "excluded", "own"}
 
 # The oracle's names of settings, where they differ.
 _ATTRIBUTES: Final = {"low_bits": "low_bits_dtype"}
@@ -75,25 +71,16 @@ class Model:
     # ---- settings
 
     def settings(self) -> dict[str, Any]:
-        return {name: getattr(self.oracle, _ATTRIBUTES.get(name, name)) for name in DEFAULTS}
+        now = {name: getattr(self.oracle, _ATTRIBUTES.get(name, name)) for name in SETTINGS}
+        return now | {_COUNT: None if now[_COUNT] == 1 else now[_COUNT]}
 
     def configure(self, name: str, value: Any) -> None:
         setattr(self.oracle, _ATTRIBUTES.get(name, name), value)
 
-    def config(self) -> dict[str, Any]:
-        now = self.settings()
-        if now[_COUNT] == 1:
-            now[_COUNT] = None
-        return {
-            name: value
-            for name, value in now.items()
-            if name in ALWAYS or value != DEFAULTS[name] or value is not DEFAULTS[name] is None
-        }
-
     def can_set(self, name: str, value: Any) -> bool:
         now = self.settings()
-        is_other = (value or 1) != (now[name] or 1) if name == _COUNT else value != now[name]
-        if self.is_built and name in STRUCTURAL and is_other:
+        given = None if name == _COUNT and value == 1 else value
+        if self.is_built and name in STRUCTURAL and given != now[name]:
             return False
         return not conflict(now | {name: value})
 
@@ -263,13 +250,6 @@ class Model:
 
     def weights(self) -> list[Array]:
         return self.oracle.weights() if self.is_built else []
-
-    def exported(self) -> list[Array]:
-        """What `get_weights` returns: m, v and vhat as the arithmetic sees them."""
-        count = len(self.oracle.params) if self.is_built else 0
-        loaded = [storage.load(self.oracle._stored(i)) for i in range(count)]
-        arrays = [x[name] for name in ("m", "v", "vhat") for x in loaded if name in x]
-        return [*self.weights()[:1], *arrays]
 
     def low_bits(self) -> list[Array | None]:
         """The low bits of each parameter, or None."""

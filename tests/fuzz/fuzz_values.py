@@ -176,7 +176,6 @@ OWN_SETTINGS: Final = st.lists(st.sampled_from(["lr", *OWN]), max_size=3, unique
     lambda names: st.fixed_dictionaries({name: OWN.get(name, _any) for name in names})
 )
 STRUCTURAL: Final = ("amsgrad", "use_ema", "gradient_accumulation_steps", "moments", "low_bits")
-ALWAYS: Final = ("lr", "beta_1", "beta_2", "epsilon", "decay")
 
 
 @st.composite
