@@ -349,8 +349,8 @@ class AdamMachine(fuzz_runs.Machine):
         specs = self.params.specs if self.model.is_built else []
         specs = [(s, str(storage.compute_dtype(np.dtype(d))), p) for s, d, p in specs]
         m = self._drawn(specs, kind)
-        v, vhat = ([np.asarray(np.abs(x)) for x in self._drawn(specs, kind)] for _ in range(2))
-        vhat = vhat if oracle.vhat else []
+        v, more = ([np.asarray(np.abs(x)) for x in self._drawn(specs, kind)] for _ in range(2))
+        vhat = [np.asarray(np.maximum(x, y)) for x, y in zip(v, more, strict=True) if oracle.vhat]
         given: list[Any] = [np.array(count), *m, *v, *vhat]
         lr = None
         if form == "wide":
@@ -543,7 +543,7 @@ class AdamMachine(fuzz_runs.Machine):
         except DoesNotApplyError:
             return
         process = fusedadam.get_num_threads(), fusedadam.active_isa()
-        kept = [array.tobytes() for array in refused.kept]
+        kept = [np.asarray(array).tobytes() for array in refused.kept]
         errors = refused.errors if isinstance(refused.errors, tuple) else (refused.errors,)
         # Either of two reasons may be found first, if the step is refused anyway, or if arrays that
         # are yet to be found are not among the parameters of the fault.
@@ -551,7 +551,7 @@ class AdamMachine(fuzz_runs.Machine):
         also = [ValueError] if is_doubtful or self.model.to_exclude else []
         self.refuses(True, refused.call, *errors, *also)
         assert (fusedadam.get_num_threads(), fusedadam.active_isa()) == process
-        assert kept == [array.tobytes() for array in refused.kept]
+        assert kept == [np.asarray(array).tobytes() for array in refused.kept]
         for held in self._grads:
             held.assert_canaries_alive()
 

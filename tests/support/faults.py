@@ -250,6 +250,10 @@ def strided(a: Array) -> Array:
     return view
 
 
+def in_other_order(a: Array) -> Array:
+    return a.copy("F" if a.flags.c_contiguous else "C")
+
+
 def overlapping(a: Array) -> Array:
     return np.lib.stride_tricks.as_strided(a.copy(), strides=(a.itemsize,) * a.ndim)
 
@@ -297,7 +301,7 @@ UNLIKE = {
     "another rank": Bad(lambda a: a[None].copy(), ValueError, "shape"),
 }
 ORDER = r"order in memory of params.*numpy\.zeros_like"
-FORTRAN = {"Fortran order": Bad(np.asfortranarray, ValueError, ORDER, 2, 2)}
+OTHER_ORDER = {"another order": Bad(in_other_order, ValueError, ORDER, 2, 2)}
 # What is no gradient.
 SAME_KIND = r"\bfloat(32|64)\b.*same_kind.*\.astype\("
 READ = {
@@ -346,7 +350,7 @@ def _bad_grad(p: Program, route: str, bad: Bad) -> Refused:
 
 # From here on, the route can also be the name of an argument of adam_step.
 @faults("adam_step", WRITTEN, ("params", *STATE), tested=("m",))
-@faults("adam_step, unlike its parameter", UNLIKE | FORTRAN, STATE)
+@faults("adam_step, unlike its parameter", UNLIKE | OTHER_ORDER, STATE)
 def _bad_state(p: Program, route: str, bad: Bad) -> Refused:
     arguments = p.arguments()
     i, arguments[route] = bad.spoil(p, arguments[route])
@@ -499,9 +503,8 @@ def _misplaced(p: Program, route: str, row: Places) -> Refused:
 @faults("params that overlap", {"in another layout": 1}, OWN_STEPS, ("alike",), ONE)
 def _overlapping_params(p: Program, route: str, in_another_layout: bool) -> Refused:
     i, j = p.alike()
-    params = [a.copy("K") for a in p.params]  # not those before, whose order would be wrong
-    if in_another_layout:
-        params = [a.copy("F" if a.flags.c_contiguous else "C") for a in p.params]
+    copied = in_other_order if in_another_layout else copy.copy
+    params = [copied(a) for a in p.params]  # not those before, whose order would be wrong
     params[j] = params[i]
     return p.step(route, ValueError, at("params", r"\d"), "overlap", params=params)
 
@@ -739,6 +742,10 @@ def is_table(param: Array) -> bool:
     return param.ndim > 0 and param.size > 0
 
 
+def accumulates(p: Program) -> bool:
+    return (p.adam.gradient_accumulation_steps or 1) > 1
+
+
 ALSO_ROWS = ("strided", "reversed", "misaligned", "read-only", "a list", "another dtype")
 ROWS_TO_ZERO: dict[str, Row] = {name: (R, TO_ZERO[name].make, EITHER, R) for name in ALSO_ROWS}
 
@@ -748,7 +755,8 @@ ROWS_TO_ZERO: dict[str, Row] = {name: (R, TO_ZERO[name].make, EITHER, R) for nam
 @faults("rows to zero", ROWS_TO_ZERO, MODES, ("zeroing table",), ("lazy",))
 @faults("table", TABLES, MODES, ("table",))
 def _rows(p: Program, route: str, row: Row) -> Refused:
-    need(len(p.params) == 1 and p.pick(is_table) == 0, row[0] != T or p.is_built)
+    need(len(p.params) == 1 and p.pick(is_table) == 0, not accumulates(p))
+    need(row[0] != T or (p.is_built and p.params[0].size > 1))  # one element would fit any layout
     need(p.adam.zero_grad or row not in ROWS_TO_ZERO.values())
     indices = np.array([0, len(p.params[0]) - 1, 0])
     arguments = {I: indices, R: p.params[0][indices], T: p.params[0]}
@@ -771,13 +779,10 @@ def _rows_of_what_is_written(p: Program, route: str, _: Any) -> Refused:
 
 @faults("rows", {"of one of several": 0})
 @faults("rows", {"while accumulating": 1}, programs=("accumulating table",))
-def _rows_of_another_optimizer(p: Program, _: str, accumulates: bool) -> Refused:
+def _rows_of_another_optimizer(p: Program, _: str, is_alone: bool) -> Refused:
     table, count = p.params[p.pick(is_table)], len(p.params)
-    if accumulates:
-        need((p.adam.gradient_accumulation_steps or 1) > 1, count == 1)
-    else:
-        need(p.is_built, count > 1)
-    words = ("gradient_accumulation_steps",) if accumulates else ("apply_sparse", f": {count} par")
+    need(accumulates(p) and count == 1 if is_alone else p.is_built and count > 1)
+    words = ("gradient_accumulation_steps",) if is_alone else ("apply_sparse", f": {count} par")
     return Refused(lambda: p.adam.apply_sparse(np.array([0]), table[:1], table), ValueError, words)
 
 
