@@ -251,7 +251,8 @@ def strided(a: Array) -> Array:
 
 
 def in_other_order(a: Array) -> Array:
-    return a.copy("F" if a.flags.c_contiguous else "C")
+    copied: Array = a.copy("F" if a.flags.c_contiguous else "C")
+    return copied
 
 
 def overlapping(a: Array) -> Array:
