@@ -23,6 +23,7 @@ from bad_settings import BAD_VALUES, BadValue, whole
 from faults import EITHER, FAULTS, FOREIGN, ROUTES, CallersError, Program, Refused
 from fresh_python import run_python
 from fusedadam import Adam, adam_step
+from fusedadam.own_settings import STRUCTURAL
 from helpers import Array, assert_all_same_bits, halving
 from training import ShapesAndDtypes, Training
 
@@ -166,6 +167,12 @@ def test_averages_can_be_turned_off_without_their_settings() -> None:
     adam = Adam(use_ema=True, ema_overwrite_frequency=1, ema_momentum=1)
     adam.ema_overwrite_frequency, adam.ema_momentum = None, 0.99
     adam.use_ema = False
+
+
+def test_option_of_the_state_may_be_set_to_what_it_is() -> None:
+    adam = made("zeroing").optimizer
+    for name in STRUCTURAL:
+        setattr(adam, name, getattr(adam, name))
 
 
 @pytest.mark.parametrize(
