@@ -67,7 +67,7 @@ ROWS: list[tuple[str, Iterable[Any], Errors, str]] = [
     ("amsgrad", NOT_SWITCHES, TypeError, "True or False"),
     (SWITCHES, ("yes", 1, 0, None), TypeError, "True or False"),
     (COUNTS, (0, -1, -(2**63), np.int64(0)), ValueError, ">= 1"),
-    (f"{COUNTS} seed", (2**63, 2**64, HUGE), ValueError, "64 bits"),
+    (f"{COUNTS} seed", (2**63, 2**64, HUGE), ValueError, "range of int64"),
     (COUNTS, NOT_INTEGERS, TypeError, "an integer"),
     ("seed", (-1, -(2**63)), ValueError, ">= 0"),
     ("seed", (0.5, True, None, "0"), TypeError, "an integer"),

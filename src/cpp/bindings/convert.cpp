@@ -79,7 +79,7 @@ std::int64_t to_int64(const py::handle& value, const char* name) {
   if (PyErr_Occurred() == nullptr) return number;
   PyErr_Clear();
   throw py::value_error(
-      broken_rule(std::string(name) + " must fit in 64 bits", received(value, name)));
+      broken_rule(std::string(name) + " must be within the range of int64", received(value, name)));
 }
 
 bool to_bool(const py::handle& value, const char* name) {

@@ -18,7 +18,7 @@ namespace py = pybind11;
 double to_double(const py::handle& value, const char* name);
 
 // @throws py::type_error  not an integer, or a bool.
-// @throws py::value_error  outside 64 bits.
+// @throws py::value_error  outside the range of int64.
 std::int64_t to_int64(const py::handle& value, const char* name);
 
 // Accepts the bools of Python, NumPy and torch. @throws py::type_error  anything else
