@@ -160,10 +160,10 @@ def test_tensor_table(rng: np.random.Generator) -> None:
     start, rows = values(rng, (10, 3), "float32"), values(rng, (4, 3), "float32")
     indices, adam, reference = np.array([1, 7, 1, 0]), Adam(), oracle.OracleAdam([start])
     param = torch.tensor(start, requires_grad=True)
-    for _ in range(2):
+    for given in (indices, torch.tensor(indices), torch.tensor(indices, dtype=torch.int32)):
         reference.apply_sparse(indices, rows)
         version = param._version
-        adam.apply_sparse(indices, rows, param)
+        adam.apply_sparse(given, torch.tensor(rows), param)
         assert param._version > version
     assert_same_bits(param.detach().numpy(), reference.params[0])
 
