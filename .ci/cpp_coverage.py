@@ -76,8 +76,8 @@ def counted(build: Path) -> tuple[Counts, Counts]:
     return lines, branches
 
 
-def main() -> int:
-    """Print the report; return 1 if coverage is below the threshold."""
+def main() -> None:
+    """Print the report; exit with an error if coverage is below the threshold."""
     totals = counted(Path(sys.argv[1]))
     print(f"{'':34}{'lines':>22}{'branches':>22}")
     failed = False
@@ -91,10 +91,8 @@ def main() -> int:
         print(row)
     for file, *place in sorted(p for counts in totals for p, count in counts.items() if not count):
         print(f"{file}:{':'.join(map(str, place))}: never executed")
-    if failed:
-        print(f"below {FAIL_UNDER} % of lines or branches", file=sys.stderr)
-    return int(failed)
+    sys.exit(f"below {FAIL_UNDER} % of lines or branches" if failed else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -108,8 +108,7 @@ def digest_of(*python: str | Path, cpu: Cpu | None = None, **environment: str) -
     done = run(*python, cpu=cpu, **environment)
     if done.returncode:
         return {"sha256": f"exit status {done.returncode}: {last_line(done.stderr)}"}
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+    return dict(json.loads(done.stdout))
 
 
 def differences(report: dict[str, Any], sha256: str, isas: Sequence[str]) -> Iterator[str]:

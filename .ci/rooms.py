@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Check the layers of src/cpp: a directory ("room") includes itself, lower ones and public headers.
 
-`python .ci/rooms.py` prints each include of a higher layer and fails if there is any.
-`docs/architecture.md` describes the rooms.
+Prints each include of a higher layer and fails if there is any. See `docs/architecture.md`.
 """
 
 from __future__ import annotations
