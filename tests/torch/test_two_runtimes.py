@@ -88,7 +88,6 @@ def test_limits_and_threads_of_their_own(order: tuple[str, ...]) -> None:
         assert fusedadam.get_num_threads() == 1
     assert fusedadam.get_num_threads() == 2
     with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
-        for done in [pool.submit(work) for work in works * 5]:
-            done.result()
+        list(pool.map(lambda work: [work() for _ in range(5)], works))
     """
     run(order, body)
