@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from faults import Errors
+from bad_settings import Errors
 
 # For each kind of call. A few hundred are enough to find a leak in every call.
 CALLS = int(os.environ.get("FUSEDADAM_LEAK_CALLS", "500"))
