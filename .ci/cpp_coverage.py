@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Report line and branch coverage of the C++ core by the tests of an instrumented build.
 
-`python3 .ci/cpp_coverage.py build/coverage` prints a row for each file, the total, and each line and
+`python3 .ci/cpp_coverage.py build/asan` prints a row for each file, the total, and each line and
 branch that was not executed. Fails if the total of lines or of branches is below FAIL_UNDER.
 
 A branch is an outcome of a condition, including each operand of && and ||. It counts as executed if
