@@ -68,6 +68,8 @@ def _interrupted(call: Callable[[], object], delay: float) -> float | None:
         call()
         duration = time.perf_counter() - begin
         signal.setitimer(signal.ITIMER_REAL, 0)
+        # Python can overlook a signal that another thread has received until it next takes the GIL.
+        time.sleep(0)
     except KeyboardInterrupt:
         pass
     return duration

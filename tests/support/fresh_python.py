@@ -10,7 +10,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-# An interpreter that hangs is killed, so a deadlock fails the test and does not block the run.
+import pytest
+
+# An interpreter that hangs is killed, so a deadlock fails the test and does not block the run. The
+# failure shows where its threads were.
 TIME_LIMIT_S = 120
 
 
@@ -23,7 +26,7 @@ def run_python(
     folders = [str(tests / name) for name in ("support", "process", "checkpoint")]
     paths = [*folders, inherited.get("PYTHONPATH", "")]
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    command = [sys.executable, "-X", "faulthandler", "-W", "error", "-c", textwrap.dedent(code)]
     with subprocess.Popen(
         command,
         env=inherited | (environment or {}),
@@ -33,19 +36,30 @@ def run_python(
         start_new_session=True,
     ) as process:
         try:
-            output, errors = process.communicate(timeout=time_limit)
+            output, errors = _output_or_stacks(process, time_limit)
         except BaseException:
-            _kill(process)
+            if process.returncode is None:
+                _signal(process, "SIGKILL")
             raise
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill the process and its children, which may be what hangs."""
+def _output_or_stacks(process: subprocess.Popen[str], time_limit: float) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=time_limit)
+    except subprocess.TimeoutExpired:
+        # faulthandler then writes the stacks of all threads.
+        _signal(process, "SIGABRT")
+        stacks = process.communicate(timeout=10)[1]
+        pytest.fail(f"no end after {time_limit} s:\n{stacks}")
+
+
+def _signal(process: subprocess.Popen[str], name: str) -> None:
+    """Signal the process and its children, which may be what hangs."""
     if sys.platform == "win32":
         process.kill()
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, getattr(signal, name))
 
 
 def output_of(code: str, *, environment: dict[str, str] | None = None) -> str:
