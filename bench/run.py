@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def failures(sections: dict[str, Any]) -> Iterator[str]:
 
 def main() -> int:
     """Run the sections, write the file after each, and return the exit status."""
-    from peers import PEERS, fusedadam_adam
+    from peers import FORK, PEERS, fusedadam_adam
     from runner import Bench
     from runner.contest import Contest
     from runner.machine import describe_machine, describe_software
@@ -115,7 +116,8 @@ def main() -> int:
         "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}",
         "quick": args.quick,
         "machine": describe_machine(),
-        "software": describe_software(packages),
+        "software": describe_software(packages)
+        | {found.name: found.version for found in metadata.distributions(path=[str(FORK)])},
         "threads": args.threads,
         "rounds": rounds,
         "absent": absent,

@@ -108,7 +108,7 @@ def quartiles(values: Any, write: Callable[[float], str] = as_ratio) -> str:
 
 def markdown(records: Iterable[Mapping[str, Any]]) -> str:
     """Return a Markdown table, with a column for each key."""
-    frame = pd.DataFrame(list(records)).fillna("")
+    frame = pd.DataFrame(list(records)).fillna(DASH)
     text: str = frame.to_markdown(index=False, tablefmt="github", disable_numparse=True)
     return text
 

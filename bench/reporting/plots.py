@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from runner import Row
 
 from reporting.data import OURS, TWIN, Sections, as_ratio, as_time, times
@@ -106,6 +106,7 @@ def tail(figure: Figure, rows: list[Row]) -> None:
         axes.bar_label(bars, words, padding=12)
         axes.invert_yaxis()
         axes.set(title=row["case"], xlim=(0, 1.7 * high.max()))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter("s"))
 
 
