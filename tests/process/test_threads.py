@@ -126,7 +126,8 @@ def test_threads_that_are_really_started(act: str, started: int) -> None:
 
 @pytest.mark.parametrize("asked", [None, 2, 8])
 def test_threadpool_limits_hold_while_they_last(asked: int | None) -> None:
-    with running(threads=asked):
+    # Other tests may have lowered the number of an OpenMP runtime that is shared with torch.
+    with threadpoolctl.threadpool_limits(2, user_api="openmp"), running(threads=asked):
         before = fusedadam.get_num_threads()
         with threadpoolctl.threadpool_limits(1):
             assert fusedadam.get_num_threads() == 1
