@@ -22,8 +22,5 @@ if __name__ == "__main__":
     commands = [line.strip().removeprefix("$ ") for line in lines]
     found = [command for command in commands if command.startswith(begins)]
     if len(found) != 1:
-        sys.exit(
-            f"{file} must have one command that begins with {begins!r} in a fenced block. "
-            f"Received: {found}"
-        )
+        sys.exit(f"{file} must have one command that begins with {begins!r}. Received: {found}")
     sys.stdout.write(found[0] + "\n")

@@ -84,9 +84,8 @@ class Digest:
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
     """Draw numbers of both signs whose exponents span 24 bits; a tenth of them are zero."""
-    fraction = rng.integers(-(2**23), 2**23, shape).astype(
-        "float32" if dtype == "float16" else dtype
-    )
+    wide = "float32" if dtype == "float16" else dtype
+    fraction = rng.integers(-(2**23), 2**23, shape).astype(wide)
     drawn = np.ldexp(fraction, rng.integers(-39, -15, shape, dtype=np.int32))
     return np.asarray(np.where(rng.integers(0, 10, shape) == 0, 0, drawn), dtype=dtype)
 
@@ -157,11 +156,10 @@ if __name__ == "__main__":
         rng = np.random.default_rng(13)
         norms = [fusedadam.global_norm([values(rng, (5003,), d)]) for d in ("float32", "float64")]
         digest.add(np.array(norms))
-    report = {
+    print(json.dumps({
         "supported": fusedadam.supported_isas(),
         "active": fusedadam.active_isa(),
         "steps": digest.steps,
         "bytes": digest.bytes,
         "sha256": digest.hash.hexdigest(),
-    }
-    print(json.dumps(report))
+    }))  # fmt: skip
