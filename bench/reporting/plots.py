@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
 from runner import Row
 
 from reporting.data import OURS, TWIN, Sections, as_ratio, as_time, times
@@ -127,6 +128,8 @@ def save(draw: Callable[[Figure], object], path: Path, height: float = 5.0) -> N
         draw(figure)
         # Without matplotlib's version, a file changes only if its picture does.
         figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    # A third of the bytes, which the repository keeps for each published run.
+    Image.open(path).convert("RGB").quantize().save(path, optimize=True)
 
 
 def draw_all(sections: Sections, folder: Path) -> Mapping[str, tuple[str, Path]]:
