@@ -341,19 +341,32 @@ def test_error_leaves_everything_as_it_was(
     training.step()
 
 
+def put(name: str, make: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda _, state: state.update({name: make(state[name])})
+
+
 @pytest.mark.parametrize(
-    ("spoil", "rule"),
+    ("dtype", "spoil", "rule"),
     [
-        (lambda p, _: setattr(p, "data", p.data.conj()), r"params\[0\] must .*conjugated"),
-        (lambda _, s: s.update(exp_avg=torch.ones(3, 2)), r"exp_avg\[0\] must .*dtype"),
-        (lambda p, _: setattr(p, "grad", torch.ones(3, dtype=p.dtype).to_sparse()), "complex"),
+        (
+            "complex64",
+            lambda p, _: setattr(p, "data", p.data.conj()),
+            r"params\[0\] must .*conjugated",
+        ),
+        ("complex64", put("exp_avg", lambda _: torch.ones(3, 2)), r"exp_avg\[0\] must .*dtype"),
+        ("complex64", lambda p, _: setattr(p, "grad", (torch.ones(3) * 1j).to_sparse()), "complex"),
+        ("bfloat16", put("low_bits", torch.Tensor.byte), "low_bits must .*int8"),
+        ("bfloat16", put("low_bits", torch.Tensor.int), "low_bits must .*int8"),
     ],
-    ids=["conjugated", "real moment", "sparse"],
+    ids=["conjugated", "real moment", "sparse", "unsigned low bits", "low bits of 32 bits"],
 )
-def test_complex_parameter_is_refused(spoil: Callable[[Any, Any], Any], rule: str) -> None:
-    training = Training(Adam, [(3,)], "complex64")
+def test_parameter_of_another_dtype_is_refused(
+    dtype: str, spoil: Callable[[Any, Any], Any], rule: str
+) -> None:
+    extras = {"low_bits": "int8"} if dtype == "bfloat16" else {}
+    training = Training(Adam, [(3,)], dtype, **extras)
     training.step()
-    with training.refused(rf"(?s){rule}.*Received: .+", ValueError, spoilt=True):
+    with training.refused(rf"(?s){rule}.*Received: .+", (ValueError, TypeError), spoilt=True):
         spoil(training.params[0], training.state[0])
         training.optimizer.step()
 

@@ -52,11 +52,9 @@ void ThreadPolicy::learn(core_probe::Result probe) noexcept {
     free_in_row_.store(0, std::memory_order_relaxed);
     ended_in_vain_.store(0, std::memory_order_relaxed);
   } else if (probe == core_probe::Result::free &&
-             free_in_row_.fetch_add(1, std::memory_order_relaxed) + 1 >= free_probes) {
-    free_in_row_.store(0, std::memory_order_relaxed);
-    if (passes_left_.exchange(0, std::memory_order_relaxed) != 0) {
-      ended_by_probe_.store(true, std::memory_order_relaxed);
-    }
+             free_in_row_.fetch_add(1, std::memory_order_relaxed) + 1 >= free_probes &&
+             passes_left_.exchange(0, std::memory_order_relaxed) != 0) {
+    ended_by_probe_.store(true, std::memory_order_relaxed);
   }
 }
 

@@ -114,6 +114,26 @@ TEST(Storage, OfGradientsMayBeInTheTypeOfATensor) {
   check_typed_gradients<bfloat16>(2);
 }
 
+// Each group's own settings apply.
+TEST(Storage, OfGroups) {
+  const AdamSettings fast{.lr = 0.5, .moments = Moments::bfloat16};
+  const AdamSettings slow{.lr = 0.001, .moments = Moments::bfloat16};
+  const auto fresh = [&] {
+    return new_tensor(ElementType::bfloat16, ElementType::bfloat16, 300, fast);
+  };
+  StoredTensor together[] = {fresh(), fresh()}, apart[] = {fresh(), fresh()};
+  const AnyTensor views[] = {together[0].view(), together[1].view()};
+  const AdamGroup groups[] = {{std::span(views, 1), fast}, {std::span(views + 1, 1), slow}};
+  AdamProgress progress;
+  adam_step(groups, progress);
+  for (const auto& [stored, settings] : {std::pair(&apart[0], fast), {&apart[1], slow}}) {
+    const AnyTensor view = stored->view();
+    adam_step(std::span(&view, 1), settings, 1);
+  }
+  EXPECT_TRUE(std::ranges::equal(together, apart));
+  EXPECT_FALSE(apart[0] == apart[1]);
+}
+
 // Values that are stored are exact. Neither call reads the gradients of an earlier step, which may
 // be gone.
 TEST(Storage, ReadsWhatItWrites) {
@@ -139,6 +159,13 @@ TEST(Storage, ReadsWhatItWrites) {
       for (const Kind k : {kind::param, kind::low_bits, kind::m, kind::v, kind::vhat, kind::packed})
         std::ranges::fill(after.bytes[k], std::byte{0x55});
       write_values(tensor, format.settings, {.m = m.data(), .v = v.data()});
+      write_values(tensor, format.settings, values);
+      EXPECT_TRUE(after == before);
+      const bool packed = !before.bytes[kind::packed].empty();
+      if (!packed && before.types[kind::m] == ElementType::float32) return;
+      for (auto* moments : {&m, &v, &vhat}) {  // written rounded to nearest
+        for (float& x : *moments) x = std::isfinite(x) ? std::nextafter(x, 0.0F) : x;
+      }
       write_values(tensor, format.settings, values);
       EXPECT_TRUE(after == before);
     });

@@ -45,9 +45,12 @@ TEST(TensorList, PartsCoverEveryElementOnceAndAreOfEqualBytes) {
   for (const std::vector<TensorRef>& tensors : lists()) {
     const TensorList list(tensors);
     double total = 0;
+    std::int64_t elements = 0;
     for (const TensorRef& t : tensors) {
       total += static_cast<double>(t.size) * item_size(t.param_storage());
+      elements += t.size;
     }
+    EXPECT_EQ(list.elements(), elements);
     for (const int parts : {1, 2, 3, 5, 7, 16, 61, 1000}) {
       for (const Edge edge : {Edge::tile, Edge::block}) {
         std::size_t at = 0;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cfenv>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -25,7 +26,9 @@ std::optional<double> quota_of(const Files& files) {
     std::filesystem::create_directories((root / name).parent_path());
     std::ofstream(root / name) << text;
   }
+  std::feclearexcept(FE_ALL_EXCEPT);
   const std::optional<double> quota = cpu_quota(root.string());
+  EXPECT_EQ(std::fetestexcept(FE_ALL_EXCEPT), 0);  // the caller sees no inexact division
   std::filesystem::remove_all(root);
   return quota;
 }

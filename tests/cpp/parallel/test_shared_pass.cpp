@@ -19,7 +19,7 @@ TEST(ThreadShare, IsByElementsAndOneThreadAtLeast) {
   EXPECT_EQ(ThreadShare(all, 4200000, 8).threads(), 7);
   EXPECT_EQ(ThreadShare(all, std::int64_t{1} << 48, 4096).threads(), 4096);
   const ThreadShare second(all, 600000, 8);
-  EXPECT_EQ(ThreadShare(all, 600000, 8).threads(), 3);  // 2.67
+  EXPECT_EQ(ThreadShare(all, 577000, 8).threads(), 3);  // 2.6
   const ThreadShare large(all, 1000000000, 8);
   EXPECT_EQ(ThreadShare(all, 40000, 8).threads(), 1);
 }

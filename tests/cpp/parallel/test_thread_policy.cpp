@@ -107,6 +107,12 @@ TEST(ThreadPolicy, PausesOnWhereNoCoreIsFree) {
     policy.learn(Result::busy);
   }
   EXPECT_EQ(passes_on_one_thread(policy), 128);
+  // Probes of an earlier pause do not count.
+  fail(policy, 1);
+  learn(policy, Result::free, ThreadPolicy::free_probes - 1);
+  fail(policy, 1);
+  policy.learn(Result::free);
+  EXPECT_EQ(passes_on_one_thread(policy), 2048);
 }
 
 // Wrong probes make the next probes rarer, until a probe finds no free core or threads help again.
