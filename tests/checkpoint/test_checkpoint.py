@@ -74,6 +74,15 @@ def test_resumed_training_equals_one_that_never_stopped(
         assert training.optimizer.current_loss_scale == 2.0**14
 
 
+def test_limit_of_a_header_grows_with_the_number_of_arrays(path: Path) -> None:
+    params = [np.ones(1) for _ in range(5000)]
+    saved = Adam(amsgrad=True, use_ema=True)
+    saved.step(params, params)
+    saved.save(path)
+    assert_all_same_bits(Adam.load(path, params).get_weights(), saved.get_weights())
+    assert len(path.read_bytes()) - 4 * 8 * len(params) > 1_000_000
+
+
 @pytest.mark.parametrize("calls_per_step", [1, 2], ids="steps={}".format)
 def test_calls_without_parameters_fit_no_others(path: Path, calls_per_step: int) -> None:
     optimizer = Adam(gradient_accumulation_steps=calls_per_step)

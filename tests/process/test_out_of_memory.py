@@ -30,7 +30,8 @@ def test_out_of_memory() -> None:
     assert sum(failures.values()) > 20
 
 
-def test_threads_that_cannot_be_started() -> None:
+@pytest.mark.parametrize("threads", ["2", "8"])
+def test_threads_that_cannot_be_started(threads: str) -> None:
     # libgomp would end the process. 8 threads have stacks of about 64 MiB; nothing else needs much.
     code = """
         import fusedadam, numpy as np
@@ -47,4 +48,4 @@ def test_threads_that_cannot_be_started() -> None:
             fusedadam.set_num_threads(threads)
             assert_all_same_bits(arrays, serial)
     """
-    output_of(code, environment={"OMP_NUM_THREADS": "8"})
+    output_of(code, environment={"OMP_NUM_THREADS": threads})

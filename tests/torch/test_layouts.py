@@ -83,6 +83,31 @@ def test_layout_changes_no_bit(place: Callable[[Any, Any], Any]) -> None:
     training.step()
 
 
+@pytest.mark.parametrize(
+    ("dtypes", "extras"),
+    [
+        ("float32 float64", EXTRAS),
+        ("complex64 complex128", {"ema_decay": 0.9}),
+        ("bfloat16", {"moments": "packed", "low_bits": "int8"}),
+        ("bfloat16", {"low_bits": "int16"}),
+        ("float16", {}),
+    ],
+)
+def test_tensors_of_torch_before_2_10(
+    monkeypatch: pytest.MonkeyPatch, dtypes: str, extras: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    training = Training(AdamW, [(5, 7), (2, 3, 4), ()], dtypes, lay_out=lay_out, **extras)
+    before = [p.data_ptr() for p in training.params]
+    training.run(2)
+    assert [p.data_ptr() for p in training.params] == before
+    training.give(training.grads())
+    with training.refused(r"\[0\] must be a CPU tensor", ValueError, spoilt=True):
+        name = min(training.state[0].keys() - {"step"})
+        training.state[0][name] = training.state[0][name].to("meta")
+        training.optimizer.step()
+
+
 def test_layouts_beside_torch() -> None:
     # torch's fused step is no reference here: it pairs elements by memory position, whatever the
     # strides.
