@@ -195,6 +195,14 @@ def test_overlaps_are_looked_for_anew_with_new_parameters_or_settings() -> None:
     training.check()
 
 
+def test_gradient_where_the_last_one_lay_but_transposed() -> None:
+    training = Training([((6, 6), "float32")])
+    (g,) = training.grads()
+    training.call([g])
+    training.call([g.T])
+    training.check()
+
+
 # Raised by NumPy 2.5 and later.
 @pytest.mark.filterwarnings("ignore:Setting the dtype:DeprecationWarning")
 def test_gradient_changed_in_place_between_steps() -> None:
@@ -376,8 +384,9 @@ def test_parameters_that_touch_but_do_not_overlap() -> None:
     training.call_by("get_updates", training.grads())
     training.check()
     m, v = ([np.zeros_like(p) for p in parts] for _ in range(2))
-    m[3] = parts[1][7:7]
-    adam_step(parts, training.grads(), m, v, step=1)
+    grads = training.grads()
+    m[3] = grads[3] = parts[1][7:7]
+    adam_step(parts, grads, m, v, step=1, zero_grad=True)
 
 
 def test_subclasses(rng: np.random.Generator) -> None:
