@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 import threadpoolctl
+from at_once import Ticks
 from helpers import running
 from training import Training
 
@@ -97,3 +98,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     count: int = request.param
     with running(threads=count):
         yield count
+
+
+@pytest.fixture
+def ticks() -> Iterator[Ticks]:
+    with Ticks.running() as ticks:
+        yield ticks

@@ -14,7 +14,7 @@ import pickle
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import oracle
 import pytest
 import threadpoolctl
-from at_once import together
+from at_once import Ticks, together
 from fresh_python import output_of
 from fusedadam import Adam, _core, adam_step
 from helpers import Array, assert_all_same_bits, running, state, values
@@ -137,50 +137,22 @@ def test_threadpool_limits_hold_while_they_last(asked: int | None) -> None:
 # -- the GIL ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def ticks() -> Iterator[list[int]]:
-    """A counter that another thread increments whenever this one releases the GIL."""
-    count, stop = [0], threading.Event()
-
-    def tick() -> None:
-        while not stop.wait(0.0002):
-            count[0] += 1
-
-    interval = sys.getswitchinterval()
-    # Without GIL requests by other threads, this thread keeps the GIL between bytecodes.
-    sys.setswitchinterval(1000.0)
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
-        yield count
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(interval)
-
-
-@pytest.mark.parametrize("method", ["adam_step", "apply_gradients", "get_updates"])
-def test_other_threads_run_during_a_step(ticks: list[int], method: str) -> None:
+@pytest.mark.parametrize("method", ["adam_step", "apply_gradients", "get_updates", "build"])
+def test_other_threads_run_during_a_long_call(ticks: Ticks, method: str) -> None:
     p, g, m, v = np.ones((4, 4_000_000), "float32")
     optimizer = Adam()
     calls: dict[str, Callable[[], object]] = {
         "adam_step": lambda: adam_step(p, g, m, v, step=1),
         "apply_gradients": lambda: optimizer.apply_gradients([(g, p)]),
         "get_updates": lambda: optimizer.get_updates([g], [p]),
+        "build": lambda: optimizer.build([p]),
     }
-    call = calls[method]
-    call()
     with running(threads=1):
-        for _ in range(100):
-            before = ticks[0]
-            call()
-            if ticks[0] > before:
-                return
-    raise AssertionError("no other thread ran during 100 long steps")
+        ticks.assert_run_during(calls[method])
 
 
 @pytest.mark.parametrize("size", [SMALL, 32_767])
-def test_no_other_thread_runs_during_a_short_step(ticks: list[int], size: int) -> None:
+def test_no_other_thread_runs_during_a_short_step(ticks: Ticks, size: int) -> None:
     # Releasing the GIL would take longer than the step, and threads that step at once would do
     # little else.
     p, g, rows = np.ones(size, "float32"), np.ones(size, "float32"), np.arange(size)
@@ -191,10 +163,10 @@ def test_no_other_thread_runs_during_a_short_step(ticks: list[int], size: int) -
     ]
     for call in calls:
         call()
-        before = ticks[0]
+        before = ticks.count
         for _ in range(200):
             call()
-        assert ticks[0] == before
+        assert ticks.count == before
 
 
 # -- several threads of the caller ------------------------------------------------------------

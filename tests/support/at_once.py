@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Run work on several Python threads that start at the same moment."""
+"""Threads of Python: work that starts at the same moment, and a count of the times that the GIL is free."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -19,3 +21,41 @@ def together(count: int, work: Callable[[int], Any]) -> list[Any]:
 
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
+
+
+class Ticks:
+    """A counter that another thread increments every 0.2 ms while the GIL is free."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls) -> Iterator[Ticks]:
+        ticks, stop = cls(), threading.Event()
+
+        def tick() -> None:
+            while not stop.wait(0.0002):
+                ticks.count += 1
+
+        interval = sys.getswitchinterval()
+        # Without GIL requests by other threads, this thread keeps the GIL between bytecodes.
+        sys.setswitchinterval(1000.0)
+        thread = threading.Thread(target=tick)
+        thread.start()
+        try:
+            yield ticks
+        finally:
+            stop.set()
+            thread.join()
+            sys.setswitchinterval(interval)
+
+    def assert_run_during(self, call: Callable[[], object]) -> None:
+        """Require that a call of 10 ms or more leaves the GIL free for most of the time."""
+        for _ in range(100):
+            before = self.count
+            call()
+            # One tick could be due to a short release.
+            if self.count > before + 8:
+                return
+        raise AssertionError("no other thread ran during 100 long calls")

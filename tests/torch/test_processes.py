@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from at_once import together
+from at_once import Ticks, together
 from ends import assert_ends_well
 from fresh_python import output_of
 from helpers import running
@@ -315,6 +315,14 @@ def test_out_of_memory() -> None:
 
 
 # -- Python threads ---------------------------------------------------------------------------
+
+
+def test_other_threads_run_during_a_long_step(ticks: Ticks) -> None:
+    (p,) = leaves([(4_000_000,)])
+    optimizer = Adam([p])
+    p.grad = torch.ones_like(p)
+    with running(threads=1):
+        ticks.assert_run_during(optimizer.step)
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, LARGE], ids=["small", "large"])
