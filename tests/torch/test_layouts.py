@@ -388,7 +388,7 @@ def put(name: str, make: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
 def test_parameter_of_another_dtype_is_refused(
     dtype: str, spoil: Callable[[Any, Any], Any], rule: str
 ) -> None:
-    extras = {"low_bits": "int8"} if dtype == "bfloat16" else {}
+    extras: dict[str, Any] = {"low_bits": "int8"} if dtype == "bfloat16" else {}
     training = Training(Adam, [(3,)], dtype, **extras)
     training.step()
     with training.refused(rf"(?s){rule}.*Received: .+", (ValueError, TypeError), spoilt=True):
