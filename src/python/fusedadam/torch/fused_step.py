@@ -154,7 +154,6 @@ class FusedStep(torch.optim.Optimizer):
         for param, own in self.state.items():
             unwrap_tensors(own, param)
             if isinstance(param, torch.Tensor):
-                conform(own, param)
                 separate_counter(own, counters)
         self._conform_all()
 

@@ -101,9 +101,7 @@ def new_average(param: Tensor, low_bits: Tensor | None = None) -> Tensor:
     return cast("Tensor", mapped(joined, param, low_bits))
 
 
-def conform(
-    state: dict[str, Any], param: Tensor, needed: dict[str, torch.dtype] | None = None
-) -> bool:
+def conform(state: dict[str, Any], param: Tensor, needed: dict[str, torch.dtype]) -> bool:
     """Give foreign state its parameter's strides, a CPU step count, and the formats of `needed`.
 
     Return whether it changed.
@@ -124,7 +122,7 @@ def conform(
         if value.shape == param.shape and value.stride() != param.stride():
             state[name] = copy_like(value, param)
             changed = True
-    if needed is not None and step is not None:
+    if step is not None:
         changed = _convert_moments(state, needed) or changed
         changed = _convert_low_bits(state, param, needed) or changed
     return changed
