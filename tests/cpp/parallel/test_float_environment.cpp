@@ -137,6 +137,13 @@ Call sparse_step(SparseMode mode) {
   return [=](State& s) { take_step<std::int32_t>(s.sparse, everything, s.progress, mode); };
 }
 
+// As the bindings for torch, whose tensors have their own counts.
+void step_by_own_counts(State& s) {
+  AdamSettings& settings = s.typical[0].settings = {.lr = 0.1, .clipnorm = 0.3};
+  const StepGroup group{&settings, 4};
+  AdamPlan(references_of(s.typical[0].tensors, settings)).step(std::span(&group, 1));
+}
+
 void clip_and_sum(State& s) {
   TensorRef tensor = gradient_of(s.grad);
   tensor.data[kind::param] = s.clipped.data();
@@ -152,6 +159,7 @@ const Call calls[] = {step(&State::extreme, {.lr = 0.1, .decay = 0.3, .flush_den
                       step(&State::extreme, dynamic_everything(1)),
                       sparse_step(SparseMode::lazy),
                       sparse_step(SparseMode::dense),
+                      step_by_own_counts,
                       clip_and_sum};
 
 // In the default mode, other tests compare the calls with the reference.
