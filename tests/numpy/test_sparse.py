@@ -148,6 +148,17 @@ def test_rows_of_any_form(
 
 
 @modes
+def test_table_that_was_transposed_in_memory(rng: np.random.Generator, lazy: bool) -> None:
+    training = table((6, 4), amsgrad=True)
+    training.params = [np.asfortranarray(training.params[0])]
+    training.step()
+    training.params = [np.ascontiguousarray(training.params[0])]
+    apply(training, rng.integers(0, 6, 9), lazy=lazy)
+    training.step()
+    training.check()
+
+
+@modes
 def test_rows_may_be_those_of_the_table(rng: np.random.Generator, lazy: bool) -> None:
     training = table((20, 3), "float64")
     (param,), indices = training.params, rng.permutation(20)
