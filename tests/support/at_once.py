@@ -51,11 +51,12 @@ class Ticks:
             sys.setswitchinterval(interval)
 
     def assert_run_during(self, call: Callable[[], object]) -> None:
-        """Require that a call of 10 ms or more leaves the GIL free for most of the time."""
+        """Require that a call of some 5 ms leaves the GIL free for most of the time."""
+        call()  # the first may do other work
         for _ in range(100):
             before = self.count
             call()
             # One tick could be due to a short release.
-            if self.count > before + 8:
+            if self.count > before + 4:
                 return
         raise AssertionError("no other thread ran during 100 long calls")
