@@ -81,6 +81,16 @@ def test_state_stays_where_it_is() -> None:
         assert p.data_ptr() == where
 
 
+def test_state_may_be_replaced() -> None:
+    training = Training(AdamW, [(5, 3)], amsgrad=True)
+    training.run(2)
+    (state,) = training.state
+    before = dict(state)
+    state.update({name: tensor.clone() for name, tensor in before.items()})
+    training.run(2)
+    assert float(before["step"]) == 2.0
+
+
 def test_no_tensor_is_distributed_where_torch_has_no_such_module(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
