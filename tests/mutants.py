@@ -308,8 +308,8 @@ class Campaign:
         chosen = [name for name in first if name in names]
         budget = self.budget
         for name in sorted(set(names) - first.keys(), key=lambda name: costs[name]):
-            budget -= self.usual[name].cpu
-            if budget >= 0:
+            if self.usual[name].cpu <= budget:
+                budget -= self.usual[name].cpu
                 chosen.append(name)
         return chosen
 
