@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Threads of Python: work that starts at the same moment, and a count of the times that the GIL is free."""
+"""Threads of Python: work that starts at the same moment, and whether the GIL is free."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import operator
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,10 +26,10 @@ def together(count: int, work: Callable[[int], Any]) -> list[Any]:
 
 
 class Ticks:
-    """A counter that another thread increments every 0.2 ms while the GIL is free."""
+    """The times at which another thread ran, every 0.2 ms while the GIL is free."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.times: list[float] = []
 
     @classmethod
     @contextlib.contextmanager
@@ -36,7 +38,7 @@ class Ticks:
 
         def tick() -> None:
             while not stop.wait(0.0002):
-                ticks.count += 1
+                ticks.times.append(time.perf_counter())
 
         interval = sys.getswitchinterval()
         # Without GIL requests by other threads, this thread keeps the GIL between bytecodes.
@@ -54,9 +56,10 @@ class Ticks:
         """Require that a call of some 5 ms leaves the GIL free for most of the time."""
         call()  # the first may do other work
         for _ in range(100):
-            before = self.count
+            begin, known = time.perf_counter(), len(self.times)
             call()
-            # One tick could be due to a short release.
-            if self.count > before + 4:
+            end = time.perf_counter()
+            times = [begin, *self.times[known:], end]
+            if 4 * max(map(operator.sub, times[1:], times)) < end - begin:
                 return
         raise AssertionError("no other thread ran during 100 long calls")
