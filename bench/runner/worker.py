@@ -16,6 +16,7 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ THREAD_VARIABLES = (
     "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
 )  # fmt: skip
 
+# A process starts with the variables of this one, which are changed for that moment.
+_starting = threading.Lock()
+
 
 class WorkerError(RuntimeError):
     """An exception in a process, or its unexpected end."""
@@ -57,15 +61,15 @@ class Worker:
         environment: Mapping[str, str | None] | None = None,
     ) -> None:
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        # Some peers compile code with programs installed beside the interpreter (ninja).
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-        variables = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), "PATH": path}
+        variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
         self._log = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115 - closed by close()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, cpus[first_cpu : first_cpu + threads] or cpus, self._log.name)
         self._process = context.Process(target=serve, args=arguments)
-        with mock.patch.dict(os.environ):
+        with _starting, mock.patch.dict(os.environ):
+            # Some peers compile code with programs installed beside the interpreter (ninja).
+            os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             for name, value in {**variables, **(environment or {})}.items():
                 os.environ.pop(name, None)
                 if value is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import peers
 import pytest
 import run
+from at_once import together
 from peers import PEERS, Contender, Work, reference
 from peers.formats import FORMATS, contender
 from runner import Bench, contest, contestant
@@ -115,6 +116,15 @@ def test_ours_take_part_whatever_is_chosen(bench: Bench) -> None:
     bench.peers = frozenset(["numba"])
     names = ("fusedadam", "traffic twin", "torch fused", "numba", "bf16, avx2", "fusedadam.torch")
     assert bench.chosen(names) == [name for name in names if name != "torch fused"]
+
+
+def test_processes_that_threads_start_at_once_have_their_own_variables() -> None:
+    # A quick run starts them from two threads.
+    def seen(i: int) -> list[str]:
+        name = "FUSEDADAM_TEST_OWN"
+        return [call(os.getenv, name, threads=1, environment={name: f"{i}"}) for _ in range(25)]
+
+    assert together(2, seen) == [["0"] * 25, ["1"] * 25]
 
 
 def test_a_process_has_its_variables_and_tells_its_errors(monkeypatch: pytest.MonkeyPatch) -> None:
