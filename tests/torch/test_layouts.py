@@ -96,7 +96,7 @@ def test_layout_changes_no_bit(place: Callable[[Any, Any], Any]) -> None:
 def test_tensors_of_torch_before_2_10(
     monkeypatch: pytest.MonkeyPatch, dtypes: str, extras: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None, raising=False)
     training = Training(AdamW, [(5, 7), (2, 3, 4), ()], dtypes, lay_out=lay_out, **extras)
     before = [p.data_ptr() for p in training.params]
     training.run(2)
@@ -385,7 +385,7 @@ def put(name: str, make: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     ],
     ids=["conjugated", "real moment", "sparse", "unsigned low bits", "low bits of 32 bits"],
 )
-def test_parameter_of_another_dtype_is_refused(
+def test_what_does_not_fit_a_complex_or_16_bit_parameter_is_refused(
     dtype: str, spoil: Callable[[Any, Any], Any], rule: str
 ) -> None:
     extras: dict[str, Any] = {"low_bits": "int8"} if dtype == "bfloat16" else {}
