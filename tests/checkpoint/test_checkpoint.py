@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from checkpoint_files import metadata_of, names_beside
 from configurations import OPTIONS
-from fresh_python import output_of, run_python
+from fresh_python import NO_COVERAGE, output_of, run_python
 from fusedadam import Adam
 from fusedadam.checkpoint import load as load_checkpoint
 from helpers import Array, assert_all_same_bits, halving, read_only
@@ -357,8 +357,7 @@ def test_kill_at_any_instant_leaves_a_whole_file(path: Path) -> None:
         print(json.dumps(kill_savers(Path({str(path)!r}), kills={kills}, seed=1)))
     """
     # With coverage measurement, a fork that is measured too would take longer than a save.
-    environment = ONE_THREAD | {"COVERAGE_PROCESS_CONFIG": ""}
-    done = run_python(code, environment=environment, time_limit=60 + kills)
+    done = run_python(code, environment=ONE_THREAD | NO_COVERAGE, time_limit=60 + kills)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     logging.getLogger(__name__).info(

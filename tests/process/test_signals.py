@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from calls import CALLS, Scene
-from fresh_python import output_of
+from fresh_python import NO_COVERAGE, output_of
 from fusedadam import locks
 from interrupts import Case, interrupt_everywhere
 
@@ -93,8 +93,8 @@ def test_ctrl_c(kind: str) -> None:
         import json, ctrl_c
         print(json.dumps(ctrl_c.interrupt({kind!r}, {INTERRUPTS})))
     """
-    # Without coverage, which waits for its own lock forever once an interrupt has come between
-    # acquiring it and releasing it.
-    seen = json.loads(output_of(code, environment={"COVERAGE_PROCESS_START": ""}))
+    # Coverage waits for its own lock forever once an interrupt has come between acquiring it and
+    # releasing it.
+    seen = json.loads(output_of(code, environment=NO_COVERAGE))
     logging.getLogger(__name__).info("%s: %s", kind, seen)
     assert seen["within a call"] >= INTERRUPTS

@@ -16,6 +16,9 @@ import pytest
 # failure shows where its threads were.
 TIME_LIMIT_S = 120
 
+# Environment of a process whose coverage is not measured, though that of its parent is.
+NO_COVERAGE = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
+
 
 def run_python(
     code: str, *, environment: dict[str, str] | None = None, time_limit: float = TIME_LIMIT_S
