@@ -725,7 +725,7 @@ INDICES: dict[str, Row] = {
 GRAD_ROWS: dict[str, Row] = {
     "one fewer": (R, lambda r: r[:2], ValueError, "must have the shape of"),
     "longer": (R, lambda r: np.repeat(r[..., None], 2, -1), ValueError, "must have the shape of"),
-    "only one": (R, lambda r: r[0], ValueError, "must have the shape of"),
+    "only one": (R, lambda r: np.asarray(r[0]), ValueError, "must have the shape of"),
     **bad(R, READ, "complex64", "object", "str", "masked", "text"),
     "None": (R, lambda _: None, EITHER, R),
 }
