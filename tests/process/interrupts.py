@@ -30,6 +30,7 @@ _NOT_INTERRUPTED = (str(Path(__file__).parent), str(Path(autograd.__file__).pare
 
 # Python handles signals after these and at the start of a function. POP_JUMP_* is for Python 3.10.
 _LOOKS_FOR_SIGNALS = ("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP", "RESUME")
+_BUT_NOT_AFTER = "CALL_INTRINSIC"
 
 
 class _Interrupter:
@@ -58,7 +59,8 @@ class _Interrupter:
         elif event == "opcode":
             looks = self.looks.get(frame, True)
             opcode = dis.opname[code.co_code[frame.f_lasti]]
-            self.looks[frame] = opcode.startswith(_LOOKS_FOR_SIGNALS)
+            looks_next = opcode.startswith(_LOOKS_FOR_SIGNALS)
+            self.looks[frame] = looks_next and not opcode.startswith(_BUT_NOT_AFTER)
             if looks:
                 place = code, frame.f_lasti
                 self._times[place] += 1
@@ -82,6 +84,8 @@ def interrupted(
     interrupter = _Interrupter(seen, times, not_within)
     before = sys.gettrace()
     context = dict(contextvars.copy_context())
+    # Python 3.12 traces opcodes only if a frame has asked for it before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(interrupter)
     try:
         call()

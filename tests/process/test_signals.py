@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
+import ast
+import dis
 import json
 import logging
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import fusedadam
 import pytest
 from calls import CALLS, Scene
 from fresh_python import NO_COVERAGE, output_of
 from fusedadam import locks
 from interrupts import Case, interrupt_everywhere
+
+PACKAGE = Path(fusedadam.__file__).parent
 
 # The number of real signals for each kind of call.
 INTERRUPTS = int(os.environ.get("FUSEDADAM_INTERRUPTS", "4"))
@@ -98,3 +104,42 @@ def test_ctrl_c(kind: str) -> None:
     seen = json.loads(output_of(code, environment=NO_COVERAGE))
     logging.getLogger(__name__).info("%s: %s", kind, seen)
     assert seen["within a call"] >= INTERRUPTS
+
+
+# Comprehensions are functions of their own before Python 3.12.
+LOOPS: tuple[type[ast.stmt | ast.expr], ...] = (ast.For, ast.While)
+if sys.version_info >= (3, 12):
+    LOOPS += (ast.ListComp, ast.SetComp, ast.DictComp)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no exception tables")
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
+)
+def test_an_interrupt_of_a_loop_ends_the_block_around_it(file: Path) -> None:
+    """Python's compiler leaves some jumps of a loop with branches outside of its `with` or `try`.
+
+    An interrupt there would keep a lock. Such a loop belongs into a function.
+    """
+    source = file.read_text(encoding="utf-8")
+    jumps: set[int] = set()
+    codes = [compile(source, file.name, "exec")]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        entries: Any = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+        for instruction in dis.get_instructions(code):
+            line: int | None = instruction.positions.lineno  # type: ignore[attr-defined]
+            handled = any(entry.start <= instruction.offset < entry.end for entry in entries)
+            if instruction.opname == "JUMP_BACKWARD" and line and not handled:
+                jumps.add(line)
+    outside = [
+        (line, block.lineno)
+        for block in ast.walk(ast.parse(source))
+        if isinstance(block, (ast.With, ast.Try))
+        for statement in block.body
+        for loop in ast.walk(statement)
+        if isinstance(loop, LOOPS)
+        for line in jumps & {*range(loop.lineno, (loop.end_lineno or 0) + 1)}
+    ]
+    assert outside == []

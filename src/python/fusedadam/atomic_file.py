@@ -38,10 +38,10 @@ def replace_file(path: str, chunks: Iterable[bytes | memoryview]) -> None:
             os.fsync(descriptor)
             if sys.platform == "win32":
                 opened.close()  # Windows cannot rename open files; elsewhere, keep the lock.
-            temporary.replace(target)
+            os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)
         raise
     _flush_directory(target.parent)
 
@@ -60,11 +60,14 @@ def _mode(target: Path) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _new_temporary(target: Path, mode: int | None) -> tuple[int, Path]:
-    """Create an empty, locked file beside `target`; return its descriptor and its path."""
+def _new_temporary(target: Path, mode: int | None) -> tuple[int, str]:
+    """Create an empty, locked file beside `target`; return its descriptor and its path.
+
+    Not a `Path`: Python 3.12 never frees the names of which it has made one.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+        temporary = os.path.join(target.parent, f".{target.name}.{secrets.token_hex(8)}.tmp")
         # 0o666 less the umask, as with `open`.
         descriptor = os.open(temporary, flags, 0o666 if mode is None else mode)
         try:
@@ -76,12 +79,12 @@ def _new_temporary(target: Path, mode: int | None) -> tuple[int, Path]:
             if mode is not None and stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
                 # By descriptor where possible: the name could now be a link to another file.
                 if sys.platform == "win32":
-                    temporary.chmod(mode)
+                    os.chmod(temporary, mode)
                 else:
                     os.fchmod(descriptor, mode)
         except BaseException:
             os.close(descriptor)
-            temporary.unlink()
+            os.unlink(temporary)
             raise
         return descriptor, temporary
 
@@ -96,26 +99,27 @@ def _lock(descriptor: int) -> None:
 def _remove_abandoned(target: Path) -> None:
     """Remove the temporary files of killed processes; running processes hold locks on theirs."""
     temporary = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp")
-    # A directory may be writeable without being readable.
-    with contextlib.suppress(OSError):
-        for path in target.parent.iterdir():
-            if temporary.fullmatch(path.name):
-                _remove_if_abandoned(path)
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # a directory may be writeable without being readable
+        names = os.listdir(target.parent)
+    for name in names:
+        if temporary.fullmatch(name):
+            _remove_if_abandoned(os.path.join(target.parent, name))
 
 
-def _remove_if_abandoned(temporary: Path) -> None:
+def _remove_if_abandoned(temporary: str) -> None:
     if sys.platform != "win32":
         with contextlib.suppress(OSError):
             descriptor = _open_to_lock(temporary)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The name is unique, so if its writer has renamed it, no other file has it.
-                temporary.unlink()
+                os.unlink(temporary)
             finally:
                 os.close(descriptor)
 
 
-def _open_to_lock(path: Path) -> int:
+def _open_to_lock(path: str) -> int:
     flags = os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         # NFS needs write access for an exclusive lock.

@@ -51,44 +51,48 @@ _Optimizer = TypeVar("_Optimizer", bound="Optimizer")
 def save(optimizer: Optimizer, path: PathLike) -> None:
     """Write the whole state to `path`, atomically; refuse a state that `load` would refuse."""
     with optimizer._lock:
-        snapshot = snapshot_of(optimizer)
-        for name, value in snapshot["config"].items():
-            if not (value is None or isinstance(value, (bool, int, float, str))):
-                raise TypeError(
-                    f"The configuration must consist of numbers, strings and None to be saved. "
-                    f"Received: {name}={reprlib.repr(value)}"
-                )
-        tensors = {
-            f"{kind}.{i}": array
-            for kind, arrays in snapshot["slots"].items()
-            for i, array in enumerate(arrays)
-            if array is not None
-        }
-        stored = any(array.itemsize < 4 for array in tensors.values())
-        metadata = {
-            "format": _FORMAT,
-            "version": _VERSIONS[2 if stored else bool(snapshot["own"])],
-            "optimizer": type(optimizer).__name__,
-            "config": json.dumps(snapshot["config"], allow_nan=False),
-            "progress": json.dumps(snapshot["progress"], allow_nan=False),
-            "excluded": json.dumps(snapshot["excluded"]),
-        }
-        if snapshot["own"]:
-            metadata["own"] = json.dumps(snapshot["own"], allow_nan=False)
-        # Sort by item size, descending, so that every array in the file is aligned.
-        names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
-        header = _header(metadata, {name: tensors[name] for name in names})
-        if len(header) > 8 + _longest_header(next(iter(snapshot["slots"].values()), [])):
-            raise ValueError(
-                f"The configuration must be of less than {_MAX_METADATA_BYTES} bytes to be saved. "
-                f"Received: a header of {len(header)} bytes"
+        _save(optimizer, path)
+
+
+def _save(optimizer: Optimizer, path: PathLike) -> None:
+    snapshot = snapshot_of(optimizer)
+    for name, value in snapshot["config"].items():
+        if not (value is None or isinstance(value, (bool, int, float, str))):
+            raise TypeError(
+                f"The configuration must consist of numbers, strings and None to be saved. "
+                f"Received: {name}={reprlib.repr(value)}"
             )
-        # The writer of safetensors 0.8 uses a temporary file with mode 0600, leaves it behind if it
-        # is killed, and renames it without a flush to disk.
-        # As bytes: buffers do not know bfloat16.
-        arrays = (np.ascontiguousarray(tensors[name]).reshape(-1) for name in names)
-        contents = (array.view(np.uint8).data for array in arrays)
-        replace_file(os.fsdecode(path), itertools.chain([header], contents))
+    tensors = {
+        f"{kind}.{i}": array
+        for kind, arrays in snapshot["slots"].items()
+        for i, array in enumerate(arrays)
+        if array is not None
+    }
+    stored = any(array.itemsize < 4 for array in tensors.values())
+    metadata = {
+        "format": _FORMAT,
+        "version": _VERSIONS[2 if stored else bool(snapshot["own"])],
+        "optimizer": type(optimizer).__name__,
+        "config": json.dumps(snapshot["config"], allow_nan=False),
+        "progress": json.dumps(snapshot["progress"], allow_nan=False),
+        "excluded": json.dumps(snapshot["excluded"]),
+    }
+    if snapshot["own"]:
+        metadata["own"] = json.dumps(snapshot["own"], allow_nan=False)
+    # Sort by item size, descending, so that every array in the file is aligned.
+    names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
+    header = _header(metadata, {name: tensors[name] for name in names})
+    if len(header) > 8 + _longest_header(next(iter(snapshot["slots"].values()), [])):
+        raise ValueError(
+            f"The configuration must be of less than {_MAX_METADATA_BYTES} bytes to be saved. "
+            f"Received: a header of {len(header)} bytes"
+        )
+    # The writer of safetensors 0.8 uses a temporary file with mode 0600, leaves it behind if it
+    # is killed, and renames it without a flush to disk.
+    # As bytes: buffers do not know bfloat16.
+    arrays = (np.ascontiguousarray(tensors[name]).reshape(-1) for name in names)
+    contents = (array.view(np.uint8).data for array in arrays)
+    replace_file(os.fsdecode(path), itertools.chain([header], contents))
 
 
 def _header(metadata: dict[str, str], tensors: dict[str, Array]) -> bytes:

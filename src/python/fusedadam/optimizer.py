@@ -353,9 +353,9 @@ class Optimizer(ABC):
             own_lr = getattr(into, "learning_rate", None)
             schedule = own_lr if callable(own_lr) else None
             loaded = checkpoint.load(type(into), path, leaves, lr=lr, schedule=schedule)
+        attributes = {k: v for k, v in vars(loaded).items() if k != "_lock"}
         with into._lock:
             into._state.require_not_swapped()
-            attributes = {k: v for k, v in vars(loaded).items() if k != "_lock"}
             without_interruption(*assignments(into, **attributes))
         restored: Self = into
         return restored

@@ -96,8 +96,7 @@ def attach(model: torch.nn.Module, optimizer: FusedStep) -> Attachment:
     # Allocate all state at once: for each parameter separately, it would be rounded up to pages.
     with contextlib.ExitStack() as undo, torch.no_grad():
         groups = [group_of[param] for param in params]
-        without = [i for i, param in enumerate(params) if not optimizer.state.get(param)]
-        optimizer._begin(params, groups, without, undo)
+        optimizer._begin(params, groups, optimizer._without_state(params), undo)
         undo.pop_all()
     register: Any = torch.Tensor.register_post_accumulate_grad_hook  # not annotated in torch
     attachment = Attachment()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -114,9 +114,7 @@ class FusedStep(torch.optim.Optimizer):
             self._conform_all()
             saved = super().state_dict()
             for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
-                # Also the default, since the bits depend on it.
-                if any(map(_is_stored, own["params"])) or own.get("moments", "auto") != "auto":
-                    group.setdefault("seed", 0)
+                _set_seed(group, own)
             return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -210,56 +208,59 @@ class FusedStep(torch.optim.Optimizer):
             There are no averages, or one does not fit its parameter. Nothing has changed.
         """
         with self._lock:
-            # Parameters of groups come first, so that errors have the same positions as those of a
-            # step. `state` may have entries of removed groups.
-            lists = [group["params"] for group in self.param_groups]
-            params = dict.fromkeys(itertools.chain(*lists, self.state))
-            pairs = {
-                i: (local_tensor(param), local_tensor(self.state[param]["ema"]))
-                for i, param in enumerate(params)
-                if "ema" in self.state.get(param, ())
-            }
-            if not pairs:
-                raise ValueError(
-                    "swap_ema needs averages: ema_decay, and a step before it. Received: "
-                    f"ema_decay={[group.get('ema_decay') for group in self.param_groups]!r}, "
-                    f"state of {len(self.state)} parameters without an average"
+            self._swap_ema()
+
+    def _swap_ema(self) -> None:
+        # Parameters of groups come first, so that errors have the same positions as those of a
+        # step. `state` may have entries of removed groups.
+        lists = [group["params"] for group in self.param_groups]
+        params = dict.fromkeys(itertools.chain(*lists, self.state))
+        pairs = {
+            i: (local_tensor(param), local_tensor(self.state[param]["ema"]))
+            for i, param in enumerate(params)
+            if "ema" in self.state.get(param, ())
+        }
+        if not pairs:
+            raise ValueError(
+                "swap_ema needs averages: ema_decay, and a step before it. Received: "
+                f"ema_decay={[group.get('ema_decay') for group in self.param_groups]!r}, "
+                f"state of {len(self.state)} parameters without an average"
+            )
+        for i, (param, average) in pairs.items():
+            dtype = torch.float32 if param.dtype.itemsize == 2 else param.dtype
+            if (average.shape, average.dtype) != (param.shape, dtype):
+                error = ValueError(
+                    f"ema[{i}] must have the shape of its parameter, {tuple(param.shape)}, "
+                    f"in {dtype}. "
+                    f"Received: shape={tuple(average.shape)}, dtype={average.dtype}"
                 )
-            for i, (param, average) in pairs.items():
-                dtype = torch.float32 if param.dtype.itemsize == 2 else param.dtype
-                if (average.shape, average.dtype) != (param.shape, dtype):
-                    error = ValueError(
-                        f"ema[{i}] must have the shape of its parameter, {tuple(param.shape)}, "
-                        f"in {dtype}. "
-                        f"Received: shape={tuple(average.shape)}, dtype={average.dtype}"
-                    )
-                    self._name_tensors(error)
-                    raise error
-            # One buffer for all swaps, of the size of the largest parameter.
-            most = max(param.nbytes for param, _ in pairs.values())
-            scratch = torch.empty(most, dtype=torch.uint8, device="cpu")
-            calls: list[Callable[[], object]] = []
-            # A 16-bit weight has no room for its average, which is kept until it is swapped back.
-            averages: dict[int, Tensor] = {}
-            for i, (param, average) in pairs.items():
-                if param.dtype.itemsize == 2:
-                    low = local_tensor(self.state[list(params)[i]].get("low_bits"))
-                    weights = joined(param, low)
-                    if not self._swapped:
-                        averages[i] = average.clone()
-                    calls += [
-                        partial(split_into, average, param, low),
-                        partial(average.copy_, self._averages.get(i, weights)),
-                    ]
-                    continue
-                kept = scratch[: param.nbytes].view(param.dtype).view(param.shape)
+                self._name_tensors(error)
+                raise error
+        # One buffer for all swaps, of the size of the largest parameter.
+        most = max(param.nbytes for param, _ in pairs.values())
+        scratch = torch.empty(most, dtype=torch.uint8, device="cpu")
+        calls: list[Callable[[], object]] = []
+        # A 16-bit weight has no room for its average, which is kept until it is swapped back.
+        averages: dict[int, Tensor] = {}
+        for i, (param, average) in pairs.items():
+            if param.dtype.itemsize == 2:
+                low = local_tensor(self.state[list(params)[i]].get("low_bits"))
+                weights = joined(param, low)
+                if not self._swapped:
+                    averages[i] = average.clone()
                 calls += [
-                    partial(kept.copy_, average),
-                    partial(average.copy_, param),
-                    partial(param.copy_, kept),
+                    partial(split_into, average, param, low),
+                    partial(average.copy_, self._averages.get(i, weights)),
                 ]
-            changes = {"_swapped": not self._swapped, "_averages": averages}
-            without_interruption(*calls, *assignments(self, **changes))
+                continue
+            kept = scratch[: param.nbytes].view(param.dtype).view(param.shape)
+            calls += [
+                partial(kept.copy_, average),
+                partial(average.copy_, param),
+                partial(param.copy_, kept),
+            ]
+        changes = {"_swapped": not self._swapped, "_averages": averages}
+        without_interruption(*calls, *assignments(self, **changes))
 
     def _require_not_swapped(self) -> None:
         if self._swapped:
@@ -427,11 +428,13 @@ class FusedStep(torch.optim.Optimizer):
     def _adopt(self, params: list[Tensor], groups: list[int]) -> None:
         """Give parameters whose dtype has changed state in the formats of their groups."""
         with self._lock, contextlib.ExitStack() as undo:
-            without = [i for i, param in enumerate(params) if not self.state.get(param)]
-            self._begin(params, groups, without, undo)
+            self._begin(params, groups, self._without_state(params), undo)
             for param, group in zip(params, groups, strict=True):
                 conform(self.state[param], param, needed_state(param, self._options_of(group)))
             undo.pop_all()
+
+    def _without_state(self, params: Iterable[Tensor]) -> list[int]:
+        return [i for i, param in enumerate(params) if not self.state.get(param)]
 
     def _forget_known(self) -> None:
         """Drop the cache, since some of the state may be removed again."""
@@ -573,6 +576,12 @@ def _call(
     if stepped == len(params):
         return params
     return [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+
+
+def _set_seed(group: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Add the default seed to a saved group whose bits depend on it."""
+    if any(map(_is_stored, own["params"])) or own.get("moments", "auto") != "auto":
+        group.setdefault("seed", 0)
 
 
 def _is_stored(param: Tensor) -> bool:

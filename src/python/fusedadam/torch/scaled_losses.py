@@ -56,10 +56,14 @@ def watch() -> None:
     with _lock:
         _watchers += 1
         for scaler in _classes(torch.amp.GradScaler):
-            # Subclasses such as ShardedGradScaler may override `scale`.
-            if "scale" in vars(scaler) and scaler not in _originals:
-                _originals[scaler] = scaler.scale
-                scaler.scale = _marking(scaler.scale)
+            _mark_losses_of(scaler)
+
+
+def _mark_losses_of(scaler: Any) -> None:
+    # Subclasses such as ShardedGradScaler may override `scale`.
+    if "scale" in vars(scaler) and scaler not in _originals:
+        _originals[scaler] = scaler.scale
+        scaler.scale = _marking(scaler.scale)
 
 
 def unwatch() -> None:
