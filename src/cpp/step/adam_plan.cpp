@@ -48,10 +48,6 @@ class GroupConstants {
   AdamConstants<double> f64_;
 };
 
-bool clips_by_a_norm(const AdamSettings& settings) noexcept {
-  return clips_by_global_norm(settings) || clips_per_tensor(settings);
-}
-
 void accumulate(const TensorList& list, bool first_of_mean) {
   const KernelTable& table = active_kernels();
   pass_over(list, Edge::tile,
@@ -114,12 +110,13 @@ Values from(const Values& values, std::int64_t first) {
 
 AdamPlan::AdamPlan(std::vector<TensorRef> tensors) : list_(std::move(tensors)) {}
 
-StepOutcome AdamPlan::step(std::span<const StepGroup> groups, AdamProgress& progress) {
+StepOutcome AdamPlan::step(std::span<const StepGroup> groups, AdamProgress& progress,
+                           const WholeGradient* whole) {
   const DefaultFloatEnvironment environment;
   const AdamSettings& common = *groups.front().settings;
   StepOutcome outcome = StepOutcome::accumulated;
   if (completes_a_step(progress, common)) {
-    outcome = take(groups, progress.iterations, current_loss_scale(progress, common));
+    outcome = take(groups, progress.iterations, current_loss_scale(progress, common), whole);
   } else {
     accumulate(list_, progress.accumulated == 0);
   }
@@ -134,16 +131,18 @@ StepOutcome AdamPlan::step(std::span<const StepGroup> groups) {
 }
 
 StepOutcome AdamPlan::take(std::span<const StepGroup> groups,
-                           std::optional<std::int64_t> iterations, double loss_scale) {
-  const AdamSettings& common = *groups.front().settings;
-  const bool may_skip = common.skip_nonfinite || common.dynamic_loss_scale;
-  if (may_skip || std::ranges::any_of(groups, clips_by_a_norm,
-                                      [](const StepGroup& group) -> const AdamSettings& {
-                                        return *group.settings;
-                                      })) {
+                           std::optional<std::int64_t> iterations, double loss_scale,
+                           const WholeGradient* whole) {
+  const bool may_skip = may_be_skipped(*groups.front().settings);
+  const auto needs_own_sums = [&](const StepGroup& group) {
+    return clips_per_tensor(*group.settings) ||
+           (whole == nullptr && clips_by_global_norm(*group.settings));
+  };
+  if ((may_skip && whole == nullptr) || std::ranges::any_of(groups, needs_own_sums)) {
     reserve(list_, sums_);
     sum_gradients(list_, sums_);
   }
+  if (whole != nullptr) sums_.total = whole->sum_of_squares;
   powers_.resize(groups.size());
   std::vector<GroupConstants> constants;
   constants.reserve(groups.size());
@@ -153,7 +152,7 @@ StepOutcome AdamPlan::take(std::span<const StepGroup> groups,
         *settings, step_scalars(*settings, iterations.value_or(steps) + 1, steps + 1, powers_[i]),
         loss_scale, sums_);
   }
-  if (may_skip && !all_finite(list_, sums_)) {
+  if (may_skip && !(whole == nullptr ? all_finite(list_, sums_) : whole->is_finite)) {
     zero_gradients(list_);
     return StepOutcome::skipped;
   }

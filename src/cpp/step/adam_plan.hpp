@@ -36,9 +36,11 @@ class AdamPlan {
 
   // Executes one call: takes, accumulates or skips a step over all tensors, each with the settings
   // of its group. Tensors have exactly the arrays that their settings need. Preconditions: there is
-  // at least one group, and `progress` is valid for it.
+  // at least one group, and `progress` is valid for it. If the tensors are a part of a larger step,
+  // `whole` has its gradients.
   // @throws std::bad_alloc  before anything is written.
-  StepOutcome step(std::span<const StepGroup> groups, AdamProgress& progress);
+  StepOutcome step(std::span<const StepGroup> groups, AdamProgress& progress,
+                   const WholeGradient* whole = nullptr);
 
   // Takes one step without an AdamProgress. No group may accumulate gradients or use a dynamic loss
   // scale. loss_scale and skip_nonfinite are those of the first group.
@@ -56,7 +58,7 @@ class AdamPlan {
  private:
   // `iterations` is the optimizer's count; if absent, each group's own count is used.
   StepOutcome take(std::span<const StepGroup> groups, std::optional<std::int64_t> iterations,
-                   double loss_scale);
+                   double loss_scale, const WholeGradient* whole = nullptr);
 
   TensorList list_;
   std::vector<BetaPowers> powers_;  // one per group

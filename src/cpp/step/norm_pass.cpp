@@ -82,12 +82,17 @@ bool all_finite(const TensorList& list, const GradientSums& sums) {
   return true;
 }
 
-double global_norm(const TensorList& tensors) {
+WholeGradient whole_gradient(const TensorList& tensors) {
   const DefaultFloatEnvironment environment;
   GradientSums sums;
   reserve(tensors, sums);
   sum_gradients(tensors, sums);
-  return std::sqrt(sums.total);
+  return {sums.total, all_finite(tensors, sums)};
+}
+
+double global_norm(const TensorList& tensors) {
+  const DefaultFloatEnvironment environment;
+  return std::sqrt(whole_gradient(tensors).sum_of_squares);
 }
 
 }  // namespace fusedadam

@@ -27,6 +27,15 @@ void sum_gradients(const TensorList& tensors, GradientSums& sums);
 // since squares of large doubles overflow; then the elements are checked.
 bool all_finite(const TensorList& tensors, const GradientSums& sums);
 
+// The gradients of a step as a whole.
+struct WholeGradient {
+  double sum_of_squares = 0;
+  bool is_finite = true;
+};
+
+// @throws std::bad_alloc
+WholeGradient whole_gradient(const TensorList& tensors);
+
 // Returns the square root of the total. @throws std::bad_alloc
 double global_norm(const TensorList& tensors);
 

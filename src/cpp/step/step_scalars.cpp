@@ -37,6 +37,14 @@ bool clips_per_tensor(const AdamSettings& settings) noexcept {
   return settings.clipnorm_per_tensor.value_or(0) > 0;
 }
 
+bool clips_by_a_norm(const AdamSettings& settings) noexcept {
+  return clips_by_global_norm(settings) || clips_per_tensor(settings);
+}
+
+bool may_be_skipped(const AdamSettings& settings) noexcept {
+  return settings.skip_nonfinite || settings.dynamic_loss_scale;
+}
+
 std::optional<double> gradient_scale(const AdamSettings& s, double loss_scale,
                                      double sum_of_squares) noexcept {
   const bool unscales = s.loss_scale || s.dynamic_loss_scale || s.gradient_accumulation_steps > 1;

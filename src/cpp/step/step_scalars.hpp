@@ -40,6 +40,10 @@ StepScalars step_scalars(const AdamSettings& settings, std::int64_t step) noexce
 // Whether the settings clip by a norm. A bound of 0 disables clipping, as in Keras.
 bool clips_by_global_norm(const AdamSettings& settings) noexcept;
 bool clips_per_tensor(const AdamSettings& settings) noexcept;
+bool clips_by_a_norm(const AdamSettings& settings) noexcept;
+
+// Whether a step is skipped if a gradient is not finite.
+bool may_be_skipped(const AdamSettings& settings) noexcept;
 
 // Returns the factor that combines unscaling, mean, clipping and sign; nullopt if gradients stay
 // unchanged. `sum_of_squares` is that of the gradients before unscaling; it is ignored unless the

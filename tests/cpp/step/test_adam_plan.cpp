@@ -25,6 +25,32 @@ TEST(AdamPlan, AccumulatesIntoWhatIsEmpty) {
   EXPECT_EQ(AdamPlan().step(std::span<const StepGroup>()), StepOutcome::taken);
 }
 
+// A part of the tensors of a step has the bits of the whole if it knows the gradients of the whole.
+TEST(AdamPlan, StepsAPartOfALargerStep) {
+  const AdamSettings settings{.clipnorm = 0.5, .skip_nonfinite = true};
+  const StepGroup group{&settings, 5};
+  for (const bool is_finite : {true, false}) {
+    std::vector<reference::AnyArrays> whole = mixed_tensors(11);
+    auto& last = std::get<Arrays<float>>(whole.emplace_back(trained_arrays<float>(50, 1)));
+    if (!is_finite) last.grad[0] = std::numeric_limits<float>::infinity();
+    std::vector<reference::AnyArrays> parts = whole;
+    AdamProgress progress{.iterations = 5};
+    const StepOutcome outcome =
+        AdamPlan(references_of(whole, settings)).step(std::span(&group, 1), progress);
+    EXPECT_EQ(outcome, is_finite ? StepOutcome::taken : StepOutcome::skipped);
+
+    const std::vector<TensorRef> tensors = references_of(parts, settings);
+    const WholeGradient gradient = whole_gradient(TensorList(tensors));
+    EXPECT_EQ(gradient.is_finite, is_finite);
+    for (const TensorRef& tensor : tensors) {
+      AdamProgress own{.iterations = 5};
+      EXPECT_EQ(AdamPlan({tensor}).step(std::span(&group, 1), own, &gradient), outcome);
+      EXPECT_EQ(own, progress);
+    }
+    EXPECT_TRUE(same_bits(Groups{{parts, settings}}, Groups{{whole, settings}}));
+  }
+}
+
 // Averages begin as copies of the parameters, if these are known.
 TEST(AdamPlan, BeginsTheState) {
   const AdamSettings settings{.use_ema = true};
