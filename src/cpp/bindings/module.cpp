@@ -15,6 +15,7 @@
 #include "bindings/state_memory.hpp"
 #include "bindings/stateless.hpp"
 #include "bindings/tensor_plan.hpp"
+#include "bindings/xla_step.hpp"
 #include "fusedadam/isa.hpp"
 #include "fusedadam/threads.hpp"
 #include "parallel/cpu_quota.hpp"
@@ -81,6 +82,17 @@ py::list gradients_of(const py::list& tensors) {
   return grads;
 }
 
+// Returns {name: capsule}, as jax.ffi.register_ffi_target() takes them.
+py::dict xla_handlers() {
+  py::dict handlers;
+  const auto add = [&](const char* name, xla::Handler& handler) {
+    handlers[name] = py::capsule(reinterpret_cast<void*>(&handler));
+  };
+  add("begin_step", xla::begin_step);
+  add("step", xla::step);
+  return handlers;
+}
+
 }  // namespace
 }  // namespace fusedadam::python
 
@@ -128,6 +140,9 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.def("pack_moments", &pack_moments, arg("m"), arg("v"), arg("packed"));
   module.def("require_gradients", &require_gradients, arg("grads"));
   module.def("global_norm", &python::global_norm, arg("arrays"));
+
+  module.attr("xla_shared_words") = xla::shared_words;
+  module.def("xla_handlers", &xla_handlers);
 
   module.def("cpu_quota", [] { return cpu_quota(); });
   module.def("get_num_threads", &get_num_threads,

@@ -15,6 +15,7 @@ compiler: str
 threading_runtime: str
 max_iterations: int
 state_kinds: tuple[str, ...]
+xla_shared_words: int
 
 def public(function: _Function) -> _Function:
     """Decorate `function` so that tracebacks of its errors end at the caller's line.
@@ -291,6 +292,9 @@ def clip_gradients(
 ) -> list[_Array]: ...
 def require_gradients(grads: Sequence[Any]) -> None: ...
 def global_norm(arrays: Sequence[_Array]) -> float: ...
+def xla_handlers() -> dict[str, Any]:
+    """Return the handlers of XLA's foreign function interface, as capsules by name."""
+
 def cpu_quota() -> float | None:
     """Return the number of CPUs that the control groups of this process allow; None if all."""
 
