@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Lists of weights as Keras 3 saves them, and the adapter on backends that it does not support.
 
-These tests run on every backend that is installed, one of them in this process.
+These tests, and those of the adapter, run on every backend that is installed, one of them in this
+process.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,23 +97,24 @@ def test_adapter_refuses_other_backends(name: str) -> None:
 
     assert loaded() == before
     ours, theirs = (getattr(module, name) for module in (adapter, keras.optimizers))
-    if BACKEND == "torch":
+    if BACKEND in ("torch", "jax"):
         assert isinstance(ours(0.01), theirs)
         return
     with pytest.raises(ValueError, match=f"slower than keras.optimizers.{name}") as caught:
         ours(0.01)
     message = str(caught.value)
-    assert message.startswith(f"fusedadam.keras.{name} must run on the torch backend of Keras")
+    assert message.startswith(f"fusedadam.keras.{name} must run on the torch or JAX backend of Ker")
     assert message.endswith(f"Received: backend={BACKEND!r}")
 
 
 @pytest.mark.parametrize("backend", [b for b in INSTALLED if b != BACKEND and not NESTED])
 def test_other_backends(backend: str) -> None:
     """Run the tests of other backends, each in a process of its own."""
+    files = [str(path) for path in Path(__file__).parent.glob("test_keras*.py")]
     code = f"""
         import pytest
-        raise SystemExit(pytest.main(["-p", "no:cacheprovider", "-q", {__file__!r}]))
+        raise SystemExit(pytest.main(["-p", "no:cacheprovider", "-q", *{files}]))
     """
     quiet = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
-    done = run_python(code, environment={**quiet, NESTED_NAME: "1"})
+    done = run_python(code, environment={**quiet, NESTED_NAME: "1"}, time_limit=600)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh_python import output_of
 from helpers import Array
-from keras_adapter import adapter, array, keras, torch
+from keras_adapter import ON_JAX, adapter, array, keras, stored_variables, tensor
+from keras_backend import INSTALLED
+
+if ON_JAX:
+    import jax
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -60,13 +65,17 @@ def data() -> tuple[Array, Array]:
 def fit(model: Any, epochs: int = 1, **settings: Any) -> dict[str, list[float]]:
     x, y = data()
     history = model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, **settings)
+    if ON_JAX and not isinstance(model.optimizer, adapter.Adam):
+        # With averages, Keras leaves variables that share an array, which the next fit donates twice.
+        for variable in model.trainable_variables:
+            variable.assign(array(variable))
     losses: dict[str, list[float]] = history.history
     return losses
 
 
 def state(model: Any) -> list[Array]:
-    """Return copies of all variables, those of the optimizer last."""
-    return [array(v) for v in model.weights + model.optimizer.variables]
+    """Return copies of all variables that are in files, those of the optimizer last."""
+    return [array(v) for v in model.weights + stored_variables(model.optimizer)]
 
 
 def close(ours: Sequence[Array], theirs: Sequence[Array]) -> None:
@@ -78,9 +87,12 @@ def same(ours: Sequence[Array], theirs: Sequence[Array]) -> None:
     assert [a.tobytes() for a in ours] == [b.tobytes() for b in theirs]
 
 
-def pair(cls: str, **options: Any) -> list[Any]:
-    """Keras' optimizer and this package's."""
-    return [getattr(module, cls)(**options) for module in (keras.optimizers, adapter)]
+def pair(kind: str, /, **options: Any) -> list[Any]:
+    """Keras' optimizer and this package's, within a LossScaleOptimizer if so named."""
+    cls = kind.removeprefix("scaled ")
+    optimizers = [getattr(module, cls)(**options) for module in (keras.optimizers, adapter)]
+    scales = keras.optimizers.LossScaleOptimizer
+    return [scales(each, 1.0) if kind != cls else each for each in optimizers]
 
 
 # -- fit and files ----------------------------------------------------------------------------
@@ -108,13 +120,17 @@ def test_fit_and_resume_from_a_file(
     same(state(resumed), state(whole))
 
 
-@pytest.mark.parametrize(("name", "_", "options"), OPTIONS.values(), ids=OPTIONS)
+PAIRS = OPTIONS | {"scaled": ("scaled Adam", "float32", {"use_ema": True})}
+
+
+@pytest.mark.parametrize(("name", "_", "options"), PAIRS.values(), ids=PAIRS)
 def test_fit_and_files_of_keras(tmp_path: Path, name: str, _: str, options: dict[str, Any]) -> None:
     # Each optimizer resumes from the other's file.
-    models, losses = [], []
+    models: list[Any] = []
+    losses = []
     optimizers = pair(name, learning_rate=0.01, **options)
     for optimizer, other in zip(optimizers, pair(name, **options)[::-1], strict=True):
-        path = tmp_path / f"{type(optimizer).__module__}.keras"
+        path = tmp_path / f"{len(models)}.keras"
         model = model_of(optimizer)
         losses.append(fit(model, epochs=2)["loss"])
         model.save(path)
@@ -130,31 +146,73 @@ def test_fit_and_files_of_keras(tmp_path: Path, name: str, _: str, options: dict
         close(state(model), state(models[0]))
 
 
-def test_callbacks() -> None:
-    models, histories = [], []
+@pytest.mark.skipif("jax" not in INSTALLED or ON_JAX, reason="of torch and JAX, from torch")
+def test_files_move_between_backends(tmp_path: Path) -> None:
+    models = []
+    for name, policy, options in (*OPTIONS.values(), STORED["7 bytes"]):
+        models.append(model_of(getattr(adapter, name)(0.01, **options), policy))
+        fit(models[-1])
+        models[-1].save(tmp_path / f"{len(models)}.keras")
+    code = f"""
+        import pathlib, warnings
+        import keras
+        import fusedadam.keras
+        warnings.simplefilter("ignore")
+        for path in pathlib.Path({str(tmp_path)!r}).glob("*.keras"):
+            keras.saving.load_model(path).save(path)
+    """
+    output_of(code, environment={"KERAS_BACKEND": "jax", "PYTHONWARNINGS": "ignore"})
+    for i, model in enumerate(models, 1):
+        same(state(keras.saving.load_model(tmp_path / f"{i}.keras")), state(model))
+
+
+def test_callbacks(tmp_path: Path) -> None:
+    models: list[Any] = []
+    histories = []
     for optimizer in pair("Adam", learning_rate=0.02, use_ema=True, ema_momentum=0.9):
+        path = tmp_path / f"{len(models)}.keras"
         callbacks = [
             keras.callbacks.LearningRateScheduler(lambda epoch, lr: lr * (0.5 if epoch else 1.0)),
+            keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=1, min_delta=100.0),
+            keras.callbacks.ModelCheckpoint(path),
+            keras.callbacks.BackupAndRestore(tmp_path / f"backup {len(models)}"),
             keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
         ]
         models.append(model_of(optimizer))
         histories.append(fit(models[-1], epochs=3, callbacks=callbacks))
+        saved = keras.saving.load_model(path).optimizer
+        same([array(v) for v in saved._velocities], [array(v) for v in optimizer._velocities])
     close(*map(state, models))
     assert histories[0]["learning_rate"] == histories[1]["learning_rate"]
     np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=RTOL)
 
 
-def test_custom_loop_without_no_grad() -> None:
+def gradients_of(model: Any, x: Any, y: Any) -> list[Any]:
+    """The gradients of the scaled loss, by the means of the backend."""
+    optimizer, variables = model.optimizer, model.trainable_variables
+    if ON_JAX:
+        others = [v.value for v in model.non_trainable_variables]
+
+        def loss_of(values: Any) -> Any:
+            prediction, _ = model.stateless_call(values, others, x, training=True)
+            return optimizer.scale_loss(keras.ops.mean((prediction - y) ** 2))
+
+        gradients: list[Any] = jax.jit(jax.grad(loss_of))([v.value for v in variables])
+        return gradients
+    model.zero_grad()
+    loss = keras.ops.mean((model(x, training=True) - y) ** 2)
+    optimizer.scale_loss(loss).backward()
+    return [v.value.grad for v in variables]
+
+
+def test_custom_loop() -> None:
     models = []
-    x, y = (torch.from_numpy(a.astype("float32")) for a in data())
+    x, y = (tensor(a, "float32") for a in data())
     for optimizer in pair("Adam", learning_rate=0.01, loss_scale_factor=8.0, clipnorm=1.0):
         model = model_of(optimizer)
         for _ in range(3):
-            model.zero_grad()
-            loss = keras.ops.mean((model(x, training=True) - y) ** 2)
-            optimizer.scale_loss(loss).backward()
-            variables = model.trainable_variables
-            optimizer.apply_gradients([(v.value.grad, v) for v in variables])
+            gradients = gradients_of(model, x, y)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         models.append(model)
     close(*map(state, models))
 
@@ -181,26 +239,6 @@ def test_mixed_precision(options: dict[str, Any]) -> None:
     # Losses and gradients have float16 precision.
     for a, b in zip(state(ours), state(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0.05, atol=5e-3)
-
-
-def test_compiled() -> None:
-    # `compile(jit_compile=True)` traces a training step in this way. The optimizer's step is not
-    # part of the trace.
-    results = []
-    for traced in (False, True):
-        variables = [keras.Variable(np.ones(3, "float32"))]
-        optimizer = adapter.Adam(0.01)
-        optimizer.build(variables)
-
-        def step(optimizer: Any = optimizer, variables: Any = variables) -> Any:
-            grad = torch.ones(3) * 2
-            optimizer.apply([grad], variables)
-            return variables[0].value * 2
-
-        if traced:
-            step = torch.compile(step, backend="eager")
-        results.append([array(step()) for _ in range(12)])
-    same(*results)
 
 
 # -- configurations ---------------------------------------------------------------------------
@@ -266,34 +304,5 @@ def test_variables_of_other_dtypes() -> None:
     assert not optimizer.built
     # A variable that is not stepped may have any attributes.
     variables[1].overwrite_with_gradient = True
-    optimizer.apply([torch.ones(3), torch.full((3,), 5)], variables)
+    optimizer.apply([tensor(np.ones(3, "f4")), tensor(np.full(3, 5, "i4"))], variables)
     np.testing.assert_array_equal(array(variables[1]), 5)
-
-
-def test_variables_on_another_device() -> None:
-    with keras.device("meta"):
-        variable = keras.Variable(np.ones(3, "float32"), name="far")
-    with pytest.raises(ValueError, match=r"'far' must be on the CPU: .* Received: device='meta'"):
-        adapter.Adam().build([variable])
-
-
-@pytest.mark.parametrize(
-    ("rate", "grad", "reason"),
-    [
-        *(
-            (0.1, grad, r"grads\[1\].*Received: ")
-            for grad in (np.ones(2, "f4"), np.ones((3, 1), "f4"), np.ones(3), np.ones(3, "i8"))
-        ),
-        (float("nan"), np.ones(3, "f4"), r"lr must be .* Received: lr=nan"),
-    ],
-)
-def test_refused_call_changes_nothing(rate: float, grad: Array, reason: str) -> None:
-    variables = [keras.Variable(np.ones(n, "float32")) for n in (2, 3)]
-    optimizer = adapter.Adam(rate, loss_scale_factor=8.0)
-    with pytest.raises(ValueError, match=reason):
-        optimizer.apply([torch.ones(2), torch.from_numpy(grad)], variables)
-    assert [np.unique(array(v)).tolist() for v in variables] == [[1], [1]]
-    assert not any(np.any(array(v)) for v in optimizer.variables[2:])
-    assert int(optimizer.iterations) == 0
-    assert optimizer.loss_scale_factor == 8.0
-    assert float(optimizer.scale_loss(torch.tensor(1.0))) == 8.0

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""`fusedadam.keras` for tests, with the oracle. Modules that import this are skipped without torch.
+"""`fusedadam.keras` for tests, with the oracle. Modules that import this are skipped without it.
 
 Keras keeps settings such as learning rates in float32, and counts its calls for all variables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
@@ -16,13 +17,19 @@ from helpers import Array, assert_all_same_bits, values
 from keras_backend import BACKEND, keras
 from oracle import OracleAdam
 
-if BACKEND != "torch":
-    pytest.skip(f"Keras runs on {BACKEND}, and not on torch", allow_module_level=True)
+if BACKEND not in ("torch", "jax"):
+    pytest.skip(f"Keras runs on {BACKEND}, not on torch or JAX", allow_module_level=True)
 
 import fusedadam.keras as adapter
-import torch
 
-__all__ = ["LR", "SHAPES", "Trained", "adapter", "array", "by_kind", "keras", "torch", "variable"]
+ON_JAX: Final = BACKEND == "jax"
+if ON_JAX:
+    import jax
+else:
+    import torch
+
+__all__ = ["LR", "ON_JAX", "SHAPES", "Calls", "Trained", "adapter", "array", "by_kind", "floatx"]
+__all__ += ["keras", "stored_variables", "tensor", "variable"]
 
 SHAPES: list[tuple[int, ...]] = [(6, 4), (4,), (), (0, 3), (3, 5)]
 LR = 2.0**-7  # exact in float32
@@ -37,21 +44,63 @@ KINDS = {
 
 def array(variable: Any) -> Array:
     """A copy of the value of a variable or tensor."""
-    tensor = getattr(variable, "_value", variable).detach()
+    tensor = getattr(variable, "_value", variable)
+    if ON_JAX:
+        # A view of the array itself, which jax 0.5 keeps of bfloat16, would keep it from donation.
+        return np.array(jax.numpy.copy(tensor))
+    tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return np.array(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
     return np.array(tensor.numpy())
 
 
+def tensor(values: Any, dtype: str = "") -> Any:
+    """A tensor of the backend."""
+    if ON_JAX:
+        return jax.numpy.array(values, dtype or None)
+    made = torch.from_numpy(np.array(values))
+    return made.to(getattr(torch, dtype)) if dtype else made
+
+
+def address(variable: Any) -> int:
+    value = variable._value
+    place: int = value.unsafe_buffer_pointer() if ON_JAX else value.data_ptr()
+    return place
+
+
+@contextlib.contextmanager
+def floatx(dtype: str) -> Iterator[None]:
+    """Set the dtype of Keras' own computations, and give JAX float64 for it."""
+
+    def use(name: str) -> None:
+        keras.config.set_floatx(name)
+        if ON_JAX:
+            jax.config.update("jax_enable_x64", name == "float64")
+
+    before = keras.config.floatx()
+    use(dtype)
+    try:
+        yield
+    finally:
+        use(before)
+
+
 def variable(start: Array, dtype: str = "", **settings: Any) -> Any:
     """A variable with these values, of two dimensions in another memory layout.
 
-    keras.initializers.Orthogonal makes such variables.
+    keras.initializers.Orthogonal makes such variables. JAX has no other layouts.
     """
+    if ON_JAX:
+        return keras.Variable(start, dtype=dtype or str(start.dtype), **settings)
     tensor = torch.empty(start.shape, dtype=getattr(torch, dtype or str(start.dtype)))
     if start.ndim == 2:
         tensor = tensor.t().contiguous().t()
     return keras.Variable(tensor.copy_(torch.from_numpy(start)), **settings)
+
+
+def stored_variables(optimizer: Any) -> list[Any]:
+    """The variables that are in files: all but the memory for gradients on JAX."""
+    return [v for v in optimizer.variables if not v.name.endswith("gradient_memory")]
 
 
 def by_kind(optimizer: Any, variables: Sequence[Any]) -> dict[str, list[Array]]:
@@ -61,6 +110,42 @@ def by_kind(optimizer: Any, variables: Sequence[Any]) -> dict[str, list[Array]]:
     others = {v.name for v in optimizer.variables} & {"iteration", "learning_rate"}
     assert len(others) + sum(map(len, arrays.values())) <= len(optimizer.variables)
     return {"v": [array(v) for v in variables]} | arrays
+
+
+def unscaled(grad: Array, scale: Any) -> Array:
+    """The gradient as Keras unscales it. XLA multiplies by the inverse of a constant."""
+    return np.asarray(grad * grad.dtype.type(1 / scale) if ON_JAX else grad / scale, grad.dtype)
+
+
+class Calls:
+    """Calls of an optimizer with gradients for the first of some variables.
+
+    If compiled, those for all variables are as in `fit`: of a program that donates the variables.
+    """
+
+    def __init__(self, optimizer: Any, variables: Sequence[Any], *, compiled: bool) -> None:
+        self.optimizer, self.variables, self.compiled = optimizer, variables, compiled
+        self.traced: dict[str, Any] = {}  # settings of the program
+        self.program: Any = None
+
+    def __call__(self, tensors: Sequence[Any]) -> None:
+        optimizer = self.optimizer
+        if not self.compiled or len(tensors) < len(self.variables):
+            optimizer.apply(tensors, self.variables[: len(tensors)])
+            return
+        excluded = getattr(optimizer, "_exclude_from_weight_decay", None)
+        settings = optimizer.get_config() | {"learning_rate": 0.0, "excluded": excluded}
+        if settings != self.traced:
+            self.traced = settings
+            self.program = jax.jit(
+                lambda params, state, grads: optimizer.stateless_apply(state, grads, params),
+                donate_argnums=(0, 1),
+            )
+        lists = self.variables, optimizer.variables
+        results = self.program(*([v.value for v in each] for each in lists), tensors)
+        for each, new in zip(lists, results, strict=True):
+            for v, value in zip(each, new, strict=True):
+                v.assign(value)
 
 
 class Trained:
@@ -75,6 +160,7 @@ class Trained:
         self.variables = [variable(p, dtype, name=f"v{i}") for i, p in enumerate(starts)]
         self.options = {"learning_rate": LR, "name": "adam"} | options
         self.optimizer = getattr(adapter, name)(**self.options)
+        self.apply = Calls(self.optimizer, self.variables, compiled=ON_JAX)
         stored = {k: options[k] for k in ("low_bits", "rounding", "seed") if k in options}
         automatic = "bfloat16" if dtype in ("bfloat16", "float16") else "float32"
         self.reference = OracleAdam(
@@ -85,7 +171,7 @@ class Trained:
             gradient_accumulation_steps=self.optimizer.gradient_accumulation_steps,
             **stored,
         )
-        self.reference.transposed = {i for i, p in enumerate(starts) if p.ndim == 2}
+        self.reference.transposed = {i for i, p in enumerate(starts) if p.ndim == 2 and not ON_JAX}
         # Not where Keras averages in calls that do not step, or steps without a gradient.
         self.is_exact = not (self.optimizer.use_ema and options.get("gradient_accumulation_steps"))
         self.places: list[tuple[Any, int]] = []
@@ -120,20 +206,21 @@ class Trained:
 
         tensors = self.tensors(grads)
         given = [None if t is None else array(t) for t in tensors]
-        optimizer.apply(tensors[:count], self.variables[:count])
+        if ON_JAX and count < len(self.variables):
+            self.places.clear()
+        self.apply(tensors[:count])
         only_read = [(t, g) for t, g in zip(tensors, given, strict=True) if g is not None]
         assert_all_same_bits([array(t) for t, _ in only_read], [g for _, g in only_read], "grads")
         scale = optimizer.loss_scale_factor
-        if scale and accumulates:  # unscaled by Keras
-            scale, given = None, [g if g is None else np.asarray(g / scale, g.dtype) for g in given]
+        if scale and (accumulates or ON_JAX):  # unscaled by Keras
+            scale, given = None, [None if g is None else unscaled(g, scale) for g in given]
         reference.loss_scale = scale
         reference.step([g if i < count else None for i, g in enumerate(given)])
 
     def tensors(self, grads: Sequence[Any]) -> list[Any]:
         """The gradients as tensors, every other time in the layouts of their variables."""
-        dtype = self.variables[0]._value.dtype
-        tensors = [None if g is None else torch.from_numpy(np.array(g)).to(dtype) for g in grads]
-        if self.reference.iterations % 2:
+        tensors = [None if g is None else tensor(g, self.variables[0].dtype) for g in grads]
+        if self.reference.iterations % 2 and not ON_JAX:
             tensors = [t if t is None or t.ndim < 2 else t.t().contiguous().t() for t in tensors]
         return tensors
 
@@ -147,9 +234,15 @@ class Trained:
                 if of:
                     assert_all_same_bits(arrays[kind], of, kind)
             assert not (reference.packed and any(map(np.size, arrays["velocity"])))
-        # All is in place.
-        every = [v._value for v in [*self.variables, *self.optimizer.variables]]
-        places = [(tensor, tensor.data_ptr()) for tensor in every]
+        # All is in place. On JAX that means the address, which may change if there is no element or
+        # if a scalar is only read.
+        every = [v for v in self.variables if not v.overwrite_with_gradient]
+        every += self.optimizer.variables
+        places = [
+            (None if ON_JAX else v._value, address(v))
+            for v in every
+            if not ON_JAX or np.prod(v.shape) > 1
+        ]
         self.places = self.places or places
         same = zip(places, self.places, strict=True)
         assert all(a is b and where == place for (a, where), (b, place) in same)

@@ -2,7 +2,7 @@
 """Keras 3 for tests, on one backend. A test module that imports this is skipped without Keras.
 
 Keras has one backend per process, chosen when it is first imported: that of KERAS_BACKEND, or else
-the first one installed, with torch, the backend of `fusedadam.keras`, before all others.
+the first one installed, with torch before all others.
 """
 
 from __future__ import annotations
