@@ -168,7 +168,7 @@ def stored(process: str, *packages: str, checked: tuple[int, ...] = ()) -> Peer:
     return Peer(module, (*packages, "torch"), has_float64=False, checked=checked)
 
 
-TORCH = ("torch",)
+TORCH, JAX = ("torch",), ("jax", "optax")
 KERAS_TORCH, KERAS_TF = ("keras", "torch"), ("keras", "tensorflow")
 OURS = {"fusedadam": Peer("fusedadam_adam"), "traffic twin": Peer("fusedadam_adam")}
 STEPS = {
@@ -184,7 +184,7 @@ STEPS = {
     "keras tensorflow": Peer(
         "keras_adam:tensorflow", KERAS_TF, 1, 1_000, "1,000 take half a minute to compile"
     ),
-    "optax": Peer("optax_adam", ("jax", "optax"), 3, 1_000, "10,000 take minutes to compile"),
+    "optax": Peer("jax_adam:optax", JAX, 3, 1_000, "10,000 take minutes to compile"),
     "numba": Peer("numba_adam", ("numba",)),
     "numpy": Peer("numpy_adam", ("numpy",), 3),
 }
@@ -194,6 +194,7 @@ TAILS = {**OURS, "torch": Peer("torch_adam", TORCH)}
 ADAPTERS = {
     "fusedadam.torch": Peer("torch_adam:fusedadam", TORCH),
     "fusedadam.keras": Peer("keras_adam:fusedadam", KERAS_TORCH),
+    "fusedadam.jax": Peer("jax_adam:fusedadam", JAX, 0, 1_000, "10,000 take minutes to compile"),
 }
 # Optimizers that store less than float32.
 STORING = {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A hand-written loop, compiled by numba for this machine's CPU, with fastmath and all threads.
 
-Square roots and divisions may be approximate, and the bits depend on the machine. A large tensor is
-divided among threads by elements. Of many tensors, the small ones are distributed among threads as
-a whole. A small amount of work is done on one thread.
+Square roots and divisions may be approximate, and the bits depend on the machine. One tensor is
+divided among threads by elements; many, here of equal sizes, as a whole. A small amount of work is
+done on one thread.
 https://numba.readthedocs.io/en/stable/user/performance-tips.html
 """
 
@@ -78,25 +78,15 @@ def compiled() -> dict[tuple[bool, bool], Callable[..., object]]:
     serial: Any = jit(update)
     parallel: Any = jit(update, parallel=True)
 
-    def few(
-        p: Any, g: Any, m: Any, v: Any, lr: Any, b1: Any, c1: Any, b2: Any, c2: Any, eps: Any
-    ) -> None:
-        for k in range(len(p)):
-            serial(p[k], g[k], m[k], v[k], lr, b1, c1, b2, c2, eps)
-
-    def many(
+    def of_each(
         p: Any, g: Any, m: Any, v: Any, lr: Any, b1: Any, c1: Any, b2: Any, c2: Any, eps: Any
     ) -> None:
         for k in numba.prange(len(p)):
-            if p[k].size < PARALLEL_SIZE:
-                serial(p[k], g[k], m[k], v[k], lr, b1, c1, b2, c2, eps)
-        for k in range(len(p)):
-            if p[k].size >= PARALLEL_SIZE:
-                parallel(p[k], g[k], m[k], v[k], lr, b1, c1, b2, c2, eps)
+            serial(p[k], g[k], m[k], v[k], lr, b1, c1, b2, c2, eps)
 
     return {
         (True, False): serial,
         (True, True): parallel,
-        (False, False): jit(few),
-        (False, True): jit(many, parallel=True),
+        (False, False): jit(of_each),
+        (False, True): jit(of_each, parallel=True),
     }

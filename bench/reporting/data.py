@@ -52,6 +52,14 @@ def ratio(row: Row, contender: str, ours: str = OURS) -> pd.Series:
     return seconds[contender] / seconds[ours]
 
 
+def cpu_ratio(row: Row) -> pd.Series:
+    """Return the CPU time of the second contender over that of the first, ours."""
+    if not row["seconds"]:
+        raise NotMeasuredError("; ".join({*row["not_run"].values()}))
+    ours, stock = row["seconds"]
+    return ratio({**row, "seconds": row["cpu_seconds"]}, stock, ours)
+
+
 def beyond(row: Row) -> float:
     """Return the bytes at peak beyond the process and what a step needs."""
     return float(row["peak_bytes"] - row["baseline_bytes"] - row["expected_bytes"])

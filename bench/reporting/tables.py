@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -123,6 +124,15 @@ def bytes_of(of: Callable[[Row], float], write: Callable[[float], str] = data.as
     return lambda row: write(of(row)) if "peak_bytes" in row else DASH
 
 
+# Trainings with ours and with the stock optimizer. The ratio of CPU times fails if neither was run.
+TRAINING: dict[str, Cell] = {
+    "CPU time, stock over ours": lambda row: data.quartiles(data.cpu_ratio(row)),
+    "speed": lambda row: data.quartiles(data.ratio(row, *reversed([*row["seconds"]]))),
+    "ours": lambda row: time_of(next(iter(row["seconds"])))(row),
+    "page faults of ours, stock": lambda row: ", ".join(
+        f"{statistics.median(each):,.0f}" for each in row["faults"].values()
+    ),
+}
 PEAK: dict[str, Cell] = {
     "has to exist": bytes_of(lambda row: row["expected_bytes"]),
     "at peak": bytes_of(lambda row: row["peak_bytes"] - row["baseline_bytes"]),
@@ -133,12 +143,12 @@ PEAK: dict[str, Cell] = {
 def frameworks(sections: Sections) -> str:
     """PyTorch and Keras: steps and peaks."""
     rows = rows_of(sections, "adapters")
-
     return together(
         *(
             steps_table([row for row in rows if ours in {*row["seconds"], *row["not_run"]}], ours)
-            for ours in ("fusedadam.torch", "fusedadam.keras")
+            for ours in ("fusedadam.torch", "fusedadam.keras", "fusedadam.jax")
         ),
+        table(rows_of(sections, "trainings"), TRAINING),
         table(rows_of(sections, "peaks"), PEAK),
     )
 
@@ -181,7 +191,7 @@ PARTS: dict[str, tuple[Sequence[str], Part]] = {
     "one_tensor": (["sizes", "float64"], one_tensor),
     "many_tensors": (["many_tensors"], many_tensors),
     "tail": (["tail"], tail),
-    "frameworks": (["adapters", "peaks"], frameworks),
+    "frameworks": (["adapters", "trainings", "peaks"], frameworks),
     "neighbours": (["runtimes", "ranks"], neighbours),
     "storage": (["storage", "storage_memory"], storage),
     "cost_model": (costs.FITTED, costs.cost_model_part),

@@ -166,6 +166,17 @@ TARGETS = (
             "fusedadam.torch"),
     against("keras torch", 5.0, "`fusedadam.keras`, a model of 10M",
             ("adapters", "a model of 9,971,176"), "fusedadam.keras"),
+    *(
+        against("optax", 1.5, f"`fusedadam.jax`, {case}", ("adapters", f"JAX, {case}"),
+                "fusedadam.jax")
+        for case in (LARGE, f"10 x {M:,}")
+    ),
+    *(
+        Target(f"a training step, {case}", f"at least {bound:g} x the CPU time of stock",
+               of_row(("trainings", case), data.cpu_ratio), bound)
+        for case, bound in (("flax, 1M", 1.0), ("flax, 10M", 1.1), ("flax, 67M", 1.4),
+                            ("Keras on JAX, 10M", 1.15))
+    ),
     # Not 1.0: the gradients of a few of the 24 layers exist at a time, and the C library may keep
     # freed ones.
     Target("`fusedadam.torch.attach`, 100M", "peak memory lower by at least 0.8 of the gradients",

@@ -24,6 +24,7 @@ OTHERS = {
     "first_step": "memory",
     "large": "memory",
     "peaks": "frameworks",
+    "trainings": "trainings",
     "storage_memory": "storage",
     "imports": "imports",
     "runtimes": "neighbours",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""fusedadam behind the interfaces of PyTorch and Keras 3, against the frameworks' own optimizers."""
+"""fusedadam behind the interfaces of frameworks, against the frameworks' own optimizers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from runner.worker import absence, call
 
 BESIDE_TORCH = ("fusedadam.torch", "torch fused", "torch default")
 BESIDE_KERAS = ("fusedadam.keras", "keras torch")
+BESIDE_OPTAX = ("fusedadam.jax", "optax")
+JAX_SHAPES = ((1, 1 << 26), (10, 1 << 20), (1_000, 1_000))
 SHAPES = ((1, 10_000), (1, 1 << 20), (1, 1 << 26), (1_000, 1_000))
 
 BATCH = 8  # small, so that gradients use more memory than activations
@@ -34,6 +36,10 @@ def adapters(bench: Bench) -> list[Row]:
     """Time each adapter interleaved with its framework."""
     shapes = ((20, 100),) if bench.quick else SHAPES
     rows = [bench.contest.row(bench, BESIDE_TORCH, [size] * n) for n, size in shapes]
+    rows += [
+        bench.contest.row(bench, BESIDE_OPTAX, [size] * n, case=f"JAX, {n:,} x {size:,}")
+        for n, size in (((20, 100),) if bench.quick else JAX_SHAPES)
+    ]
     # 10M parameters in 40 variables.
     model = transformer(16, 3, 10) if bench.quick else transformer(512, 3, 1_000)
     case = f"a model of {sum(model):,}"

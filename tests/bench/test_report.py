@@ -22,7 +22,7 @@ from reporting import costs, data, tables
 from reporting.targets import TARGETS, Target, largest, of_row, targets_part
 from run import FORMAT
 from runner import Bench, contestant
-from sections import frameworks, memory, neighbours, storage
+from sections import frameworks, memory, neighbours, storage, trainings
 
 CONSTANTS = {"call": 2e-6, "fork": 3e-6, "tensor": 9e-8, "rate": 2.9e9}
 ABSENT = {"deepspeed": "ModuleNotFoundError: No module named 'deepspeed'.\n(not | here)"}
@@ -63,10 +63,16 @@ def document(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         storage.step_largest: {**peak, "step_seconds": 1.5},
         neighbours.time_at_once: {"at once": 2.0, "one after the other": 2.0},
     }
-    for module in (memory, frameworks, storage, neighbours):
+    for module in (memory, frameworks, storage, neighbours, trainings):
         for name in ("too_large", "absence"):
             monkeypatch.setattr(module, name, lambda *_: "", raising=False)
         monkeypatch.setattr(module, "call", lambda function, *_, **__: copy.copy(found[function]))
+    kinds = ("seconds", "cpu_seconds", "faults")
+    monkeypatch.setattr(
+        trainings,
+        "call",
+        lambda _, names, *__, **___: {kind: {n: [1.0] for n in names} for kind in kinds},
+    )
     monkeypatch.setattr(memory, "first_steps", lambda *_: [[1.0, 2.0, 2.0]] * 2)
     invented = {
         "runtimes": [
@@ -144,7 +150,7 @@ def test_a_full_run_has_every_target(document: dict[str, Any]) -> None:
     lines = plain(targets_part(document["sections"]))
     # This machine may lack an instruction set.
     assert [x for x in lines if "not measured:" in x and "AVX-512" not in x] == []
-    assert len(lines) == len(TARGETS) + 4 == 50
+    assert len(lines) == len(TARGETS) + 4 == 56
     for line in (
         "| one tensor, 64M | at least 1 x torch fused | 2.00 | met |",
         "| 1B parameters | time grows linearly from 64M within 10 % | 0.13 | **MISSED** |",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""optax's Adam under `jax.jit`, with donated buffers of parameters and moments.
+"""Steps under `jax.jit`, with donated parameters and moments: optax's Adam, and `fusedadam.jax`.
 
 https://optax.readthedocs.io/en/latest/getting_started.html
 https://docs.jax.dev/en/latest/buffer_donation.html
@@ -15,17 +15,33 @@ import numpy as np
 from peers import Array, Contender, Work
 
 
+def optimizer_of(name: str, *arguments: float, **more: Any) -> tuple[Any, Any]:
+    """Return an optimizer, and its step: `step(grads, params, state) -> (params, state)`."""
+    import optax
+
+    if name == "optax":
+        adam: Any = optax.adam(*arguments)
+
+        def update(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
+            updates, state = adam.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        return adam, update
+    import fusedadam.jax
+
+    ours = fusedadam.jax.adam(*arguments, **more)
+    return ours, lambda grads, params, state: ours.step(grads, state, params)
+
+
 def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]:  # noqa: ARG001
     """Make the contender. JAX uses as many threads as the process may use CPUs."""
     import jax
-    import optax
 
+    (name,) = names
     jax.config.update("jax_enable_x64", work.dtype == "float64")
-    optimizer: Any = optax.adam(*vars(work.hyper).values())
-
-    def update(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    # The gradients are arguments, in memory of their own.
+    more = {} if name == "optax" else {"keep_gradients": False}
+    optimizer, update = optimizer_of(name, *vars(work.hyper).values(), **more)
 
     def on_device(arrays: Iterable[Array]) -> list[Any]:
         return [jax.numpy.array(array, copy=True) for array in arrays]
@@ -44,4 +60,4 @@ def make(names: Sequence[str], work: Work, threads: int) -> dict[str, Contender]
     def as_arrays() -> list[Array]:
         return [np.array(param) for param in now["params"]]
 
-    return dict.fromkeys(names, Contender("algorithm 1", step, set_grads, as_arrays))
+    return {name: Contender("algorithm 1", step, set_grads, as_arrays)}
