@@ -32,7 +32,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 # Frameworks imported by examples, and clients of torch's optimizers.
-NEEDS = re.compile(r"^import (torch|keras|peft|transformers)$", re.MULTILINE)
+NEEDS = re.compile(r"^import (torch|jax|keras|peft|transformers)$", re.MULTILINE)
 CLIENTS = {"peft", "transformers"}
 
 
@@ -65,7 +65,8 @@ def test_python_example_runs(code: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", examples("framework"))
 def test_python_example_of_a_framework_runs(code: str) -> None:
-    for framework in ("torch", *NEEDS.findall(code)):  # Keras runs on torch
+    needs = NEEDS.findall(code)
+    for framework in (*needs, *(["torch"] if "keras" in needs else [])):  # Keras runs on torch
         if importlib.util.find_spec(framework) is None:
             pytest.skip(f"needs {framework}")
     # In a separate process, because Keras chooses its backend when it is imported.
