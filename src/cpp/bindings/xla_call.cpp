@@ -131,7 +131,8 @@ AdamOptions AttributeReader::options() const {
 
 bool AttributeReader::flag(std::string_view name) const {
   const std::int64_t index = find(name);
-  return index >= 0 && scalar<bool>(attributes_, index, DataType::boolean, "flag");
+  if (index < 0) return false;
+  return scalar<bool>(attributes_, index, DataType::boolean, std::string(name).c_str());
 }
 
 std::span<const std::int64_t> AttributeReader::numbers(std::string_view name) const {

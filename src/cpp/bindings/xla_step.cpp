@@ -18,7 +18,6 @@
 #include "api/checks.hpp"
 #include "api/messages.hpp"
 #include "bindings/xla_call.hpp"
-#include "parallel/float_environment.hpp"
 #include "step/adam_plan.hpp"
 #include "step/progress.hpp"
 #include "step/updates.hpp"
@@ -172,11 +171,7 @@ WholeGradient mark_nan(std::vector<TensorRef>& tensors, const AdamSettings& sett
                        std::optional<WholeGradient> whole) {
   const TensorList list(tensors);
   GradientSums sums;
-  if (!whole || clips_per_tensor(settings)) {
-    const DefaultFloatEnvironment environment;
-    reserve(list, sums);
-    sum_gradients(list, sums);
-  }
+  if (!whole || clips_per_tensor(settings)) sums = gradient_sums(list);
   double total = whole ? whole->sum_of_squares : sums.total;
   const bool is_finite = std::isfinite(total);
   for (std::size_t i = 0; i < tensors.size(); ++i) {

@@ -233,10 +233,7 @@ bool clip_gradients(const TensorList& list, const AdamSettings& asked, double lo
   settings.gradient_accumulation_steps = 1;
   const DefaultFloatEnvironment environment;
   GradientSums sums;
-  if (clips_by_a_norm(settings)) {
-    reserve(list, sums);
-    sum_gradients(list, sums);
-  }
+  if (clips_by_a_norm(settings)) sums = gradient_sums(list);
   const GroupConstants constants(settings, step_scalars(settings, 1), loss_scale, sums);
   bool any_changes = false;
   for (std::size_t index = 0; index < list.tensors().size(); ++index) {

@@ -82,17 +82,24 @@ bool all_finite(const TensorList& list, const GradientSums& sums) {
   return true;
 }
 
-WholeGradient whole_gradient(const TensorList& tensors) {
+GradientSums gradient_sums(const TensorList& tensors) {
   const DefaultFloatEnvironment environment;
   GradientSums sums;
   reserve(tensors, sums);
   sum_gradients(tensors, sums);
+  return sums;
+}
+
+WholeGradient whole_gradient(const TensorList& tensors) {
+  const GradientSums sums = gradient_sums(tensors);
+  const DefaultFloatEnvironment environment;
   return {sums.total, all_finite(tensors, sums)};
 }
 
 double global_norm(const TensorList& tensors) {
+  const GradientSums sums = gradient_sums(tensors);
   const DefaultFloatEnvironment environment;
-  return std::sqrt(whole_gradient(tensors).sum_of_squares);
+  return std::sqrt(sums.total);
 }
 
 }  // namespace fusedadam

@@ -23,6 +23,10 @@ void reserve(const TensorList& tensors, GradientSums& sums);
 // Sums the squares of grad, or of accumulator + grad if a tensor has an accumulator.
 void sum_gradients(const TensorList& tensors, GradientSums& sums);
 
+// The same in new memory, whatever the caller's floating-point environment.
+// @throws std::bad_alloc
+GradientSums gradient_sums(const TensorList& tensors);
+
 // Whether all gradients are finite. A finite sum proves it. An infinite sum does not disprove it,
 // since squares of large doubles overflow; then the elements are checked.
 bool all_finite(const TensorList& tensors, const GradientSums& sums);
