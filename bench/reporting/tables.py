@@ -141,7 +141,7 @@ PEAK: dict[str, Cell] = {
 
 
 def frameworks(sections: Sections) -> str:
-    """PyTorch and Keras: steps and peaks."""
+    """PyTorch, JAX and Keras: steps, training steps and peaks."""
     rows = rows_of(sections, "adapters")
     return together(
         *(
