@@ -15,6 +15,7 @@ import pytest
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp
+from fresh_python import run_python
 from fusedadam import xla
 
 SOURCES = Path(__file__).parents[2]
@@ -32,6 +33,14 @@ def test_the_abi_is_that_of_this_jaxlib() -> None:
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_jax_without_the_interface_is_refused() -> None:
+    done = run_python("import jax; del jax.ffi; import fusedadam.jax")
+    said = rf"upgrade jax\. Received: jax {re.escape(jax.__version__)}$"
+    assert re.search(
+        f"^ImportError: steps in JAX need jax.ffi, .*{said}", done.stderr, re.MULTILINE
+    )
 
 
 COUNT = jnp.int32(0)

@@ -22,6 +22,12 @@ Array: TypeAlias = Any  # an array of JAX, or a tracer
 # Arrays of one parameter, by the names of the kernel's kinds of state.
 State: TypeAlias = Mapping[str, Array]
 
+if not hasattr(jax, "ffi"):
+    raise ImportError(
+        "steps in JAX need jax.ffi, which jax 0.5 and later have: upgrade jax. "
+        f"Received: jax {jax.__version__}"
+    )
+
 # XLA's time to compile grows faster than the number of tensors in a call: with 1,000 in one call it
 # takes minutes, with 32 in each 2 seconds.
 TENSORS_IN_A_CALL: Final = 32
