@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 from fresh_python import output_of
 from fusedadam import __main__ as bug_report
-from fusedadam import _core
+from fusedadam import _core, bench, check
+from helpers import running
 
 
 def facts_of(text: str) -> dict[str, str]:
@@ -66,8 +69,48 @@ def test_the_cpu_quota_is_said_in_cpus(
     said: str,
 ) -> None:
     monkeypatch.setattr(_core, "cpu_quota", lambda: quota)
-    bug_report.main()
+    assert bug_report.main([]) == 0
     assert facts_of(capsys.readouterr().out)["cpu quota"] == said
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_check_finds_the_published_bits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if not installed:
+        monkeypatch.setattr(check, "find_spec", lambda _: None)
+    isas = fusedadam.supported_isas()
+    with running():
+        assert bug_report.main(["check"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"instruction sets: {', '.join(isas)} (active: {fusedadam.active_isa()})"
+    assert installed or lines.pop() == "bfloat16 was left out: it needs ml_dtypes"
+    assert all(line.endswith("as published") for line in lines)
+    dtypes = list(check.PUBLISHED)[: 1 + installed]
+    expected = itertools.product(isas, sorted({1, 2, fusedadam.get_num_threads()}), dtypes)
+    found = [re.fullmatch(r"(\w+), (\d+) threads, (\w+): .*", line) for line in lines]
+    assert [m and m.groups() for m in found] == [(i, str(n), d) for i, n, d in expected]
+
+
+def test_the_check_fails_by_other_bits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "PUBLISHED", {"numpy": "0"})
+    with running():
+        assert bug_report.main(["check", "--isa", "baseline", "--threads", "1"]) == 1
+    assert capsys.readouterr().out.splitlines()[1].endswith("NOT AS PUBLISHED")
+
+
+def test_the_bench_measures_each_size(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "SIZES", {"small": 10, "larger": 100})
+    monkeypatch.setattr(bench, "SECONDS", 0.01)
+    assert bug_report.main(["bench"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f"{fusedadam.get_num_threads()} threads, float32")
+    assert re.fullmatch(r"small +10 +[\d.]+ us +[\d.]+", lines[2])
+    assert re.fullmatch(r"larger +100 +[\d.]+ us +[\d.]+ +[\d.]+ GB/s", lines[3])
 
 
 BROKEN_IMPORT = """

@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""Take steps with every option and print a digest of all results, which is equal on every machine.
+"""`python -m fusedadam check`: the same bits on every CPU, instruction set and number of threads.
 
-    python .ci/step_digest.py [ISA]
-
-prints a line of JSON: the supported instruction sets, the active one (ISA, or the library's choice),
-the number of steps, the bytes hashed and their SHA-256. `.ci/old_cpus.py` runs it on many CPUs.
-
-Inputs are random integers times powers of two. Other functions of NumPy or the C library may differ
-in the last bit between CPUs.
+Steps with every option and way of storing, and compares a digest of all results with the published
+one. Inputs are random integers times powers of two, since other functions of NumPy or the C library
+may differ in the last bit between CPUs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
-from typing import Any, TypeAlias
+import itertools
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, Final, TypeAlias
 
-import fusedadam
 import numpy as np
 import numpy.typing as npt
 
+import fusedadam
+from fusedadam.arrays import dtype_named
+
 Array: TypeAlias = npt.NDArray[Any]
+
+# The SHA-256 of all results, in the dtypes of NumPy and in bfloat16, which `ml_dtypes` has.
+PUBLISHED: Final = {
+    "numpy": "cb56be7398a015676379252e63d835697374ad8843a1b185cb5c3a53080bc2a9",
+    "bfloat16": "d7d50b6b5eb9dbd78bae8865f55b340504919a88bde7ab2037f0a1696c9be356",
+}
 
 STEPS = 12
 # Each length leaves a different vector remainder. The last one spans several tiles.
@@ -49,12 +54,18 @@ OPTIONS: list[dict[str, Any]] = [
     {"zero_grad": True}, {"maximize": True}, {"skip_nonfinite": True},
     {"loss_scale": 8.0}, {"loss_scale": "dynamic"}, {"gradient_accumulation_steps": 3}, ALL,
 ]  # fmt: skip
-# What is stored in fewer bits. Without bfloat16, which NumPy does not have.
 STORED: list[dict[str, Any]] = [
     {"moments": "float32"},
     {"moments": "packed"},
     {"moments": "packed", "seed": 3, "weight_decay": 0.1, "clipnorm": 0.5},
     {"rounding": "nearest", "amsgrad": True},
+]
+IN_BFLOAT16: list[dict[str, Any]] = [
+    {"moments": "bfloat16"},
+    {"moments": "bfloat16", "rounding": "nearest"},
+    {"moments": "float32", "low_bits": "int16", "use_ema": True},
+    {"moments": "packed", "low_bits": "int8", "seed": 3, "weight_decay": 0.1, "clipnorm": 0.5},
+    {"moments": "bfloat16", "low_bits": "int8", "gradient_accumulation_steps": 2},
 ]
 
 
@@ -69,7 +80,7 @@ class Digest:
     def add(self, *arrays: Array) -> None:
         """Hash arrays."""
         for array in arrays:
-            if array.dtype.kind == "f":
+            if array.dtype.kind not in "iu":
                 array = np.where(np.isnan(array), array.dtype.type(np.nan), array)
             self.hash.update(array.tobytes())
             self.bytes += array.nbytes
@@ -79,15 +90,17 @@ class Digest:
         # `weights` starts with the step count.
         weights = [w.astype(np.float64) if w.ndim == 0 else w for w in adam.weights]
         self.add(*params, *weights, *adam.ema)
+        if adam.low_bits is not None:
+            self.add(*adam.master_weights(params))
         self.add(np.array([adam.iterations, adam.current_loss_scale], np.float64))
 
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
     """Draw numbers of both signs whose exponents span 24 bits; a tenth of them are zero."""
-    wide = "float32" if dtype == "float16" else dtype
+    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
     fraction = rng.integers(-(2**23), 2**23, shape).astype(wide)
     drawn = np.ldexp(fraction, rng.integers(-39, -15, shape, dtype=np.int32))
-    return np.asarray(np.where(rng.integers(0, 10, shape) == 0, 0, drawn), dtype=dtype)
+    return np.asarray(np.where(rng.integers(0, 10, shape) == 0, 0, drawn), dtype_named(dtype))
 
 
 def train(
@@ -137,12 +150,15 @@ def decay_into_subnormals(digest: Digest) -> None:
         digest.add_optimizer(adam, params)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        fusedadam.set_isa(sys.argv[1])
-    fusedadam.set_num_threads(2)
+def digest_of(dtypes: str) -> Digest:
+    """Take all steps in the dtypes of this name in `PUBLISHED`."""
     digest = Digest()
     with np.errstate(all="ignore"):
+        if dtypes == "bfloat16":
+            for options in IN_BFLOAT16:
+                # Parameters of float32 have no low bits.
+                train(digest, [*SHAPES, *LARGE], 4, options, ("bfloat16", "float32"))
+            return digest
         for options in OPTIONS:
             train(digest, SHAPES, STEPS, options)
             if "gradient_accumulation_steps" not in options:
@@ -156,10 +172,24 @@ if __name__ == "__main__":
         rng = np.random.default_rng(13)
         norms = [fusedadam.global_norm([values(rng, (5003,), d)]) for d in ("float32", "float64")]
         digest.add(np.array(norms))
-    print(json.dumps({
-        "supported": fusedadam.supported_isas(),
-        "active": fusedadam.active_isa(),
-        "steps": digest.steps,
-        "bytes": digest.bytes,
-        "sha256": digest.hash.hexdigest(),
-    }))  # fmt: skip
+    return digest
+
+
+def check(isas: Sequence[str], threads: Sequence[int]) -> bool:
+    """Print the digests, and return whether all are as published."""
+    supported = ", ".join(fusedadam.supported_isas())
+    print(f"instruction sets: {supported} (active: {fusedadam.active_isa()})")
+    dtypes = [name for name in PUBLISHED if name != "bfloat16" or find_spec("ml_dtypes")]
+    same = True
+    for isa, count, name in itertools.product(isas, threads, dtypes):
+        fusedadam.set_isa(isa)
+        fusedadam.set_num_threads(count)
+        digest = digest_of(name)
+        found = digest.hash.hexdigest()
+        same &= found == PUBLISHED[name]
+        verdict = "as published" if found == PUBLISHED[name] else "NOT AS PUBLISHED"
+        words = f"{digest.steps:,} steps, {digest.bytes:,} bytes, SHA-256 {found[:16]}"
+        print(f"{isa}, {count} threads, {name}: {words}, {verdict}", flush=True)
+    if len(dtypes) < len(PUBLISHED):
+        print("bfloat16 was left out: it needs ml_dtypes")
+    return same
