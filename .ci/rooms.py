@@ -30,7 +30,7 @@ if __name__ == "__main__":
         allowed[room] = {room, "fusedadam"}.union(*(allowed[lower] for lower in below))
     found = [
         f"{path.relative_to(SOURCES.parents[1])} must not include {name}"
-        for path in sorted(SOURCES.rglob("*.[ch]pp"))
+        for path in sorted(SOURCES.rglob("*.[ch]*"))
         for name in re.findall(r'^#include "([^"]+)"', path.read_text("utf-8"), re.MULTILINE)
         if name.split("/")[0] not in allowed[path.relative_to(SOURCES).parts[0]]
     ]

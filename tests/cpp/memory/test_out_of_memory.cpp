@@ -5,6 +5,7 @@
 
 #include <new>
 
+#include "fusedadam/fusedadam.h"
 #include "fusedadam/norm.hpp"
 #include "support/failing_allocations.hpp"
 #include "support/training.hpp"
@@ -87,6 +88,37 @@ TEST(OutOfMemory, IsSaidByTheNormToo) {
   expect_unchanged_without_memory(
       1, [&] { norm = global_norm(std::span(&array, 1)); }, [&] { return norm == 0; });
   EXPECT_EQ(norm, 5);
+}
+
+TEST(OutOfMemory, IsAStatusInC) {
+  set_num_threads(1);
+  char message[100];
+  const auto call = [&](auto function, auto... arguments) {
+    const std::int32_t status = function(arguments..., message, sizeof message);
+    if (status == FUSEDADAM_OUT_OF_MEMORY) throw std::bad_alloc();
+    EXPECT_EQ(status, FUSEDADAM_OK);
+  };
+  fusedadam_options* options = nullptr;
+  expect_unchanged_without_memory(
+      0, [&] { call(fusedadam_options_create, &options); }, [&] { return options == nullptr; });
+
+  float param = 1, grad = 1, m = 0, v = 0;
+  fusedadam_tensor tensor = FUSEDADAM_TENSOR_INIT;
+  tensor.param.data = &param;
+  tensor.grad.data = &grad;
+  tensor.m.data = &m;
+  tensor.v.data = &v;
+  tensor.size = 1;
+  fusedadam_group group = FUSEDADAM_GROUP_INIT;
+  group.tensors = &tensor;
+  group.tensor_count = 1;
+  group.options = options;
+  fusedadam_progress progress = FUSEDADAM_PROGRESS_INIT;
+  std::int32_t outcome = -1;
+  expect_unchanged_without_memory(
+      5, [&] { call(fusedadam_step, &group, 1U, &progress, &outcome); },
+      [&] { return param == 1 && m == 0 && progress.iterations == 0 && outcome == -1; });
+  fusedadam_options_free(options);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Marks the exported API. All other symbols have hidden visibility.
+// Marks the exported API, in C too. All other symbols have hidden visibility.
 #pragma once
 
 #if defined(FUSEDADAM_SHARED) && defined(_WIN32)
