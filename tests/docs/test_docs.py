@@ -98,9 +98,10 @@ def test_readme_fit_finds_the_line(tmp_path: Path) -> None:
     np.testing.assert_allclose([*params["w"], *params["b"]], [3.0, 0.5], atol=1e-3)
 
 
-def test_readme_cpp_example_is_the_one_that_the_consumer_project_builds_and_runs() -> None:
-    (code,) = blocks(PAGES[0], "cpp")
-    built = (ROOT / "tests/cpp/consumer/readme.cpp").read_text(encoding="utf-8")
+@pytest.mark.parametrize("language", ["c", "cpp"])
+def test_readme_example_is_the_one_that_the_consumer_project_builds_and_runs(language: str) -> None:
+    (code,) = blocks(PAGES[0], language)
+    built = (ROOT / f"tests/cpp/consumer/readme.{language}").read_text(encoding="utf-8")
     assert built == code
 
 
