@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The examples of distributed training and of less memory, run as a user runs them."""
+"""The examples, but for the first, run as a user runs them. Stage `readme-example` runs that one."""
 
 from __future__ import annotations
 
@@ -41,6 +41,18 @@ def run(
 
 def assert_png(plot: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+# -- sparse steps of a table ----------------------------------------------------------------------
+
+
+def test_both_trainings_of_the_table_learn(tmp_path: Path) -> None:
+    embedding = ROOT / "examples/train_embedding.py"
+    printed = run(embedding, "--batches=100", directory=tmp_path).stdout
+    errors = re.findall(r"held-out error ([0-9.]+)$", printed, re.MULTILINE)
+    assert len(errors) == 2
+    assert max(map(float, errors)) < 0.95  # 1 before the first step, the spread of the ratings
+    assert_png(tmp_path / "train_embedding.png")
 
 
 # -- distributed training, and the snippets of docs/scaling.md ----------------------------------
