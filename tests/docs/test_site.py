@@ -59,7 +59,7 @@ def site() -> Path:
 
 @pytest.fixture(scope="module")
 def entries(site: Path) -> set[str]:
-    """The names of Python and C++ that the site explains, of which Sphinx writes an inventory."""
+    """The names of Python, C++ and C on the site, of which Sphinx writes an inventory."""
     compressed = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     lines = zlib.decompress(compressed).decode().splitlines()
     return {line.split(" ")[0] for line in lines if re.search(r" (py|cpp):", line)}
@@ -80,14 +80,22 @@ def test_every_member_of_adam_has_an_entry(entries: set[str]) -> None:
     assert [name for name in members if f"fusedadam.Adam.{name}" not in entries] == []
 
 
+def test_every_declaration_of_c_has_an_entry(entries: set[str]) -> None:
+    header = (ROOT / "src/cpp/include/fusedadam/fusedadam.h").read_text("utf-8")
+    names = re.findall(r"^FUSEDADAM_EXPORT [^(]*\b(\w+)\(|^\} (\w+);", header, re.MULTILINE)
+    assert len(names) > 30
+    assert [name for function, struct in names if (name := function or struct) not in entries] == []
+
+
 def test_every_declaration_of_cpp_has_an_entry_and_every_header_is_named(entries: set[str]) -> None:
-    headers = sorted((ROOT / "src/cpp/include/fusedadam").glob("*.hpp"))
+    headers = sorted((ROOT / "src/cpp/include/fusedadam").glob("*.h*"))
     declaration = re.compile(
         r"^(?:(?:struct|class|enum class)(?: FUSEDADAM_EXPORT)?|using"
         r"|(?:inline constexpr|FUSEDADAM_EXPORT) .*?) ?\b(\w+)(?= [{:=]|\()",
         re.MULTILINE,
     )
-    names = [name for file in headers for name in declaration.findall(file.read_text("utf-8"))]
+    of_cpp = [file.read_text("utf-8") for file in headers if file.suffix == ".hpp"]
+    names = [name for text in of_cpp for name in declaration.findall(text)]
     assert len(names) > 35
     assert [name for name in names if f"fusedadam::{name}" not in entries] == []
     page = (ROOT / "docs/cpp.md").read_text("utf-8")
