@@ -36,9 +36,14 @@ maximum_signature_line_length = 88
 numpydoc_show_class_members = False
 breathe_projects = {"fusedadam": str(BUILD / "xml")}
 breathe_default_project = "fusedadam"
+breathe_domain_by_extension = {"h": "c"}
 breathe_default_members = ("members", "undoc-members")
 # Names of others. Their documentation would be read from the network.
-nitpick_ignore_regex = [("py:.*", r"(?!fusedadam\b).*"), ("cpp:.*", r"std\b.*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!fusedadam\b).*"),
+    ("cpp:.*", r"std\b.*"),
+    ("c:.*", r"u?int\d+_t|size_t"),
+]
 suppress_warnings = ["ref.ref"]  # breathe names pages of headers, which there are not
 nitpick_ignore = [("py:class", "fusedadam.torch.fused_step.FusedStep")]  # the base of both classes
 

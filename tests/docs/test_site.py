@@ -62,7 +62,7 @@ def entries(site: Path) -> set[str]:
     """The names of Python, C++ and C on the site, of which Sphinx writes an inventory."""
     compressed = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     lines = zlib.decompress(compressed).decode().splitlines()
-    return {line.split(" ")[0] for line in lines if re.search(r" (py|cpp):", line)}
+    return {line.split(" ")[0] for line in lines if re.search(r" (py|cpp|c):", line)}
 
 
 @pytest.mark.parametrize("package", ["", "torch", "jax", "keras"])
