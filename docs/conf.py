@@ -44,7 +44,8 @@ nitpick_ignore_regex = [
     ("cpp:.*", r"std\b.*"),
     ("c:.*", r"u?int\d+_t|size_t"),
 ]
-suppress_warnings = ["ref.ref"]  # breathe names pages of headers, which there are not
+# breathe names pages of headers, which there are not, and a struct of C beside its typedef.
+suppress_warnings = ["ref.ref", "duplicate_declaration.c"]
 nitpick_ignore = [("py:class", "fusedadam.torch.fused_step.FusedStep")]  # the base of both classes
 
 html_theme = "furo"
