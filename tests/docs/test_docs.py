@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import re
 import runpy
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,16 @@ def test_readme_example_is_the_one_that_the_consumer_project_builds_and_runs(lan
     (code,) = blocks(PAGES[0], language)
     built = (ROOT / f"tests/cpp/consumer/readme.{language}").read_text(encoding="utf-8")
     assert built == code
+
+
+def test_a_package_index_shows_the_readme_without_links_that_it_would_break() -> None:
+    shown = str(metadata.metadata("fusedadam").json["description"])
+    code = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    assert code.findall(shown) == code.findall(README)
+    links = re.findall(r"\]\(([^)]*)\)", code.sub("", shown))
+    assert links == []
+    assert "![" in README
+    assert "![" not in shown
 
 
 def test_docstring_examples() -> None:
