@@ -2,6 +2,7 @@
 """Plant each of the listed mutants by itself, and record which test finds it.
 
     python tests/mutants.py --draw 450 --seed 1   # write the list, tests/mutants.jsonl
+    python tests/mutants.py --draw 20 --only jax  # draw anew for these files
     python tests/mutants.py                       # test those that have no outcome yet
     python tests/mutants.py --all                 # test every mutant again, after tests have changed
     python tests/mutants.py --sample 20           # each 20th that was found must be found again
@@ -389,7 +390,9 @@ def main() -> None:
     """Draw or test mutants."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--draw", type=int, metavar="COUNT", help="write a new list and end")
+    parser.add_argument(
+        "--draw", type=int, metavar="COUNT", help="write a new list, of files with PART, and end"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of path or line")
     parser.add_argument("--sample", type=int, metavar="N", help="each Nth of those that were found")
@@ -405,8 +408,9 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     campaign = Campaign(LIST.read_text() if LIST.exists() else "", args.budget)
     if args.draw:
-        known, new = campaign.mutants, drawn(ROOT, args.draw, args.seed)
-        campaign.mutants = {mutant.key: known.get(mutant.key, mutant) for mutant in new}
+        known, new = campaign.mutants, drawn(ROOT, args.draw, args.seed, args.only)
+        others = (m for m in known.values() if not any(part in m.path for part in args.only))
+        campaign.mutants = {m.key: known.get(m.key, m) for m in (*new, *others)}
         campaign.save()
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)

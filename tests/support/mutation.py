@@ -230,24 +230,28 @@ def _compiles(mutant: Mutant, source: str) -> bool:
     return ast.dump(changed) != ast.dump(ast.parse(source))
 
 
-def drawn(root: Path, count: int, seed: int) -> list[Mutant]:
-    """About `count` mutants of different lines: by area, and rules in turn."""
+def drawn(root: Path, count: int, seed: int, parts: Iterable[str]) -> list[Mutant]:
+    """About `count` mutants of different lines: by area, and rules in turn.
+
+    Files are those whose path has one of these parts.
+    """
     rng = random.Random(seed)
     sources = {
         path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
         for path in sorted((root / "src").rglob("*.*"))
-        if path.suffix in (".cpp", ".hpp", ".py")
+        if path.suffix in (".cpp", ".hpp", ".py") and any(part in str(path) for part in parts)
     }
     rules: dict[str, dict[str, list[Mutant]]] = {area: defaultdict(list) for area in AREAS}
     for path, source in sources.items():
         for mutant in candidates(path, source):
             rules[mutant.area][mutant.rule].append(mutant)
     taken: dict[tuple[str, str, int], Mutant] = {}
-    for area, share in AREAS.items():
+    shares = {area: share for area, share in AREAS.items() if rules[area]}
+    for area, share in shares.items():
         left = rules[area]
         for mutants in left.values():
             rng.shuffle(mutants)
-        wanted = len(taken) + round(count * share / sum(AREAS.values()))
+        wanted = len(taken) + round(count * share / sum(shares.values()))
         for turn, rule in ((turn, rule) for turn in itertools.count(1) for rule in sorted(left)):
             if len(taken) >= wanted or not any(left.values()):
                 break
