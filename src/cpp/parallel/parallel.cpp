@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -112,20 +113,22 @@ void wait_for_all(const std::atomic<int>& arrived, int threads) {
 // OpenMP runtimes end the process if they cannot start a thread, for lack of memory or because of a
 // system limit. To prevent that, start as many std::threads first, all at once. This is done once
 // per calling thread, since each has its own OpenMP team. Returns the number of threads that the
-// runtime can be asked for.
+// runtime can be asked for. The threads wait for a mutex: in GCC 12's library for Windows,
+// std::atomic::wait() can miss a notification.
 int startable_threads(int threads) noexcept {
   thread_local int started = 1;
   if (threads <= started) return threads;
-  std::atomic<bool> all_there{false};
+  std::mutex starting;
+  std::unique_lock all_there(starting);
   std::vector<std::thread> others;  // not std::jthread: missing in Apple's library
   try {
     others.reserve(static_cast<std::size_t>(threads));
-    for (int i = 1; i < threads; ++i) others.emplace_back([&] { all_there.wait(false); });
+    for (int i = 1; i < threads; ++i)
+      others.emplace_back([&] { const std::lock_guard wait(starting); });
     started = threads;
   } catch (const std::exception&) {  // `started` threads are still available to the runtime
   }
-  all_there.store(true);
-  all_there.notify_all();
+  all_there.unlock();
   for (std::thread& other : others) other.join();
   return started;
 }

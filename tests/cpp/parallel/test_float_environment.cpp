@@ -84,8 +84,15 @@ constexpr Mode modes[] = {
 
 #endif
 
+#if defined(_WIN32)
+constexpr bool started_with_own_control = true;
+#else
+constexpr bool started_with_own_control = false;
+#endif
+
 // Runs body() in this state and expects the state to stay unchanged, on the calling thread and on
-// OpenMP's threads. (LLVM's runtime copies the caller's control bits to its threads each time.)
+// OpenMP's threads. (LLVM's runtime copies the caller's control bits to its threads each time. On
+// Windows, a thread that OpenMP has started meanwhile has the bits of the system.)
 template <class Body>
 void run_in(const Mode& mode, [[maybe_unused]] int threads, Body body) {
   const FloatState saved = float_state();
@@ -100,7 +107,9 @@ void run_in(const Mode& mode, [[maybe_unused]] int threads, Body body) {
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(threads) reduction(&& : unchanged)
   {
-    unchanged = unchanged && float_state().control == mode.state.control;
+    const auto control = float_state().control;
+    unchanged = unchanged && (control == mode.state.control ||
+                              (started_with_own_control && control == saved.control));
     set_float_state(saved);
   }
 #endif
