@@ -75,7 +75,6 @@ class Tree:
             "CCACHE_BASEDIR": str(root),
             "CCACHE_NOHASHDIR": "1",
             "CI": "1",  # derandomizes Hypothesis
-            "KERAS_BACKEND": "torch",
             "MPLBACKEND": "Agg",
             "MUTANTS_TREE": str(root),  # marks the processes of this tree
             "PYTHONDONTWRITEBYTECODE": "1",  # an old .pyc could hide a mutant
@@ -127,12 +126,16 @@ class Tree:
         """
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
+        on_jax = any(word.endswith("_jax.py") for word in command)
+        variables = self.environment | {"KERAS_BACKEND": "jax" if on_jax else "torch"}
+        if coverage:
+            variables["COVERAGE_FILE"] = str(coverage)
         began = time.monotonic()
         with (self.scratch / "output").open("wb+") as output:
             process = subprocess.Popen(
                 command,
                 cwd=self.root,
-                env=self.environment | ({"COVERAGE_FILE": str(coverage)} if coverage else {}),
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
