@@ -17,6 +17,7 @@ optax = pytest.importorskip("optax")
 
 import fusedadam.jax as fused
 import jax.numpy as jnp
+from fusedadam._core import AdamOptions
 
 rng = np.random.default_rng(0)
 X = jnp.asarray(rng.standard_normal((16, 8)), jnp.float32)
@@ -107,6 +108,24 @@ def test_a_skipped_step_has_no_update() -> None:
     updates, state = jax.jit(optimizer.update)(grads, optimizer.init(PARAMS), PARAMS)
     assert not any(jnp.any(update) for update in jax.tree.leaves(updates))
     assert state.count == 0
+
+
+def test_updates_have_the_dtypes_of_the_parameters() -> None:
+    optimizer = fused.adam(0.1)
+    grads = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    assert {update.dtype for update in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_defaults_are_those_of_optax_or_of_the_core(name: str) -> None:
+    def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+        return {n: p.default for n, p in inspect.signature(function).parameters.items()}
+
+    own = {"moments": "auto", "max_grad_norm": None, "keep_gradients": True}
+    expected = AdamOptions().as_dict() | defaults(getattr(optax, name)) | own
+    ours = defaults(getattr(fused, name))
+    assert ours == {argument: expected[argument] for argument in ours}
 
 
 def test_state_goes_to_optax_and_back() -> None:
