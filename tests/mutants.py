@@ -119,6 +119,7 @@ class Tree:
         limit: float,
         cpu_limit: float = 7200,
         coverage: Path | None = None,
+        backend: str = "torch",
     ) -> tuple[int | None, str, float, float]:
         """Run a command and end what it leaves: its status, its output, and its times.
 
@@ -126,8 +127,7 @@ class Tree:
         """
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
-        on_jax = any(word.endswith("_jax.py") for word in command)
-        variables = self.environment | {"KERAS_BACKEND": "jax" if on_jax else "torch"}
+        variables = self.environment | {"KERAS_BACKEND": backend}
         if coverage:
             variables["COVERAGE_FILE"] = str(coverage)
         began = time.monotonic()
@@ -189,6 +189,7 @@ class Tree:
 
     def measured(self, name: str) -> Usual | None:
         """Run a test file, or CTEST, without a mutant; return None if it cannot be used."""
+        file, backend = file_and_backend(name)
         if name == CTEST:
             status, output, wall, cpu = self.run([CTEST, "--test-dir", "build"], 7200)
             return Usual(wall, cpu, failures(output), {})
@@ -196,7 +197,10 @@ class Tree:
         shutil.rmtree(counts, ignore_errors=True)
         coverage = [sys.executable, "-m", "coverage"]
         here = counts / "counts"
-        status, output, wall, cpu = self.run([*coverage, "run", *PYTEST, name], 7200, LONGEST, here)
+        command = [*PYTEST, file]
+        status, output, wall, cpu = self.run(
+            [*coverage, "run", *command], 7200, LONGEST, here, backend
+        )
         if status not in (0, 1):
             return None
         self.run([*coverage, "combine", str(counts)], 1200, coverage=here)
@@ -204,27 +208,35 @@ class Tree:
             [*coverage, "json", "--fail-under=0", "-o", str(counts / "json")], 1200, coverage=here
         )
         if status == 1:  # perhaps because of coverage
-            status, output, wall, cpu = self.run([sys.executable, *PYTEST, name], 7200)
+            status, output, wall, cpu = self.run([sys.executable, *command], 7200, backend=backend)
         files = json.loads((counts / "json").read_text())["files"]
         lines = {path: file["executed_lines"] for path, file in files.items()}
         return Usual(wall, cpu, failures(output), lines)
 
     def found_by(self, name: str, usual: Usual) -> str:
         """The first test of a file, or of CTEST, that fails, or ""."""
+        file, backend = file_and_backend(name)
         if name == CTEST:
             failing = "|".join(re.escape(test.removeprefix("ctest::")) for test in usual.failing)
             command = [CTEST, "--test-dir", "build", "--stop-on-failure", "-E", f"^({failing})$"]
         else:
             deselected = (f"--deselect={test}" for test in usual.failing)
-            command = [sys.executable, *PYTEST, "-x", name, *deselected]
+            command = [sys.executable, *PYTEST, "-x", file, *deselected]
         for _ in range(2):
-            status, output, _, _ = self.run(command, 60 + 10 * usual.wall, 60 + 10 * usual.cpu)
+            limits = 60 + 10 * usual.wall, 60 + 10 * usual.cpu
+            status, output, _, _ = self.run(command, *limits, backend=backend)
             if status == 0:
                 return ""
-            found = f"timeout: {name}" if status is None else next(iter(failures(output)), name)
+            found = f"timeout: {file}" if status is None else next(iter(failures(output)), file)
             if not DOUBTFUL.search(found) and "Timeout" not in output:
                 break
-        return found.partition("[")[0]
+        return found.partition("[")[0].replace(file, name, 1)
+
+
+def file_and_backend(name: str) -> tuple[str, str]:
+    """A test file, and the backend of Keras on which it runs: "tests/keras/test_x.py@jax"."""
+    file, _, backend = name.partition("@")
+    return file, backend or "torch"
 
 
 def tracked() -> list[str]:
@@ -287,6 +299,7 @@ class Campaign:
         kept = work / f"usual-{contents.hexdigest()[:12]}.json"
         known = json.loads(kept.read_text()) if kept.exists() else {}
         tests = [p for p in files if re.search(r"/test_\w+\.py$", p) and not LEFT_OUT.search(p)]
+        tests += [f"{path}@jax" for path in tests if path.startswith("tests/keras/test_keras_")]
 
         def measure(tree: Tree, name: str) -> None:
             usual = tree.measured(name)
