@@ -12,11 +12,12 @@
 #include "api/settings_table.hpp"
 
 namespace fusedadam::xla {
-namespace {
 
-[[noreturn]] void refuse(const std::string& rule, const std::string& received) {
+void refuse(const std::string& rule, const std::string& received) {
   throw std::invalid_argument(broken_rule(rule, received));
 }
+
+namespace {
 
 // Returns the value of a scalar of this type.
 template <class T>

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "bindings/xla_ffi.hpp"
@@ -12,6 +13,9 @@
 #include "memory/storage.hpp"
 
 namespace fusedadam::xla {
+
+// @throws std::invalid_argument
+[[noreturn]] void refuse(const std::string& rule, const std::string& received);
 
 // The arguments or the results of a call, one after the other.
 class BufferReader {

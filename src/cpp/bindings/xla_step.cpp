@@ -39,10 +39,6 @@ struct SharedStep {
 };
 static_assert(sizeof(SharedStep) == 4 * shared_words);
 
-[[noreturn]] void refuse(const std::string& rule, const std::string& received) {
-  throw std::invalid_argument(broken_rule(rule, received));
-}
-
 template <class T>
 T item(const Buffer& buffer, std::int64_t index) noexcept {
   T value;
