@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Helpers shared by the Keras and PyTorch adapters."""
+"""Helpers shared by the adapters of frameworks."""
 
 from __future__ import annotations
 
