@@ -141,6 +141,15 @@ def test_state_goes_to_optax_and_back() -> None:
     del stepped
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_arrays_of_numpy_are_stepped_alike(shape: tuple[int, ...]) -> None:
+    optimizer, ones = fused.adam(0.1), jnp.ones(shape)
+    arguments = ones, optimizer.init(ones), ones
+    expected = optimizer.step(*arguments)
+    found = optimizer.step(*jax.tree.map(np.asarray, arguments))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_many_tensors_compile_faster_than_with_optax() -> None:
     """XLA's time grows faster than the number of buffers of a call; see `xla.TENSORS_IN_A_CALL`."""
     params = [jnp.ones(i % 7 + 1) for i in range(200)]
@@ -321,6 +330,13 @@ REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: fused.to_optax(fused.adam(0.1, moments="packed").init(PARAMS)),
         ValueError,
         "Received: a state with moments='packed'",
+    ),
+    "low bits for optax": (
+        lambda: fused.to_optax(
+            fused.adam(0.1, low_bits="int8").init(jnp.ones(3, jnp.bfloat16)),
+        ),
+        ValueError,
+        "state must have no low bits.* Received: a state with low_bits",
     ),
     "state without Adam": (
         lambda: fused.from_optax(optax.sgd(0.1).init(PARAMS), PARAMS),

@@ -13,7 +13,7 @@ from fusedadam import xla
 from fusedadam._core import AdamOptions
 from fusedadam.adapters import flushes
 from fusedadam.jax.leaves import Leaves
-from fusedadam.jax.state import AdamState, Tree
+from fusedadam.jax.state import AdamState, Tree, is_needed
 
 LearningRate: TypeAlias = float | Any | Callable[[Any], Any]
 
@@ -254,7 +254,7 @@ def _undecayed(params: Tree, mask: Any) -> frozenset[int]:
 
 
 def _memory(leaves: Leaves, state: AdamState) -> list[Any]:
-    return [] if state.memory == () else leaves.match("state.memory", state.memory)
+    return leaves.match("state.memory", state.memory) if is_needed(state.memory) else []
 
 
 def _count(state: AdamState, memory: list[Any]) -> Any:

@@ -50,6 +50,12 @@ with contextlib.suppress(ImportError):  # up to 0.6, it needs a package that JAX
 
     export.register_namedtuple_serialization(AdamState, serialized_name="fusedadam.jax.AdamState")
 
+
+def is_needed(field: Tree) -> bool:
+    """Whether a field of a state has arrays. NumPy's cannot be compared with ()."""
+    return not (isinstance(field, tuple) and field == ())
+
+
 # Fields, for the kernel's kinds of state.
 FIELDS: Final = {"m": "mu", "v": "nu", "packed": "packed", "low_bits": "low_bits"}
 
@@ -60,14 +66,19 @@ def to_optax(state: AdamState) -> Any:
     Raises
     ------
     ValueError
-        The moments are packed.
+        The moments are packed, or the state has low bits of the parameters.
     """
     import optax
 
-    if state.packed != ():
+    if is_needed(state.packed):
         raise ValueError(
             "state must have moments of their own: optax has no packed ones. "
             "Received: a state with moments='packed'"
+        )
+    if is_needed(state.low_bits):
+        raise ValueError(
+            "state must have no low bits, for which optax has no place: drop them by "
+            "state._replace(low_bits=()). Received: a state with low_bits"
         )
     return optax.ScaleByAdamState(count=state.count, mu=state.mu, nu=state.nu)
 
