@@ -128,8 +128,8 @@ def adamw(
         parameter, but bfloat16 for float16.
     keep_gradients : bool
         Keep memory for the gradients in the state, as large as the parameters. Without it, XLA
-        allocates the same memory for each step, and a jitted step becomes slower than that of
-        optax.
+        allocates the same memory for each step, and jitted steps of large models become slower
+        than those of optax.
 
     Returns
     -------
